@@ -1,0 +1,1 @@
+"""Trained models as something that runs: bundles, and the backends that run their graphs."""

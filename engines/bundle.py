@@ -1,0 +1,135 @@
+"""A bundle: a folder with a manifest and the files that it lists by SHA-256.
+
+manifest.json     labels, feature settings, window sizes, calibration, training data, licences, metrics, hashes
+fusion.onnx       features of each modality, with lengths → logits
+face.onnx         face crop → vector
+words.safetensors word and character-n-gram vectors
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+BUNDLES = Path(__file__).parent / "bundles"
+FORMAT = "emostream-bundle/1"
+FUSION, FACE, WORDS = "fusion.onnx", "face.onnx", "words.safetensors"
+
+
+class BundleError(RuntimeError):
+    """A bundle is missing, damaged or of another format."""
+
+
+class Modality(msgspec.Struct, forbid_unknown_fields=True):
+    """Features of one modality: ``dim`` values a row, at most ``max_rows`` rows in a window."""
+
+    dim: Annotated[int, msgspec.Meta(ge=1)]
+    max_rows: Annotated[int, msgspec.Meta(ge=1)]
+    settings: dict[str, Any]
+
+
+class Corpus(msgspec.Struct, forbid_unknown_fields=True):
+    """One set of data that the bundle was trained on."""
+
+    name: str
+    used_for: str
+    items: int
+    licence: str
+    citation: str
+
+
+class File(msgspec.Struct, forbid_unknown_fields=True):
+    sha256: str
+    bytes: int
+
+
+class Manifest(msgspec.Struct, forbid_unknown_fields=True):
+    """``manifest.json``. ``temperature`` divides the logits before the softmax (Guo et al., ICML 2017);
+    a label whose probability is below ``uncertain_below`` is marked uncertain."""
+
+    format: str
+    name: str
+    version: str
+    labels: list[str]
+    audio: Modality
+    video: Modality
+    text: Modality
+    temperature: Annotated[float, msgspec.Meta(gt=0)]
+    uncertain_below: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    training: dict[str, Any]
+    corpora: list[Corpus]
+    licence: str
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, File]
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and verified bundle. ``id`` is its name and the first 12 digits of its manifest's SHA-256."""
+
+    folder: Path
+    manifest: Manifest
+    id: str
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+
+def open_bundle(name: str | Path) -> Bundle:
+    """Open a bundle by the name of a shipped one or the path of a folder, and verify each of its files.
+
+    Raises BundleError if there is none, if its manifest is not valid, or if a file's hash is not the manifest's.
+    """
+    folder = Path(name).expanduser()
+    if not (folder / "manifest.json").is_file():
+        folder = BUNDLES / str(name)
+    path = folder / "manifest.json"
+    if not path.is_file():
+        shipped = sorted(entry.parent.name for entry in BUNDLES.glob("*/manifest.json"))
+        raise BundleError(
+            f"bundle {str(name)!r} not found: neither a folder with a manifest.json nor one of: {', '.join(shipped)}"
+        )
+    raw = path.read_bytes()
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{path}: not a valid manifest ({error})") from error
+    if manifest.format != FORMAT:
+        raise BundleError(f"{path}: format is {manifest.format!r}, this version reads {FORMAT!r}")
+    for needed in (FUSION, FACE, WORDS):
+        if needed not in manifest.files:
+            raise BundleError(f"{path}: lists no {needed}")
+    for file_name, expected in manifest.files.items():
+        file = folder / file_name
+        if file.resolve().parent != folder.resolve():
+            raise BundleError(f"{path}: {file_name!r} points outside the bundle")
+        if not file.is_file():
+            raise BundleError(f"{file}: missing, though the manifest lists it; restore the bundle")
+        if (found := sha256(file)) != expected.sha256:
+            raise BundleError(
+                f"{file}: SHA-256 is {found[:12]}…, the manifest says {expected.sha256[:12]}…; "
+                "the file was changed or damaged and is not loaded; restore the bundle"
+            )
+    return Bundle(folder, manifest, f"{manifest.name}@{hashlib.sha256(raw).hexdigest()[:12]}")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Hash the bundle's files into ``manifest.files`` and write ``manifest.json``, whole or not at all."""
+    manifest.files = {
+        name: File(sha256(folder / name), (folder / name).stat().st_size) for name in (FUSION, FACE, WORDS)
+    }
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    part = folder / "manifest.json.part"
+    part.write_bytes(text + b"\n")
+    part.replace(folder / "manifest.json")

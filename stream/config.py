@@ -1,0 +1,232 @@
+"""config.toml as checked models. An unknown key or a bad value is an error that names it and says what is allowed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from engines.backend import BACKENDS
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; one line a problem."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_SOURCE = re.compile(r"demo|file:.+|microphone(:.+)?|camera(:.+)?|(rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+")
+SOURCE_HELP = "demo, file:PATH, microphone[:NAME or INDEX], camera[:N] or a URL (rtsp://, http://, udp://, …)"
+
+
+class Stream(_Section):
+    """One stream: ``source`` gives sound and picture, or ``audio`` and ``video`` give one of them each."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "main"
+    source: str | None = None
+    audio: str | None = None
+    video: str | None = None
+
+    @field_validator("source", "audio", "video")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and not _SOURCE.fullmatch(value):
+            raise ValueError(f"is no source; use {SOURCE_HELP}")
+        return value
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if (self.source is None) == (self.audio is None and self.video is None):
+            raise ValueError("give either source, or audio and/or video")
+        if (self.audio or "").startswith("camera") or (self.video or "").startswith("microphone"):
+            raise ValueError("a camera gives no audio and a microphone no video")
+        return self
+
+
+class Audio(_Section):
+    block_ms: Annotated[int, Field(ge=5, le=200)] = 20
+
+
+class Speech(_Section):
+    recognizer: Literal["auto", "vosk", "pocketsphinx", "none"] = "auto"
+    language: Annotated[str, Field(pattern=r"^[a-z]{2}$")] = "en"
+    vosk_model: str = ""
+    vad_model: str = ""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    min_speech_ms: Annotated[int, Field(ge=32, le=2000)] = 96
+    pause_ms: Annotated[int, Field(ge=32, le=5000)] = 160
+    hangover_ms: Annotated[int, Field(ge=64, le=5000)] = 400
+    max_utterance_s: Annotated[float, Field(ge=1, le=15)] = 15
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.pause_ms >= self.hangover_ms:
+            raise ValueError(f"pause_ms ({self.pause_ms}) must be less than hangover_ms ({self.hangover_ms})")
+        return self
+
+
+class Video(_Section):
+    fps: Annotated[float, Field(gt=0, le=60)] = 10
+    detector: Literal["auto", "yunet", "haar"] = "auto"
+    yunet_model: str = ""
+    open_timeout_s: Annotated[float, Field(gt=0, le=60)] = 5
+
+
+class Window(_Section):
+    hop_ms: Annotated[int, Field(ge=50, le=10_000)] = 250
+    length_s: Annotated[float, Field(ge=0.5, le=15)] = 5
+
+
+class Fusion(_Section):
+    bundle: str = "ekman7"
+    backend: str = "auto"
+    threads: Annotated[int, Field(ge=1, le=64)] = 1
+    wait_ms: Annotated[int, Field(ge=0, le=5000)] = 150
+
+    @field_validator("backend")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in BACKENDS:
+            raise ValueError(f"is no backend; use one of: {', '.join(BACKENDS)}")
+        return value
+
+
+class Bus(_Section):
+    emotion: str = "tcp://127.0.0.1:5556"
+    run_dir: str = ""
+    queue: Annotated[int, Field(ge=8, le=100_000)] = 256
+
+    @field_validator("emotion")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        if not re.fullmatch(r"ipc://.+|tcp://(127\.\d+\.\d+\.\d+|localhost|\[::1\]):\d+", value):
+            raise ValueError(
+                "must be ipc://PATH or tcp://127.0.0.1:PORT: labels are sent unencrypted and only to this machine"
+            )
+        return value
+
+
+class Log(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(_Section):
+    """The whole of config.toml."""
+
+    streams: Annotated[list[Stream], Field(min_length=1)] = [Stream(name="demo", source="demo")]
+    pace: Literal["realtime", "fast"] = "realtime"
+    audio: Audio = Audio()
+    speech: Speech = Speech()
+    video: Video = Video()
+    window: Window = Window()
+    fusion: Fusion = Fusion()
+    bus: Bus = Bus()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [stream.name for stream in self.streams]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"streams need different names; twice: {', '.join(twice)}")
+        if self.pace == "fast" and (live := [s for stream in self.streams for s in sources_of(stream) if is_live(s)]):
+            raise ValueError(f'pace = "fast" is for files; {live[0]} is live')
+        return self
+
+
+def sources_of(stream: Stream) -> list[str]:
+    """The source strings of a stream."""
+    return [source for source in (stream.source, stream.audio, stream.video) if source]
+
+
+def is_live(source: str) -> bool:
+    """Whether a source goes at its own pace: a device or the network."""
+    return source != "demo" and not source.startswith("file:")
+
+
+def parse_stream(text: str) -> Stream:
+    """A stream from the command line: ``[NAME=]SOURCE`` or ``[NAME=]AUDIO,VIDEO``. Raises ConfigError."""
+    name, rest = "main", text
+    if match := re.match(r"([A-Za-z0-9_-]+)=(.+)", text):
+        name, rest = match.groups()
+    audio, comma, video = rest.rpartition(",")
+    try:
+        if comma and _SOURCE.fullmatch(audio) and _SOURCE.fullmatch(video):
+            return Stream(name=name, audio=audio, video=video)
+        return Stream(name=name, source=rest)
+    except ValidationError as error:
+        raise ConfigError(f"--stream {text}: {_lines(error)[0]}") from error
+
+
+def load(path: Path | None, changes: list[str] = [], streams: list[str] = [], pace: str | None = None) -> Config:  # noqa: B006
+    """Read a configuration; ``changes`` are ``section.key=value``, ``streams`` replace the file's.
+
+    Raises ConfigError with all problems, one a line.
+    """
+    data: dict[str, Any] = {}
+    where = "configuration"
+    if path is not None:
+        where = str(path)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for change in changes:
+        _set(data, change)
+    if streams:
+        data["streams"] = [parse_stream(text).model_dump(exclude_none=True) for text in streams]
+    if pace is not None:
+        data["pace"] = pace
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in _lines(error))) from error
+
+
+def _set(data: dict[str, Any], change: str) -> None:
+    key, equals, value = change.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {change}: write it as section.key=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # a bare word is a string
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {change}: {section} is not a section")
+    data[last] = parsed
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        place = ""
+        for part in problem["loc"]:
+            place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{place} is no known key; known there: {', '.join(_keys(problem['loc'][:-1]))}")
+            continue
+        text = problem["msg"].removeprefix("Value error, ")
+        value = problem["input"]
+        shown = f" = {value!r}" if isinstance(value, str | int | float | bool) else ""
+        lines.append(f"{place}{shown}: {text}" if place else text)
+    return lines
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at ``location`` knows."""
+    model: type[BaseModel] = Config
+    for part in location:
+        if part == "streams":
+            model = Stream
+        elif isinstance(part, str):
+            model = model.model_fields[part].annotation  # type: ignore[assignment]
+    return sorted(model.model_fields)

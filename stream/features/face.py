@@ -1,0 +1,175 @@
+"""Faces: detect, follow one person, cut out an upright gray crop.
+
+The crop is framed as the faces of FER2013 are, on which the face encoder is trained. Where the eyes lie there was
+measured with the two detectors themselves on 600 of its images: at (0.31, 0.377) and (0.68, 0.377) of the width and
+height (YuNet), and the box of OpenCV's frontal Haar cascade covers the whole image (offset 0.005, size 0.974).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+CROP = 48  # pixels on a side, FER2013's size
+EYE_LEFT, EYE_RIGHT = (0.31, 0.377), (0.68, 0.377)  # of the crop; left and right as the viewer sees them
+DETECT_WIDTH = 320  # frames are shrunk to this width for detection; a face of 1/10 of the width is then 32 pixels
+
+SETTINGS = {"crop": CROP, "eye_left": EYE_LEFT, "eye_right": EYE_RIGHT}
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One face: box in pixels of the frame, score in [0, 1], and the eyes' centres where the detector gives them."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    score: float
+    eyes: tuple[tuple[float, float], tuple[float, float]] | None = None
+
+    @property
+    def area(self) -> float:
+        return self.width * self.height
+
+    def overlap(self, other: Detection) -> float:
+        """Intersection over union of the two boxes."""
+        w = min(self.x + self.width, other.x + other.width) - max(self.x, other.x)
+        h = min(self.y + self.height, other.y + other.height) - max(self.y, other.y)
+        if w <= 0 or h <= 0:
+            return 0.0
+        return w * h / (self.area + other.area - w * h)
+
+    def scaled(self, by: float) -> Detection:
+        eyes = self.eyes and tuple((x * by, y * by) for x, y in self.eyes)
+        return replace(self, x=self.x * by, y=self.y * by, width=self.width * by, height=self.height * by, eyes=eyes)
+
+
+class Detector(Protocol):
+    name: str
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        """Faces in a (height, width, 3) BGR uint8 image."""
+        ...
+
+
+class YuNet:
+    """YuNet (Wu, Peng, Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023) through OpenCV."""
+
+    name = "yunet"
+
+    def __init__(self, model: Path, min_score: float = 0.7) -> None:
+        self._net = cv2.FaceDetectorYN.create(str(model), "", (DETECT_WIDTH, DETECT_WIDTH), min_score, 0.3, 50)
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        self._net.setInputSize((image.shape[1], image.shape[0]))
+        _, rows = self._net.detect(image)
+        if rows is None:
+            return []
+        found = []
+        for row in rows:
+            x, y, w, h = (float(v) for v in row[:4])
+            eyes = sorted(((float(row[4]), float(row[5])), (float(row[6]), float(row[7]))))
+            found.append(Detection(x, y, w, h, float(row[-1]), (eyes[0], eyes[1])))
+        return found
+
+
+class HaarCascade:
+    """OpenCV's frontal-face cascade (Viola and Jones, CVPR 2001): inside OpenCV's package, no eyes, upright faces."""
+
+    name = "haar"
+
+    def __init__(self) -> None:
+        self._cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        gray = cv2.equalizeHist(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
+        least = max(24, min(gray.shape) // 8)
+        boxes, _, weights = self._cascade.detectMultiScale3(
+            gray, 1.1, 5, minSize=(least, least), outputRejectLevels=True
+        )
+        # the cascade's weight is not a probability; squash it so that ordering is kept and scores lie in (0, 1)
+        return [
+            Detection(float(x), float(y), float(w), float(h), float(1 / (1 + np.exp(-weight / 2))))
+            for (x, y, w, h), weight in zip(boxes, np.ravel(weights), strict=True)
+        ]
+
+
+def find_faces(detector: Detector, image: np.ndarray) -> list[Detection]:
+    """Detect on a copy of ``image`` shrunk to ``DETECT_WIDTH``; boxes come back in ``image``'s own pixels."""
+    scale = min(1.0, DETECT_WIDTH / image.shape[1])
+    if scale < 1.0:
+        small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    else:
+        small = np.ascontiguousarray(image)
+    return [face.scaled(1 / scale) for face in detector.detect(small)]
+
+
+class FaceTracker:
+    """Keeps to one person: the largest face at first, then the one that overlaps the last box the most.
+
+    A track that has not been seen for ``patience_ms`` is given up and the largest face is taken anew.
+    """
+
+    def __init__(self, patience_ms: float = 1000.0, min_overlap: float = 0.2) -> None:
+        self._patience_ns = int(patience_ms * 1e6)
+        self._min_overlap = min_overlap
+        self.reset()
+
+    def reset(self) -> None:
+        self._face: Detection | None = None
+        self._seen_ns = 0
+
+    def push(self, media_ns: int, faces: list[Detection]) -> Detection | None:
+        """The followed face among ``faces``, or None if it is not there."""
+        if self._face is not None and media_ns - self._seen_ns > self._patience_ns:
+            self._face = None
+        if not faces:
+            return None
+        if self._face is None:
+            found = max(faces, key=lambda face: face.area)
+        else:
+            found = max(faces, key=self._face.overlap)
+            if self._face.overlap(found) < self._min_overlap:
+                return None
+        self._face, self._seen_ns = found, media_ns
+        return found
+
+
+def crop_face(image: np.ndarray, face: Detection) -> np.ndarray:
+    """Upright gray crop in FER2013's framing.
+
+    ``image``: (height, width, 3) BGR or (height, width) gray, uint8. Returns (48, 48) uint8. With eyes known the
+    face is turned upright and scaled by them; otherwise the box (a Haar cascade's) is the crop. Pixels beyond the
+    image repeat its edge.
+    """
+    if face.eyes is not None:
+        (lx, ly), (rx, ry) = face.eyes
+        from_points = np.array([[lx, ly], [rx, ry]], np.float64)
+        to_points = np.array([EYE_LEFT, EYE_RIGHT]) * CROP
+    else:
+        from_points = np.array([[face.x, face.y], [face.x + face.width, face.y]])
+        to_points = np.array([[0.005, 0.005], [0.979, 0.005]]) * CROP
+    matrix, scale = _similarity(from_points, to_points)
+    if scale < 0.5:  # shrink by areas first, or thin lines alias
+        factor = 2 * scale
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        matrix, _ = _similarity(from_points * factor, to_points)
+    patch = cv2.warpAffine(image, matrix, (CROP, CROP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return patch if patch.ndim == 2 else cv2.cvtColor(patch, cv2.COLOR_BGR2GRAY)
+
+
+def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
+    """The 2×3 rotation, scale and shift that takes two points to two points, and its scale."""
+    a, b = complex(*source[0]), complex(*source[1])
+    c, d = complex(*target[0]), complex(*target[1])
+    if abs(b - a) < 1e-6:
+        raise ValueError("the two points of a face coincide")
+    turn = (d - c) / (b - a)
+    shift = c - turn * a
+    matrix = np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+    return matrix, abs(turn)

@@ -1,0 +1,111 @@
+"""Audio node's core: any sound in, 16 kHz mono blocks and MFCC out."""
+
+from __future__ import annotations
+
+import numpy as np
+import soxr
+
+from stream.features.mfcc import DIM, HOP_NS
+from stream.features.mfcc import Mfcc as MfccExtractor
+from stream.messages import Message, Mfcc, Pcm
+from stream.sources.items import AudioChunk
+from stream.speech.vad import FRAME_SAMPLES, RATE_HZ
+
+_JUMP_NS = 60_000_000  # time stamps that are off by less are rounding or jitter, not a gap
+
+
+class AudioCore:
+    """Cuts sound into ``Pcm`` messages of 512 samples and ``Mfcc`` messages.
+
+    ``t0_ns``: Unix time of media time 0, or None where capture time has no meaning (a file read at full speed). A gap
+    in the source's time stamps ends the run of samples: features do not reach across it and the timeline shows it.
+    """
+
+    def __init__(self, stream: str, t0_ns: int | None) -> None:
+        self._stream, self._t0_ns = stream, t0_ns
+        self._mfcc = MfccExtractor()
+        self._resampler: soxr.ResampleStream | None = None
+        self._rate_hz = 0
+        self._block = np.zeros(0, np.int16)
+        self._pcm_ns = self._mfcc_ns = 0  # media time of the next block and of the next MFCC row
+        self._expected_ns: int | None = None
+        self.gaps = 0
+        self.late_chunks = 0
+
+    def push(self, chunk: AudioChunk) -> list[Message]:
+        """Take a chunk; returns the messages that it completed."""
+        if not len(chunk.samples):
+            return []
+        messages: list[Message] = []
+        if self._expected_ns is not None:
+            off = chunk.media_ns - self._expected_ns
+            if off < -_JUMP_NS:  # its time has been already: it came twice, or the source's clock was set back
+                self.late_chunks += 1
+                return []
+            if off > _JUMP_NS or chunk.rate_hz != self._rate_hz:
+                self.gaps += off > _JUMP_NS
+                messages += self.flush()
+        if self._expected_ns is None:
+            self._begin(chunk)
+        assert self._expected_ns is not None
+        self._expected_ns += len(chunk.samples) * 1_000_000_000 // chunk.rate_hz
+        mono = chunk.samples.mean(axis=1, dtype=np.float32)
+        return messages + self._cut(self._resampler.resample_chunk(mono) if self._resampler else mono)
+
+    def flush(self) -> list[Message]:
+        """End the run of samples: what is still inside comes out; less than one block of it is lost."""
+        messages: list[Message] = []
+        if self._expected_ns is None:
+            return messages
+        if self._resampler is not None:
+            messages += self._cut(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+        messages += self._rows(self._mfcc.flush())
+        self._expected_ns = None
+        return messages
+
+    def _begin(self, chunk: AudioChunk) -> None:
+        self._rate_hz = chunk.rate_hz
+        self._resampler = None
+        if chunk.rate_hz != RATE_HZ:
+            self._resampler = soxr.ResampleStream(chunk.rate_hz, RATE_HZ, 1, dtype="float32")
+        self._block = np.zeros(0, np.int16)
+        self._pcm_ns = self._mfcc_ns = self._expected_ns = chunk.media_ns
+
+    def _cut(self, mono: np.ndarray) -> list[Message]:
+        """Messages that these (n,) float32 samples at 16 kHz complete."""
+        samples = np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
+        messages: list[Message] = []
+        self._block = np.concatenate([self._block, samples])
+        while len(self._block) >= FRAME_SAMPLES:
+            end_ns = self._pcm_ns + FRAME_SAMPLES * 1_000_000_000 // RATE_HZ
+            messages.append(
+                Pcm(
+                    stream=self._stream,
+                    media_start_ns=self._pcm_ns,
+                    media_end_ns=end_ns,
+                    captured_ns=self._captured(end_ns),
+                    samples=self._block[:FRAME_SAMPLES],
+                )
+            )
+            self._block = self._block[FRAME_SAMPLES:]
+            self._pcm_ns = end_ns
+        return messages + self._rows(self._mfcc.push(samples))
+
+    def _rows(self, rows: np.ndarray) -> list[Message]:
+        if not len(rows):
+            return []
+        assert rows.shape[1] == DIM
+        start_ns = self._mfcc_ns
+        self._mfcc_ns += len(rows) * HOP_NS
+        return [
+            Mfcc(
+                stream=self._stream,
+                media_start_ns=start_ns,
+                media_end_ns=self._mfcc_ns,
+                captured_ns=self._captured(self._mfcc_ns),
+                rows=rows,
+            )
+        ]
+
+    def _captured(self, media_ns: int) -> int:
+        return 0 if self._t0_ns is None else self._t0_ns + media_ns

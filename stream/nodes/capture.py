@@ -1,0 +1,127 @@
+"""Capture process: a source, and the audio core, the video core or both behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from stream.messages import End, Message
+from stream.nodes.shell import Shell, Stopped
+from stream.sources import Source, make_source
+from stream.sources.items import AudioChunk, NoTrack, SourceError, VideoFrame
+
+log = logging.getLogger(__name__)
+
+_TICK_NS = 200_000_000
+_SKIP_NS = 500_000_000
+TOPICS = {"audio": ("pcm", "mfcc"), "video": ("face",)}
+
+
+def main(shell: Shell) -> None:
+    """Open the source, wait for everyone, then send what it gives until it ends or ``stop`` comes."""
+    spec = shell.spec
+    source = make_source(spec.source, spec.media, spec.config.video.fps, shell.clock, spec.config)
+    topics = [f"{topic}.{spec.stream}" for medium in sorted(spec.media) for topic in TOPICS[medium]]
+    cores: Cores | None = None
+    reason = "end of source"
+    try:
+        source.open()
+        detector = None
+        if "video" in spec.media:
+            from stream.nodes.video import make_detector
+
+            detector = make_detector(spec.config.video)
+        shell.wait_for_subscribers(topics)
+        started_again = spec.t0_ns is not None
+        t0_ns = shell.wait_for_go()
+        cores = Cores(spec.stream, spec.media, detector, t0_ns)
+        shell.counters = cores.counters
+        _run(shell, source, cores, t0_ns, started_again)
+    except Stopped:
+        reason = "stopped"
+    except SourceError as error:
+        reason = str(error)
+        if cores is None:  # never opened: the others must still hear that nothing will come
+            shell.wait_for_subscribers(topics)
+            raise
+        log.error("%s", error)
+    finally:
+        source.close()
+        for message in cores.flush() if cores else []:
+            shell.send_last(message)
+        for topic in topics:
+            shell.send_last(_end(spec.stream, topic.partition(".")[0], reason))
+
+
+def _run(shell: Shell, source: Source, cores: Cores, t0_ns: int | None, started_again: bool) -> None:
+    for item in source.items():
+        shell.tick()
+        if shell.stopping:
+            raise Stopped
+        if item is None:
+            continue
+        if isinstance(item, NoTrack):
+            log.warning("%s has no %s track", source.name, item.medium)
+            for topic in TOPICS[item.medium]:
+                shell.send_last(_end(shell.spec.stream, topic, f"no {item.medium} track"))
+            continue
+        if t0_ns is not None:
+            if source.live:
+                item = dataclasses.replace(item, media_ns=item.media_ns - t0_ns)
+                if item.media_ns < 0:  # captured before the run began
+                    continue
+            elif _wait(shell, t0_ns + item.media_end_ns, started_again):
+                continue
+        for message in cores.push(item):
+            shell.send(message)
+
+
+def _wait(shell: Shell, due_ns: int, started_again: bool) -> bool:
+    """Wait until a file's sample is due. True if it is to be left out: a node that was started again goes on where
+    the file is by now."""
+    if started_again and shell.clock.now_ns() - due_ns > _SKIP_NS:
+        return True
+    while (left_ns := due_ns - shell.clock.now_ns()) > 0:
+        shell.clock.wait_until_ns(shell.clock.now_ns() + min(left_ns, _TICK_NS), shell.stop_event)
+        shell.tick()
+        if shell.stopping:
+            raise Stopped
+    return False
+
+
+class Cores:
+    """The cores of the media that a process captures."""
+
+    def __init__(self, stream: str, media: frozenset[str], detector, t0_ns: int | None) -> None:
+        self._audio = self._video = None
+        if "audio" in media:
+            from stream.nodes.audio import AudioCore
+
+            self._audio = AudioCore(stream, t0_ns)
+        if "video" in media:
+            from stream.nodes.video import VideoCore
+
+            self._video = VideoCore(stream, detector, t0_ns)
+        self._count = {"chunks": 0, "frames": 0}
+
+    def push(self, item: AudioChunk | VideoFrame) -> list[Message]:
+        if isinstance(item, AudioChunk):
+            self._count["chunks"] += 1
+            return self._audio.push(item) if self._audio else []
+        self._count["frames"] += 1
+        return self._video.push(item) if self._video else []
+
+    def flush(self) -> list[Message]:
+        return self._audio.flush() if self._audio else []
+
+    def counters(self) -> dict[str, int]:
+        counted = dict(self._count)
+        if self._audio:
+            counted |= {"capture_gaps": self._audio.gaps, "late_chunks": self._audio.late_chunks}
+        if self._video:
+            counted |= {"faces": self._video.faces, "late_frames": self._video.late_frames}
+        return counted
+
+
+def _end(stream: str, of: str, reason: str) -> End:
+    return End(stream=stream, media_start_ns=0, media_end_ns=0, captured_ns=0, of=of, reason=reason)  # type: ignore[arg-type]

@@ -1,0 +1,58 @@
+"""Fusion process: the shell around the fusion core. One for all streams."""
+
+from __future__ import annotations
+
+from engines.bundle import open_bundle
+from stream.bus import EmotionPublisher
+from stream.classifier import Classifier
+from stream.nodes.fusion import FusionCore
+from stream.nodes.shell import Shell, ipc_of
+
+_IDLE_MS = 100
+_GIVE_UP_S = 1.8  # later than the speech node's, whose last words it still takes
+_WAITING_MS = 5  # while jobs wait for a late modality
+_AHEAD_NS = 20_000_000_000  # at fast pace, video waits when it is further ahead of speech than this
+
+
+def main(shell: Shell) -> None:
+    spec = shell.spec
+    config = spec.config
+    public = EmotionPublisher(shell.context, config.bus.emotion)
+    classifier = Classifier(open_bundle(config.fusion.bundle), config.fusion.backend, config.fusion.threads)
+    classifier.warm_up()
+    core = FusionCore(dict(spec.streams), classifier, config, shell.clock, spec.realtime)
+    shell.counters = lambda: dict(core.counters)
+    inbox = shell.open_inbox({node: _topics(node) for node in spec.inputs})
+    video_nodes = {node.partition(".")[2]: ipc_of(spec, node) for node in spec.inputs if node.startswith("video.")}
+    try:
+        shell.wait_for_subscribers([])
+        while not public.has_subscribers(["emotion."]):
+            shell.stop_event.wait(0.01)
+            shell.tick()
+            if shell.stopping:
+                return
+        shell.wait_for_go()
+        while not core.done:
+            shell.tick()
+            if not spec.realtime:
+                for stream, endpoint in video_nodes.items():
+                    inbox.hold(endpoint, core.ahead_ns(stream) > _AHEAD_NS)
+            message = inbox.receive(_WAITING_MS if core.waiting else _IDLE_MS)
+            if message is not None:
+                core.push(message)
+            if message is None or len(inbox) == 0 or not spec.realtime:
+                for emotion in core.step():
+                    public.send(emotion)
+            if message is None and shell.stopping_for(_GIVE_UP_S):
+                break
+        for emotion in core.step(flush=True):
+            public.send(emotion)
+    finally:
+        public.close()
+
+
+def _topics(node: str) -> list[str]:
+    """What fusion takes from a node, which is named KIND.STREAM."""
+    kind, _, stream = node.partition(".")
+    topics = {"audio": ["mfcc"], "video": ["face"], "capture": ["mfcc", "face"], "speech": ["speech"]}[kind]
+    return [f"{topic}.{stream}" for topic in topics]

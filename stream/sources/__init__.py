@@ -1,0 +1,33 @@
+"""Where samples and frames come from: ``demo``, ``file:PATH``, ``microphone[:NAME or INDEX]``, ``camera[:N]``, URLs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stream.clock import Clock
+from stream.config import Config, is_live
+from stream.sources.items import Source
+
+DEMO = Path(__file__).parent / "demo.mp4"
+
+
+def make_source(text: str, media: frozenset[str], fps: float, clock: Clock, config: Config) -> Source:
+    """The source that ``text`` names, giving the ``media`` asked for (``audio``, ``video`` or both). Not opened yet.
+
+    Frames are decoded at the source's own rate and at most ``fps`` of them a second are turned into images.
+    """
+    if text == "demo" or text.startswith("file:"):
+        from stream.sources.file import FileSource
+
+        path = DEMO if text == "demo" else Path(text.removeprefix("file:")).expanduser()
+        return FileSource(path, media, fps)
+    if text.startswith("microphone"):
+        from stream.sources.microphone import Microphone
+
+        return Microphone(text.partition(":")[2], config.audio.block_ms, clock)
+    from stream.sources.network import LiveSource
+
+    return LiveSource(text, media, fps, clock, config.video.open_timeout_s)
+
+
+__all__ = ["DEMO", "Source", "is_live", "make_source"]

@@ -1,0 +1,114 @@
+"""A microphone through PortAudio (sounddevice)."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from stream.clock import Clock
+from stream.sources.items import AudioChunk, SourceError
+
+log = logging.getLogger(__name__)
+
+_IDLE_S = 0.1
+_SILENT_S = 2.0  # PortAudio does not say that a device was unplugged: no callback for this long is the sign
+_JUMP_NS = 100_000_000
+
+
+class Microphone:
+    """``device``: part of a name, an index, or empty for the default one.
+
+    Media times it gives are Unix times at which samples were converted (PortAudio's ADC time). Within a run of
+    callbacks they follow the count of samples, which does not jitter; a jump of more than 100 ms (samples were lost)
+    starts a new run. ``overflows`` counts callbacks that PortAudio flagged.
+    """
+
+    live = True
+
+    def __init__(self, device: str, block_ms: int, clock: Clock) -> None:
+        self.name = "microphone" + (f":{device}" if device else "")
+        self._device: str | int | None = int(device) if device.isdigit() else device or None
+        self._block_ms, self._clock = block_ms, clock
+        self._blocks: queue.SimpleQueue[tuple[np.ndarray, int]] = queue.SimpleQueue()
+        self._stream: Any = None
+        self._rate_hz = 0
+        self._next_ns: int | None = None
+        self.overflows = 0
+        self.reopened = 0
+
+    def open(self) -> None:
+        try:
+            import sounddevice as sd
+        except OSError as error:  # the PortAudio library itself is missing
+            raise SourceError(f"{self.name}: {error}; install it with: apt-get install libportaudio2") from error
+        try:
+            info = sd.query_devices(self._device, "input")
+            self._rate_hz = int(info["default_samplerate"])
+            self._stream = sd.InputStream(
+                device=self._device,
+                samplerate=self._rate_hz,
+                channels=min(2, info["max_input_channels"]),
+                blocksize=self._rate_hz * self._block_ms // 1000,
+                dtype="float32",
+                latency="low",
+                callback=self._callback,
+            )
+            self._stream.start()
+        except (sd.PortAudioError, ValueError) as error:
+            self.close()
+            reason = str(error).partition("\n")[0]
+            raise SourceError(f"{self.name} cannot be opened ({reason}); list devices with: stream-doctor") from error
+
+    def items(self) -> Iterator[AudioChunk | None]:
+        silent_s = 0.0
+        while True:
+            try:
+                samples, start_ns = self._blocks.get(timeout=_IDLE_S)
+            except queue.Empty:
+                silent_s += _IDLE_S
+                if silent_s >= _SILENT_S:
+                    log.warning("%s gives no sound any more; trying to open it again", self.name)
+                    self._reopen()
+                    silent_s = 0.0
+                yield None
+                continue
+            silent_s = 0.0
+            if self._next_ns is None or abs(start_ns - self._next_ns) > _JUMP_NS:
+                self._next_ns = start_ns
+            chunk = AudioChunk(samples, self._rate_hz, self._next_ns)
+            self._next_ns = chunk.media_end_ns
+            yield chunk
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _callback(self, data: np.ndarray, frames: int, time: Any, status: Any) -> None:
+        """Called by PortAudio's thread: copy, stamp, leave."""
+        now_ns = self._clock.now_ns()
+        age_s = time.currentTime - time.inputBufferAdcTime
+        if not 0 < age_s < 1:  # some hosts leave the times out: then the block has just ended
+            age_s = frames / self._rate_hz
+        if status.input_overflow:
+            self.overflows += 1
+        self._blocks.put((data.copy(), now_ns - int(age_s * 1e9)))
+
+    def _reopen(self) -> None:
+        import sounddevice as sd
+
+        self.close()
+        sd._terminate()  # PortAudio lists devices only when it starts
+        sd._initialize()
+        try:
+            self.open()
+        except SourceError as error:
+            log.debug("%s", error)
+            return
+        self._next_ns = None
+        self.reopened += 1
+        log.warning("%s is back", self.name)

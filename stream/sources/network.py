@@ -1,0 +1,117 @@
+"""Live sources that FFmpeg reads: cameras and network URLs. They come back by themselves after they went away."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+
+import av
+from av.error import FFmpegError
+
+from stream.clock import Clock
+from stream.sources.decode import decode
+from stream.sources.items import AudioChunk, NoTrack, SourceError, VideoFrame
+
+log = logging.getLogger(__name__)
+
+_QUEUE = 200  # items between the reading thread and the node; a second or two, then the oldest go
+_REANCHOR_NS = 1_000_000_000  # a source whose own clock is off by more than this is anchored anew
+_IDLE_S = 0.1
+_BACKOFF_S = (0.25, 0.5, 1.0, 2.0)
+
+
+class LiveSource:
+    """``camera[:N]`` or a URL. Media times it gives are Unix times: when the sample or frame was captured, taken from
+    the source's time stamps and the moment at which the first of them arrived.
+
+    A thread reads, so that a read that blocks (until its time-out) does not block the node.
+    """
+
+    live = True
+
+    def __init__(self, text: str, media: frozenset[str], fps: float, clock: Clock, timeout_s: float) -> None:
+        self.name = text
+        self._media, self._fps, self._clock, self._timeout_s = media, fps, clock, timeout_s
+        self._queue: deque[AudioChunk | VideoFrame | NoTrack] = deque(maxlen=_QUEUE)
+        self._arrived = threading.Event()
+        self._closing = threading.Event()
+        self._offset_ns: int | None = None
+        self.reopened = 0
+
+    def open(self) -> None:
+        container = self._open()
+        threading.Thread(target=self._read, args=(container,), name=f"read {self.name}", daemon=True).start()
+
+    def items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack | None]:
+        while not self._closing.is_set():
+            if self._queue:
+                yield self._queue.popleft()
+                continue
+            self._arrived.clear()
+            if not self._queue and not self._arrived.wait(_IDLE_S):
+                yield None
+
+    def close(self) -> None:
+        self._closing.set()
+
+    def _open(self) -> av.container.InputContainer:
+        path, form, options = self.name, None, {"fflags": "nobuffer"}
+        if self.name.startswith("camera"):
+            path, form = _camera(self.name.partition(":")[2] or "0")
+            options = {}
+        elif self.name.startswith("rtsp"):
+            options |= {"rtsp_transport": "tcp"}
+        try:
+            return av.open(path, format=form, options=options, timeout=self._timeout_s, metadata_errors="replace")
+        except (FFmpegError, OSError, ValueError) as error:
+            hint = "list devices with: stream-doctor" if self.name.startswith("camera") else "is its server running?"
+            raise SourceError(
+                f"{self.name} cannot be opened ({getattr(error, 'strerror', None) or error}); {hint}"
+            ) from error
+
+    def _read(self, container: av.container.InputContainer | None) -> None:
+        attempt = 0
+        while not self._closing.is_set():
+            if container is None:
+                self._closing.wait(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+                attempt += 1
+                try:
+                    container = self._open()
+                except SourceError as error:
+                    log.debug("%s", error)
+                    continue
+                self.reopened += 1
+                log.warning("%s is back", self.name)
+            self._offset_ns = None
+            why = "it ended"
+            try:
+                for item in decode(container, self._media, self._fps, self._media_ns, self.name):
+                    attempt = 0
+                    self._queue.append(item)
+                    self._arrived.set()
+                    if self._closing.is_set():
+                        break
+            except (FFmpegError, OSError) as error:
+                why = error.strerror or str(error)
+            container.close()
+            container = None
+            if not self._closing.is_set():
+                log.warning("%s went away (%s); trying to open it again", self.name, why)
+
+    def _media_ns(self, seconds: float) -> int:
+        stamp, now = round(seconds * 1e9), self._clock.now_ns()
+        if self._offset_ns is None or abs(now - self._offset_ns - stamp) > _REANCHOR_NS:
+            self._offset_ns = now - stamp
+        return stamp + self._offset_ns
+
+
+def _camera(index: str) -> tuple[str, str]:
+    """What FFmpeg wants to open a camera on this system: its name and its input format."""
+    if sys.platform == "darwin":
+        return f"{index}:none", "avfoundation"
+    if sys.platform == "win32":
+        return f"video={index}", "dshow"
+    return (f"/dev/video{index}" if index.isdigit() else index), "v4l2"

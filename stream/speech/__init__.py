@@ -1,0 +1,1 @@
+"""Voice activity, utterance bounds and speech recognition."""

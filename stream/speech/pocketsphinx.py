@@ -1,0 +1,57 @@
+"""PocketSphinx as a recogniser: English, with the model that its pip package carries."""
+
+from __future__ import annotations
+
+import numpy as np
+from pocketsphinx import Decoder
+
+from stream.messages import Word
+
+RATE_HZ = 16_000
+_FRAME_S = 0.01
+_FIRST_MEANS = "40,3,-1"  # cepstral means with which the model's own configuration begins
+
+
+class PocketSphinxRecognizer:
+    name = "pocketsphinx"
+
+    def __init__(self) -> None:
+        self._decoder = Decoder(samprate=RATE_HZ, loglevel="FATAL")
+        self._open = False
+        self.reset()
+
+    def begin(self) -> None:
+        self._close()
+        self._decoder.start_utt()
+        self._open = True
+
+    def push(self, samples: np.ndarray) -> None:
+        self._decoder.process_raw(samples.tobytes(), no_search=False, full_utt=False)
+
+    def partial(self) -> list[Word]:
+        return self._words()
+
+    def finish(self) -> list[Word]:
+        self._close()
+        return self._words()
+
+    def reset(self) -> None:
+        self._close()
+        self._decoder.set_cmn(_FIRST_MEANS)
+
+    def _close(self) -> None:
+        if self._open:
+            self._decoder.end_utt()
+            self._open = False
+
+    def _words(self) -> list[Word]:
+        return [
+            Word(
+                segment.word.partition("(")[0],  # "the(2)" is its second pronunciation
+                segment.start_frame * _FRAME_S,
+                (segment.end_frame + 1) * _FRAME_S,
+                min(1.0, segment.prob),
+            )
+            for segment in self._decoder.seg() or ()
+            if not segment.word.startswith(("<", "["))
+        ]

@@ -1,0 +1,83 @@
+"""Speech recognition behind one small protocol."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import numpy as np
+
+from stream import models
+from stream.config import Speech
+from stream.messages import Word
+
+log = logging.getLogger(__name__)
+
+
+class Recognizer(Protocol):
+    """Recognises one segment of speech after another. Times of words count from the segment's first sample."""
+
+    name: str
+
+    def begin(self) -> None:
+        """Begin a segment; whatever the last one left is forgotten."""
+        ...
+
+    def push(self, samples: np.ndarray) -> None:
+        """Take (n,) int16 samples at 16 kHz."""
+        ...
+
+    def partial(self) -> list[Word]:
+        """Words so far; they may still change."""
+        ...
+
+    def finish(self) -> list[Word]:
+        """End the segment; its final words."""
+        ...
+
+    def reset(self) -> None:
+        """Forget what was learnt of the speaker and the channel."""
+        ...
+
+
+def make_recognizer(config: Speech) -> Recognizer | None:
+    """The recogniser that is configured; with ``auto``, Vosk if a model for the language is found, else PocketSphinx
+    for English, else None (utterances then have no words), and the log says which and why.
+
+    Raises ModelError if the one asked for cannot be had.
+    """
+    if config.recognizer == "none":
+        return None
+    if config.recognizer in ("auto", "vosk"):
+        name = f"vosk-{config.language}"
+        path = models.find(name, config.vosk_model) if name in models.MODELS or config.vosk_model else None
+        if path is not None:
+            from stream.speech.vosk import VoskRecognizer
+
+            log.info("speech recognition: vosk, %s", path)
+            return VoskRecognizer(path)
+        if config.recognizer == "vosk":
+            raise models.ModelError(
+                f"no Vosk model for language {config.language!r}: set speech.vosk_model to a model's folder"
+                + (f", or run: {models.how_to_get(name)}" if name in models.MODELS else "")
+            )
+    if config.language == "en":
+        try:
+            from stream.speech.pocketsphinx import PocketSphinxRecognizer
+        except ImportError as error:
+            if config.recognizer == "pocketsphinx":
+                raise models.ModelError("PocketSphinx is not installed: pip install 'emostream[offline]'") from error
+        else:
+            if config.recognizer == "auto":
+                log.info(
+                    "speech recognition: pocketsphinx (less accurate; for Vosk run: %s)", models.how_to_get("vosk-en")
+                )
+            return PocketSphinxRecognizer()
+    elif config.recognizer == "pocketsphinx":
+        raise models.ModelError(f"PocketSphinx is English only here, and speech.language is {config.language!r}")
+    log.warning(
+        "speech recognition: none found for language %r, labels come without words; set speech.vosk_model, or run: %s",
+        config.language,
+        "pip install 'emostream[offline]'" if config.language == "en" else "stream-models list",
+    )
+    return None

@@ -1,0 +1,65 @@
+"""What a run did: utterances, latency by part, drops and gaps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stream.messages import Emotion, Health
+
+PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other")
+
+
+@dataclass
+class Summary:
+    """Collects labels and heartbeats. Percentiles are of the utterances that had a latency."""
+
+    labels: Counter[str] = field(default_factory=Counter)
+    latencies: list[tuple[float, ...]] = field(default_factory=list)
+    health: dict[str, Health] = field(default_factory=dict)
+
+    def add(self, emotion: Emotion) -> None:
+        if emotion.kind != "utterance":
+            return
+        self.labels[emotion.label] += 1
+        if emotion.latency_ms is not None:
+            self.latencies.append(tuple(getattr(emotion.latency_ms, part) for part in PARTS))
+
+    def add_health(self, health: Health) -> None:
+        self.health[health.node] = health
+
+    @property
+    def utterances(self) -> int:
+        return self.labels.total()
+
+    def lines(self) -> list[str]:
+        """The summary as lines of text."""
+        heard = self._counted("utterances_in")
+        out = [f"utterances: {self.utterances} labelled of {heard} heard"]
+        if self.labels:
+            out[0] += "  (" + ", ".join(f"{label} {n}" for label, n in self.labels.most_common()) + ")"
+        if self.latencies:
+            values = np.array(self.latencies)
+            out.append(f"latency, ms, from the last speech sample to the label (n={len(values)}):")
+            out.append(f"  {'':14}" + "".join(f"{name:>9}" for name in ("p50", "p90", "p99")))
+            for i, part in enumerate(PARTS):
+                p50, p90, p99 = np.percentile(values[:, i], [50, 90, 99])
+                out.append(f"  {part:14}{p50:9.1f}{p90:9.1f}{p99:9.1f}")
+            early = self._counted("labels_ready_at_end")
+            out.append(f"  labels computed at the pause already: {early} of {len(values)}")
+        dropped = {node: h.dropped for node, h in self.health.items() if h.dropped}
+        gaps = {node: h.gaps for node, h in self.health.items() if h.gaps}
+        holes = {node: n for node, h in self.health.items() if (n := h.counters.get("capture_gaps", 0))}
+        out.append(f"dropped: {_total(dropped)}   missed in transit: {_total(gaps)}   gaps in capture: {_total(holes)}")
+        return out
+
+    def _counted(self, name: str) -> int:
+        return sum(health.counters.get(name, 0) for health in self.health.values())
+
+
+def _total(counts: dict[str, int]) -> str:
+    if not counts:
+        return "0"
+    return f"{sum(counts.values())} (" + ", ".join(f"{node} {n}" for node, n in counts.items()) + ")"

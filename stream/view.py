@@ -1,0 +1,134 @@
+"""How a run looks: a live picture in a terminal, plain lines on a pipe."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from stream.messages import Emotion, Health
+
+_COLOURS = {
+    "anger": "red", "disgust": "green", "fear": "magenta", "joy": "yellow",
+    "neutral": "white", "sadness": "blue", "surprise": "cyan",
+}  # fmt: skip
+_BAR = 24
+_LEVELS = {"warning": "yellow", "error": "bold red"}
+
+
+class View(Protocol):
+    def emotion(self, message: Emotion) -> None: ...
+    def health(self, message: Health) -> None: ...
+    def log(self, node: str, level: str, text: str) -> None: ...
+    def tick(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def plain_line(message: Emotion) -> str:
+    """One label as one line."""
+    late = f"{message.latency_ms.total:5.0f} ms" if message.latency_ms else "        "
+    sure = "?" if message.uncertain else " "
+    parts = "".join(
+        letter if message.modalities[name].frames else "-"
+        for letter, name in (("a", "audio"), ("v", "video"), ("t", "text"))
+    )
+    return (
+        f"{message.stream}  {message.start_s:7.2f}-{message.end_s:6.2f} s  {message.label:8}{sure} "
+        f"{message.confidence:4.0%}  {late}  [{parts}]  {message.text}"
+    ).rstrip()
+
+
+class PlainView:
+    """Lines: one a label, one a warning. ``quiet``: only warnings and errors."""
+
+    def __init__(self, console: Console, errors: Console, quiet: bool = False) -> None:
+        self._console, self._errors, self._quiet = console, errors, quiet
+
+    def emotion(self, message: Emotion) -> None:
+        if message.kind == "utterance" and not self._quiet:
+            self._console.print(plain_line(message), soft_wrap=True, highlight=False, markup=False)
+
+    def health(self, message: Health) -> None:
+        pass
+
+    def log(self, node: str, level: str, text: str) -> None:
+        if level in _LEVELS or not self._quiet:
+            self._errors.print(f"{level}: {node}: {text}", soft_wrap=True, highlight=False, markup=False)
+
+    def tick(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class LiveView:
+    """A moving picture: a panel a stream (who speaks, words so far, bars), the last labels, the nodes' health."""
+
+    def __init__(self, console: Console, streams: list[str], title: str) -> None:
+        self._console, self._title = console, title
+        self._now: dict[str, Emotion | None] = dict.fromkeys(streams)
+        self._labels: deque[Emotion] = deque(maxlen=8)
+        self._health: dict[str, Health] = {}
+        self._cpu: dict[str, float] = {}
+        self._logs: deque[Text] = deque(maxlen=4)
+        self._live = Live(console=console, refresh_per_second=10, transient=True, get_renderable=self._render)
+        self._live.start()
+
+    def emotion(self, message: Emotion) -> None:
+        self._now[message.stream] = message
+        if message.kind == "utterance":
+            self._labels.append(message)
+            self._live.console.print(Text(plain_line(message), style=_COLOURS.get(message.label, "white")))
+
+    def health(self, message: Health) -> None:
+        last = self._health.get(message.node)
+        if last is not None and message.sent_ns > last.sent_ns:
+            self._cpu[message.node] = (message.cpu_s - last.cpu_s) / ((message.sent_ns - last.sent_ns) / 1e9)
+        self._health[message.node] = message
+
+    def log(self, node: str, level: str, text: str) -> None:
+        self._live.console.print(Text(f"{level}: {node}: {text}", style=_LEVELS.get(level, "dim")))
+
+    def tick(self) -> None:
+        pass  # rich draws by itself
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _render(self) -> Panel:
+        streams = [self._stream(name, message) for name, message in self._now.items()]
+        return Panel(Group(*streams, self._nodes()), title=self._title, border_style="dim")
+
+    def _stream(self, name: str, message: Emotion | None) -> Group:
+        if message is None:
+            return Group(Text.assemble((f"{name}  ", "bold"), ("listening …", "dim")))
+        speaking = message.kind == "window"
+        state = ("● speaking ", "bold red") if speaking else ("○ label    ", "bold green")
+        span = f"{message.start_s:.1f}-{message.end_s:.1f} s"
+        late = f"   {message.latency_ms.total:.0f} ms after the last word" if message.latency_ms else ""
+        head = Text.assemble((f"{name}  ", "bold"), state, span, (late, "dim"))
+        words = Text(message.text or "…", style="italic", overflow="ellipsis", no_wrap=True)
+        bars = Table.grid(padding=(0, 1))
+        for label, value in message.probabilities.items():
+            full = round(value * _BAR)
+            best = label == message.label
+            bars.add_row(
+                Text(label, style="bold" if best else "dim"),
+                Text("█" * full + "·" * (_BAR - full), style=_COLOURS.get(label, "white") if best else "dim"),
+                Text(f"{value:4.0%}", style="bold" if best else "dim"),
+            )
+        seen = Text("  ".join(f"{name} {e.coverage:.0%}" for name, e in message.modalities.items()), style="dim")
+        return Group(head, words, bars, seen)
+
+    def _nodes(self) -> Text:
+        parts = []
+        for name, health in sorted(self._health.items()):
+            lost = f" lost {health.dropped + health.gaps}" if health.dropped or health.gaps else ""
+            parts.append(f"{name} {self._cpu.get(name, 0):.0%} {health.rss_bytes / 2**20:.0f}M{lost}")
+        return Text("  ".join(parts), style="dim", overflow="ellipsis", no_wrap=True)

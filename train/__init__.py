@@ -1,0 +1,1 @@
+"""Training: corpora → features → face encoder, word vectors, fusion → a bundle that ``stream`` runs. Needs torch."""

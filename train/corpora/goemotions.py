@@ -1,0 +1,28 @@
+"""GoEmotions: Reddit comments with the seven labels of its Ekman grouping.
+
+Read from ``train.parquet`` and ``dev.parquet`` with the columns text and labels (list). Comments with more than one
+label (9 %) are dropped: there is one answer per utterance, and picking one of two would be a guess. The
+placeholders ``[NAME]`` and ``[RELIGION]`` are taken out, since no recogniser writes them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from train.corpora import Item, known, table
+
+NAME = "GoEmotions"
+LICENCE = "Apache-2.0"
+CITATION = "Demszky et al., GoEmotions: A Dataset of Fine-Grained Emotions, ACL 2020"
+_PLACEHOLDER = re.compile(r"\[(NAME|RELIGION)\]")
+
+
+def load(folder: Path) -> list[Item]:
+    items = []
+    for file, split in (("train.parquet", "train"), ("dev.parquet", "val")):
+        rows = table(folder / file, ("text", "labels"))
+        for text, labels in zip(rows["text"], rows["labels"], strict=True):
+            if len(labels) == 1:
+                items.append(Item(_PLACEHOLDER.sub(" ", text), known(labels[0], folder / file), split))
+    return items

@@ -1,0 +1,31 @@
+"""What `python -m train fit` makes: sizes and lengths of training, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preset:
+    audio_copies: int  # augmented copies of each recording
+    face_epochs: int
+    face_copies: int  # jittered crops of each still, half of them mirrored
+    word_epochs: int
+    word_buckets: int  # rows of the table; × word_dim × 2 bytes is its size in the bundle
+    word_dim: int
+    fusion_steps: int
+    attention: str
+
+
+PRESETS = {
+    # half an hour on one core of 2024, most of it the face encoder and the augmented recordings
+    "ekman7": Preset(
+        audio_copies=4, face_epochs=14, face_copies=4, word_epochs=5, word_buckets=32_768, word_dim=48,
+        fusion_steps=3000, attention="self",
+    ),
+    # seconds on a hundred items: shows that everything fits together, learns nothing of use
+    "tiny": Preset(
+        audio_copies=1, face_epochs=1, face_copies=2, word_epochs=1, word_buckets=512, word_dim=16, fusion_steps=20,
+        attention="self",
+    ),
+}  # fmt: skip

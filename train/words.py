@@ -1,0 +1,117 @@
+"""Word vectors: a hashed table of words and character n-grams, trained together with a reader that classifies lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stream.features.words import WordVectors, rows_of, tokens
+from train.corpora import LABELS
+from train.features import Ragged
+from train.model import build
+
+MAX_WORDS = 64  # rows of the text window
+VERSION = 1  # raise this number when the training changes: tables kept from before are then not used
+
+
+class Vocabulary:
+    """Words as numbers, and the table rows of each."""
+
+    def __init__(self, texts: Sequence[str], buckets: int) -> None:
+        self.number: dict[str, int] = {}
+        for text in texts:
+            for token in tokens(text):
+                self.number.setdefault(token, len(self.number))
+        self.words = list(self.number)
+        rows = Ragged.of([np.array(rows_of(word, buckets), np.int64) for word in self.words])
+        self.rows, self.starts = rows.rows, rows.starts
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def lines(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Each text as word numbers, (n,) int64, at most ``MAX_WORDS``; a text without a word is empty."""
+        return [np.array([self.number[t] for t in tokens(text)][:MAX_WORDS], np.int64) for text in texts]
+
+    def bags(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the given words end to end, and where each word's begin: what ``nn.EmbeddingBag`` takes."""
+        counts = self.starts[numbers + 1] - self.starts[numbers]
+        offsets = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        index = np.arange(counts.sum()) - np.repeat(offsets, counts) + np.repeat(self.starts[numbers], counts)
+        return self.rows[index], offsets
+
+
+class WordNet(nn.Module):
+    """The table and the text branch of the fusion model as its reader."""
+
+    def __init__(self, buckets: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(buckets, dim, mode="mean")
+        nn.init.normal_(self.table.weight, std=0.5)
+        self.reader = build("self", modalities=("text",), dims={"text": dim})
+
+    def forward(self, rows: Tensor, offsets: Tensor, numbers: Tensor, length: Tensor) -> Tensor:
+        """``rows``, ``offsets``: bags of the batch's distinct words; ``numbers`` (B, T): which of them stands where."""
+        vectors = self.table(rows, offsets)  # (distinct words, D)
+        return self.reader(text=vectors[numbers], text_len=length)  # (B, T, D) → (B, labels)
+
+
+def train(
+    texts: Sequence[str],
+    labels: np.ndarray,
+    buckets: int,
+    dim: int,
+    epochs: int,
+    seed: int,
+    step_done: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    batch: int = 128,
+    drop_word: float = 0.1,
+) -> WordVectors:
+    """Train on texts and (N,) int64 labels; returns the table as float16.
+
+    ``drop_word`` of the words are left out at random: a recogniser misses some.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    vocabulary = Vocabulary(texts, buckets)
+    lines = vocabulary.lines(texts)
+    usable = np.array([i for i, line in enumerate(lines) if len(line)])
+    net = WordNet(buckets, dim)
+    count = np.bincount(labels, minlength=len(LABELS)).clip(1)
+    weight = torch.tensor(count**-0.5 / (count**-0.5).mean(), dtype=torch.float32)
+    optimiser = torch.optim.AdamW(
+        [{"params": net.table.parameters(), "lr": 4e-3, "weight_decay": 0.0},
+         {"params": net.reader.parameters(), "lr": 2e-3, "weight_decay": 1e-2}]
+    )  # fmt: skip
+    steps = max(1, len(usable) // batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [4e-3, 2e-3], total_steps=epochs * steps + 1, pct_start=0.15)
+    net.train()
+    for epoch in range(epochs):
+        order = rng.permutation(usable)
+        # lines of like length together, a few batches at a time, so that little is padding
+        groups = np.array_split(order, max(1, steps // 16))
+        order = np.concatenate([sorted(group, key=lambda i: len(lines[i])) for group in groups])
+        batches = np.array_split(order, steps)
+        for step, at in enumerate(rng.permutation(steps)):
+            chosen = batches[at]
+            kept = []
+            for i in chosen:
+                keep = lines[i][rng.random(len(lines[i])) >= drop_word]
+                kept.append(keep if len(keep) else lines[i][:1])
+            distinct, inverse = np.unique(np.concatenate(kept), return_inverse=True)
+            length = np.array([len(line) for line in kept])
+            numbers = np.zeros((len(kept), length.max()), np.int64)
+            numbers[np.arange(length.max()) < length[:, None]] = inverse
+            rows, offsets = vocabulary.bags(distinct)
+            logits = net(*map(torch.from_numpy, (rows, offsets, numbers, length)))
+            loss = F.cross_entropy(logits, torch.from_numpy(labels[chosen]), weight=weight, label_smoothing=0.05)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            step_done(epoch * steps + step + 1, epochs * steps, loss.item())
+    return WordVectors(net.table.weight.detach().numpy().astype(np.float16))
