@@ -18,7 +18,7 @@ import msgspec
 import zmq
 
 from stream.clock import Clock
-from stream.messages import Codec, Emotion, Face, Message, Mfcc, Pcm, encode_emotion
+from stream.messages import Codec, Emotion, End, Face, Message, Mfcc, Pcm, encode_emotion
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ def bind(socket: zmq.Socket, endpoint: str) -> None:
         hint = ""
         if error.errno == zmq.EADDRINUSE:
             hint = "; another program (another stream-run?) has it; choose another with --set bus.emotion=tcp://…"
-        raise BusError(f"{endpoint}: cannot be bound ({error.strerror or error}){hint}") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise BusError(f"{endpoint}: cannot be bound ({reason}){hint}") from error
 
 
 def _take_subscriptions(socket: zmq.Socket, subscribed: set[str]) -> None:
@@ -92,6 +93,11 @@ class Publisher:
         """Whether each topic has been subscribed to by now."""
         _take_subscriptions(self._socket, self._subscribed)
         return self._subscribed >= set(topics)
+
+    def was_heard(self, topics: Iterable[str]) -> bool:
+        """Whether nobody subscribes to these topics any more: an inbox leaves a topic when its End has come."""
+        _take_subscriptions(self._socket, self._subscribed)
+        return not self._subscribed & set(topics)
 
     def send(self, message: Message) -> bool:
         """Number, time-stamp and send a message. False if a subscriber had no room for ``SEND_TIMEOUT_MS``; the
@@ -175,13 +181,17 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def receive(self, timeout_ms: float) -> Message | None:
+    def receive(self, timeout_ms: int) -> Message | None:
         """The next message, or None after ``timeout_ms``."""
         if not self._lossless or not self._queue:
             self._fill(0 if self._queue else timeout_ms)
         return self._queue.popleft()[1] if self._queue else None
 
-    def _fill(self, timeout_ms: float) -> None:
+    def wait(self, timeout_ms: int) -> None:
+        """Wait until something came or ``timeout_ms`` have passed; leaves it where it is."""
+        self._poller.poll(timeout_ms)
+
+    def _fill(self, timeout_ms: int) -> None:
         ready = {socket for socket, _ in self._poller.poll(timeout_ms)}
         for endpoint, socket in self._sockets.items():
             if socket not in ready:
@@ -209,6 +219,8 @@ class Inbox:
             log.warning("%s: %d messages missed", topic, message.seq - expected)
         self._next[endpoint, topic] = message.seq + 1
         self._queue.append((topic, message))
+        if isinstance(message, End):
+            self._sockets[endpoint].unsubscribe(topic)
 
     def _drop_oldest(self) -> None:
         for i, (topic, message) in enumerate(self._queue):

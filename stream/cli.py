@@ -183,11 +183,15 @@ def label() -> int:
             task = progress.add_task("labelling", total=len(given.files))
             for path in given.files:
                 progress.update(task, description=path.name)
+                found = 0
                 try:
                     for emotion in labeller.label(path):
+                        found += 1
                         if out is not None:
                             out.write(encode_emotion(emotion) + b"\n")
                         print(plain_line(emotion), flush=True)
+                    if not found:
+                        print(f"note: {path}: no utterance in it", file=sys.stderr)
                 except SourceError as error:
                     failed += 1
                     print(f"error: {error}", file=sys.stderr)

@@ -172,9 +172,6 @@ class Codec:
             raise msgspec.ValidationError(f"not an array of this message ({error})") from error
 
 
-SCHEMA = "emostream/1"
-
-
 class Evidence(msgspec.Struct):
     """What one modality gave: ``frames`` (MFCC frames, faces, words) that went into the network; ``coverage``, the
     part of the time that they cover, in [0, 1]; ``contribution``, by how much the label's probability drops when the
@@ -205,7 +202,7 @@ class Emotion(msgspec.Struct, kw_only=True):
     ``captured_ns`` and ``published_ns`` are Unix time. ``latency_ms`` is null where there is no live capture to
     measure from: running estimates, and files read as fast as possible."""
 
-    schema: Literal["emostream/1"] = SCHEMA
+    schema: Literal["emostream/1"] = "emostream/1"
     kind: Literal["utterance", "window"]
     stream: str
     seq: int

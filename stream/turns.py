@@ -23,7 +23,7 @@ class FaceTurns:
     def push(self, face: Face, received_ns: int) -> list[Speech]:
         self._last = face
         bounds = self._endpointer.push(1.0 if face.found else 0.0, face.media_start_ns, self._length_ns)
-        return [self._event(bound, received_ns) for bound in bounds or [self._endpointer.so_far()]]
+        return [self._event(bound, received_ns) for bound in (bounds or (self._endpointer.so_far(),))]
 
     def finish(self, received_ns: int) -> list[Speech]:
         """No more frames: ends the turn that is open."""

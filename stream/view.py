@@ -76,7 +76,6 @@ class LiveView:
         self._labels: deque[Emotion] = deque(maxlen=8)
         self._health: dict[str, Health] = {}
         self._cpu: dict[str, float] = {}
-        self._logs: deque[Text] = deque(maxlen=4)
         self._live = Live(console=console, refresh_per_second=10, transient=True, get_renderable=self._render)
         self._live.start()
 

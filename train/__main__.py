@@ -57,9 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             task = progress.add_task(name, total=None, loss="")
 
             def step_done(done: int, total: int, loss: float | None = None) -> None:
-                progress.update(
-                    task, completed=done, total=total, loss="" if loss is None else f"loss {loss:.3f}"
-                )
+                progress.update(task, completed=done, total=total, loss="" if loss is None else f"loss {loss:.3f}")
 
             return step_done
 
@@ -71,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
             console.print(f"[red]error:[/red] {error}", soft_wrap=True)
             return 1
     for name, figures in manifest.metrics["validation"].items():
-        print(f"{name:<28}", *(f"{key} {figures[key]}" for key in ("items", "accuracy", "balanced_accuracy", "macro_f1")))
+        shown = (f"{key} {figures[key]}" for key in ("items", "accuracy", "balanced_accuracy", "macro_f1"))
+        print(f"{name:<34}", *shown)
     print(f"bundle: {folder}")
     return 0
 

@@ -25,7 +25,9 @@ class ExportError(RuntimeError):
     """An exported graph does not give what the torch module gives."""
 
 
-def _export(module: torch.nn.Module, args: tuple, path: Path, inputs: list[str], outputs: list[str], axes: dict) -> None:
+def _export(
+    module: torch.nn.Module, args: tuple, path: Path, inputs: list[str], outputs: list[str], axes: dict
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it announces its own retirement and each traced shape
         torch.onnx.export(
@@ -105,7 +107,8 @@ def export_face(net: FaceNet, path: Path) -> float:
     for n in (1, 2, 7):
         crops = rng.integers(0, 256, (n, 48, 48), np.uint8)
         crops[0] = 128  # a flat crop has no contrast to divide by
-        worst = max(worst, float(np.abs(graph.run({"crops": crops})["vectors"] - net(torch.from_numpy(crops)).numpy()).max()))
+        want = net(torch.from_numpy(crops)).numpy()
+        worst = max(worst, float(np.abs(graph.run({"crops": crops})["vectors"] - want).max()))
     if not worst <= TOLERANCE:
         raise ExportError(f"{path}: differs from the torch network by {worst:.2g}, more than {TOLERANCE:.0e}")
     return worst

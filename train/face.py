@@ -90,9 +90,9 @@ def jitter(crops: np.ndarray, rng: np.random.Generator, strong: bool = True) -> 
 
 
 @torch.inference_mode()
-def encode(net: FaceNet, crops: np.ndarray, batch: int = 512) -> np.ndarray:
+def encode(net: FaceNet, crops: np.ndarray, batch: int = 64) -> np.ndarray:
     """(N, 48, 48) uint8 → (N, 128) float32."""
-    net.eval()
+    net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
     return np.concatenate([net(torch.from_numpy(crops[i : i + batch])).numpy() for i in range(0, len(crops), batch)])
 
 
@@ -120,7 +120,7 @@ def train(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    net = FaceNet().to(memory_format=torch.channels_last)
+    net = FaceNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     count = np.bincount(labels, minlength=len(LABELS)).clip(1)
     draw = (count**-0.5)[labels]
     draw /= draw.sum()

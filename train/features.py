@@ -40,9 +40,7 @@ def fingerprint(items: Sequence[Item], labels: bool) -> str:
     return digest.hexdigest()
 
 
-def cached(
-    cache: Path, kind: str, settings: dict, make: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
+def cached(cache: Path, kind: str, settings: dict, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Arrays made by ``make``, or those it made from the same ``settings`` before."""
     text = json.dumps(settings, sort_keys=True, indent=1)
     folder = cache / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -127,9 +125,9 @@ def augment(samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
     hz = np.fft.rfftfreq(n, 1 / mfcc.RATE_HZ)
     colour_db = np.interp(hz, [0, 150, 500, 1500, 4000, 8000], rng.normal(0, 4, 6))
     x = np.fft.irfft(spectrum * 10 ** (colour_db / 20), n)[: len(x)]
-    noise = np.fft.rfft(rng.normal(0, 1, len(x)))
-    noise[1:] /= np.arange(1, len(noise)) ** rng.uniform(0, 0.6)  # white to nearly pink
-    noise = np.fft.irfft(noise, len(x))
+    hiss = np.fft.rfft(rng.normal(0, 1, len(x)))
+    hiss[1:] /= np.arange(1, len(hiss)) ** rng.uniform(0, 0.6)  # white to nearly pink
+    noise = np.fft.irfft(hiss, len(x))
     loud = np.sqrt((x**2).mean()) + 1e-9
     x = x + noise * loud / np.sqrt((noise**2).mean()) * 10 ** (-rng.uniform(5, 35) / 20)
     peak_db = rng.uniform(-30, 0)

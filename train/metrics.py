@@ -29,5 +29,5 @@ def calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 
     """Expected calibration error (Guo et al., ICML 2017, equation 3) over equal bins of confidence."""
     confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
     where = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(right[where == b].mean() - confidence[where == b].mean()) * (where == b).mean() for b in np.unique(where)]
-    return float(sum(gaps))
+    inside = [where == b for b in np.unique(where)]
+    return float(sum(abs(right[i].mean() - confidence[i].mean()) * i.mean() for i in inside))

@@ -26,7 +26,7 @@ MODALITIES = ("audio", "video", "text")
 # Audio rows come every 10 ms: with stride 4 the GRU sees one each 40 ms.
 DIMS = {"audio": 120, "video": 128, "text": 48}
 CONVOLUTION: dict[str, tuple[int, int] | None] = {"audio": (5, 4), "video": (3, 1), "text": None}
-_MASKED = -1e4  # attention score of a masked key: finite, so that a row without any key stays finite, also in half precision
+_MASKED = -1e4  # score of a masked key: finite, so that a row without any key stays finite, in half precision too
 
 
 def valid(length: Tensor, rows: int) -> Tensor:
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         zero = torch.zeros((), dtype=x.dtype, device=x.device)
         x = torch.where(valid(length, x.shape[1])[..., None], (x - self.mean) / self.std, zero)  # (B, T, D)
         x = self.dropout(x)
-        if self.conv is not None:  # its own padding at the edges is zeros too, so a clip's end looks the same either way
+        if self.conv is not None:  # it pads its edges with zeros too, so every clip ends the same way
             x = F.relu(self.conv(x.transpose(1, 2))).transpose(1, 2)  # (B, T', W)
             length = (length + self.stride - 1) // self.stride
         start = torch.zeros(1, x.shape[0], self.ahead.hidden_size, dtype=x.dtype, device=x.device)
@@ -129,7 +129,14 @@ class Fusion(nn.Module):
     """See ``build``. One vector per entry of ``pairs``, (target, source): a modality with itself is self-attention."""
 
     def __init__(
-        self, attention: str, dims: Mapping[str, int], pooling: bool, labels: int, hidden: int, heads: int, dropout: float
+        self,
+        attention: str,
+        dims: Mapping[str, int],
+        pooling: bool,
+        labels: int,
+        hidden: int,
+        heads: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         width = 2 * hidden
@@ -182,7 +189,7 @@ class Fusion(nn.Module):
                 vectors.append(time_mean(states[m], length[m]))  # (B, W)
                 present.append(here[m] & (others == 1) if self.attention == "cross" else here[m])
         stacked, mask = torch.stack(vectors, dim=1), torch.stack(present, dim=1)  # (B, N, W), (B, N)
-        pooled = statistics(stacked, mask) if self.pooling else (stacked * mask[..., None]).flatten(1)  # (B, 2 W or N W)
+        pooled = statistics(stacked, mask) if self.pooling else (stacked * mask[..., None]).flatten(1)  # (B, 2W or NW)
         return self.classifier(self.dropout(F.relu(self.hidden_layer(self.dropout(pooled)))))  # (B, labels)
 
 
@@ -205,6 +212,6 @@ def build(
     """
     if attention not in ATTENTION:
         raise ValueError(f"attention {attention!r} is unknown; choose one of: {', '.join(ATTENTION)}")
-    if not modalities or (unknown := set(modalities) - set(MODALITIES)):
+    if not modalities or set(modalities) - set(MODALITIES):
         raise ValueError(f"modalities {list(modalities)} must be some of: {', '.join(MODALITIES)}")
     return Fusion(attention, {m: dims[m] for m in modalities}, pooling, labels, hidden, heads, dropout)

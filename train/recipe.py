@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from train import export, face, features, words
 from train.corpora import LABELS, Item, emodb, fer2013, goemotions, meld, of, ravdess
 from train.features import cached, fingerprint
 from train.fit import MAX_ROWS, SUBSETS, Faces, Lines, Pool, Sounds, calibrate, fit, logits_of, paired, report
-from train.model import DIMS
 from train.presets import PRESETS, Preset
 
 FPS = 10  # face vectors a second that training assumes
@@ -33,7 +31,9 @@ def numbers(items: list[Item]) -> np.ndarray:
     return np.array([LABELS.index(item.label) for item in items], np.int64)
 
 
-def make_sounds(items: list[Item], preset: Preset, cache: Path, seed: int, stage: Stage) -> Callable[[list[Item]], Sounds]:
+def make_sounds(
+    items: list[Item], preset: Preset, cache: Path, seed: int, stage: Stage
+) -> Callable[[list[Item]], Sounds]:
     """Extract (or load) the recordings' features; returns what makes a pool of some of them."""
     extracted = features.audio(items, preset.audio_copies, cache, seed, stage("audio features"))
     place = {item.content: i for i, item in enumerate(items)}
@@ -65,7 +65,7 @@ def make_faces(
     def make_vectors() -> dict[str, np.ndarray]:
         rng = np.random.default_rng(seed)
         step_done = stage("face vectors")
-        out = {}
+        out: dict[str, np.ndarray] = {}
         for split, plain in crops.items():
             copies = []
             for k in range(preset.face_copies):
@@ -110,17 +110,21 @@ def make_words(
     return table, pool
 
 
-def halves(pool: Pool, drawn: np.ndarray) -> np.ndarray:
-    """Which of the drawn items belong to the half that the calibration is fitted on: the first half of the pool."""
-    return drawn < len(pool.labels) / 2
+def for_fitting(m: str, pool: Pool, drawn: np.ndarray) -> np.ndarray:
+    """Which of the drawn held-out items the calibration is fitted on; it is judged on the others.
+
+    Clips are ordered by actor and the first half is taken, so that no voice is in both; elsewhere every other item.
+    """
+    return drawn < len(pool.labels) / 2 if m == "audio" else drawn % 2 == 0
 
 
-def make_bundle(preset_name: str, data: Path, out: Path | None, cache: Path, seed: int, stage: Stage) -> tuple[Manifest, Path]:
+def make_bundle(
+    preset_name: str, data: Path, out: Path | None, cache: Path, seed: int, stage: Stage
+) -> tuple[Manifest, Path]:
     """Train a preset on the corpora below ``data`` and write the bundle; returns its manifest and its folder.
 
     Raises CorpusError, ModelError or ExportError.
     """
-    began = time.monotonic()
     preset = PRESETS[preset_name]
     out = out or Path("bundles") / preset_name
     clips, german = ravdess.load(data / "ravdess"), emodb.load(data / "emodb")
@@ -132,11 +136,12 @@ def make_bundle(preset_name: str, data: Path, out: Path | None, cache: Path, see
     table, texts = make_words(comments + lines, preset, cache, seed, stage)
 
     training: dict[str, Pool] = {
-        "audio": sounds(of(clips + german, "train")), "video": faces["train"], "text": texts(of(comments + lines, "train")),
-    }  # fmt: skip
+        "audio": sounds(of(clips + german, "train")),
+        "video": faces["train"],
+        "text": texts(of(comments + lines, "train")),
+    }
     model = fit(training, preset.fusion_steps, seed, preset.attention, step_done=stage("fusion"))
 
-    # by actor, so that the calibration's first half and its second share no speaker
     held_out: dict[str, Pool] = {
         "audio": sounds(sorted(of(clips, "val"), key=lambda item: item.speaker)), "video": faces["val"],
         "text": texts(of(comments, "val")),
@@ -153,13 +158,13 @@ def make_bundle(preset_name: str, data: Path, out: Path | None, cache: Path, see
         logits = logits_of(model, held_out, drawn)
         figures["+".join(subset) + ("" if len(subset) == 1 else " (label-paired)")] = report(truth, logits)
         if len(subset) != 2:
-            first = np.stack([halves(held_out[m], at) for m, at in drawn.items()])
+            first = np.stack([for_fitting(m, held_out[m], at) for m, at in drawn.items()])
             fitted.append((logits[first.all(0)], truth[first.all(0)]))
             judged.append((logits[(~first).all(0)], truth[(~first).all(0)]))
     for name, m, items in (("audio, EmoDB", "audio", of(german, "val")), ("text, MELD", "text", of(lines, "val"))):
         pool: Pool = sounds(items) if m == "audio" else texts(items)
         if len(pool.labels):
-            figures[name] = report(pool.labels, logits_of(model, {m: pool}, {m: range(len(pool.labels))}))
+            figures[name] = report(pool.labels, logits_of(model, {m: pool}, {m: np.arange(len(pool.labels))}))
     calibration = calibrate(fitted, judged)
 
     out.mkdir(parents=True, exist_ok=True)
@@ -173,7 +178,9 @@ def make_bundle(preset_name: str, data: Path, out: Path | None, cache: Path, see
         labels=list(LABELS),
         audio=Modality(mfcc.DIM, MAX_ROWS["audio"], mfcc.SETTINGS),
         video=Modality(face.DIM, MAX_ROWS["video"], {**live_face.SETTINGS, "fps": FPS}),
-        text=Modality(table.dim, MAX_ROWS["text"], {"buckets": len(table.table), "min_n": table.min_n, "max_n": table.max_n}),
+        text=Modality(
+            table.dim, MAX_ROWS["text"], {"buckets": len(table.table), "min_n": table.min_n, "max_n": table.max_n}
+        ),
         temperature=calibration.temperature,
         uncertain_below=calibration.uncertain_below,
         training={
@@ -198,13 +205,15 @@ def make_bundle(preset_name: str, data: Path, out: Path | None, cache: Path, see
             "selection": "no epoch or model was chosen on the held-out data: the model is that of the last step. The "
             "preset's sizes were set by hand with these figures in view.",
             "export_difference": {name: float(f"{value:.2g}") for name, value in worst.items()},
-            "seconds": round(time.monotonic() - began),  # less where kept features and parts were used
         },
         corpora=[
             Corpus(module.NAME, used, len(of(items, "train")), module.LICENCE, module.CITATION)
             for module, items, used in (
-                (ravdess, clips, "audio"), (emodb, german, "audio"), (fer2013, stills, "video"),
-                (goemotions, comments, "text"), (meld, lines, "text"),
+                (ravdess, clips, "audio"),
+                (emodb, german, "audio"),
+                (fer2013, stills, "video"),
+                (goemotions, comments, "text"),
+                (meld, lines, "text"),
             )
         ],
         licence="Research use, non-commercial: the weights derive from RAVDESS (CC BY-NC-SA 4.0) and from FER2013 and "
@@ -214,24 +223,23 @@ def make_bundle(preset_name: str, data: Path, out: Path | None, cache: Path, see
             "validation": figures,
             "face_encoder_alone": face_own,
             "calibration": {
-                "fitted_on": "the first half of the held-out items (RAVDESS actors 17 and 18, half of FER2013 val and of "
-                "GoEmotions dev): each modality alone and the three label-paired, of equal weight; so these data are "
-                "not untouched by the probabilities, though they are by the labels given",
+                "fitted_on": "half of the held-out items (RAVDESS actors 17 and 18, half of FER2013 val and "
+                "of GoEmotions dev): each modality alone and the three label-paired, of equal weight. Probabilities on "
+                "these items are therefore not fresh; the label given does not depend on the temperature",
                 "expected_error_before": calibration.error_before,
                 "expected_error_after": calibration.error_after,
-                "errors_judged_on": "the second half; mean over the same four kinds of input",
-                "uncertain_below": "the probability that a fifth of the first half's answers stay below",
+                "errors_judged_on": "the other half; mean over the same four kinds of input",
+                "uncertain_below": "the probability that a fifth of the answers on that half stay below",
             },
         },
         versions={
-            "python": platform.python_version(), "torch": torch.__version__, "onnx": onnx.__version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "onnx": onnx.__version__,
             "numpy": np.__version__,
-        },  # fmt: skip
+        },
         files={},
     )
     write_manifest(out, manifest)
     open_bundle(out)
     return manifest, out
-
-
-assert DIMS["audio"] == mfcc.DIM and DIMS["video"] == face.DIM

@@ -88,7 +88,8 @@ def train(
          {"params": net.reader.parameters(), "lr": 2e-3, "weight_decay": 1e-2}]
     )  # fmt: skip
     steps = max(1, len(usable) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [4e-3, 2e-3], total_steps=epochs * steps + 1, pct_start=0.15)
+    total = epochs * steps + 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [4e-3, 2e-3], total_steps=total, pct_start=0.15)
     net.train()
     for epoch in range(epochs):
         order = rng.permutation(usable)

@@ -45,7 +45,10 @@ class Detection:
         return w * h / (self.area + other.area - w * h)
 
     def scaled(self, by: float) -> Detection:
-        eyes = self.eyes and tuple((x * by, y * by) for x, y in self.eyes)
+        eyes = None
+        if self.eyes is not None:
+            (lx, ly), (rx, ry) = self.eyes
+            eyes = ((lx * by, ly * by), (rx * by, ry * by))
         return replace(self, x=self.x * by, y=self.y * by, width=self.width * by, height=self.height * by, eyes=eyes)
 
 
@@ -84,7 +87,7 @@ class HaarCascade:
     name = "haar"
 
     def __init__(self) -> None:
-        self._cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
+        self._cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")  # type: ignore[attr-defined]
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         gray = cv2.equalizeHist(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))

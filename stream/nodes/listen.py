@@ -45,3 +45,4 @@ def main(shell: Shell) -> None:
     shell.send_last(
         End(stream=spec.stream, media_start_ns=0, media_end_ns=0, captured_ns=0, of="speech", reason=reason)
     )
+    shell.wait_until_heard([f"speech.{spec.stream}"])

@@ -172,6 +172,13 @@ class Shell:
             if self.publisher.send(message):
                 return
 
+    def wait_until_heard(self, topics: Iterable[str]) -> None:
+        """After the last message on ``topics``: stay until all subscribers have it, or what they have not taken yet
+        would be lost. When stopping, no longer than the others wait."""
+        while not self.publisher.was_heard(topics) and not self.stopping_for(1.0):
+            self.tick()
+            self._control.wait(10)
+
     def close(self) -> None:
         self._state = "done"
         self.tick()

@@ -43,52 +43,47 @@ def decode(
     ``media_ns_of`` maps a time stamp in seconds on the container's clock to media time. Damaged packets are skipped
     and counted in the log. Raises FFmpegError where reading itself fails, or nothing can be decoded.
     """
-    tracks = []
+    tracks: list[av.AudioStream | av.VideoStream] = []
     for medium in sorted(media):
-        found = next(iter(container.streams.get(**{medium: 0})), None) if _count(container, medium) else None
-        if found is None or not found.codec_context:
+        found: tuple = container.streams.audio if medium == "audio" else container.streams.video
+        if not found:
             yield NoTrack(medium)
-        else:
-            tracks.append(found)
-            if medium == "video":
-                found.thread_type = "AUTO"
-                found.codec_context.thread_count = 1
+            continue
+        tracks.append(found[0])
+    for track in tracks:
+        track.codec_context.thread_count = 1  # several processes share the cores
     if not tracks:
         return
     sampler = Sampler(fps)
-    next_audio: float | None = None  # where the next chunk begins if it has no time stamp of its own
-    bad = bad_in_row = 0
+    next_audio_s = 0.0  # where the next chunk begins if it has no time stamp of its own
+    damaged = in_row = 0
     good = False
     for packet in container.demux(tracks):
         try:
             frames = packet.decode()
-            bad_in_row = 0
         except FFmpegError as error:
-            bad += 1
-            bad_in_row += 1
-            if bad_in_row > _MAX_BAD_PACKETS and not good:
+            damaged += 1
+            in_row += 1
+            if in_row > _MAX_BAD_PACKETS and not good:
                 raise
-            if bad == 1:
+            if damaged == 1:
                 log.warning("%s: damaged data skipped (%s)", name, error.strerror)
             continue
+        in_row = 0
         for frame in frames:
             good = True
-            if isinstance(frame, av.VideoFrame):
-                if frame.time is None:
-                    continue
+            if isinstance(frame, av.AudioFrame):
+                seconds = frame.time if frame.time is not None else next_audio_s
+                next_audio_s = seconds + frame.samples / frame.sample_rate
+                damaged += frame.is_corrupt
+                yield AudioChunk(_samples(frame), frame.sample_rate, media_ns_of(seconds))
+            elif isinstance(frame, av.VideoFrame) and frame.time is not None:
+                damaged += frame.is_corrupt
                 media_ns = media_ns_of(frame.time)
                 if sampler.wants(media_ns):
                     yield VideoFrame(_image(frame), media_ns)
-            else:
-                seconds = frame.time if frame.time is not None else next_audio or 0.0
-                next_audio = seconds + frame.samples / frame.sample_rate
-                yield AudioChunk(_samples(frame), frame.sample_rate, media_ns_of(seconds))
-    if bad:
-        log.warning("%s: %d damaged packets skipped in all", name, bad)
-
-
-def _count(container: av.container.InputContainer, medium: str) -> int:
-    return len(getattr(container.streams, medium))
+    if damaged:
+        log.warning("%s: %d packets or frames were damaged", name, damaged)
 
 
 _SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0, "flt": 1.0, "dbl": 1.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from av.error import FFmpegError
 
 from stream.sources.decode import decode
 from stream.sources.items import AudioChunk, NoTrack, SourceError, VideoFrame
+
+log = logging.getLogger(__name__)
 
 
 class FileSource:
@@ -41,10 +44,20 @@ class FileSource:
         container = self._container
         assert container is not None
         start_s = (container.start_time or 0) / av.time_base
+        last_ns = dict.fromkeys(self._media & self.tracks(), 0)
         try:
-            yield from decode(container, self._media, self._fps, lambda t: round((t - start_s) * 1e9), self.name)
+            for item in decode(container, self._media, self._fps, lambda t: round((t - start_s) * 1e9), self.name):
+                if not isinstance(item, NoTrack):
+                    last_ns["audio" if isinstance(item, AudioChunk) else "video"] = item.media_end_ns
+                yield item
         except FFmpegError as error:
             raise SourceError(f"{self._path}: damaged, reading ended early ({error.strerror})") from error
+        if last_ns.get("audio") == 0:
+            log.warning("%s: its audio track is empty", self.name)
+        length_s = (container.duration or 0) / av.time_base
+        known_s = max(last_ns.values(), default=0) / 1e9
+        if known_s < length_s - max(0.5, 0.1 * length_s):
+            log.warning("%s: ended after %.1f of its %.1f s; it is cut short or damaged", self.name, known_s, length_s)
 
     def close(self) -> None:
         if self._container is not None:

@@ -1,0 +1,53 @@
+"""Fixtures for all tests, and the surroundings in which they give the same results on any machine."""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when numpy is imported
+    os.environ[_name] = "1"
+os.environ.pop("EMOSTREAM_MODELS", None)
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from engines.bundle import Bundle, open_bundle
+from stream.classifier import Classifier
+from stream.nodes.listen import load_vad
+from stream.speech.vad import SileroVad
+from tests import media
+
+cv2.setNumThreads(1)
+settings.register_profile("tests", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_models_of_this_user(tmp_path_factory: pytest.TempPathFactory):
+    """Models that the user happens to have downloaded must not change what a test sees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def speech_samples() -> np.ndarray:
+    """4 s of the demo: (64000,) int16 at 16 kHz, speech from 0.5 to 3.0 s."""
+    return media.speech_samples(4.0)
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    return open_bundle("ekman7")
+
+
+@pytest.fixture(scope="session")
+def classifier(bundle: Bundle) -> Classifier:
+    return Classifier(bundle, "onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def vad() -> SileroVad:
+    return load_vad()

@@ -1,0 +1,416 @@
+"""stream/bus.py"""
+
+from __future__ import annotations
+
+import json
+import stat
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.bus import BusError, EmotionPublisher, Inbox, Publisher, bind, ipc, make_run_dir
+from stream.clock import VirtualClock
+from stream.messages import Codec, Emotion, End, Message, Pcm, Speech
+
+_AT = {"stream": "a", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
+TOPICS = ["pcm.a", "speech.a"]
+
+
+@pytest.fixture
+def short_path():
+    """Sockets' paths are short; pytest's own folders are not."""
+    with tempfile.TemporaryDirectory(prefix="e") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def context():
+    context = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+def _pcm(n: int = 0) -> Pcm:
+    return Pcm(**_AT, samples=np.full(4, n, np.int16))
+
+
+def _said(n: int = 0) -> Speech:
+    return Speech(**_AT, event="words", utterance=n)
+
+
+def _end(of: str = "pcm") -> End:
+    return End(**_AT, of=of, reason="over")  # type: ignore[arg-type]
+
+
+def _until(condition, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.001)
+
+
+def _join(context, endpoint="inproc://node", *, queue=1000, capacity=1000, lossless=False, topics=TOPICS, clock=None):
+    """A publisher and an inbox that has subscribed to it."""
+    publisher = Publisher(context, endpoint, clock or VirtualClock(), queue, lossless)
+    inbox = Inbox(context, capacity, lossless)
+    inbox.connect(endpoint, topics)
+    _until(lambda: publisher.has_subscribers(topics))
+    return publisher, inbox
+
+
+def _all(inbox: Inbox, timeout_ms: float = 50) -> list[Message]:
+    """Everything that is there."""
+    return list(iter(lambda: inbox.receive(timeout_ms), None))
+
+
+# Numbers and gaps
+
+
+def test_each_topic_is_numbered_without_gaps_and_stamped(short_path, context):
+    clock = VirtualClock(1000)
+    publisher, inbox = _join(context, ipc(short_path, "audio.a"), clock=clock)
+    for n in range(20):
+        assert publisher.send(_pcm(n))
+        if n % 3 == 0:
+            assert publisher.send(_said(n))
+        clock.advance_ns(1)
+    received = _all(inbox)
+    sounds = [message for message in received if isinstance(message, Pcm)]
+    said = [message for message in received if isinstance(message, Speech)]
+    assert [message.seq for message in sounds] == list(range(20))
+    assert [message.seq for message in said] == list(range(7))
+    assert [message.sent_ns for message in sounds] == list(range(1000, 1020))
+    assert [message.samples.tolist() for message in sounds] == [[n] * 4 for n in range(20)]
+    assert not inbox.missed and not inbox.dropped
+
+
+def test_only_what_was_subscribed_to_comes(context):
+    publisher, inbox = _join(context, topics=["speech.a"])
+    publisher.send(_pcm())
+    publisher.send(_said())
+    assert [type(message) for message in _all(inbox)] == [Speech]
+
+
+def _raw(context) -> tuple[zmq.Socket, Inbox]:
+    """A socket to send anything on, and an inbox."""
+    socket = context.socket(zmq.XPUB)
+    socket.bind("inproc://raw")
+    inbox = Inbox(context, 1000, False)
+    inbox.connect("inproc://raw", TOPICS)
+    for _ in TOPICS:
+        assert socket.poll(5000)
+        socket.recv()
+    return socket, inbox
+
+
+def _send_numbered(socket: zmq.Socket, seqs: list[int]) -> None:
+    for seq in seqs:
+        message = _pcm()
+        message.seq = seq
+        socket.send_multipart([b"pcm.a", *Codec().encode(message)])
+
+
+@pytest.mark.parametrize(
+    ("seqs", "missed"),
+    [
+        ([0, 1, 2, 3], 0),
+        ([0, 1, 4, 5], 2),
+        ([0, 2, 4, 10], 7),
+        ([7, 8], 0),  # came late: what was before is not missed
+        ([5, 6, 0, 1], 0),  # the publisher was started again
+        ([5, 6, 0, 3], 2),
+    ],
+)
+def test_gaps_are_counted_and_nothing_else_is_lost(context, seqs, missed):
+    socket, inbox = _raw(context)
+    _send_numbered(socket, seqs)
+    assert [message.seq for message in _all(inbox)] == seqs
+    assert inbox.missed["pcm.a"] == missed
+
+
+def test_what_a_full_queue_loses_is_seen_as_a_gap(context):
+    publisher, inbox = _join(context, queue=8, capacity=8)
+    for n in range(100):
+        assert publisher.send(_pcm(n))  # never waits
+    received = _all(inbox)
+    assert publisher.send(_pcm(100))
+    received += _all(inbox)
+    assert 8 <= len(received) < 100
+    assert received[-1].seq == 100
+    assert len(received) + inbox.missed["pcm.a"] + inbox.dropped["pcm.a"] == 101
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"pcm.a", b"\xff\x00 not msgpack"],
+        [b"pcm.a", b""],
+        [b"pcm.a", bytes(Codec().encode(_pcm())[0])],  # its array is missing
+        [b"pcm.a", *[bytes(part) for part in Codec().encode(_pcm())[:1]], b"odd"],
+        [b"pcm.a"],  # FAILS: IndexError from Codec.decode ends the node
+        [b"pcm.a\xff", b""],  # FAILS: UnicodeDecodeError (the subscription to pcm.a lets this topic in)
+        [b"pcm.a", b"\x81\xa4type\xa1\xff"],  # FAILS: UnicodeDecodeError from msgspec
+    ],
+)
+def test_what_is_no_message_is_counted_and_passed_over(context, parts):
+    socket, inbox = _raw(context)
+    _send_numbered(socket, [0])
+    socket.send_multipart(parts)
+    _send_numbered(socket, [1])
+    assert [message.seq for message in _all(inbox)] == [0, 1]
+    assert inbox.missed.total() == 1
+
+
+# Real-time pace: a full queue drops the oldest
+
+
+def test_a_full_queue_keeps_the_newest_sound_and_all_that_was_said(context):
+    publisher, inbox = _join(context, capacity=8)
+    for n in range(4):
+        publisher.send(_said(n))
+        publisher.send(_pcm(n))
+    assert inbox.receive(1000).utterance == 0  # takes all eight in
+    for n in range(4, 8):
+        publisher.send(_pcm(n))
+    publisher.send(_end())
+    received = _all(inbox)
+    assert [message.utterance for message in received if isinstance(message, Speech)] == [1, 2, 3]
+    assert [message.samples[0] for message in received if isinstance(message, Pcm)] == [4, 5, 6, 7]
+    assert isinstance(received[-1], End)
+    assert inbox.dropped == {"pcm.a": 4}
+    assert not inbox.missed
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.lists(st.booleans(), max_size=20), st.integers(0, 6)), max_size=6))
+def test_whatever_comes_when_speech_and_order_are_kept(rounds):
+    """Rounds of sending (True: said, False: sound) and of reading some."""
+    with zmq.Context() as context:
+        publisher, inbox = _join(context, capacity=8)
+        sent, received = [], []
+        for kinds, reads in rounds:
+            for is_said in kinds:
+                message = _said(len(sent)) if is_said else _pcm(len(sent))
+                publisher.send(message)
+                sent.append(message)
+            received += [message for _ in range(reads) if (message := inbox.receive(0)) is not None]
+            assert len(inbox) <= max(8, sum(isinstance(message, Speech) for message in sent))
+        received += _all(inbox, 2)
+        publisher.close()
+        inbox.close()
+
+    def number(message):
+        return message.utterance if isinstance(message, Speech) else int(message.samples[0])
+
+    numbers = [number(message) for message in received]
+    assert numbers == sorted(set(numbers))
+    assert [m.utterance for m in received if isinstance(m, Speech)] == [
+        m.utterance for m in sent if isinstance(m, Speech)
+    ]
+    assert len(sent) - len(received) == inbox.dropped.total()
+    assert not inbox.missed
+
+
+# Fast pace: nothing is lost
+
+
+def test_a_publisher_waits_for_a_subscriber_that_does_not_read(context):
+    publisher, inbox = _join(context, queue=8, capacity=8, lossless=True)
+    accepted = 0
+    while publisher.send(_pcm(accepted)):
+        accepted += 1
+        assert accepted < 100, "never waits"
+    assert 8 <= accepted <= 32
+
+    begun = time.monotonic()
+    assert not publisher.send(_pcm(accepted))  # still full, and it comes back to look whether it is to stop
+    assert 0.05 < time.monotonic() - begun < 1.0
+
+    received = []
+    for n in range(accepted, 80):
+        while not publisher.send(_pcm(n)):
+            received += [inbox.receive(1000) for _ in range(10)]
+    received += _all(inbox)
+    assert [message.seq for message in received] == list(range(80))
+    assert [message.samples[0] for message in received] == list(range(80))
+    assert not inbox.missed and not inbox.dropped
+
+
+def test_one_full_subscriber_holds_up_all_and_none_gets_a_message_twice(context):
+    publisher, slow = _join(context, queue=8, capacity=8, lossless=True)
+    quick = Inbox(context, 8, lossless=True)
+    quick.connect("inproc://node", ["pcm.a"])
+    publisher.send(_said())  # once this is through, so is the subscription
+    slow.receive(1000)
+    got: list[Message] = []
+    n = 0
+    while publisher.send(_pcm(n)):
+        n += 1
+        got += _all(quick, 5)
+    assert n < 100
+    late = _all(slow)
+    assert publisher.send(_pcm(n))
+    got, late = got + _all(quick), late + _all(slow)
+    assert [message.samples[0] for message in got] == [message.samples[0] for message in late] == list(range(n + 1))
+
+
+def test_a_lossless_inbox_leaves_in_the_sockets_what_is_not_asked_for(context):
+    publisher, inbox = _join(context, lossless=True)
+    for n in range(100):
+        publisher.send(_pcm(n))
+    inbox.receive(1000)
+    assert len(inbox) <= 1
+
+
+def test_a_held_publisher_is_not_read_and_loses_nothing(context):
+    one, inbox = _join(context, "inproc://one", lossless=True)
+    other = Publisher(context, "inproc://other", VirtualClock(), 1000, True)
+    inbox.connect("inproc://other", ["speech.a"])
+    _until(lambda: other.has_subscribers(["speech.a"]))
+    inbox.hold("inproc://one", True)
+    inbox.hold("inproc://one", True)
+    for n in range(5):
+        one.send(_pcm(n))
+        other.send(_said(n))
+    assert {type(message) for message in _all(inbox)} == {Speech}
+    inbox.hold("inproc://one", False)
+    inbox.hold("inproc://one", False)
+    assert [message.seq for message in _all(inbox)] == [0, 1, 2, 3, 4]
+
+
+# Who listens
+
+
+def test_has_subscribers_asks_for_each_topic(context):
+    publisher = Publisher(context, "inproc://node", VirtualClock(), 10, False)
+    assert publisher.has_subscribers([])
+    assert not publisher.has_subscribers(["pcm.a"])
+    inbox = Inbox(context, 10, False)
+    inbox.connect("inproc://node", ["pcm.a"])
+    _until(lambda: publisher.has_subscribers(["pcm.a"]))
+    assert not publisher.has_subscribers(["pcm.a", "speech.a"])
+    inbox.close()
+    _until(lambda: not publisher.has_subscribers(["pcm.a"]))
+
+
+def test_a_publisher_knows_when_all_have_read_the_end(context):
+    publisher, inbox = _join(context)
+    publisher.send(_pcm())
+    publisher.send(_end("pcm"))
+    publisher.send(_end("pcm"))  # told twice is as good as once
+    assert not publisher.was_heard(["pcm.a"])
+    assert [type(message) for message in _all(inbox)][:2] == [Pcm, End]
+    _until(lambda: publisher.was_heard(["pcm.a"]))
+    assert not publisher.was_heard(["speech.a"])
+    publisher.send(_said())
+    assert isinstance(inbox.receive(1000), Speech)
+
+
+def test_nothing_comes_within_the_time(context):
+    _, inbox = _join(context)
+    begun = time.monotonic()
+    assert inbox.receive(50) is None
+    assert 0.04 < time.monotonic() - begun < 1.0
+
+
+# Endpoints
+
+
+def test_a_port_in_use_is_told_with_what_to_do(context):
+    taken = context.socket(zmq.PUB)
+    port = taken.bind_to_random_port("tcp://127.0.0.1")
+    with pytest.raises(BusError, match=r"another stream-run\?.*--set bus\.emotion") as caught:
+        EmotionPublisher(context, f"tcp://127.0.0.1:{port}")
+    assert f"tcp://127.0.0.1:{port}: cannot be bound" in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://nowhere.invalid:5", "ipc:///no/such/folder/x", "nonsense"])
+def test_an_endpoint_that_cannot_be_bound(context, endpoint):
+    with pytest.raises(BusError, match="cannot be bound") as caught:
+        bind(context.socket(zmq.PUB), endpoint)
+    assert "another program" not in str(caught.value)
+
+
+def test_the_run_dir_is_this_users_alone(short_path):
+    first, second = (make_run_dir(str(short_path / "new" / "runs")) for _ in range(2))
+    assert first != second
+    assert first.parent == short_path / "new" / "runs"
+    for folder in (first, first.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_the_run_dir_is_in_the_users_runtime_folder_if_there_is_one(short_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
+    assert make_run_dir().parent == short_path
+    (short_path / "t").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(short_path / "t"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path / "gone"))
+    assert make_run_dir().parent == short_path / "t"
+
+
+def test_a_run_dir_that_cannot_be(short_path):
+    (short_path / "file").write_text("")
+    with pytest.raises(BusError, match=r"bus\.run_dir = .*file"):
+        make_run_dir(str(short_path / "file"))
+
+
+def test_a_run_dir_whose_path_is_too_long_for_sockets(short_path):
+    with pytest.raises(BusError, match=r"too long for sockets; set bus\.run_dir"):
+        make_run_dir(str(short_path / ("long" * 20)))
+
+
+def test_the_longest_run_dir_that_is_allowed_has_room_for_a_node(context, short_path):
+    parent = str(short_path / "x")
+    parent += "x" * (80 - len("/emostream-12345678") - len(parent))
+    folder = make_run_dir(parent)
+    assert len(str(folder)) == 80
+    Publisher(context, ipc(folder, "capture.front-door"), VirtualClock(), 10, False)
+    with pytest.raises(BusError, match="too long"):
+        make_run_dir(parent + "x")
+
+
+# The public messages
+
+
+def _emotion(n: int) -> Emotion:
+    return Emotion(
+        kind="utterance", stream="a", seq=n, utterance=n, start_s=0, end_s=1, label="joy", confidence=1,
+        uncertain=False, probabilities={"joy": 1.0}, text="", words=[], modalities={}, latency_ms=None,
+        captured_ns=0, published_ns=0, bundle="", backend="",
+    )  # fmt: skip
+
+
+def test_anyone_can_read_the_labels(context):
+    publisher = EmotionPublisher(context, "inproc://labels")
+    stranger = context.socket(zmq.SUB)
+    stranger.setsockopt(zmq.SUBSCRIBE, b"emotion.")
+    stranger.connect("inproc://labels")
+    _until(lambda: publisher.has_subscribers(["emotion."]))
+    publisher.send(_emotion(5))
+    topic, data = stranger.recv_multipart()
+    assert topic == b"emotion.utterance.a"
+    assert json.loads(data)["seq"] == 5
+
+
+def test_a_stranger_who_does_not_read_holds_nobody_up(context):
+    publisher = EmotionPublisher(context, "inproc://labels")
+    stranger = context.socket(zmq.SUB)
+    stranger.setsockopt(zmq.SUBSCRIBE, b"emotion.")
+    stranger.setsockopt(zmq.RCVHWM, 10)
+    stranger.connect("inproc://labels")
+    _until(lambda: publisher.has_subscribers(["emotion."]))
+    begun = time.monotonic()
+    for n in range(3000):
+        publisher.send(_emotion(n))
+    assert time.monotonic() - begun < 5
+    received = 0
+    while stranger.poll(10):
+        stranger.recv_multipart()
+        received += 1
+    assert 10 <= received < 3000

@@ -1,0 +1,284 @@
+"""stream/config.py"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream.config import Config, ConfigError, Stream, is_live, load, parse_stream, sources_of
+
+
+def _problems(tmp_path: Path, toml: str = "", changes: list[str] | None = None, **options) -> list[str]:
+    """The lines of the error that this configuration gives."""
+    path = tmp_path / "config.toml"
+    path.write_text(toml, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(path, changes or [], **options)
+    return str(caught.value).splitlines()
+
+
+# Reading
+
+
+def test_nothing_configured_runs_the_demo():
+    config = load(None)
+    assert [(stream.name, stream.source) for stream in config.streams] == [("demo", "demo")]
+    assert config.pace == "realtime"
+
+
+def test_the_file_changes_what_it_names_and_nothing_else(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('[speech]\nhangover_ms = 600\n[[streams]]\nname = "door"\nsource = "camera:1"\n')
+    config = load(path)
+    assert config.speech.hangover_ms == 600
+    assert config.speech.model_copy(update={"hangover_ms": 400}) == Config().speech
+    assert config.video == Config().video
+    assert config.streams == [Stream(name="door", source="camera:1")]
+
+
+def test_the_shipped_configuration_is_valid():
+    shipped = Path(__file__).parent.parent / "config.toml"
+    if not shipped.exists():
+        pytest.skip("no config.toml beside the tests")
+    assert load(shipped).pace in ("realtime", "fast")
+
+
+def test_a_configuration_cannot_be_changed_afterwards():
+    with pytest.raises(ValueError, match="frozen"):
+        load(None).pace = "fast"
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read \(No such file"):
+        load(tmp_path / "nowhere.toml")
+
+
+def test_a_folder_is_no_configuration(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"[speech\n", b"a = ", b"pace = fast", b"\xff\xfe"])
+def test_a_file_that_is_no_toml(tmp_path, data):
+    path = tmp_path / "broken.toml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML"):
+        load(path)
+
+
+# Unknown keys and bad values
+
+
+@pytest.mark.parametrize(
+    ("toml", "key", "known"),
+    [
+        ("speeches = 1", "speeches", "speech"),
+        ("[speech]\nhangover = 300", "speech.hangover", "hangover_ms"),
+        ("[video]\nFPS = 5", "video.FPS", "fps"),
+        ('[[streams]]\nsource = "demo"\ndevice = 1', "streams[0].device", "source"),
+        ("[log.file]\nname = 1", "log.file", "level"),
+    ],
+)
+def test_an_unknown_key_is_named_with_those_that_are_known(tmp_path, toml, key, known):
+    (line,) = _problems(tmp_path, toml)
+    assert f"config.toml: {key} is no known key" in line
+    assert known in line.partition("known there: ")[2].split(", ")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("speech.threshold=1.5", "speech.threshold = 1.5"),
+        ("speech.threshold=0", "speech.threshold = 0"),
+        ("speech.hangover_ms=63", "speech.hangover_ms = 63"),
+        ("speech.max_utterance_s=16", "speech.max_utterance_s = 16"),
+        ("speech.recognizer=whisper", "'vosk'"),
+        ("speech.language=english", "speech.language = 'english'"),
+        ("video.fps=0", "video.fps = 0"),
+        ("video.fps=nan", "video.fps"),
+        ("video.fps=inf", "video.fps"),
+        ("video.fps=ten", "video.fps = 'ten'"),
+        ("audio.block_ms=2.5", "audio.block_ms = 2.5"),
+        ("bus.queue=0", "bus.queue = 0"),
+        ("fusion.backend=cuda", "onnxruntime"),
+        ("fusion.threads=0", "fusion.threads = 0"),
+        ("window.length_s=0", "window.length_s = 0"),
+        ("pace=slow", "'realtime' or 'fast'"),
+        ("log.level=loud", "'debug'"),
+        ("speech=5", "speech = 5"),
+        ("streams=[]", "streams"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(tmp_path, change, says):
+    (line,) = _problems(tmp_path, changes=[change])
+    assert line.startswith(f"{tmp_path}/config.toml: {change.partition('=')[0]}")
+    assert says in line
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    lines = _problems(
+        tmp_path, '[speech]\nthreshold = 2\nbogus = 1\n[video]\nfps = -1\n[[streams]]\nname = "a b"\nsource = "demo"\n'
+    )
+    assert len(lines) == 4
+    for key in ("speech.threshold", "speech.bogus", "video.fps", "streams[0].name"):
+        assert any(f"config.toml: {key}" in line for line in lines)
+
+
+# Rules across keys
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ("[speech]\npause_ms = 400", "pause_ms (400) must be less than hangover_ms (400)"),
+        ('[[streams]]\nname = "a"', "streams[0]: give either source, or audio and/or video"),
+        ('[[streams]]\nsource = "demo"\naudio = "demo"', "streams[0]: give either source"),
+        ('[[streams]]\naudio = "camera:0"', "camera gives no audio"),
+        ('[[streams]]\naudio = "demo"\nvideo = "microphone"', "microphone no video"),
+        ('[[streams]]\nsource = "demo"\n[[streams]]\nsource = "camera"', "different names; twice: main"),
+        ('pace = "fast"\n[[streams]]\nsource = "camera:0"', 'pace = "fast" is for files; camera:0 is live'),
+        ('pace = "fast"\n[[streams]]\naudio = "file:a.wav"\nvideo = "rtsp://x/y"', "rtsp://x/y is live"),
+    ],
+)
+def test_keys_that_contradict_each_other(tmp_path, toml, says):
+    (line,) = _problems(tmp_path, toml)
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://*:5556", "tcp://0.0.0.0:5556", "tcp://192.168.1.2:5556", "tcp://[::]:5556", "tcp://example.org:5556",
+        "tcp://127.0.0.1", "tcp://127.0.0.1.example.org:5556", "tcp://localhost.example.org:1", "udp://127.0.0.1:5556",
+        "ipc://", "",
+    ],
+)  # fmt: skip
+def test_labels_do_not_leave_the_machine(tmp_path, endpoint):
+    (line,) = _problems(tmp_path, changes=[f"bus.emotion={endpoint}"])
+    assert f"bus.emotion = {endpoint!r}: must be ipc://PATH or tcp://127.0.0.1:PORT" in line
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:5556", "tcp://127.1.2.3:80", "tcp://localhost:1", "ipc:///tmp/x"])
+def test_local_endpoints(endpoint):
+    assert load(None, [f"bus.emotion={endpoint}"]).bus.emotion == endpoint
+
+
+# --set
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("speech.hangover_ms=600", 600),
+        (" speech.hangover_ms = 600", 600),
+        ("speech.threshold=0.25", 0.25),
+        ("speech.vosk_model=/models/vosk en", "/models/vosk en"),
+        ("speech.vosk_model=a=b", "a=b"),
+        ('speech.vosk_model="5"', "5"),
+        ("speech.vosk_model=", ""),
+        ("pace=fast", "fast"),
+    ],
+)
+def test_set(change, value):
+    config = load(None, [change])
+    section, _, key = change.partition("=")[0].strip().rpartition(".")
+    assert getattr(getattr(config, section) if section else config, key) == value
+
+
+def test_later_changes_win_over_earlier_ones_and_over_the_file(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("[video]\nfps = 5\ndetector = 'haar'\n")
+    config = load(path, ["video.fps=6", "video.fps=7"])
+    assert (config.video.fps, config.video.detector) == (7, "haar")
+
+
+@pytest.mark.parametrize("change", ["", "video.fps", "=5", " =5", "pace.x=1", "video.fps.x=1"])
+def test_changes_that_cannot_be_made(tmp_path, change):
+    (line,) = _problems(tmp_path, 'pace = "fast"\n[video]\nfps = 5\n', [change])
+    assert f"--set {change}: " in line
+
+
+def test_an_unknown_key_in_a_change(tmp_path):
+    (line,) = _problems(tmp_path, changes=["video.frames=5"])
+    assert "video.frames is no known key; known there: detector, fps" in line
+
+
+@given(st.text(max_size=30))
+def test_no_change_gives_another_error_than_config_error(change):
+    try:
+        load(None, [change])
+    except ConfigError as error:
+        assert str(error)
+
+
+# Streams from the command line
+
+
+@pytest.mark.parametrize(
+    ("text", "stream"),
+    [
+        ("demo", {"name": "main", "source": "demo"}),
+        ("file:talk.mp4", {"name": "main", "source": "file:talk.mp4"}),
+        ("door=camera:1", {"name": "door", "source": "camera:1"}),
+        ("microphone:USB 2,camera:0", {"name": "main", "audio": "microphone:USB 2", "video": "camera:0"}),
+        ("hall=microphone,rtsp://10.0.0.1/a?b=c", {"name": "hall", "audio": "microphone", "video": "rtsp://10.0.0.1/a?b=c"}),
+        ("rtsp://10.0.0.1/a?b=c,d", {"name": "main", "source": "rtsp://10.0.0.1/a?b=c,d"}),
+        ("file:one, two.mp4", {"name": "main", "source": "file:one, two.mp4"}),
+        ("file:a=b.mp4", {"name": "main", "source": "file:a=b.mp4"}),
+        ("x=file:a=b.wav,file:c.mp4", {"name": "x", "audio": "file:a=b.wav", "video": "file:c.mp4"}),
+    ],
+)  # fmt: skip
+def test_parse_stream(text, stream):
+    assert parse_stream(text).model_dump(exclude_none=True) == stream
+
+
+@pytest.mark.parametrize("text", ["", "a=", "=demo", "talk.mp4", "ftp://x", "camera:0,microphone", "file:", "a b=demo"])
+def test_what_is_no_stream(text):
+    with pytest.raises(ConfigError, match="--stream"):
+        parse_stream(text)
+
+
+@given(st.text(max_size=30))
+def test_parse_stream_gives_no_other_error(text):
+    try:
+        stream = parse_stream(text)
+    except ConfigError:
+        return
+    assert sources_of(stream)
+
+
+def test_streams_of_the_command_line_replace_those_of_the_file(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('[[streams]]\nname = "old"\nsource = "camera:0"\n')
+    config = load(path, streams=["demo", "b=file:x.mp4"], pace="fast")
+    assert [stream.name for stream in config.streams] == ["main", "b"]
+    assert config.pace == "fast"
+
+
+def test_two_streams_without_a_name(tmp_path):
+    (line,) = _problems(tmp_path, streams=["demo", "file:x.mp4"])
+    assert "streams need different names; twice: main" in line
+
+
+@pytest.mark.parametrize(
+    ("source", "live"),
+    [("demo", False), ("file:rtsp://x", False), ("microphone", True), ("camera:0", True), ("http://x/y.mp4", True)],
+)
+def test_is_live(source, live):
+    assert is_live(source) is live
+
+
+def test_the_settings_can_be_written_as_toml_and_read_again(tmp_path):
+    """What the built-in settings are, a file may say."""
+    sections = Config().model_dump(exclude_none=True, exclude={"streams", "pace"})
+    lines = []
+    for name, section in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {value!r}" for key, value in section.items())]
+    path = tmp_path / "config.toml"
+    path.write_text("\n".join(lines))
+    assert tomllib.loads(path.read_text())
+    assert load(path) == Config()

@@ -1,0 +1,222 @@
+"""stream/features/face.py"""
+
+from __future__ import annotations
+
+import cmath
+import math
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.features.face import (
+    CROP,
+    EYE_LEFT,
+    EYE_RIGHT,
+    Detection,
+    FaceTracker,
+    HaarCascade,
+    crop_face,
+    find_faces,
+)
+from tests import media
+
+_SECOND = 1_000_000_000
+
+boxes = st.builds(
+    Detection,
+    st.floats(-50, 300),
+    st.floats(-50, 300),
+    st.floats(1, 200),
+    st.floats(1, 200),
+    st.just(0.9),
+)
+
+
+# Cropping
+
+
+def _with_eyes(left: complex, right: complex, width: int = 480, height: int = 360) -> np.ndarray:
+    """A dark picture with a red spot on the left eye and a blue one on the right, each as large as an eye is."""
+    y, x = np.mgrid[:height, :width]
+    size = abs(right - left) / 12
+    image = np.zeros((height, width, 3), np.float64)
+    for channel, eye in ((2, left), (0, right)):
+        image[..., channel] = 255 * np.exp(-((x - eye.real) ** 2 + (y - eye.imag) ** 2) / (2 * size**2))
+    return np.rint(image).astype(np.uint8)
+
+
+def _place(image: np.ndarray) -> tuple[float, float]:
+    """Centre of mass, (x, y)."""
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    return float((x * image).sum() / image.sum()), float((y * image).sum() / image.sum())
+
+
+@settings(max_examples=60)
+@given(
+    distance=st.floats(12, 180),
+    degrees=st.floats(-60, 60),
+    at=st.tuples(st.floats(0.4, 0.6), st.floats(0.4, 0.6)),
+)
+def test_eyes_land_at_their_places(distance, degrees, at):
+    middle = complex(at[0] * 480, at[1] * 360)
+    half = cmath.rect(distance / 2, math.radians(degrees))
+    left, right = middle - half, middle + half
+    face = Detection(0, 0, 1, 1, 0.9, ((left.real, left.imag), (right.real, right.imag)))
+    image = _with_eyes(left, right)
+    for channel, place in ((2, EYE_LEFT), (0, EYE_RIGHT)):
+        crop = crop_face(np.ascontiguousarray(image[..., channel]), face)
+        assert crop.shape == (CROP, CROP)
+        assert crop.dtype == np.uint8
+        np.testing.assert_allclose(_place(crop.astype(float)), np.array(place) * CROP, atol=1.0)
+
+
+def test_colour_and_gray_give_the_same_crop():
+    image = media.face_frames(1)[0]
+    face = find_faces(HaarCascade(), image)[0]
+    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    difference = crop_face(image, face).astype(int) - crop_face(gray, face)
+    assert np.abs(difference).max() <= 2
+
+
+@given(x=st.integers(0, 300), y=st.integers(0, 200), size=st.integers(40, 160))
+def test_a_box_without_eyes_is_the_crop(x, y, size):
+    """The box's corners are bright; so are the crop's, and nothing else is."""
+    image = np.zeros((360, 480), np.uint8)
+    image[y : y + size, x : x + size] = 60
+    image[y + size // 4 : y + size * 3 // 4, x + size // 4 : x + size * 3 // 4] = 200
+    crop = crop_face(image, Detection(x, y, size, size, 0.9)).astype(float)
+    assert crop[24, 24] > 180
+    np.testing.assert_allclose(crop[2:8, 2:46], 60, atol=25)  # inside the box, outside its middle
+    bright = crop > 130
+    edges = [np.flatnonzero(bright.any(axis=axis))[[0, -1]] + (0, 1) for axis in (0, 1)]
+    np.testing.assert_allclose(edges, [[12, 36], [12, 36]], atol=1.6)
+
+
+@given(
+    x=st.floats(-200, 500),
+    y=st.floats(-200, 400),
+    size=st.floats(1, 600),
+    eyes=st.none() | st.tuples(st.floats(0.3, 0.45), st.floats(0.55, 0.7)),
+)
+def test_faces_beyond_the_borders_are_cropped_all_the_same(x, y, size, eyes):
+    places = eyes and ((x + eyes[0] * size, y + 0.4 * size), (x + eyes[1] * size, y + 0.4 * size))
+    image = np.full((120, 160, 3), 77, np.uint8)
+    np.testing.assert_array_equal(crop_face(image, Detection(x, y, size, size, 0.9, places)), 77)
+
+
+def test_eyes_at_one_point_are_refused():
+    with pytest.raises(ValueError, match="coincide"):
+        crop_face(np.zeros((10, 10), np.uint8), Detection(0, 0, 5, 5, 1, ((3, 3), (3, 3))))
+
+
+# Overlap
+
+
+@given(boxes, boxes)
+def test_overlap_is_a_symmetric_ratio(a, b):
+    assert 0 <= a.overlap(b) <= 1 + 1e-9
+    assert a.overlap(b) == pytest.approx(b.overlap(a))
+    assert a.overlap(a) == pytest.approx(1)
+
+
+@given(boxes, boxes, st.floats(0.1, 10))
+def test_overlap_does_not_depend_on_the_scale(a, b, scale):
+    assert a.scaled(scale).overlap(b.scaled(scale)) == pytest.approx(a.overlap(b), abs=1e-6)
+
+
+def test_overlap_of_known_boxes():
+    box = Detection(0, 0, 10, 10, 1)
+    assert box.overlap(Detection(10, 0, 10, 10, 1)) == 0
+    assert box.overlap(Detection(50, 50, 10, 10, 1)) == 0
+    assert box.overlap(Detection(5, 0, 10, 10, 1)) == pytest.approx(1 / 3)
+    assert box.overlap(Detection(2, 2, 5, 5, 1)) == pytest.approx(0.25)
+
+
+def test_scaling_moves_the_eyes_too():
+    face = Detection(1, 2, 3, 4, 0.5, ((1.5, 3), (2.5, 3))).scaled(2)
+    assert face == Detection(2, 4, 6, 8, 0.5, ((3, 6), (5, 6)))
+
+
+# Following
+
+
+_SMALL = Detection(100, 100, 60, 60, 0.9)
+_LARGE = Detection(300, 100, 120, 120, 0.9)
+
+
+def test_the_largest_face_is_taken_first():
+    assert FaceTracker().push(0, [_SMALL, _LARGE]) == _LARGE
+
+
+@given(st.lists(st.tuples(st.floats(-8, 8), st.floats(-8, 8)), min_size=1, max_size=30), st.randoms())
+def test_the_first_person_is_kept_while_there(steps, random):
+    tracker = FaceTracker()
+    x, y = 100.0, 100.0
+    for i, (dx, dy) in enumerate([(0.0, 0.0), *steps]):
+        x, y = min(160, max(40, x + dx)), min(160, max(40, y + dy))
+        person = Detection(x, y, 60, 60, 0.5)
+        seen = [person] if i == 0 else [person, _LARGE]
+        random.shuffle(seen)
+        assert tracker.push(i * _SECOND // 10, seen) == person
+
+
+def test_a_person_who_left_is_waited_for_and_then_given_up():
+    tracker = FaceTracker(patience_ms=1000)
+    tracker.push(0, [_SMALL])
+    assert tracker.push(_SECOND // 2, [_LARGE]) is None
+    assert tracker.push(_SECOND, [_LARGE, _SMALL]) == _SMALL  # back within the patience
+    assert tracker.push(2 * _SECOND, [_LARGE]) is None
+    assert tracker.push(2 * _SECOND + 1, [_LARGE]) == _LARGE
+    assert tracker.push(3 * _SECOND, [_SMALL, _LARGE]) == _LARGE
+
+
+def test_no_faces_is_none():
+    tracker = FaceTracker()
+    assert tracker.push(0, []) is None
+    tracker.push(1, [_SMALL])
+    assert tracker.push(2, []) is None
+
+
+def test_reset_forgets_the_person():
+    tracker = FaceTracker()
+    tracker.push(0, [_SMALL])
+    tracker.reset()
+    assert tracker.push(1, [_SMALL, _LARGE]) == _LARGE
+
+
+# Detecting
+
+
+def test_haar_finds_the_demos_face():
+    detector = HaarCascade()
+    for image in media.face_frames(50)[::10]:
+        faces = find_faces(detector, image)
+        assert len(faces) == 1
+        face = faces[0]
+        assert 0 < face.score < 1
+        assert 0 <= face.x <= face.x + face.width <= image.shape[1]
+        assert 0 <= face.y <= face.y + face.height <= image.shape[0]
+        assert face.width > image.shape[0] / 4
+        crop = crop_face(image, face)
+        assert crop.std() > 20  # a face has light and shade
+
+
+def test_haar_finds_the_same_box_in_a_larger_picture():
+    image = media.face_frames(1)[0]
+    twice = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+    small, large = (find_faces(HaarCascade(), picture)[0] for picture in (image, twice))
+    assert small.scaled(2).overlap(large) > 0.8
+
+
+def test_haar_finds_nobody_where_nobody_is():
+    detector = HaarCascade()
+    assert all(not find_faces(detector, image) for image in media.faceless_frames(20))
+    assert not find_faces(detector, np.zeros((240, 320, 3), np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 3), (4, 640, 3), (480, 2, 3)])
+def test_haar_takes_pictures_of_odd_sizes(shape):
+    assert find_faces(HaarCascade(), np.full(shape, 128, np.uint8)) == []

@@ -1,0 +1,404 @@
+"""Training: the model's rules about lengths, the corpora's layouts, export, and the whole way on tiny made-up data."""
+
+import json
+import math
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+import soundfile
+import torch
+
+from engines.bundle import open_bundle
+from engines.onnx import OnnxRuntime
+from stream.features import mfcc
+from stream.features.words import WordVectors
+from train import corpora, export, face, features, words
+from train.__main__ import main
+from train.corpora import LABELS, CorpusError, Item, emodb, fer2013, goemotions, meld, ravdess
+from train.fit import Calibration, Faces, Lines, Sounds, batch_of, calibrate
+from train.metrics import calibration_error, scores
+from train.model import ATTENTION, DIMS, MODALITIES, build, reverse, statistics
+
+torch.set_num_threads(1)
+SMALL = {"audio": 10, "video": 6, "text": 4}
+
+
+def small(attention="self", **options):
+    torch.manual_seed(0)
+    return build(attention, dims=SMALL, hidden=12, heads=3, **options).eval()
+
+
+def inputs(lengths, padding=0, seed=0, dims=SMALL):
+    arrays = export.fusion_inputs(dims, lengths, np.random.default_rng(seed), padding)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+# --- the model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("pooling", [True, False])
+def test_padding_and_batch_mates_change_nothing(attention, pooling):
+    model = small(attention, pooling=pooling)
+    lengths = {"audio": [13, 1, 0, 9], "video": [5, 0, 3, 1], "text": [2, 4, 0, 1]}
+    together = inputs(lengths, padding=3)
+    logits = model(**together)
+    for i in range(4):
+        alone = {}
+        for m in MODALITIES:
+            n = lengths[m][i]
+            alone[m], alone[f"{m}_len"] = together[m][i : i + 1, : max(1, n)], torch.tensor([n])
+        assert torch.allclose(model(**alone), logits[i : i + 1], atol=1e-5)
+    for m in MODALITIES:  # whatever stands beyond a length, even what is not a number
+        for i, n in enumerate(lengths[m]):
+            together[m][i, n:] = float("nan")
+    assert torch.allclose(model(**together), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("only", MODALITIES)
+def test_one_modality_alone_is_finite_and_others_absent_are_left_out(attention, only):
+    model = small(attention)
+    given = inputs({m: [6, 3] if m == only else [0, 0] for m in MODALITIES})
+    logits = model(**given)
+    assert torch.isfinite(logits).all()
+    assert torch.allclose(model(**{only: given[only], f"{only}_len": given[f"{only}_len"]}), logits, atol=1e-6)
+    zeros = dict(given)
+    for m in MODALITIES:
+        if m != only:  # rows of zeros that are said to be there are something else than absence
+            zeros[m], zeros[f"{m}_len"] = torch.zeros(2, 4, SMALL[m]), torch.tensor([4, 4])
+    assert not torch.allclose(model(**zeros), logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_gradient_is_finite_and_reaches_every_parameter(attention):
+    model = small(attention, dropout=0.0).train()
+    lengths = {"audio": [9, 0, 5], "video": [4, 2, 0], "text": [3, 0, 2]}
+    torch.nn.functional.cross_entropy(model(**inputs(lengths)), torch.tensor([0, 3, 6])).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        if not name.endswith("key.bias"):  # adds the same to every score of a row: the softmax takes it out
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_gradient_is_finite_with_one_modality():
+    model = small().train()
+    model(**inputs({"audio": [4], "video": [0], "text": [0]})).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_attention_matches_torchs_own():
+    torch.manual_seed(0)
+    from train.model import Attention
+
+    ours, theirs = Attention(12, 3, 0.0).eval(), torch.nn.MultiheadAttention(12, 3, batch_first=True).eval()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]))
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+    target, source, length = torch.randn(2, 5, 12), torch.randn(2, 7, 12), torch.tensor([7, 3])
+    masked = torch.arange(7)[None] >= length[:, None]
+    want = ours.norm(target + theirs(target, source, source, key_padding_mask=masked)[0])
+    assert torch.allclose(ours(target, source, length), want, atol=1e-5)
+
+
+def test_two_grus_with_reversal_match_a_bidirectional_one_on_unpadded_input():
+    encoder = small().encoders["text"]
+    both = torch.nn.GRU(4, 12, batch_first=True, bidirectional=True)
+    with torch.no_grad():
+        for name, value in encoder.ahead.named_parameters():
+            getattr(both, name).copy_(value)
+        for name, value in encoder.back.named_parameters():
+            getattr(both, f"{name}_reverse").copy_(value)
+    x = torch.randn(1, 6, 4)
+    padded = torch.cat([x, torch.full((1, 5, 4), 9.0)], dim=1)
+    states, _ = encoder(padded, torch.tensor([6]))
+    assert torch.allclose(states[:, :6], both(x)[0], atol=1e-6)
+
+
+def test_reverse_and_statistics():
+    x = torch.arange(5.0)[None, :, None]
+    assert reverse(x, torch.tensor([3]))[0, :, 0].tolist() == [2, 1, 0, 3, 4]
+    assert reverse(x, torch.tensor([0]))[0, :, 0].tolist() == [0, 1, 2, 3, 4]
+    vectors = torch.tensor([[[1.0], [3.0], [100.0]]])
+    two = statistics(vectors, torch.tensor([[True, True, False]]))
+    assert two[0].tolist() == pytest.approx([2.0, 1.0], abs=0.01)
+    assert statistics(vectors, torch.tensor([[True, False, False]]))[0].tolist() == [1.0, 0.0]
+
+
+def test_build_refuses_unknown_names_and_stays_small():
+    with pytest.raises(ValueError, match="self, cross, both, none"):
+        build("diagonal")
+    with pytest.raises(ValueError, match="audio, video, text"):
+        build(modalities=("smell",))
+    assert sum(p.numel() for p in build("both").parameters()) < 1_000_000
+    assert sum(p.numel() for p in face.FaceNet().parameters()) < 1_000_000
+    assert (DIMS["audio"], DIMS["video"]) == (mfcc.DIM, face.DIM)
+
+
+# --- export ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_exported_fusion_gives_what_torch_gives(attention, tmp_path, monkeypatch):
+    model = small(attention)
+    assert export.export_fusion(model, tmp_path / "fusion.onnx") <= export.TOLERANCE
+    with torch.no_grad():
+        model.classifier.bias += 0.01
+    with pytest.raises(export.ExportError, match="differs"):
+        export.check_fusion(model, tmp_path / "fusion.onnx")
+
+
+def test_exported_face_takes_bytes_and_ignores_light(tmp_path):
+    net = face.FaceNet().eval()
+    assert export.export_face(net, tmp_path / "face.onnx") <= export.TOLERANCE
+    graph = OnnxRuntime(tmp_path / "face.onnx")
+    crop = np.random.default_rng(0).integers(60, 120, (1, 48, 48), np.uint8)
+    plain, bright = (graph.run({"crops": c})["vectors"] for c in (crop, crop * 2))
+    assert plain.shape == (1, 128) and plain.dtype == np.float32
+    assert np.abs(plain - bright).max() < 0.1  # twice the light and contrast
+    assert plain.mean() == pytest.approx(0, abs=1e-5) and plain.var() == pytest.approx(1, abs=1e-2)
+
+
+# --- corpora, on trees made here in their layouts ------------------------------------------------------------------
+
+
+def tone(path, seconds=0.4, rate=16_000):
+    rng = np.random.default_rng(abs(hash(path.name)) % 2**32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, rng.normal(0, 0.1, int(seconds * rate)), rate)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for actor in ("01", "17", "18"):
+        for emotion in range(1, 9):
+            tone(root / "ravdess" / f"03-01-{emotion:02}-01-02-01-{actor}.flac")
+    tone(root / "ravdess" / "03-02-03-01-02-01-01.flac")  # a song
+    for speaker in ("03", "12"):
+        for letter in "WLEAFTN":
+            tone(root / "emodb" / f"{speaker}a01{letter}a.wav")
+    rng = np.random.default_rng(0)
+    stills = [
+        (cv2.imencode(".png", rng.integers(0, 256, (48, 48), np.uint8))[1].tobytes(), label, split)
+        for split in ("train", "val") for label in LABELS for _ in range(3)
+    ]  # fmt: skip
+    images, labels, splits = map(list, zip(*stills, strict=True))
+    for folder in ("fer2013", "goemotions", "meld"):
+        (root / folder).mkdir()
+    parquet.write_table(pa.table({"image": images, "label": labels, "split": splits}), root / "fer2013/faces.parquet")
+    for split in ("train", "dev"):
+        texts = [f"[NAME] feels {label} {word}!" for label in LABELS for word in ("today", "now", "here")]
+        tags = [[label] for label in LABELS for _ in range(3)]
+        comments = {"text": [*texts, "two things", "..."], "labels": [*tags, ["joy", "fear"], ["neutral"]]}
+        parquet.write_table(pa.table(comments), root / f"goemotions/{split}.parquet")
+        said = {"Utterance": texts, "Speaker": ["Joey"] * len(texts), "Emotion": [tag[0] for tag in tags]}
+        parquet.write_table(pa.table({**said, "Dialogue_ID": [0] * len(texts)}), root / f"meld/{split}.parquet")
+    return root
+
+
+def test_ravdess(data):
+    items = ravdess.load(data / "ravdess")
+    assert len(items) == 24  # the song is passed over
+    assert {item.speaker for item in items if item.split == "val"} == {"ravdess-17", "ravdess-18"}
+    labels = [item.label for item in items if item.speaker == "ravdess-01"]
+    assert labels == ["neutral", "neutral", "joy", "sadness", "anger", "fear", "disgust", "surprise"]
+
+
+def test_emodb(data):
+    items = emodb.load(data / "emodb")
+    assert len(items) == 12  # boredom is dropped
+    assert {item.speaker for item in items if item.split == "val"} == {"emodb-12"}
+    assert {item.content.stem[5]: item.label for item in items} == {
+        "W": "anger", "E": "disgust", "A": "fear", "F": "joy", "T": "sadness", "N": "neutral"
+    }  # fmt: skip
+
+
+def test_tables(data):
+    assert len(fer2013.load(data / "fer2013")) == 42
+    comments = goemotions.load(data / "goemotions")
+    assert len(comments) == 2 * 22 and not any("[" in item.content for item in comments)  # one label each
+    assert corpora.of(meld.load(data / "meld"), "val")[0].speaker == "Joey"
+
+
+@pytest.mark.parametrize("corpus", [ravdess, emodb, fer2013, goemotions, meld])
+def test_a_wrong_layout_is_an_error_that_names_the_place(corpus, tmp_path):
+    with pytest.raises(CorpusError, match=str(tmp_path)):
+        corpus.load(tmp_path)
+    tone(tmp_path / "noise.wav")
+    for name in ("faces", "train", "dev"):
+        parquet.write_table(pa.table({"nothing": [1]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(CorpusError, match=r"column|named"):
+        corpus.load(tmp_path)
+
+
+def test_a_label_that_is_none_of_ours_is_an_error(tmp_path):
+    table = pa.table({"Utterance": ["oh"], "Speaker": ["Joey"], "Emotion": ["hunger"]})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(CorpusError, match="hunger"):
+        meld.load(tmp_path)
+
+
+# --- features, words, faces -----------------------------------------------------------------------------------------
+
+
+def test_audio_features_are_those_of_the_live_extractor_and_are_kept(data, tmp_path):
+    items = emodb.load(data / "emodb")[:3]
+    ragged = features.audio(items, 1, tmp_path)
+    assert len(ragged) == 6
+    want = mfcc.mfcc(features.read(items[1].content))  # noise holds no utterance, so the whole clip counts
+    assert np.allclose(ragged[2], want, atol=0.1)  # kept in half precision
+    again = features.audio(items, 1, tmp_path)
+    assert np.array_equal(again.rows, ragged.rows) and len(list(tmp_path.iterdir())) == 1
+    features.audio(items, 0, tmp_path)  # other settings, another folder
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_cut_takes_rows_within_the_bounds():
+    rows = np.arange(100)[:, None]
+    assert cut_list(rows, 100, 200) == list(range(10, 18))  # row 17 ends at 195 ms, row 18 at 205
+    assert cut_list(rows, 0, 0) == [0] and cut_list(rows, -50, 40) == [0, 1]
+    assert cut_list(rows, 990, 9000) == [99] and cut_list(rows, 5000, 9000) == [99]
+
+
+def cut_list(rows, start_ms, end_ms):
+    return features.cut(rows, start_ms * 1_000_000, end_ms * 1_000_000)[:, 0].tolist()
+
+
+def test_augment_keeps_length_in_step_and_never_overflows():
+    rng = np.random.default_rng(0)
+    samples = (np.sin(np.arange(16_000) / 20) * 32_000).astype(np.int16)
+    for _ in range(5):
+        changed, stretch = features.augment(samples, rng)
+        assert changed.dtype == np.int16 and len(changed) == pytest.approx(16_000 * stretch, abs=2)
+        assert 100 < np.abs(changed.astype(int)).max() <= 32_768
+    assert np.isfinite(features.augment(np.zeros(4000, np.int16), rng)[0]).all()
+
+
+def test_bags_average_to_what_the_live_table_gives(tmp_path):
+    vocabulary = words.Vocabulary(["Don't you DARE!", "you again"], 64)
+    assert vocabulary.words == ["don't", "you", "dare", "again"]
+    net = words.WordNet(64, 8)
+    table = WordVectors(net.table.weight.detach().numpy().astype(np.float16))
+    rows, offsets = vocabulary.bags(np.array([2, 0]))
+    vectors = net.table(torch.from_numpy(rows), torch.from_numpy(offsets)).detach().numpy()
+    table.save(tmp_path / "words.safetensors")
+    assert np.allclose(vectors, WordVectors.load(tmp_path / "words.safetensors").encode(["dare", "don't"]), atol=1e-3)
+
+
+def test_words_learn_what_separates_two_labels():
+    texts = ["i am so happy today", "this is truly awful news"] * 64
+    labels = np.array([LABELS.index("joy"), LABELS.index("sadness")] * 64)
+    losses = []
+    words.train(texts, labels, 256, 8, 6, 0, lambda done, total, loss: losses.append(loss), batch=16)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_face_jitter_and_training():
+    rng = np.random.default_rng(0)
+    crops = rng.integers(0, 80, (28, 48, 48), np.uint8)
+    labels = np.repeat(np.arange(7), 4)
+    for k in range(7):
+        crops[labels == k, 6 * k : 6 * k + 6] += 120  # a bright band whose height is the label
+    assert face.jitter(crops, rng).shape == crops.shape and face.jitter(crops, rng).dtype == np.uint8
+    losses = []
+    net = face.train(crops, labels, 10, 0, lambda done, total, loss: losses.append(loss), batch=14)
+    assert losses[-1] < losses[0]
+    assert np.isfinite(face.encode(net, crops)).all()
+
+
+# --- pools, figures, calibration --------------------------------------------------------------------------------
+
+
+def test_pools_vary_only_when_asked():
+    rng = np.random.default_rng(0)
+    ragged = features.Ragged.of([rng.normal(size=(n, 120)).astype(np.float16) for n in (9, 8, 7, 6)])
+    sounds = Sounds(ragged, 1, np.array([1]), np.array([0]))
+    assert np.array_equal(sounds.rows(0), ragged[2].astype(np.float32))
+    faces = Faces(rng.normal(size=(2, 4, 128)).astype(np.float32), np.array([0, 1]))
+    lines = Lines([np.array([1, 2, 3])], np.eye(4, 5, dtype=np.float32), np.array([0]))
+    for pool, dim in ((sounds, 120), (faces, 128), (lines, 5)):
+        assert np.array_equal(pool.rows(0), pool.rows(0))
+        for _ in range(20):
+            varied = pool.rows(0, rng)
+            assert len(varied) >= 1 and varied.shape[1] == dim and varied.dtype == np.float32
+    batch = batch_of({"video": [np.ones((200, 3), np.float32), np.zeros((0, 3), np.float32)]})
+    assert batch["video"].shape == (2, 150, 3) and batch["video_len"].tolist() == [150, 0]
+
+
+def test_scores_and_calibration():
+    truth, found = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
+    assert scores(truth, found)["accuracy"] == 0.75 and scores(truth, found)["balanced_accuracy"] == 0.5
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (4000, 7))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = np.array([rng.choice(7, p=row) for row in p])
+    assert calibration_error(p, truth) < 0.03
+    found = calibrate([(3 * logits, truth)], [(3 * logits, truth)])  # three times too sure
+    assert isinstance(found, Calibration) and found.temperature == pytest.approx(3, rel=0.1)
+    assert found.error_after < 0.03 < found.error_before and 1 / 7 < found.uncertain_below < 1
+
+
+# --- the whole way, and what is shipped ------------------------------------------------------------------------------
+
+
+def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
+    command = ["fit", "--preset", "tiny", "--data", str(data), "--cache", str(tmp_path / "cache"), "--out"]
+    assert main([*command, str(tmp_path / "first")]) == 0
+    bundle = open_bundle(tmp_path / "first")
+    assert bundle.manifest.labels == list(LABELS) and "audio" in capsys.readouterr().out
+    table = WordVectors.load(bundle.path("words.safetensors"))
+    graph = OnnxRuntime(bundle.path("fusion.onnx"))
+    given = export.fusion_inputs(
+        {"audio": 120, "video": 128, "text": table.dim}, {"audio": [50], "video": [0], "text": [3]},
+        np.random.default_rng(0),
+    )  # fmt: skip
+    assert graph.run(given)["logits"].shape == (1, 7)
+    assert main([*command, str(tmp_path / "second")]) == 0  # the seed decides everything
+    assert (tmp_path / "first/fusion.onnx").read_bytes() == (tmp_path / "second/fusion.onnx").read_bytes()
+
+
+def test_fit_without_data_says_what_to_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("EMOSTREAM_DATA", raising=False)
+    with pytest.raises(SystemExit):
+        main(["fit", "--preset", "tiny"])
+    assert "--data" in capsys.readouterr().err
+    assert main(["fit", "--preset", "tiny", "--data", str(tmp_path)]) == 1
+    assert "RAVDESS" in capsys.readouterr().err
+
+
+def test_a_pool_without_a_label_is_an_error():
+    from train.fit import fit
+
+    pool = Faces(np.zeros((6, 2, 128), np.float32), np.arange(6))
+    with pytest.raises(CorpusError, match="surprise"):
+        fit({"video": pool}, steps=1, seed=0)
+
+
+def test_shipped_bundle_is_whole_and_better_than_chance_in_each_modality():
+    bundle = open_bundle("ekman7")
+    manifest = bundle.manifest
+    assert manifest.labels == list(LABELS)
+    assert sum(file.bytes for file in manifest.files.values()) < 8_000_000
+    assert 0 < manifest.temperature < 10 and 1 / 7 < manifest.uncertain_below < 1
+    for m in MODALITIES:
+        figures = manifest.metrics["validation"][m]
+        chance_error = math.sqrt(1 / 7 * 6 / 7 / figures["items"])
+        assert figures["balanced_accuracy"] > 1 / 7 + 4 * chance_error
+    assert {corpus.name for corpus in manifest.corpora} == {"RAVDESS", "EmoDB", "FER2013", "GoEmotions", "MELD"}
+    assert json.dumps(manifest.training).count("label-paired") == 0 or "label_paired" in manifest.training
+    graph = OnnxRuntime(bundle.path("fusion.onnx"))
+    table = WordVectors.load(bundle.path("words.safetensors"), manifest.text.settings["min_n"])
+    assert table.dim == manifest.text.dim
+    vectors = table.encode(["i", "am", "so", "angry", "at", "you"])[None]
+    given = {"audio": np.zeros((1, 1, 120), np.float32), "video": np.zeros((1, 1, 128), np.float32), "text": vectors}
+    given |= {"audio_len": np.array([0]), "video_len": np.array([0]), "text_len": np.array([6])}
+    assert manifest.labels[int(graph.run(given)["logits"].argmax())] == "anger"
+
+
+def test_items_are_plain():
+    assert Item("hello", "joy", "train").speaker == ""
