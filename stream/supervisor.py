@@ -228,6 +228,7 @@ class Supervisor:
         # one thread per numeric library in each process: several processes share few cores
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        os.environ["EMOSTREAM_NODE"] = spec.name  # tells processes apart in a process list (ps e)
         node.process = context.Process(target=run_node, args=(spec,), name=spec.name, daemon=True)
         node.process.start()
         node.ready = False

@@ -54,9 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     with Progress(*columns, console=console) as progress:
 
         def stage(name: str):
-            task = progress.add_task(name, total=None, loss="")
+            task = None  # a part that is kept from before never begins
 
             def step_done(done: int, total: int, loss: float | None = None) -> None:
+                nonlocal task
+                task = progress.add_task(name, loss="") if task is None else task
                 progress.update(task, completed=done, total=total, loss="" if loss is None else f"loss {loss:.3f}")
 
             return step_done

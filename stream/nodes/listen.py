@@ -38,8 +38,11 @@ def main(shell: Shell) -> None:
                 shell.send_last(event) if shell.stopping else shell.send(event)
         elif isinstance(message, End):
             reason = message.reason
-        elif message is None and shell.stopping_for(_GIVE_UP_S):
-            reason = "stopped"
+        elif message is None:
+            for event in core.stalled() if spec.realtime else ():
+                shell.send_last(event)
+            if shell.stopping_for(_GIVE_UP_S):
+                reason = "stopped"
     for event in core.finish():
         shell.send_last(event)
     shell.send_last(

@@ -12,6 +12,7 @@ from stream.speech.vad import Bound, Endpointer, SileroVad
 
 _PREROLL_BLOCKS = 8  # 256 ms before the first speech frame go to the recogniser: onsets are soft
 _PROGRESS_NS = 250_000_000
+_STALL_NS = 500_000_000
 
 
 class SpeechCore:
@@ -56,6 +57,17 @@ class SpeechCore:
         if events:
             self._said_ns = pcm.media_end_ns
         return events
+
+    def stalled(self) -> list[Message]:
+        """To be called when no block comes, in real time: sound that has stopped coming ends the utterance."""
+        now_ns = self._clock.now_ns()
+        if not self._endpointer.speaking or self._last is None:
+            return []
+        if now_ns - self._last.captured_ns < self._hangover_ns + _STALL_NS:
+            return []
+        event = self._on_bound(self._endpointer.end(), now_ns)
+        event.captured_ns = now_ns  # no frame of silence confirmed the end, but this moment
+        return [event]
 
     def finish(self) -> list[Message]:
         """No more sound: ends the utterance that is open."""
@@ -104,11 +116,13 @@ class SpeechCore:
                 self._fed_ns = block.media_end_ns
 
     def _progress(self, received_ns: int) -> Message:
-        if self._segment_ns is None or self._recognizer is None:
+        bound = self._endpointer.so_far()
+        if bound is None or bound.kind == "paused":
             return self._event("progress", None, [], received_ns, 0)
         begun_ns = self._clock.now_ns()
-        words = self._words + self._timed(self._recognizer.partial())
-        bound = self._endpointer.so_far()
+        words = self._words
+        if self._recognizer is not None:
+            words = words + self._timed(self._recognizer.partial())
         return self._event("words", bound, words, received_ns, self._clock.now_ns() - begun_ns)
 
     def _timed(self, words: list[Word]) -> list[Word]:

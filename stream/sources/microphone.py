@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,14 +18,16 @@ log = logging.getLogger(__name__)
 _IDLE_S = 0.1
 _SILENT_S = 2.0  # PortAudio does not say that a device was unplugged: no callback for this long is the sign
 _JUMP_NS = 100_000_000
+_SETTLE_MS = 1000
 
 
 class Microphone:
     """``device``: part of a name, an index, or empty for the default one.
 
-    Media times it gives are Unix times at which samples were converted (PortAudio's ADC time). Within a run of
-    callbacks they follow the count of samples, which does not jitter; a jump of more than 100 ms (samples were lost)
-    starts a new run. ``overflows`` counts callbacks that PortAudio flagged.
+    Media times it gives are Unix times at which samples were converted (PortAudio's ADC time). They follow the count
+    of samples, which does not jitter as the times of callbacks do; when all callbacks of a second are off by more
+    than 100 ms (samples were lost, or the clocks drifted apart) they are set anew. ``overflows`` counts callbacks
+    that PortAudio flagged.
     """
 
     live = True
@@ -37,6 +40,7 @@ class Microphone:
         self._stream: Any = None
         self._rate_hz = 0
         self._next_ns: int | None = None
+        self._off_ns: deque[int] = deque()
         self.overflows = 0
         self.reopened = 0
 
@@ -77,8 +81,7 @@ class Microphone:
                 yield None
                 continue
             silent_s = 0.0
-            if self._next_ns is None or abs(start_ns - self._next_ns) > _JUMP_NS:
-                self._next_ns = start_ns
+            self._next_ns = self._follow(start_ns)
             chunk = AudioChunk(samples, self._rate_hz, self._next_ns)
             self._next_ns = chunk.media_end_ns
             yield chunk
@@ -87,6 +90,20 @@ class Microphone:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+    def _follow(self, start_ns: int) -> int:
+        """Media time of the block that PortAudio says began at ``start_ns``."""
+        if self._next_ns is None:
+            return start_ns
+        self._off_ns.append(start_ns - self._next_ns)
+        if len(self._off_ns) < _SETTLE_MS // self._block_ms:
+            return self._next_ns
+        off_ns = sorted(self._off_ns)
+        if off_ns[0] > _JUMP_NS or off_ns[-1] < -_JUMP_NS:
+            self._off_ns.clear()
+            return self._next_ns + off_ns[len(off_ns) // 2]
+        self._off_ns.popleft()
+        return self._next_ns
 
     def _callback(self, data: np.ndarray, frames: int, time: Any, status: Any) -> None:
         """Called by PortAudio's thread: copy, stamp, leave."""
@@ -110,5 +127,6 @@ class Microphone:
             log.debug("%s", error)
             return
         self._next_ns = None
+        self._off_ns.clear()
         self.reopened += 1
         log.warning("%s is back", self.name)

@@ -19,15 +19,18 @@ log = logging.getLogger(__name__)
 
 _QUEUE = 200  # items between the reading thread and the node; a second or two, then the oldest go
 _REANCHOR_NS = 1_000_000_000  # a source whose own clock is off by more than this is anchored anew
+_SETTLE_NS = 500_000_000
 _IDLE_S = 0.1
 _BACKOFF_S = (0.25, 0.5, 1.0, 2.0)
 
 
 class LiveSource:
     """``camera[:N]`` or a URL. Media times it gives are Unix times: when the sample or frame was captured, taken from
-    the source's time stamps and the moment at which the first of them arrived.
+    the source's time stamps and the moments at which they arrive.
 
-    A thread reads, so that a read that blocks (until its time-out) does not block the node.
+    A thread reads, so that a read that blocks (until its time-out) does not block the node. What comes in the first
+    half second after opening is stale (FFmpeg and servers buffer) and is thrown away; of it, the sample or frame that
+    was the least late tells how the source's clock relates to ours.
     """
 
     live = True
@@ -38,7 +41,8 @@ class LiveSource:
         self._queue: deque[AudioChunk | VideoFrame | NoTrack] = deque(maxlen=_QUEUE)
         self._arrived = threading.Event()
         self._closing = threading.Event()
-        self._offset_ns: int | None = None
+        self._offset_ns: int | None = None  # our clock minus the source's
+        self._settling = True
         self.reopened = 0
 
     def open(self) -> None:
@@ -85,15 +89,21 @@ class LiveSource:
                     continue
                 self.reopened += 1
                 log.warning("%s is back", self.name)
-            self._offset_ns = None
+            self._offset_ns, self._settling = None, True
+            settled_ns = self._clock.now_ns() + _SETTLE_NS
             why = "it ended"
             try:
                 for item in decode(container, self._media, self._fps, self._media_ns, self.name):
                     attempt = 0
+                    self._settling = self._clock.now_ns() < settled_ns
+                    if self._settling and not isinstance(item, NoTrack):
+                        continue
                     self._queue.append(item)
                     self._arrived.set()
                     if self._closing.is_set():
                         break
+            except av.error.ExitError:  # what PyAV raises when its time-out is over
+                why = f"nothing came for {self._timeout_s:g} s"
             except (FFmpegError, OSError) as error:
                 why = error.strerror or str(error)
             container.close()
@@ -105,6 +115,8 @@ class LiveSource:
         stamp, now = round(seconds * 1e9), self._clock.now_ns()
         if self._offset_ns is None or abs(now - self._offset_ns - stamp) > _REANCHOR_NS:
             self._offset_ns = now - stamp
+        elif self._settling:
+            self._offset_ns = min(self._offset_ns, now - stamp)
         return stamp + self._offset_ns
 
 

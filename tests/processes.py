@@ -1,0 +1,113 @@
+"""Starting the commands as their users do, and listening to what they publish."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import zmq
+
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(name: str, *arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run one of the commands to its end."""
+    return subprocess.run(
+        [BIN / name, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+class Subscriber:
+    """A stranger on the emotion topic: connects before the pipeline binds, collects in a thread."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.messages: list[tuple[str, dict]] = []
+        self._endpoint, self._stop = endpoint, threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        with zmq.Context() as context, context.socket(zmq.SUB) as sub:
+            sub.setsockopt(zmq.LINGER, 0)
+            sub.setsockopt(zmq.RECONNECT_IVL, 20)
+            sub.subscribe(b"emotion.")
+            sub.connect(self._endpoint)
+            while not self._stop.is_set():
+                if sub.poll(50):
+                    topic, payload = sub.recv_multipart()
+                    self.messages.append((topic.decode(), json.loads(payload)))
+
+    def of(self, kind: str) -> list[dict]:
+        return [message for _, message in self.messages if message["kind"] == kind]
+
+    def wait_for(self, kind: str, count: int, seconds: float) -> list[dict]:
+        """Messages of a kind once there are ``count``; fails after ``seconds``."""
+        until = time.monotonic() + seconds
+        while len(found := self.of(kind)) < count:
+            assert time.monotonic() < until, f"{len(found)} of {count} {kind} messages after {seconds} s"
+            time.sleep(0.02)
+        return found
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class Pipeline:
+    """A running ``stream-run`` on a free port with a subscriber; to be used in a ``with``."""
+
+    def __init__(self, *arguments: object, env: dict[str, str] | None = None) -> None:
+        endpoint = f"tcp://127.0.0.1:{free_port()}"
+        self.subscriber = Subscriber(endpoint)
+        self.process = subprocess.Popen(
+            [BIN / "stream-run", "--set", f"bus.emotion={endpoint}", *map(str, arguments)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env or environment(),
+        )  # fmt: skip
+        self.output = ""
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+        self.subscriber.close()
+
+    def finish(self, timeout: float) -> int:
+        """Wait for its end; returns the exit code."""
+        self.output, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode
+
+    def interrupt(self) -> float:
+        """Ctrl-C; returns the seconds until it ended."""
+        begun = time.monotonic()
+        self.process.send_signal(signal.SIGINT)
+        self.finish(10)
+        return time.monotonic() - begun
+
+    def node(self, name: str) -> int:
+        """Process id of a node, by what its log or the system says of its children."""
+        import psutil
+
+        for child in psutil.Process(self.process.pid).children():
+            if name in child.environ().get("EMOSTREAM_NODE", ""):
+                return child.pid
+        raise AssertionError(f"no process of node {name}")

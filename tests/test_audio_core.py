@@ -1,0 +1,260 @@
+"""stream/nodes/audio.py"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.features.mfcc import mfcc
+from stream.messages import Message, Mfcc, Pcm
+from stream.nodes.audio import AudioCore
+from stream.sources.items import AudioChunk
+from tests import media
+
+_S = 1_000_000_000
+RATES = [8000, 16_000, 22_050, 44_100, 48_000, 192_000]
+
+
+def _sound(rate: int, seconds: float = 1.5) -> np.ndarray:
+    """Speech at any rate, (n,) float32."""
+    samples = media.speech_samples(4.0)[8000:]
+    at = np.arange(round(seconds * rate)) * (16_000 / rate)
+    return (np.interp(at, np.arange(len(samples)), samples) / 32768).astype(np.float32)
+
+
+def _chunks(samples: np.ndarray, rate: int, cuts: list[int], start_ns: int = 0) -> list[AudioChunk]:
+    """The samples, (n,) or (n, channels), cut at the places given, with the time of each piece."""
+    wide = samples if samples.ndim == 2 else samples[:, None]
+    bounds = [0, *sorted(cuts), len(wide)]
+    return [
+        AudioChunk(wide[a:b], rate, start_ns + a * _S // rate) for a, b in zip(bounds, bounds[1:], strict=False)
+    ]
+
+
+def _run(chunks: list[AudioChunk], core: AudioCore | None = None) -> list[Message]:
+    core = core or AudioCore("a", None)
+    return [message for chunk in chunks for message in core.push(chunk)] + core.flush()
+
+
+def _pcm(messages: list[Message]) -> list[Pcm]:
+    return [message for message in messages if isinstance(message, Pcm)]
+
+
+def _samples(messages: list[Message]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int16), *(message.samples for message in _pcm(messages))])
+
+
+def _rows(messages: list[Message]) -> tuple[np.ndarray, np.ndarray]:
+    """Times and rows."""
+    parts = [message for message in messages if isinstance(message, Mfcc)]
+    times = [part.media_start_ns + 10_000_000 * np.arange(len(part.rows)) for part in parts]
+    return np.concatenate([[], *times]), np.concatenate([np.zeros((0, 120)), *(part.rows for part in parts)])
+
+
+@pytest.mark.parametrize("rate", RATES)
+@settings(max_examples=12)
+@given(data=st.data())
+def test_any_chunking_of_the_same_samples_gives_the_same(rate, data):
+    sound = _sound(rate, 0.8)
+    cuts = data.draw(st.lists(st.integers(0, len(sound)), max_size=20))
+    whole, cut = _run(_chunks(sound, rate, [])), _run(_chunks(sound, rate, cuts))
+    assert [(m.media_start_ns, m.media_end_ns) for m in _pcm(whole)] == [
+        (m.media_start_ns, m.media_end_ns) for m in _pcm(cut)
+    ]
+    assert np.abs(_samples(whole).astype(int) - _samples(cut)).max() <= 1  # one step of rounding
+    (times, rows), (cut_times, cut_rows) = _rows(whole), _rows(cut)
+    np.testing.assert_array_equal(times, cut_times)
+    np.testing.assert_allclose(rows, cut_rows, atol=0.05 if rate != 16_000 else 1e-3)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_rates_and_channels(rate, channels):
+    sound = np.repeat(_sound(rate)[:, None], channels, axis=1)
+    messages = _run(_chunks(sound, rate, list(range(0, len(sound), rate // 50))))
+    expected = media.speech_samples(4.0)[8000:32_000]
+    found = _samples(messages)
+    assert len(expected) - 512 <= len(found) <= len(expected)
+    error = found / 32768 - expected[: len(found)] / 32768
+    # straight lines between samples make the sound at other rates duller, and 8 kHz holds half of it
+    assert np.std(error) < np.std(expected / 32768) * (0.5 if rate == 8000 else 0.35)
+    assert np.corrcoef(found, expected[: len(found)])[0, 1] > (0.85 if rate == 8000 else 0.95)
+
+
+def test_at_16_khz_samples_and_features_are_untouched():
+    samples = media.speech_samples(2.0)
+    messages = _run(_chunks(samples.astype(np.float32) / 32768, 16_000, [5000]))
+    np.testing.assert_array_equal(_samples(messages), samples[: 62 * 512])
+    _, rows = _rows(messages)
+    np.testing.assert_allclose(rows, mfcc(samples), atol=1e-3)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_timeline_has_no_holes_and_begins_where_the_sound_does(rate):
+    messages = _run(_chunks(_sound(rate), rate, [100, 5000], start_ns=3 * _S))
+    blocks = _pcm(messages)
+    assert blocks[0].media_start_ns == 3 * _S
+    for block, following in zip(blocks, blocks[1:], strict=False):
+        assert block.media_end_ns == following.media_start_ns == block.media_start_ns + 32_000_000
+    assert all(block.samples.shape == (512,) and block.samples.dtype == np.int16 for block in blocks)
+    times, rows = _rows(messages)
+    np.testing.assert_array_equal(times, 3 * _S + 10_000_000 * np.arange(len(rows)))
+    assert len(rows) in (147, 148)
+    parts = [message for message in messages if isinstance(message, Mfcc)]
+    assert all(part.media_end_ns == part.media_start_ns + 10_000_000 * len(part.rows) for part in parts)
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000, 192_000])
+@pytest.mark.parametrize("hz", [200, 1000, 3000])
+def test_a_tone_keeps_its_frequency_level_and_place(rate, hz):
+    t = np.arange(2 * rate) / rate
+    tone = 0.5 * np.sin(2 * np.pi * hz * t).astype(np.float32)
+    found = _samples(_run(_chunks(tone, rate, list(range(0, len(tone), 777))))) / 32768
+    expected = 0.5 * np.sin(2 * np.pi * hz * np.arange(len(found)) / 16_000)
+    np.testing.assert_allclose(found[400:-400], expected[400:-400], atol=0.01)  # its phase too: nothing is delayed
+
+
+def test_what_is_above_8_khz_does_not_fold_down():
+    t = np.arange(48_000) / 48_000
+    found = _samples(_run(_chunks(0.5 * np.sin(2 * np.pi * 11_000 * t).astype(np.float32), 48_000, [])))
+    assert np.abs(found[400:-400].astype(int)).max() < 100
+
+
+def test_channels_are_averaged():
+    left, right = np.full(1600, 0.5, np.float32), np.full(1600, -0.25, np.float32)
+    found = _samples(_run(_chunks(np.stack([left, right], axis=1), 16_000, [])))
+    assert set(found) == {4096}
+
+
+def test_too_loud_a_sound_is_clipped():
+    wave = np.array([2.0, -2.0, 1.0, -1.0, 0.5], np.float32).repeat(512)
+    found = _samples(_run(_chunks(wave, 16_000, []))).reshape(5, 512)
+    assert found[:, 0].tolist() == [32767, -32768, 32767, -32768, 16384]
+    assert (found == found[:, :1]).all()
+
+
+# Capture time
+
+
+def test_captured_is_the_beginning_plus_media_time():
+    for message in _run(_chunks(_sound(16_000), 16_000, [700]), AudioCore("a", 1_700_000_000 * _S)):
+        assert message.captured_ns == 1_700_000_000 * _S + message.media_end_ns
+
+
+def test_captured_is_zero_where_it_has_no_meaning():
+    assert {message.captured_ns for message in _run(_chunks(_sound(16_000), 16_000, []))} == {0}
+
+
+# Gaps
+
+
+def _with_gap(rate: int, gap_s: float) -> list[AudioChunk]:
+    sound = _sound(rate)
+    half = len(sound) // 2
+    later = [
+        AudioChunk(chunk.samples, rate, chunk.media_ns + round(gap_s * _S))
+        for chunk in _chunks(sound[half:], rate, [], half * _S // rate)
+    ]
+    return _chunks(sound[:half], rate, [1000]) + later
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_a_gap_is_counted_and_the_timeline_shows_it(rate):
+    core = AudioCore("a", None)
+    chunks = _with_gap(rate, 2.0)
+    messages = _run(chunks, core)
+    assert core.gaps == 1
+    starts = np.array([block.media_start_ns for block in _pcm(messages)])
+    steps = np.diff(starts)
+    assert (steps[steps != 32_000_000] >= 2 * _S).all()
+    assert (steps != 32_000_000).sum() == 1
+    assert chunks[-1].media_ns in starts  # the sound after the gap is where its time stamp says
+    times, _ = _rows(messages)
+    steps = np.diff(times)
+    assert (steps > 0).all()
+    assert (steps > 10_000_000).sum() == 1
+    assert not ((times >= chunks[1].media_end_ns) & (times < chunks[-1].media_ns)).any()  # no features of no sound
+
+
+def test_features_do_not_reach_across_a_gap():
+    chunks = _with_gap(16_000, 2.0)
+    times, rows = _rows(_run(chunks))
+    after = mfcc(np.rint(chunks[-1].samples[:, 0] * 32768).astype(np.int16))
+    np.testing.assert_allclose(rows[times >= chunks[-1].media_ns], after, atol=1e-3)
+
+
+@pytest.mark.parametrize("jitter_ms", [-50, -1, 1, 50])
+def test_small_errors_in_time_stamps_are_no_gap(jitter_ms):
+    core = AudioCore("a", None)
+    messages = _run(_with_gap(16_000, jitter_ms / 1000), core)
+    assert (core.gaps, core.late_chunks) == (0, 0)
+    np.testing.assert_array_equal(_samples(messages), _samples(_run(_chunks(_sound(16_000), 16_000, []))))
+
+
+def test_jitter_does_not_add_up():
+    """Time stamps that swing around the true time for minutes."""
+    core = AudioCore("a", None)
+    rng = np.random.default_rng(0)
+    for n in range(3000):
+        core.push(AudioChunk(np.zeros((320, 1), np.float32), 16_000, n * 20_000_000 + int(rng.integers(-30, 30)) * 10**6))
+    assert (core.gaps, core.late_chunks) == (0, 0)
+
+
+def test_a_chunk_that_comes_twice_is_left_out():
+    core = AudioCore("a", None)
+    sound = _sound(16_000)
+    chunks = _chunks(sound, 16_000, [8000, 16_000])
+    messages = _run([chunks[0], chunks[1], chunks[1], chunks[0], chunks[2]], core)
+    assert core.late_chunks == 2
+    np.testing.assert_array_equal(_samples(messages), _samples(_run(chunks)))
+
+
+def test_a_gap_that_is_filled_later_stays_a_gap():
+    """Time never goes back: what comes too late is left out."""
+    chunks = _chunks(_sound(16_000), 16_000, [6000, 12_000, 18_000])
+    core = AudioCore("a", None)
+    messages = _run([chunks[0], chunks[2], chunks[1], chunks[3]], core)
+    assert (core.gaps, core.late_chunks) == (1, 1)
+    starts = [block.media_start_ns for block in _pcm(messages)]
+    assert starts == sorted(starts)
+
+
+def test_another_rate_in_mid_stream():
+    """A microphone that was opened again as another device."""
+    core = AudioCore("a", None)
+    first = _chunks(_sound(48_000), 48_000, [])
+    second = _chunks(_sound(44_100), 44_100, [], start_ns=first[0].media_end_ns)
+    messages = _run(first + second, core)
+    assert core.gaps == 0
+    assert len(_samples(messages)) >= 2 * (24_000 - 512)
+    times, _ = _rows(messages)
+    assert (np.diff(times) > 0).all()
+
+
+# Little or nothing
+
+
+def test_chunks_without_samples_change_nothing():
+    empty = AudioChunk(np.zeros((0, 1), np.float32), 16_000, 5 * _S)
+    core = AudioCore("a", None)
+    chunks = _chunks(_sound(16_000), 16_000, [4000])
+    messages = _run([empty, chunks[0], empty, chunks[1]], core)
+    np.testing.assert_array_equal(_samples(messages), _samples(_run(chunks)))
+    assert core.gaps == 0
+
+
+def test_nothing_in_nothing_out():
+    core = AudioCore("a", None)
+    assert core.flush() == []
+    assert core.flush() == []
+
+
+def test_after_flush_a_new_run_begins():
+    core = AudioCore("a", None)
+    first = _run(_chunks(_sound(16_000), 16_000, []), core)
+    again = _run(_chunks(_sound(16_000), 16_000, [], start_ns=60 * _S), core)
+    np.testing.assert_array_equal(_samples(first), _samples(again))
+    assert _pcm(again)[0].media_start_ns == 60 * _S
+    assert core.gaps == 0

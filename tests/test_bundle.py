@@ -1,0 +1,138 @@
+"""engines/bundle.py and engines/backend.py"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engines.backend import BackendError, load
+from engines.bundle import FACE, FUSION, WORDS, BundleError, open_bundle, write_manifest
+
+
+@pytest.fixture
+def copy(bundle, tmp_path) -> Path:
+    """A copy of the shipped bundle that a test may damage."""
+    return Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
+
+
+def _edit(folder: Path, **changes) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_shipped_bundle_is_whole_and_small(bundle):
+    assert bundle.manifest.name == "ekman7"
+    assert bundle.id.startswith("ekman7@")
+    assert len(bundle.id) == len("ekman7@") + 12
+    assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < 12_000_000
+    assert bundle.path(FUSION).is_file()
+
+
+def test_by_name_and_by_path_it_is_the_same(bundle, copy):
+    for name in (bundle.folder, str(bundle.folder), copy, str(copy)):
+        assert open_bundle(name).id == bundle.id
+
+
+def test_the_id_changes_with_the_manifest(bundle, copy):
+    _edit(copy, version="other")
+    assert open_bundle(copy).id != bundle.id
+
+
+@pytest.mark.parametrize("name", ["nowhere", "", "/no/such/folder"])
+def test_there_is_no_such_bundle(name):
+    with pytest.raises(BundleError, match=r"not found.*one of: .*ekman7"):
+        open_bundle(name)
+
+
+@pytest.mark.parametrize("file", [FUSION, FACE, WORDS])
+def test_one_changed_bit_is_noticed(copy, file):
+    data = bytearray((copy / file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / file).write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{file}: SHA-256 is .*restore the bundle"):
+        open_bundle(copy)
+
+
+def test_a_missing_file(copy):
+    (copy / FACE).unlink()
+    with pytest.raises(BundleError, match=rf"{FACE}: missing"):
+        open_bundle(copy)
+
+
+def test_a_file_that_the_manifest_does_not_list(copy):
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    del files[WORDS]
+    _edit(copy, files=files)
+    with pytest.raises(BundleError, match=rf"lists no {WORDS}"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/../../secret"])
+def test_names_outside_the_bundle_are_refused(copy, name):
+    (copy.parent / "secret").write_text("")
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    _edit(copy, files=files | {name: files[FACE]})
+    with pytest.raises(BundleError, match="points outside the bundle"):
+        open_bundle(copy)
+
+
+def test_a_link_out_of_the_bundle_is_refused(copy):
+    (copy / FACE).rename(copy.parent / FACE)
+    (copy / FACE).symlink_to(copy.parent / FACE)
+    with pytest.raises(BundleError, match="points outside the bundle"):
+        open_bundle(copy)
+
+
+def test_another_format(copy):
+    _edit(copy, format="emostream-bundle/2")
+    with pytest.raises(BundleError, match=r"format is 'emostream-bundle/2', this version reads 'emostream-bundle/1'"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"{", b"[]", b"null", b"{}",
+        b'{"format": "\xff"}',  # FAILS: UnicodeDecodeError and not BundleError
+    ],
+)  # fmt: skip
+def test_a_manifest_that_is_none(copy, data):
+    (copy / "manifest.json").write_bytes(data)
+    with pytest.raises(BundleError, match="not a valid manifest"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": "joy"}, {"temperature": 0}, {"uncertain_below": 2}, {"surprise": 1}, {"audio": {"dim": 0}},
+        {"files": {FACE: "abc"}},
+    ],
+)  # fmt: skip
+def test_a_manifest_with_bad_values(copy, changes):
+    _edit(copy, **changes)
+    with pytest.raises(BundleError, match="not a valid manifest"):
+        open_bundle(copy)
+
+
+def test_write_manifest_makes_a_bundle_that_opens(bundle, copy):
+    (copy / WORDS).write_bytes(b"changed on purpose")
+    write_manifest(copy, open_bundle(bundle.folder).manifest)
+    opened = open_bundle(copy)
+    assert opened.manifest.files[WORDS].bytes == len(b"changed on purpose")
+    assert opened.manifest.labels == bundle.manifest.labels
+    assert not list(copy.glob("*.part"))
+
+
+def test_a_backend_that_is_unknown(bundle):
+    with pytest.raises(BackendError, match="'cuda' is unknown; choose one of: auto"):
+        load(bundle.path(FACE), "cuda")
+
+
+def test_a_graph_that_is_none(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BackendError, match=r"x\.onnx: ONNX Runtime cannot load"):
+        load(tmp_path / "x.onnx", "onnxruntime")

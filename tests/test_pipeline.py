@@ -1,0 +1,176 @@
+"""The commands as processes: real decoder, voice activity, recogniser, face detector and sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import jsonschema
+import psutil
+import pytest
+
+from stream.messages import emotion_json_schema
+from stream.sources import DEMO
+from tests import media
+from tests.processes import BIN, Pipeline, command, free_port
+
+pytestmark = pytest.mark.process
+
+PARTS = ("endpoint_wait", "recognition", "queue", "encode", "fusion", "other")
+
+
+@pytest.fixture(scope="module")
+def truth() -> list[dict]:
+    return json.loads(DEMO.with_suffix(".json").read_text())["sentences"]
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory) -> Path:
+    """Four seconds of a talking face."""
+    return media.talking_face(tmp_path_factory.mktemp("talk") / "talk.mp4")
+
+
+def same_labels(first: list[dict], second: list[dict]) -> None:
+    """All that a label says must be equal, but for the stream's name and the times of this run."""
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        for key in one.keys() - {"stream", "latency_ms", "captured_ns", "published_ns"}:
+            assert one[key] == other[key], key
+
+
+def test_demo_in_real_time(truth, tmp_path):
+    """One label for each sentence reaches a subscriber, valid, in time, with latency parts that sum to the total."""
+    out = tmp_path / "labels.jsonl"
+    with Pipeline("--config", "config.toml", "--jsonl", out) as run:
+        assert run.finish(60) == 0, run.output
+        labels, windows = run.subscriber.of("utterance"), run.subscriber.of("window")
+        for topic, message in run.subscriber.messages:
+            jsonschema.validate(message, emotion_json_schema())
+            assert topic == f"emotion.{message['kind']}.demo"
+    assert len(labels) == len(truth) == 5
+    assert [label["seq"] for label in labels] == [0, 1, 2, 3, 4]
+    assert [window["seq"] for window in windows] == list(range(len(windows)))
+    assert len(windows) > 20
+    assert [json.loads(line) for line in out.read_text().splitlines()] == labels
+    for label, sentence in zip(labels, truth, strict=True):
+        assert abs(label["start_s"] - sentence["start_s"]) < 0.3
+        assert abs(label["end_s"] - sentence["end_s"]) < 0.3
+        wanted = set(sentence["text"].lower().replace(",", "").replace("!", "").replace(".", "").split())
+        assert len(wanted & set(label["text"].split())) / len(wanted) > 0.6
+        assert all(label["modalities"][name]["coverage"] > 0.8 for name in ("audio", "video"))
+        assert sum(label["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        latency = label["latency_ms"]
+        assert sum(latency[part] for part in PARTS) == pytest.approx(latency["total"], abs=0.01)
+        assert latency["total"] == pytest.approx((label["published_ns"] - label["captured_ns"]) / 1e6, abs=0.01)
+        assert 400 <= latency["endpoint_wait"] <= 432  # the configured hangover, in whole frames of 32 ms
+        assert all(latency[part] > -1 for part in PARTS)
+    assert "utterances: 5 labelled of 5 heard" in run.output
+    assert "dropped: 0   missed in transit: 0" in run.output
+
+
+def test_fast_run_and_stream_label_agree_twice(talk, tmp_path):
+    found = []
+    for i in range(2):
+        with Pipeline("--stream", f"file:{talk}", "--pace", "fast", "--jsonl", tmp_path / f"run{i}") as run:
+            assert run.finish(60) == 0, run.output
+        assert command("stream-label", talk, "--out", tmp_path / f"label{i}").returncode == 0
+        found += [tmp_path / f"run{i}", tmp_path / f"label{i}"]
+    labels = [[json.loads(line) for line in path.read_text().splitlines()] for path in found]
+    assert len(labels[0]) >= 1
+    assert labels[1][0]["stream"] == "talk.mp4" and labels[1][0]["latency_ms"] is None
+    for other in labels[1:]:
+        same_labels(labels[0], other)
+
+
+def test_two_streams_at_once(talk, tmp_path):
+    """Two streams share one fusion worker; each is labelled as if it were alone."""
+    out = tmp_path / "labels.jsonl"
+    streams = ("--stream", f"left=file:{talk}", "--stream", f"right=file:{talk}")
+    with Pipeline(*streams, "--jsonl", out) as run:
+        assert run.finish(60) == 0, run.output
+    labels = [json.loads(line) for line in out.read_text().splitlines()]
+    by_stream = {name: [label for label in labels if label["stream"] == name] for name in ("left", "right")}
+    assert len(by_stream["left"]) >= 1
+    for one, other in zip(by_stream["left"], by_stream["right"], strict=True):
+        assert one["text"] == other["text"]
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
+
+
+def test_interrupt_ends_with_the_last_label(truth):
+    """Ctrl-C within a sentence: its label still comes out, and the run ends within 3 s with exit code 0."""
+    with Pipeline("--config", "config.toml") as run:
+        run.subscriber.wait_for("window", 5, 30)
+        assert not run.subscriber.of("utterance")
+        assert run.interrupt() < 3
+        assert run.process.returncode == 0, run.output
+        assert len(run.subscriber.of("utterance")) == 1
+    assert "utterances: 1 labelled of 1 heard" in run.output
+
+
+def test_terminate_is_the_same(talk):
+    with Pipeline("--stream", f"file:{talk}", "--set", "speech.recognizer=none") as run:
+        run.subscriber.wait_for("window", 1, 30)
+        run.process.send_signal(signal.SIGTERM)
+        assert run.finish(4) == 0, run.output
+
+
+def test_a_killed_node_comes_back_and_the_others_carry_on():
+    """The video process is killed in the middle: labels go on coming, later ones with a face again."""
+    with Pipeline("--config", "config.toml") as run:
+        run.subscriber.wait_for("utterance", 1, 30)
+        os.kill(run.node("video.demo"), signal.SIGKILL)
+        labels = run.subscriber.wait_for("utterance", 4, 40)
+        assert run.finish(30) == 0, run.output
+    assert "video.demo: crashed" in run.output
+    assert labels[-1]["modalities"]["video"]["coverage"] > 0.5
+    assert all(label["modalities"]["audio"]["coverage"] > 0.8 for label in labels)
+
+
+def test_no_process_is_left_when_the_supervisor_is_killed():
+    with Pipeline("--config", "config.toml") as run:
+        run.subscriber.wait_for("window", 1, 30)
+        children = psutil.Process(run.process.pid).children(recursive=True)
+        assert len(children) >= 4
+        run.process.kill()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive
+
+
+def test_listen_prints_what_is_published(talk):
+    import subprocess
+
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    listeners = [
+        subprocess.Popen([BIN / "stream-listen", endpoint, *more], stdout=subprocess.PIPE, text=True)
+        for more in ([], ["--json"])
+    ]
+    time.sleep(1)
+    done = command("stream-run", "--set", f"bus.emotion={endpoint}", "--stream", f"file:{talk}", "--quiet")
+    assert done.returncode == 0 and done.stdout == ""
+    time.sleep(0.5)
+    for listener in listeners:
+        listener.send_signal(signal.SIGINT)
+    plain, raw = (listener.communicate(timeout=10)[0] for listener in listeners)
+    assert all(listener.returncode == 0 for listener in listeners)
+    messages = [json.loads(line) for line in raw.splitlines()]
+    assert len(messages) == len(plain.splitlines()) >= 1
+    assert messages[0]["label"] in plain
+
+
+CLIPS = sorted(Path(os.environ.get("EMOSTREAM_DATA", "/nonexistent"), "clips").glob("*.mpg"))
+
+
+@pytest.mark.skipif(not CLIPS, reason="EMOSTREAM_DATA names no folder with clips/*.mpg")
+def test_real_clips(tmp_path):
+    """Real talking faces: each clip holds one spoken sentence, so at least one utterance with a face in it."""
+    with Pipeline("--stream", f"file:{CLIPS[0]}") as run:
+        assert run.finish(60) == 0, run.output
+        assert run.subscriber.of("utterance")
+    out = tmp_path / "labels.jsonl"
+    assert command("stream-label", *CLIPS, "--out", out, timeout=100).returncode == 0
+    labels = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {label["stream"] for label in labels} == {path.name for path in CLIPS}
+    assert sum(label["modalities"]["video"]["coverage"] > 0.9 for label in labels) >= len(CLIPS)

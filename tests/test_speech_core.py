@@ -1,0 +1,326 @@
+"""stream/nodes/speech.py, with a scripted voice detector and a recogniser that writes down what it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.clock import VirtualClock
+from stream.config import Speech as SpeechConfig
+from stream.messages import Message, Pcm, Speech, Word
+from stream.nodes.speech import SpeechCore
+from stream.speech.vad import FRAME_NS
+
+_S = 1_000_000_000
+_T0 = 1_700_000_000 * _S
+_FINISH_NS = 7_000_000  # what the recogniser takes at the end of a segment
+
+
+class FakeVad:
+    """Says of each block what its first sample says: the probability in thousandths."""
+
+    def __init__(self) -> None:
+        self.resets = 0
+
+    def push(self, samples: np.ndarray) -> float:
+        return samples[0] / 1000
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+@dataclass
+class FakeRecognizer:
+    """Hears one word in each block, named by the block's number (its second sample)."""
+
+    clock: VirtualClock
+    name: str = "fake"
+    segments: list[list[int]] = field(default_factory=list)
+    open: bool = False
+    resets: int = 0
+
+    def begin(self) -> None:
+        assert not self.open
+        self.open = True
+        self.segments.append([])
+
+    def push(self, samples: np.ndarray) -> None:
+        assert self.open
+        self.segments[-1].append(int(samples[1]))
+
+    def partial(self) -> list[Word]:
+        assert self.open
+        return [Word(str(n), i * 0.032, (i + 1) * 0.032, 0.9) for i, n in enumerate(self.segments[-1])]
+
+    def finish(self) -> list[Word]:
+        self.clock.advance_ns(_FINISH_NS)
+        words = self.partial()
+        self.open = False
+        return words
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+class Run:
+    """A core and everything that came out of it. Blocks are numbered on; ``skip`` leaves a gap in time."""
+
+    def __init__(self, recognizer: bool = True, live: bool = True, **config) -> None:
+        self.clock = VirtualClock(_T0)
+        self.vad = FakeVad()
+        self.recognizer = FakeRecognizer(self.clock) if recognizer else None
+        self.core = SpeechCore("a", self.vad, self.recognizer, SpeechConfig(**config), self.clock)  # type: ignore[arg-type]
+        self.live = live
+        self.events: list[Speech] = []
+        self.starts: list[int] = []  # media time of each block
+        self.media_ns = 0
+
+    def push(self, *runs: tuple[float, int]) -> Run:
+        """Blocks of (probability, how many)."""
+        for probability, n in runs:
+            for _ in range(n):
+                start, self.media_ns = self.media_ns, self.media_ns + FRAME_NS
+                samples = np.zeros(512, np.int16)
+                samples[:2] = round(probability * 1000), len(self.starts)
+                self.starts.append(start)
+                self.clock.advance_ns(max(0, _T0 + self.media_ns - self.clock.now_ns()))
+                captured = _T0 + self.media_ns if self.live else 0
+                self.take(
+                    self.core.push(
+                        Pcm(
+                            stream="a",
+                            media_start_ns=start,
+                            media_end_ns=self.media_ns,
+                            captured_ns=captured,
+                            samples=samples,
+                        )
+                    )
+                )
+        return self
+
+    def take(self, messages: list[Message]) -> None:
+        for message in messages:
+            assert isinstance(message, Speech)
+            self.events.append(message)
+
+    def skip(self, ns: int) -> Run:
+        self.media_ns += ns
+        return self
+
+    def finish(self) -> Run:
+        self.take(self.core.finish())
+        return self
+
+    def of(self, *kinds: str) -> list[Speech]:
+        return [event for event in self.events if event.event in kinds]
+
+    def kinds(self) -> list[str]:
+        """Events other than the regular ``words`` and ``progress``."""
+        return [event.event for event in self.of("started", "paused", "ended")]
+
+
+def _block(ns: int) -> int:
+    return ns // FRAME_NS
+
+
+_runs = st.lists(st.tuples(st.sampled_from([0.0, 0.4, 0.95]), st.integers(1, 30)), max_size=14)
+
+
+@settings(max_examples=80)
+@given(_runs, st.booleans(), st.sampled_from([1.0, 15.0]))
+def test_events_come_in_order(runs, recognizer, longest):
+    run = Run(recognizer, max_utterance_s=longest).push(*runs).finish()
+    open_, utterance, time = False, 0, 0
+    for event in run.events:
+        assert (event.stream, event.media_end_ns >= time) == ("a", True)
+        time = event.media_end_ns
+        if event.event == "started":
+            assert not open_
+            open_, utterance = True, utterance + 1
+        elif event.event != "progress":
+            assert open_
+        assert event.utterance == utterance
+        if event.event != "progress":
+            assert event.start_ns < event.end_ns <= event.media_end_ns
+            assert event.speech_captured_ns == _T0 + event.end_ns
+            assert event.captured_ns == _T0 + event.media_end_ns
+        if event.event == "ended":
+            open_ = False
+    assert not open_
+    assert run.core.utterances == utterance == len(run.of("ended"))
+
+
+@settings(max_examples=80)
+@given(_runs, st.sampled_from([1.0, 15.0]))
+def test_every_block_of_an_utterance_is_recognised_once_and_in_order(runs, longest):
+    run = Run(max_utterance_s=longest).push(*runs).finish()
+    assert run.recognizer is not None
+    heard = [n for segment in run.recognizer.segments for n in segment]
+    assert heard == sorted(set(heard))
+    for segment in run.recognizer.segments:
+        assert segment == list(range(segment[0], segment[-1] + 1))
+    for event in run.of("ended"):
+        spoken = range(_block(event.start_ns), _block(event.end_ns))
+        assert set(spoken) <= set(heard)
+    assert not run.recognizer.open
+
+
+@settings(max_examples=80)
+@given(_runs, st.sampled_from([1.0, 15.0]))
+def test_words_have_the_times_of_their_sound(runs, longest):
+    run = Run(max_utterance_s=longest).push(*runs).finish()
+    for event in run.events:
+        numbers = [int(word.word) for word in event.words]
+        assert numbers == sorted(set(numbers))
+        assert [word.start_s for word in event.words] == [round(run.starts[n] / 1e9, 3) for n in numbers]
+    ended = [word.word for event in run.of("ended") for word in event.words]
+    assert len(ended) == len(set(ended)) == sum(map(len, run.recognizer.segments))  # no word twice, none lost
+
+
+@given(_runs)
+def test_everything_up_to_now_is_told_four_times_a_second(runs):
+    run = Run().push((0.0, 8), *runs)
+    times = [0, *(event.media_end_ns for event in run.events), run.media_ns]
+    assert max(np.diff(times)) < 0.25 * _S + FRAME_NS
+
+
+def test_a_sentence_with_a_pause():
+    run = Run().push((0.0, 20), (0.9, 10), (0.0, 7), (0.9, 5), (0.0, 20))
+    assert run.kinds() == ["started", "paused", "paused", "ended"]
+    started, paused, again, ended = run.of("started", "paused", "ended")
+    assert _block(started.start_ns) == _block(ended.start_ns) == 20
+    assert started.words == []
+    assert _block(paused.end_ns) == 30
+    assert _block(ended.end_ns) == _block(again.end_ns) == 42
+    first, second = run.recognizer.segments
+    assert first == list(range(15, 35))  # 256 ms before the start was known, and until the pause was
+    assert second == list(range(35, 47))
+    assert [word.word for word in paused.words] == [str(n) for n in first]
+    assert ended.words == again.words
+    assert [word.word for word in ended.words] == [str(n) for n in first + second]
+
+
+def test_what_was_said_before_a_pause_stays_when_speech_goes_on():
+    run = Run().push((0.9, 10), (0.0, 6), (0.9, 20))
+    later = [event for event in run.of("words") if event.media_end_ns > run.of("paused")[0].media_end_ns]
+    first = [str(n) for n in run.recognizer.segments[0]]
+    assert len(later) >= 2
+    for event in later:
+        assert [word.word for word in event.words][: len(first)] == first
+    assert len(later[-1].words) > len(first)
+
+
+def test_a_forced_cut_loses_nothing_between_the_two():
+    run = Run(max_utterance_s=1).push((0.95, 70)).finish()
+    ends = run.of("ended")
+    assert len(ends) == 3
+    assert [event.start_ns for event in run.of("started")][1:] == [event.end_ns for event in ends[:-1]]
+    assert run.recognizer.segments[0][-1] + 1 == run.recognizer.segments[1][0]
+    assert [n for segment in run.recognizer.segments for n in segment] == list(range(70))
+
+
+def test_silence_never_reaches_the_recogniser():
+    run = Run().push((0.0, 200))
+    assert run.recognizer.segments == []
+    assert {event.event for event in run.events} == {"progress"}
+
+
+def test_a_short_noise_never_reaches_the_recogniser():
+    run = Run(min_speech_ms=96).push((0.0, 10), (0.9, 2), (0.0, 20))
+    assert run.recognizer.segments == []
+    assert run.kinds() == []
+
+
+def test_finish_ends_what_is_open_with_its_words():
+    run = Run().push((0.9, 10)).finish()
+    assert run.kinds() == ["started", "ended"]
+    assert len(run.events[-1].words) == 10
+    assert run.finish().kinds() == ["started", "ended"]  # once
+
+
+def test_finish_in_a_pause_keeps_the_words():
+    run = Run().push((0.9, 10), (0.0, 8)).finish()
+    assert run.kinds() == ["started", "paused", "ended"]
+    assert run.events[-1].words == run.of("paused")[0].words
+    assert len(run.events[-1].words) > 0
+
+
+def test_finish_with_no_sound_at_all():
+    assert Run().finish().events == []
+
+
+# Time
+
+
+def test_the_time_of_recognition_is_measured():
+    run = Run().push((0.9, 10), (0.0, 20))
+    paused, ended = run.of("paused", "ended")
+    assert paused.recognition_ns == _FINISH_NS
+    assert ended.recognition_ns == 0  # it was done at the pause
+    assert paused.received_ns == paused.captured_ns
+
+
+def test_a_file_has_no_capture_times():
+    run = Run(live=False).push((0.9, 10), (0.0, 20))
+    assert {(event.captured_ns, event.speech_captured_ns) for event in run.events} == {(0, 0)}
+
+
+# Without a recogniser
+
+
+def test_without_a_recogniser_there_are_bounds_and_no_words():
+    run = Run(recognizer=False).push((0.0, 5), (0.9, 10), (0.0, 7), (0.9, 5), (0.0, 20)).finish()
+    assert run.kinds() == ["started", "paused", "paused", "ended"]
+    assert all(event.words == [] for event in run.events)
+
+
+def test_without_a_recogniser_it_is_still_told_that_someone_speaks():
+    run = Run(recognizer=False).push((0.9, 100))
+    told = run.of("words")
+    assert len(told) > 8
+    assert told[-1].end_ns > 2 * _S
+
+
+# Gaps in the sound
+
+
+@pytest.mark.parametrize("gap_s", [0.4, 5.0])
+def test_a_long_gap_ends_the_utterance_where_the_sound_did(gap_s):
+    run = Run().push((0.9, 20)).skip(int(gap_s * _S)).push((0.9, 10)).finish()
+    assert run.kinds() == ["started", "ended", "started", "ended"]
+    first, second = run.of("ended")
+    assert first.end_ns == 20 * FRAME_NS
+    assert first.media_end_ns == 20 * FRAME_NS  # known as of the last sound before the gap
+    assert second.start_ns == 20 * FRAME_NS + int(gap_s * _S)
+    assert run.vad.resets == 1
+    assert [len(segment) for segment in run.recognizer.segments] == [20, 10]
+
+
+def test_a_long_gap_in_silence():
+    run = Run().push((0.0, 10), (0.9, 2)).skip(3 * _S).push((0.9, 2), (0.0, 5))
+    assert run.kinds() == []  # two frames before and two after are no four in a row
+    assert run.vad.resets == 1
+
+
+def test_a_short_gap_is_silence():
+    run = Run().push((0.9, 20)).skip(100_000_000).push((0.9, 10)).finish()
+    assert run.kinds() == ["started", "ended"]
+    assert run.of("ended")[0].end_ns == run.media_ns
+    assert run.vad.resets == 0
+
+
+def test_sound_from_before_a_gap_is_no_lead_in_to_what_is_after():
+    run = Run().push((0.0, 20)).skip(_S).push((0.9, 10)).finish()
+    assert run.recognizer.segments == [list(range(20, 30))]
+
+
+# FAILS: the recogniser counts samples, and the missing ones are not made up for, so later words come 200 ms too early.
+def test_words_after_a_short_gap_have_the_right_times():
+    run = Run().push((0.9, 20)).skip(200_000_000).push((0.9, 10)).finish()
+    word = run.of("ended")[0].words[-1]
+    assert word.word == "29"
+    assert word.start_s == pytest.approx(run.starts[29] / 1e9, abs=0.001)
