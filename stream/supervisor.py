@@ -74,6 +74,10 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
         for name, (source, media) in captures.items():
             spec("capture", f"{name}.{stream.name}", stream.name, source=source, media=media)
             has |= media
+        if "video" in has and config.video.detector != "haar":
+            found = models.find("yunet", config.video.yunet_model)
+            if found is None and config.video.detector == "yunet":
+                raise models.ModelError(f"no YuNet model found; run: {models.how_to_get('yunet')}")
         if "audio" in has:
             if models.find("silero-vad", config.speech.vad_model) is None:
                 raise models.ModelError(f"Silero VAD is not installed; run: {models.how_to_get('silero-vad')}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,9 +30,7 @@ def _chunks(samples: np.ndarray, rate: int, cuts: list[int], start_ns: int = 0) 
     """The samples, (n,) or (n, channels), cut at the places given, with the time of each piece."""
     wide = samples if samples.ndim == 2 else samples[:, None]
     bounds = [0, *sorted(cuts), len(wide)]
-    return [
-        AudioChunk(wide[a:b], rate, start_ns + a * _S // rate) for a, b in zip(bounds, bounds[1:], strict=False)
-    ]
+    return [AudioChunk(wide[a:b], rate, start_ns + a * _S // rate) for a, b in pairwise(bounds)]
 
 
 def _run(chunks: list[AudioChunk], core: AudioCore | None = None) -> list[Message]:
@@ -96,7 +96,7 @@ def test_the_timeline_has_no_holes_and_begins_where_the_sound_does(rate):
     messages = _run(_chunks(_sound(rate), rate, [100, 5000], start_ns=3 * _S))
     blocks = _pcm(messages)
     assert blocks[0].media_start_ns == 3 * _S
-    for block, following in zip(blocks, blocks[1:], strict=False):
+    for block, following in pairwise(blocks):
         assert block.media_end_ns == following.media_start_ns == block.media_start_ns + 32_000_000
     assert all(block.samples.shape == (512,) and block.samples.dtype == np.int16 for block in blocks)
     times, rows = _rows(messages)
@@ -198,7 +198,9 @@ def test_jitter_does_not_add_up():
     core = AudioCore("a", None)
     rng = np.random.default_rng(0)
     for n in range(3000):
-        core.push(AudioChunk(np.zeros((320, 1), np.float32), 16_000, n * 20_000_000 + int(rng.integers(-30, 30)) * 10**6))
+        core.push(
+            AudioChunk(np.zeros((320, 1), np.float32), 16_000, n * 20_000_000 + int(rng.integers(-30, 30)) * 10**6)
+        )
     assert (core.gaps, core.late_chunks) == (0, 0)
 
 

@@ -28,7 +28,9 @@ def whole(classifier) -> Features:
     images = media.face_frames(75)[12::3]
     crops = np.stack([crop_face(image, find_faces(detector, image)[0]) for image in images])
     return Features(
-        _AUDIO, classifier.encode_faces(crops), classifier.encode_words("this is the best day of my life".split())
+        _AUDIO,
+        classifier.encode_faces(crops),
+        classifier.encode_words(["this", "is", "the", "best", "day", "of", "my", "life"]),
     )
 
 

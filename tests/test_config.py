@@ -162,7 +162,9 @@ def test_labels_do_not_leave_the_machine(tmp_path, endpoint):
     assert f"bus.emotion = {endpoint!r}: must be ipc://PATH or tcp://127.0.0.1:PORT" in line
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:5556", "tcp://127.1.2.3:80", "tcp://localhost:1", "ipc:///tmp/x"])
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://127.0.0.1:5556", "tcp://127.1.2.3:80", "tcp://localhost:1", "ipc:///tmp/x"]
+)
 def test_local_endpoints(endpoint):
     assert load(None, [f"bus.emotion={endpoint}"]).bus.emotion == endpoint
 

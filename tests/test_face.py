@@ -81,9 +81,9 @@ def test_colour_and_gray_give_the_same_crop():
     assert np.abs(difference).max() <= 2
 
 
-@given(x=st.integers(0, 300), y=st.integers(0, 200), size=st.integers(40, 160))
+@given(x=st.integers(0, 300), y=st.integers(0, 200), size=st.integers(10, 40).map(lambda quarter: 4 * quarter))
 def test_a_box_without_eyes_is_the_crop(x, y, size):
-    """The box's corners are bright; so are the crop's, and nothing else is."""
+    """A square with a brighter one of half its size in the middle of it."""
     image = np.zeros((360, 480), np.uint8)
     image[y : y + size, x : x + size] = 60
     image[y + size // 4 : y + size * 3 // 4, x + size // 4 : x + size * 3 // 4] = 200

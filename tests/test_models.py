@@ -105,7 +105,7 @@ def test_a_configured_path_is_never_passed_over(one_file, folder_model, cache, t
     with pytest.raises(ModelError, match=r"gone: not a thing model \(thing.onnx expected\); see: stream-models list"):
         find("thing", str(tmp_path / "gone"))
     (tmp_path / "half").mkdir()
-    with pytest.raises(ModelError, match="not a voice model .*am/final.mdl, conf/mfcc.conf"):
+    with pytest.raises(ModelError, match=r"not a voice model .*am/final.mdl, conf/mfcc.conf"):
         find("voice", str(tmp_path / "half"))
 
 
@@ -194,7 +194,7 @@ def test_pull_stores_what_has_the_right_hash(monkeypatch, served, cache):
 
 def test_pull_refuses_another_hash_and_keeps_what_was_there(monkeypatch, served, cache):
     _serve(monkeypatch, served, "thing", _DATA, file="thing.onnx", sha256="0" * 64)
-    with pytest.raises(ModelError, match="has SHA-256 .*, not 000"):
+    with pytest.raises(ModelError, match=r"has SHA-256 .*, not 000"):
         pull("thing")
     assert _files_in(cache) == []
     _put(cache / "thing.onnx", b"old")
@@ -230,7 +230,9 @@ def test_pull_unpacks_an_archive_without_its_top_folder(monkeypatch, served, cac
     assert _files_in(cache) == ["voice", "voice/am", "voice/am/final.mdl", "voice/conf", "voice/conf/mfcc.conf"]
 
 
-@pytest.mark.parametrize("name", ["voice-1.0/../../evil", "voice-1.0/am/../../../evil", "/voice-1.0/evil", "../../evil"])
+@pytest.mark.parametrize(
+    "name", ["voice-1.0/../../evil", "voice-1.0/am/../../../evil", "/voice-1.0/evil", "../../evil"]
+)
 def test_names_that_lead_out_of_the_folder_write_nothing_outside(monkeypatch, served, cache, tmp_path, name):
     _serve(monkeypatch, served, "voice", _zip(_VOICE | {name: b"evil"}), files=("am/final.mdl",))
     try:

@@ -30,13 +30,35 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     fit.add_argument("--seed", type=int, default=0)
     fit.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default: 1)")
+    score = commands.add_parser("score", help="labels that stream-label wrote, against a corpus's held-out recordings")
+    score.add_argument("labels", type=Path, metavar="LABELS.jsonl")
+    score.add_argument("--corpus", choices=("ravdess", "emodb"), required=True)
+    score.add_argument("--data", type=Path, default=os.environ.get("EMOSTREAM_DATA"), metavar="DIR")
     return top
+
+
+def _score(labels: Path, corpus: str, data: Path) -> int:
+    from importlib import import_module
+
+    from train.corpora import CorpusError, of
+    from train.score import read_labels, score
+
+    try:
+        held_out = of(import_module(f"train.corpora.{corpus}").load(data / corpus), "val")
+        figures = score(held_out, read_labels(labels))
+    except CorpusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{corpus}, held-out speakers:", *(f"{key} {value}" for key, value in figures.items()))
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.data is None:
         parser().error("where are the corpora? give --data DIR or set EMOSTREAM_DATA")
+    if arguments.command == "score":
+        return _score(arguments.labels, arguments.corpus, arguments.data)
     import torch  # heavy imports, once the arguments are right
 
     from engines.bundle import BundleError

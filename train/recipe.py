@@ -170,7 +170,6 @@ def make_bundle(
     out.mkdir(parents=True, exist_ok=True)
     worst = {FUSION: export.export_fusion(model, out / FUSION), FACE: export.export_face(net, out / FACE)}
     table.save(out / WORDS)
-    (out / WORDS).chmod(0o644)  # safetensors writes files that only their owner may read
     manifest = Manifest(
         format=FORMAT,
         name=preset_name,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
@@ -61,7 +61,7 @@ class WordVectors:
 
     def save(self, path: Path) -> None:
         """Write the table as safetensors."""
-        save_file({"table": np.ascontiguousarray(self.table)}, path)
+        path.write_bytes(save({"table": np.ascontiguousarray(self.table)}))
 
     @classmethod
     def load(cls, path: Path, min_n: int = 3, max_n: int = 5) -> WordVectors:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 
 from stream.messages import End, Message
+from stream.models import ModelError
 from stream.nodes.shell import Shell, Stopped
 from stream.sources import Source, make_source
 from stream.sources.items import AudioChunk, NoTrack, SourceError, VideoFrame
@@ -39,7 +40,7 @@ def main(shell: Shell) -> None:
         _run(shell, source, cores, t0_ns, started_again)
     except Stopped:
         reason = "stopped"
-    except SourceError as error:
+    except (SourceError, ModelError) as error:
         reason = str(error)
         if cores is None:  # never opened: the others must still hear that nothing will come
             shell.wait_for_subscribers(topics)

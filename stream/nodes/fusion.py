@@ -19,7 +19,7 @@ from stream.classifier import Classifier, Features, Result
 from stream.clock import Clock
 from stream.config import Config
 from stream.features.face import CROP
-from stream.features.mfcc import DIM, HOP_NS
+from stream.features.mfcc import DIM, FRAME_NS, HOP_NS
 from stream.messages import Emotion, End, Evidence, Face, Latency, Message, Mfcc, Speech, Word
 from stream.turns import FaceTurns
 from stream.window import SlidingWindow
@@ -270,7 +270,7 @@ class FusionCore:
 
     def _features(self, stream: _Stream, job: _Job) -> Features:
         return Features(
-            stream.audio.cut(job.start_ns, job.end_ns),
+            stream.audio.cut(job.start_ns, job.end_ns - FRAME_NS + 1),  # frames that lie whole within, as in training
             stream.video.cut(job.start_ns, job.end_ns),
             self._classifier.encode_words([word.word for word in job.words]),
         )

@@ -175,6 +175,8 @@ class Shell:
     def wait_until_heard(self, topics: Iterable[str]) -> None:
         """After the last message on ``topics``: stay until all subscribers have it, or what they have not taken yet
         would be lost. When stopping, no longer than the others wait."""
+        self._state = "done"
+        self._beat()
         while not self.publisher.was_heard(topics) and not self.stopping_for(1.0):
             self.tick()
             self._control.wait(10)

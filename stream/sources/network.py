@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _QUEUE = 200  # items between the reading thread and the node; a second or two, then the oldest go
 _REANCHOR_NS = 1_000_000_000  # a source whose own clock is off by more than this is anchored anew
-_SETTLE_NS = 500_000_000
+_SETTLE_NS = 1_000_000_000
 _IDLE_S = 0.1
 _BACKOFF_S = (0.25, 0.5, 1.0, 2.0)
 
@@ -29,8 +29,9 @@ class LiveSource:
     the source's time stamps and the moments at which they arrive.
 
     A thread reads, so that a read that blocks (until its time-out) does not block the node. What comes in the first
-    half second after opening is stale (FFmpeg and servers buffer) and is thrown away; of it, the sample or frame that
-    was the least late tells how the source's clock relates to ours.
+    second after opening is stale (FFmpeg and servers buffer) and is thrown away; of it, the sample or frame that was
+    the least late tells how the source's clock relates to ours. So capture times of a network source are estimates:
+    its transport's least delay is not in them, and its jitter may be.
     """
 
     live = True
@@ -41,8 +42,8 @@ class LiveSource:
         self._queue: deque[AudioChunk | VideoFrame | NoTrack] = deque(maxlen=_QUEUE)
         self._arrived = threading.Event()
         self._closing = threading.Event()
-        self._offset_ns: int | None = None  # our clock minus the source's
-        self._settling = True
+        self._offset_ns = 0  # our clock minus the source's
+        self._anchored = False
         self.reopened = 0
 
     def open(self) -> None:
@@ -89,14 +90,15 @@ class LiveSource:
                     continue
                 self.reopened += 1
                 log.warning("%s is back", self.name)
-            self._offset_ns, self._settling = None, True
+            self._anchored = False
             settled_ns = self._clock.now_ns() + _SETTLE_NS
             why = "it ended"
             try:
                 for item in decode(container, self._media, self._fps, self._media_ns, self.name):
                     attempt = 0
-                    self._settling = self._clock.now_ns() < settled_ns
-                    if self._settling and not isinstance(item, NoTrack):
+                    now_ns = self._clock.now_ns()
+                    if now_ns < settled_ns and not isinstance(item, NoTrack):
+                        self._offset_ns += min(0, now_ns - item.media_end_ns)  # nothing comes before it was captured
                         continue
                     self._queue.append(item)
                     self._arrived.set()
@@ -113,10 +115,8 @@ class LiveSource:
 
     def _media_ns(self, seconds: float) -> int:
         stamp, now = round(seconds * 1e9), self._clock.now_ns()
-        if self._offset_ns is None or abs(now - self._offset_ns - stamp) > _REANCHOR_NS:
-            self._offset_ns = now - stamp
-        elif self._settling:
-            self._offset_ns = min(self._offset_ns, now - stamp)
+        if not self._anchored or abs(now - self._offset_ns - stamp) > _REANCHOR_NS:
+            self._offset_ns, self._anchored = now - stamp, True
         return stamp + self._offset_ns
 
 

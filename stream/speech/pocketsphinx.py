@@ -9,7 +9,6 @@ from stream.messages import Word
 
 RATE_HZ = 16_000
 _FRAME_S = 0.01
-_FIRST_MEANS = "40,3,-1"  # cepstral means with which the model's own configuration begins
 
 
 class PocketSphinxRecognizer:
@@ -37,7 +36,7 @@ class PocketSphinxRecognizer:
 
     def reset(self) -> None:
         self._close()
-        self._decoder.set_cmn(_FIRST_MEANS)
+        self._decoder.reinit_feat()  # the running cepstral means; setting them alone leaves some of their state
 
     def _close(self) -> None:
         if self._open:

@@ -60,4 +60,9 @@ class VoskRecognizer:
 
 
 def _words(heard: list[_VoskWord]) -> list[Word]:
-    return [Word(word.word, word.start, word.end, min(1.0, word.conf)) for word in heard]
+    """Without what is no word: noises and unknown ones, which models write as <unk> or [noise]."""
+    return [
+        Word(word.word, word.start, word.end, min(1.0, word.conf))
+        for word in heard
+        if not word.word.startswith(("<", "["))
+    ]

@@ -1,0 +1,167 @@
+"""What cannot be used ends in one clear line and a non-zero exit code; what can in part gives labels."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zmq
+
+from engines.bundle import BUNDLES
+from tests import media
+from tests.processes import Pipeline, command, free_port
+
+pytestmark = pytest.mark.process
+
+
+def run_once(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return command("stream-run", "--set", f"bus.emotion=tcp://127.0.0.1:{free_port()}", *arguments)
+
+
+def the_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that the command printed on stderr, which it left with a fault."""
+    assert done.returncode != 0
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "speech.hangovr_ms=3"], "speech.hangovr_ms is no known key; known there: hangover_ms"),
+        (["--set", "speech.hangover_ms=soon"], "speech.hangover_ms = 'soon'"),
+        (["--set", "fusion.backend=abacus"], "fusion.backend = 'abacus': is no backend; use one of: auto"),
+        (["--set", "bus.emotion=tcp://0.0.0.0:5556"], "only to this machine"),
+        (["--config", "/no/such/config.toml"], "/no/such/config.toml: cannot be read"),
+        (["--stream", "gramophone"], "is no source; use demo, file:PATH"),
+        (["--stream", "microphone", "--pace", "fast"], 'pace = "fast" is for files; microphone is live'),
+        (["--stream", "file:/no/such.mp4"], "/no/such.mp4: no such file"),
+        (["--stream", "file:/tmp"], "/tmp: is a folder"),
+        (["--set", "fusion.bundle=nothing"], "bundle 'nothing' not found"),
+        (["--set", "speech.vad_model=/no/such.onnx"], "/no/such.onnx: not a silero-vad model"),
+        (["--jsonl", "/no/such/folder/x"], "/no/such/folder/x: cannot be written"),
+        (["--set", "bus.run_dir=/proc/nothing"], "bus.run_dir = '/proc/nothing': cannot be used"),
+    ],
+)
+def test_one_line(arguments: list[str], said: str):
+    assert said in the_line(run_once(*arguments))
+
+
+@pytest.mark.parametrize("maker", [media.text_file, media.empty_file])
+def test_not_a_media_file(maker, tmp_path):
+    path = maker(tmp_path / "fake.mp4")
+    assert f"{path}: not a media file that FFmpeg can read" in the_line(run_once("--stream", f"file:{path}"))
+
+
+def test_port_in_use():
+    with zmq.Context() as context, context.socket(zmq.PUB) as other:
+        port = other.bind_to_random_port("tcp://127.0.0.1")
+        done = command("stream-run", "--set", f"bus.emotion=tcp://127.0.0.1:{port}")
+    line = the_line(done)
+    assert f"tcp://127.0.0.1:{port}: cannot be bound (Address already in use)" in line
+    assert "choose another with --set bus.emotion" in line
+
+
+def test_wrong_bundle_hash(tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(BUNDLES / "ekman7", bundle)
+    with (bundle / "fusion.onnx").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\0\1\2\3")
+    line = the_line(run_once("--set", f"fusion.bundle={bundle}"))
+    assert "fusion.onnx: SHA-256 is" in line and "is not loaded" in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("video.detector=yunet", "no YuNet model found; run: stream-models pull yunet"),
+        ("speech.recognizer=vosk", "run: stream-models pull vosk-en"),
+    ],
+)
+def test_missing_models_name_the_command_that_brings_them(setting, said, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = run_once("--set", setting)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def degraded(path: Path, *more: object) -> tuple[list[dict], str]:
+    """Labels and output of a run that has to end well."""
+    with Pipeline("--stream", f"file:{path}", "--pace", "fast", *more) as run:
+        assert run.finish(60) == 0, run.output
+        assert "Traceback" not in run.output
+        return run.subscriber.of("utterance"), run.output
+
+
+def test_no_video_track(tmp_path):
+    labels, output = degraded(media.audio_only(tmp_path / "sound.wav"))
+    assert "has no video track; going on without video" in output
+    assert labels and labels[0]["modalities"]["video"]["coverage"] == 0
+    assert labels[0]["modalities"]["audio"]["coverage"] > 0.9 and labels[0]["modalities"]["text"]["frames"] > 0
+
+
+def test_no_audio_track(tmp_path):
+    labels, output = degraded(media.video_only(tmp_path / "faces.mp4"))
+    assert "has no audio track; going on without audio" in output
+    assert len(labels) == 1 and labels[0]["modalities"]["video"]["coverage"] > 0.8
+    assert labels[0]["modalities"]["audio"]["frames"] == 0 and labels[0]["text"] == ""
+
+
+def test_no_face(tmp_path):
+    labels, _ = degraded(media.no_face(tmp_path / "wall.mp4"))
+    assert labels and labels[0]["modalities"]["video"]["frames"] == 0
+
+
+@pytest.mark.parametrize("maker", [media.silent_audio, media.zero_length_audio])
+def test_no_speech(maker, tmp_path):
+    labels, output = degraded(maker(tmp_path / "quiet.wav"))
+    assert labels == [] and "utterances: 0 labelled of 0 heard" in output
+
+
+def test_stream_label_on_everything_at_once(tmp_path):
+    """Good, odd and bad files in one call: each gets its labels or its line, and the exit code tells."""
+    good = [
+        media.audio_only(tmp_path / "8k.wav", rate=8000),
+        media.audio_only(tmp_path / "192k.wav", rate=192_000),
+        media.audio_only(tmp_path / "8ch.wav", layout="7.1"),
+        media.variable_frame_rate(tmp_path / "vfr.mkv"),
+    ]
+    odd = {
+        media.truncated_mp4(tmp_path / "cut.mp4"): "ended after 2.0 of its 4.0 s; it is cut short or damaged",
+        media.corrupt_middle(tmp_path / "bad.ts"): "were damaged",
+        media.corrupt_middle(tmp_path / "bad.mkv"): "were damaged",
+        media.silent_audio(tmp_path / "silent.wav"): "no utterance in it",
+        media.zero_length_audio(tmp_path / "zero.wav"): "its audio track is empty",
+    }
+    bad = {
+        media.truncated_mp4(tmp_path / "lost.mp4", faststart=False): "not a media file that FFmpeg can read",
+        tmp_path / "missing.wav": "no such file",
+        tmp_path: "is a folder",
+    }
+    done = command("stream-label", *good, *odd, *bad, timeout=110)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    for path in good:
+        assert any(line.startswith(path.name) for line in done.stdout.splitlines()), path
+    for path, said in {**odd, **bad}.items():
+        assert any(str(path) in line and said in line for line in done.stderr.splitlines()), (path, done.stderr)
+    assert command("stream-label", good[0]).returncode == 0
+
+
+def test_live_code_imports_no_torch():
+    """The runtime must not need torch, nor touch it where it happens to be installed."""
+    code = (
+        "import sys, stream.cli, stream.label, stream.doctor, stream.supervisor, stream.nodes.capture, "
+        "stream.nodes.listen, stream.nodes.fuse, stream.nodes.video, engines.onnx, stream.speech.vosk, "
+        "stream.speech.pocketsphinx, stream.sources.network, stream.sources.microphone\n"
+        "assert not {'torch', 'train'} & set(sys.modules), 'torch or train was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

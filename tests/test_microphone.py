@@ -1,0 +1,143 @@
+"""A real microphone path: what PulseAudio plays into a null sink, sounddevice captures from its monitor."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests import media
+from tests.processes import Pipeline, command, environment
+
+pytestmark = pytest.mark.process
+
+_MISSING = [name for name in ("pulseaudio", "pactl", "paplay") if shutil.which(name) is None]
+pulseaudio_only = pytest.mark.skipif(
+    bool(_MISSING), reason=f"needs {', '.join(_MISSING)}: apt-get install pulseaudio pulseaudio-utils"
+)
+
+
+class PulseAudio:
+    """A server of its own, whose one microphone hears what its one speaker plays. ``env``: how clients find it."""
+
+    def __init__(self, home) -> None:
+        home.chmod(0o700)
+        self.env = {
+            **environment(),
+            "HOME": str(home),
+            "XDG_RUNTIME_DIR": str(home),
+            "PULSE_RUNTIME_PATH": str(home / "pulse"),
+        }
+        self.env.pop("PULSE_SERVER", None)
+        self.start()
+
+    def start(self) -> None:
+        self._server = subprocess.Popen(
+            ["pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no",
+             "-L", "module-null-sink sink_name=speaker rate=48000", "-L", "module-native-protocol-unix"],
+            env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        until = time.monotonic() + 10
+        while subprocess.run(["pactl", "info"], env=self.env, capture_output=True).returncode != 0:
+            assert time.monotonic() < until, "PulseAudio did not start"
+            time.sleep(0.1)
+        subprocess.run(["pactl", "set-default-source", "speaker.monitor"], env=self.env, check=True)
+
+    def play(self, path) -> None:
+        subprocess.run(["paplay", "-d", "speaker", str(path)], env=self.env, check=True, timeout=30)
+
+    def stop(self) -> None:
+        self._server.kill()
+        self._server.wait()
+
+
+@pytest.fixture
+def pulse(tmp_path):
+    server = PulseAudio(tmp_path)
+    if "pulse, " not in (found := devices(server.env)):
+        server.stop()
+        pytest.skip(f"PortAudio sees no PulseAudio (apt-get install libasound2-plugins libportaudio2):\n{found}")
+    yield server
+    server.stop()
+
+
+def devices(env: dict[str, str]) -> str:
+    from tests.processes import BIN
+
+    return subprocess.run([BIN / "stream-doctor"], env=env, capture_output=True, text=True, timeout=60).stdout
+
+
+@pulseaudio_only
+def test_speech_played_into_the_virtual_microphone_is_labelled(pulse, tmp_path):
+    sound = media.audio_only(tmp_path / "speech.wav", seconds=4.0, rate=48000)
+    with Pipeline("--stream", "desk=microphone:pulse", env=pulse.env) as run:
+        time.sleep(4)
+        started = time.time()
+        pulse.play(sound)
+        label = run.subscriber.wait_for("utterance", 1, 10)[0]
+        assert run.interrupt() < 3
+        assert run.process.returncode == 0, run.output
+    assert label["stream"] == "desk"
+    assert len({"this", "is", "the", "best", "day"} & set(label["text"].split())) >= 3
+    assert label["modalities"]["audio"]["coverage"] > 0.9
+    assert label["modalities"]["video"] == {"frames": 0, "coverage": 0.0, "contribution": 0.0}
+    # the sound spoke from 0.5 to 3.1 s, and the label says that it was captured while it did, give or take buffering
+    assert 2.5 < label["captured_ns"] / 1e9 - started < 5.0
+    assert label["latency_ms"]["total"] < 1500
+    assert label["latency_ms"]["queue"] >= 0
+
+
+@pulseaudio_only
+def test_a_microphone_that_goes_away_is_told_and_comes_back(pulse, tmp_path):
+    """The sound server dies and is started again, as when a device is unplugged and plugged in."""
+    sound = media.audio_only(tmp_path / "speech.wav", seconds=4.0, rate=48000)
+    with Pipeline("--stream", "desk=microphone:pulse", env=pulse.env) as run:
+        time.sleep(3)
+        pulse.stop()
+        time.sleep(3)
+        pulse.start()
+        time.sleep(3)
+        pulse.play(sound)
+        run.subscriber.wait_for("utterance", 1, 10)
+        assert run.interrupt() < 3
+        assert run.process.returncode == 0, run.output
+    assert "gives no sound any more" in run.output
+    assert "is back" in run.output
+
+
+def test_a_missing_microphone_is_told_in_one_line():
+    with Pipeline("--stream", "microphone:no-such-device") as run:
+        assert run.finish(30) == 1
+    lines = [line for line in run.output.splitlines() if "error" in line]
+    assert any("microphone:no-such-device cannot be opened" in line and "stream-doctor" in line for line in lines)
+    assert "Traceback" not in run.output
+
+
+def test_doctor_lists_what_there_is():
+    done = command("stream-doctor")
+    assert done.returncode == 0, done.stdout
+    for word in ("silero-vad", "ekman7", "onnxruntime", "microphones", "cameras", "yunet"):
+        assert word in done.stdout
+
+
+def test_follow_keeps_to_the_count_of_samples():
+    """Jitter of callbacks does not move the timeline; a lasting shift does, once."""
+    from stream.clock import VirtualClock
+    from stream.sources.microphone import Microphone
+
+    rng = np.random.default_rng(0)
+    microphone = Microphone("", 20, VirtualClock())
+    at, block = 1_000_000_000, 20_000_000
+    times = []
+    for i in range(300):
+        lost = 300_000_000 if i >= 100 else 0
+        reported = at + i * block + lost + int(rng.uniform(-80e6, 80e6))
+        begun = microphone._follow(reported)
+        microphone._next_ns = begun + block
+        times.append(begun)
+    steps = np.diff(times)
+    assert (steps == block).sum() >= len(steps) - 2
+    assert abs(times[-1] - (at + 299 * block + 300_000_000)) < 160_000_000

@@ -1,0 +1,126 @@
+"""A network source that goes away and comes back: an MPEG transport stream over loopback, sent at real-time pace."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import av
+import pytest
+
+from stream.clock import SystemClock
+from stream.sources import DEMO
+from stream.sources.items import AudioChunk, SourceError, VideoFrame
+from stream.sources.network import LiveSource
+from tests.processes import Pipeline
+
+pytestmark = pytest.mark.process
+
+
+class Sender(threading.Thread):
+    """Sends the demo clip as MPEG-TS over UDP, at its own pace, until stopped; starts again at its end."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._port, self._ended = port, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        begun, offset_s = time.monotonic(), 0.0
+        options = {"flush_packets": "1", "muxdelay": "0"}
+        url = f"udp://127.0.0.1:{self._port}?pkt_size=1316"
+        with av.open(url, "w", format="mpegts", options=options) as out, av.open(str(DEMO)) as clip:
+            tracks = {
+                track.index: out.add_stream_from_template(track) for track in (*clip.streams.video, *clip.streams.audio)
+            }
+            while not self._ended.is_set():
+                last_s = 0.0
+                for packet in clip.demux(*clip.streams.video, *clip.streams.audio):
+                    if packet.dts is None or self._ended.is_set():
+                        continue
+                    last_s = float(packet.dts * packet.time_base)
+                    if self._ended.wait(max(0.0, begun + offset_s + last_s - time.monotonic())):
+                        break
+                    shift = round(offset_s / packet.time_base)
+                    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                    packet.stream = tracks[packet.stream.index]
+                    out.mux(packet)
+                offset_s += last_s + 0.04
+                clip.seek(0)
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+def free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_source_that_goes_away_and_comes_back():
+    """Labels before and after; the gap is told and is on the timeline."""
+    port = free_udp_port()
+    sender = Sender(port)
+    source = f"udp://127.0.0.1:{port}"
+    with Pipeline("--stream", f"door={source}", "--set", "video.open_timeout_s=2") as run:
+        before = run.subscriber.wait_for("utterance", 1, 30)[0]
+        sender.stop()
+        time.sleep(5)
+        count = len(run.subscriber.of("utterance"))
+        sender = Sender(port)
+        after = run.subscriber.wait_for("utterance", count + 2, 40)[-1]
+        assert run.interrupt() < 3
+        sender.stop()
+        assert run.process.returncode == 0, run.output
+    assert "went away (nothing came for 2 s)" in run.output
+    assert "is back" in run.output
+    assert "gaps in capture: 1" in run.output
+    assert after["start_s"] - before["end_s"] > 5
+    assert after["modalities"]["video"]["coverage"] > 0.8
+    for label in run.subscriber.of("utterance"):
+        assert -60 < label["latency_ms"]["queue"] < 1500, label["latency_ms"]  # capture times are estimates here
+
+
+def test_times_are_those_of_capture_and_stale_data_is_thrown_away():
+    sender = Sender(port := free_udp_port())
+    clock = SystemClock()
+    source = LiveSource(f"udp://127.0.0.1:{port}", frozenset({"audio", "video"}), 10, clock, 2)
+    source.open()
+    late: dict[type, list[float]] = {AudioChunk: [], VideoFrame: []}
+    until = clock.now_ns() + 3_000_000_000
+    for item in source.items():
+        if clock.now_ns() > until:
+            break
+        if item is not None:
+            late[type(item)].append((clock.now_ns() - item.media_end_ns) / 1e9)
+    source.close()
+    sender.stop()
+    assert len(late[AudioChunk]) > 20 and len(late[VideoFrame]) > 10
+    for values in late.values():
+        assert min(values) > -0.1 and sorted(values)[len(values) // 2] < 0.7
+
+
+@pytest.mark.parametrize("source", ["http://127.0.0.1:9/nothing", "rtsp://127.0.0.1:9/nothing", "camera:97"])
+def test_a_source_that_is_not_there_is_told_in_one_line(source: str):
+    with pytest.raises(SourceError, match=r"cannot be opened \(.+\); (is its server running|list devices with)"):
+        LiveSource(source, frozenset({"video"}), 10, SystemClock(), 2).open()
+    with Pipeline("--stream", source) as run:
+        assert run.finish(30) == 1
+    assert f"{source} cannot be opened" in run.output
+    assert "Traceback" not in run.output
+
+
+def test_camera_that_is_missing_leaves_sound(tmp_path: Path):
+    """One of two sources cannot be opened: it is told, and the other one is labelled."""
+    from tests import media
+
+    sound = media.audio_only(tmp_path / "speech.wav")
+    with Pipeline("--stream", f"desk=file:{sound},camera:97") as run:
+        assert run.finish(40) == 0, run.output
+        labels = run.subscriber.of("utterance")
+    assert "camera:97 cannot be opened" in run.output
+    assert labels and labels[0]["modalities"]["video"]["coverage"] == 0

