@@ -244,3 +244,7 @@ def decode_emotion(data: bytes) -> Emotion:
 def emotion_json_schema() -> dict[str, Any]:
     """JSON Schema of the public message."""
     return msgspec.json.schema(Emotion)
+
+
+if __name__ == "__main__":  # python -m stream.messages > docs/emotion.schema.json
+    print(msgspec.json.format(msgspec.json.encode(emotion_json_schema()), indent=2).decode())

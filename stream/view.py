@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -73,17 +72,20 @@ class LiveView:
     def __init__(self, console: Console, streams: list[str], title: str) -> None:
         self._console, self._title = console, title
         self._now: dict[str, Emotion | None] = dict.fromkeys(streams)
-        self._labels: deque[Emotion] = deque(maxlen=8)
         self._health: dict[str, Health] = {}
         self._cpu: dict[str, float] = {}
-        self._live = Live(console=console, refresh_per_second=10, transient=True, get_renderable=self._render)
+        self._live = Live(console=console, refresh_per_second=10, transient=True, get_renderable=self.render)
         self._live.start()
 
     def emotion(self, message: Emotion) -> None:
         self._now[message.stream] = message
         if message.kind == "utterance":
-            self._labels.append(message)
-            self._live.console.print(Text(plain_line(message), style=_COLOURS.get(message.label, "white")))
+            self._live.console.print(self.label_line(message))
+
+    @staticmethod
+    def label_line(message: Emotion) -> Text:
+        """One label as one line, in its colour."""
+        return Text(plain_line(message), style=_COLOURS.get(message.label, "white"))
 
     def health(self, message: Health) -> None:
         last = self._health.get(message.node)
@@ -100,7 +102,8 @@ class LiveView:
     def close(self) -> None:
         self._live.stop()
 
-    def _render(self) -> Panel:
+    def render(self) -> Panel:
+        """The picture as it is now."""
         streams = [self._stream(name, message) for name, message in self._now.items()]
         return Panel(Group(*streams, self._nodes()), title=self._title, border_style="dim")
 

@@ -135,6 +135,11 @@ def test_too_loud_a_sound_is_clipped():
     assert (found == found[:, :1]).all()
 
 
+@pytest.mark.parametrize(("value", "step"), [(0.4, 0), (0.6, 1), (-0.4, 0), (-0.6, -1), (100.6, 101)])
+def test_samples_are_rounded_to_the_nearest_step(value, step):
+    assert set(_samples(_run(_chunks(np.full(1024, value / 32768, np.float32), 16_000, [])))) == {step}
+
+
 # Capture time
 
 

@@ -127,6 +127,16 @@ def test_one_codec_does_not_mix_up_messages():
     assert short.samples.tolist() == [0, 1, 2]
 
 
+def test_a_message_is_a_header_and_one_plain_buffer_an_array():
+    """What ZeroMQ takes, however many messages there were before."""
+    codec = Codec()
+    for samples in (np.arange(8, dtype=np.int16), np.arange(16, dtype=np.int16)[::2], np.zeros(0, np.int16)):
+        header, buffer = codec.encode(Pcm(**_AT, samples=samples))
+        assert isinstance(header, bytes)
+        assert memoryview(buffer).c_contiguous
+        assert memoryview(buffer).nbytes == samples.nbytes
+
+
 def test_arrays_are_not_copied_on_the_way_in_or_out():
     samples = np.arange(512, dtype=np.int16)
     parts = Codec().encode(Pcm(**_AT, samples=samples))

@@ -148,6 +148,43 @@ def test_channels_without_a_named_layout(tmp_path, channels):
     np.testing.assert_allclose(chunk.samples[5], np.arange(channels) * 1000 / 32768, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["x.flac", "x.wav", "x.mp4"])
+def test_channels_are_not_mixed_up(tmp_path, name):
+    """Formats differ in whether they keep a channel's samples together or a moment's."""
+    path, rate = tmp_path / name, 16_000
+    left = np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    packed = np.stack([0.5 * left, np.zeros(rate)], axis=1)
+    codec = {".flac": "flac", ".wav": "pcm_s16le", ".mp4": "aac"}[path.suffix]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout="stereo")
+        samples = np.rint(packed * 32767).astype(np.int16).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(samples, "s16", "stereo")
+        frame.sample_rate, frame.pts = rate, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    both = np.concatenate([chunk.samples for chunk in Read(path).audio])
+    assert _level(both[2000:14_000, 0]) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
+    assert _level(both[2000:14_000, 1]) < 0.01
+
+
+@pytest.mark.parametrize("name", ["late.ts", "late.mkv"])
+def test_media_time_counts_from_the_files_own_beginning(made, name, tmp_path):
+    """A recording that was cut out of a longer one keeps the time stamps of that."""
+    original = made(media.talking_face, "talk.mp4", seconds=2.0)
+    path = tmp_path / name
+    with av.open(str(original)) as source, av.open(str(path), "w") as target:
+        copies = {stream: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                shift = round(1000 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, copies[packet.stream]
+                target.mux(packet)
+    read, first = Read(path), Read(original)
+    for items, before in ((read.audio, first.audio), (read.video, first.video)):
+        assert items[0].media_ns == pytest.approx(before[0].media_ns, abs=0.15 * _S)  # type: ignore[attr-defined]
+        assert items[-1].media_ns == pytest.approx(before[-1].media_ns, abs=0.15 * _S)  # type: ignore[attr-defined]
+
+
 # Pictures
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream import models
+from stream.nodes.listen import load_vad
 from stream.speech.vad import FRAME_NS, FRAME_SAMPLES, Endpointer, utterances
 from tests import media
 
@@ -98,6 +101,12 @@ def test_reset_forgets(options, before, values):
     assert _all(endpointer, values) == _all(Endpointer(**options), values)
 
 
+def test_only_frames_in_a_row_start_an_utterance():
+    noises = ([0.9] * 2 + [0.0]) * 30
+    assert _all(Endpointer(min_speech_ms=96), noises) == []
+    assert _all(Endpointer(min_speech_ms=96), [*noises, 0.9, 0.9, 0.9])[0].start_ns == 90 * FRAME_NS
+
+
 def test_one_sentence_with_a_pause():
     values = [0.0] * 5 + [0.9] * 20 + [0.0] * 8 + [0.9] * 10 + [0.0] * 20
     bounds = _all(Endpointer(), values)
@@ -168,6 +177,20 @@ def test_the_networks_state_is_forgotten_by_reset(vad, speech_samples):
     assert all(0 <= p <= 1 for p in first)
     assert max(first) > 0.9
     assert probabilities_of(speech_samples[:512]) != first[:1]
+
+
+def test_each_frame_is_seen_with_the_end_of_the_one_before(speech_samples):
+    """The network's own way of being fed: 64 samples of context, then the frame, and its state handed on."""
+    session = onnxruntime.InferenceSession(str(models.find("silero-vad")), providers=["CPUExecutionProvider"])
+    state, rate = np.zeros((2, 1, 128), np.float32), np.array(16_000, np.int64)
+    sound = np.concatenate([np.zeros(64, np.int16), speech_samples[:32_000]]).astype(np.float32) / 32768
+    expected = []
+    for at in range(0, 32_000 - 511, FRAME_SAMPLES):
+        p, state = session.run(None, {"input": sound[None, at : at + 64 + 512], "state": state, "sr": rate})
+        expected.append(float(p[0, 0]))
+    vad = load_vad()
+    found = [vad.push(speech_samples[at : at + FRAME_SAMPLES]) for at in range(0, 32_000 - 511, FRAME_SAMPLES)]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_recording_shorter_than_a_frame_has_no_utterance(vad):

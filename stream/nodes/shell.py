@@ -153,7 +153,8 @@ class Shell:
                     self.t0_ns = message.at_ns
         if os.getppid() != self._parent:  # the supervisor died: nobody is left to stop this node
             self.stop()
-        while not self._log.lines.empty():
+        told = self.publisher.has_subscribers([f"log.{self.spec.name}"])  # until then, lines wait
+        while told and not self._log.lines.empty():
             level, text = self._log.lines.get()
             self._send(Log(**self._nowhere(), node=self.spec.name, level=level, text=text))
         if self.clock.now_ns() >= self._next_beat_ns:

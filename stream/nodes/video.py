@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import cv2
 import numpy as np
 
 from stream import models
@@ -22,6 +23,7 @@ def make_detector(config: Video) -> Detector:
 
     Raises ModelError if the one asked for cannot be had.
     """
+    cv2.setNumThreads(1)  # several processes share the cores
     if config.detector != "haar":
         path = models.find("yunet", config.yunet_model)
         if path is not None:

@@ -1,0 +1,70 @@
+"""What the documents say of the code is true."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import zmq
+
+from stream.bus import EmotionPublisher
+from stream.config import Config, load
+from stream.messages import Emotion, Evidence, Word, emotion_json_schema
+
+ROOT = Path(__file__).parent.parent
+DEFAULT_PORT = 5556
+
+
+def test_schema_in_docs_is_that_of_the_messages():
+    """Made anew with: python -m stream.messages > docs/emotion.schema.json"""
+    assert json.loads((ROOT / "docs/emotion.schema.json").read_text()) == emotion_json_schema()
+    done = subprocess.run([sys.executable, "-m", "stream.messages"], capture_output=True, text=True, check=True)
+    assert done.stdout == (ROOT / "docs/emotion.schema.json").read_text()
+
+
+def test_config_toml_shows_every_key_with_its_default():
+    written = tomllib.loads((ROOT / "config.toml").read_text())
+    defaults = Config().model_dump(exclude_none=True)
+    assert load(ROOT / "config.toml") == Config()
+    assert written == defaults
+
+
+def test_links_and_paths_in_the_documents_exist():
+    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_python_example_prints_a_label():
+    message = Emotion(
+        kind="utterance", stream="demo", seq=0, utterance=1, start_s=1.5, end_s=2.25, label="joy", confidence=0.75,
+        uncertain=False, probabilities={"joy": 0.75, "anger": 0.25}, text="how nice", latency_ms=None,
+        words=[Word("how", 1.5, 1.7, 0.9), Word("nice", 1.7, 2.2, 0.8)], captured_ns=1, published_ns=2,
+        modalities={"audio": Evidence(75, 1.0, 0.2)}, bundle="ekman7@0", backend="onnxruntime/cpu",
+    )  # fmt: skip
+    with zmq.Context() as context:
+        try:
+            publisher = EmotionPublisher(context, f"tcp://127.0.0.1:{DEFAULT_PORT}")
+        except Exception as error:
+            pytest.skip(f"the example's port is taken: {error}")
+        example = subprocess.Popen([sys.executable, ROOT / "examples/subscribe.py"], stdout=subprocess.PIPE, text=True)
+        try:
+            until = time.monotonic() + 10
+            while not publisher.has_subscribers(["emotion.utterance."]):
+                assert time.monotonic() < until, "the example did not subscribe"
+                time.sleep(0.02)
+            publisher.send(message)
+            assert example.stdout is not None
+            line = example.stdout.readline()
+        finally:
+            example.kill()
+            example.wait()
+            publisher.close()
+    assert line.split() == ["1.50", "2.25", "joy", "0.75", "how", "nice"]

@@ -1,0 +1,41 @@
+"""Draw the terminal's live view as an SVG, from messages of a real run.
+
+    stream-listen --json --windows > run.jsonl      (in another terminal, while stream-run runs)
+    python tools/make_picture.py run.jsonl 12.5 docs/live.svg
+
+Shows the view as it was at a media time, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from stream.messages import decode_emotion
+from stream.view import LiveView
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("messages", type=Path)
+    parser.add_argument("at_s", type=float)
+    parser.add_argument("out", type=Path)
+    given = parser.parse_args()
+    shown = [decode_emotion(line) for line in given.messages.read_bytes().splitlines()]
+    shown = [message for message in shown if message.end_s <= given.at_s]
+    picture = Console(record=True, width=104, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    view = LiveView(Console(file=io.StringIO()), list(dict.fromkeys(message.stream for message in shown)), "emostream")
+    for message in shown:
+        view.emotion(message)
+        if message.kind == "utterance":
+            picture.print(view.label_line(message))
+    view.close()
+    picture.print(view.render())
+    picture.save_svg(str(given.out), title="stream-run --config config.toml")
+
+
+if __name__ == "__main__":
+    main()
