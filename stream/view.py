@@ -85,7 +85,7 @@ class LiveView:
     @staticmethod
     def label_line(message: Emotion) -> Text:
         """One label as one line, in its colour."""
-        return Text(plain_line(message), style=_COLOURS.get(message.label, "white"))
+        return Text(plain_line(message), _COLOURS.get(message.label, "white"), no_wrap=True, overflow="ellipsis")
 
     def health(self, message: Health) -> None:
         last = self._health.get(message.node)

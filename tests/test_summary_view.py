@@ -147,7 +147,7 @@ def live():
 
 def _picture(view: LiveView) -> str:
     console = Console(file=io.StringIO(), width=100, height=60)
-    console.print(view._render())
+    console.print(view.render())
     return _text(console)
 
 
