@@ -103,7 +103,7 @@ def open_bundle(name: str | Path) -> Bundle:
     raw = path.read_bytes()
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: not a valid manifest ({error})") from error
     if manifest.format != FORMAT:
         raise BundleError(f"{path}: format is {manifest.format!r}, this version reads {FORMAT!r}")

@@ -7,6 +7,7 @@ full queue drops its oldest samples and frames, never what was said.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import tempfile
@@ -23,6 +24,7 @@ from stream.messages import Codec, Emotion, End, Face, Message, Mfcc, Pcm, encod
 log = logging.getLogger(__name__)
 
 LINGER_MS = 500  # at exit: long enough for the last message, short enough not to hang on a dead subscriber
+_LONGEST_DIR = 70  # a Unix socket's path has at most 107 bytes, 35 of which are ours
 SEND_TIMEOUT_MS = 100  # of one try, at fast pace: between two a node looks whether it is to stop
 _DROPPABLE = (Pcm, Mfcc, Face)
 
@@ -39,18 +41,20 @@ def make_run_dir(configured: str = "") -> Path:
         if parent is not None:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
-            parent = Path(runtime) if os.access(runtime, os.W_OK) else None
-        folder = Path(tempfile.mkdtemp(prefix="emostream-", dir=parent))  # of mode 0700
+            usable = os.access(runtime, os.W_OK) and len(runtime) <= _LONGEST_DIR
+            parent = Path(runtime) if usable else None
+        if len(str(parent or tempfile.gettempdir())) > _LONGEST_DIR:
+            raise BusError(
+                f"{parent or tempfile.gettempdir()}: too long for sockets; set bus.run_dir to a shorter path"
+            )
+        return Path(tempfile.mkdtemp(prefix="emostream-", dir=parent))  # of mode 0700
     except OSError as error:
         raise BusError(f"bus.run_dir = {configured!r}: cannot be used ({error.strerror})") from error
-    if len(str(folder)) > 80:  # a Unix socket's path has at most 107 bytes
-        raise BusError(f"{folder}: this path is too long for sockets; set bus.run_dir to a shorter one")
-    return folder
 
 
 def ipc(run_dir: Path, node: str) -> str:
-    """Endpoint of a node's publisher."""
-    return f"ipc://{run_dir}/{node}"
+    """Endpoint of a node's publisher. Its file's name is short whatever the node's is: a path has its limit."""
+    return f"ipc://{run_dir}/{hashlib.sha256(node.encode()).hexdigest()[:12]}"
 
 
 def bind(socket: zmq.Socket, endpoint: str) -> None:
@@ -206,7 +210,7 @@ class Inbox:
             self._drop_oldest()
 
     def _take(self, endpoint: str, parts: list[bytes]) -> None:
-        topic = parts[0].decode()
+        topic = parts[0].decode(errors="replace")
         try:
             message = self._codec.decode(parts[1:])
         except msgspec.DecodeError as error:

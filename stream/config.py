@@ -17,7 +17,7 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 _SOURCE = re.compile(r"demo|file:.+|microphone(:.+)?|camera(:.+)?|(rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+")
@@ -27,7 +27,7 @@ SOURCE_HELP = "demo, file:PATH, microphone[:NAME or INDEX], camera[:N] or a URL 
 class Stream(_Section):
     """One stream: ``source`` gives sound and picture, or ``audio`` and ``video`` give one of them each."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "main"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "main"
     source: str | None = None
     audio: str | None = None
     video: str | None = None
@@ -67,6 +67,8 @@ class Speech(_Section):
     def _order(self) -> Self:
         if self.pause_ms >= self.hangover_ms:
             raise ValueError(f"pause_ms ({self.pause_ms}) must be less than hangover_ms ({self.hangover_ms})")
+        if self.min_speech_ms >= self.max_utterance_s * 1000:
+            raise ValueError(f"min_speech_ms ({self.min_speech_ms}) must be less than max_utterance_s")
         return self
 
 
@@ -104,7 +106,8 @@ class Bus(_Section):
     @field_validator("emotion")
     @classmethod
     def _local(cls, value: str) -> str:
-        if not re.fullmatch(r"ipc://.+|tcp://(127\.\d+\.\d+\.\d+|localhost|\[::1\]):\d+", value):
+        match = re.fullmatch(r"ipc://.+|tcp://(?:127\.\d+\.\d+\.\d+|localhost):(\d+)", value)
+        if match is None or (match[1] and not 0 < int(match[1]) < 65536):
             raise ValueError(
                 "must be ipc://PATH or tcp://127.0.0.1:PORT: labels are sent unencrypted and only to this machine"
             )

@@ -154,7 +154,10 @@ class Codec:
         Raises msgspec.DecodeError or msgspec.ValidationError if the parts are not a message.
         """
         self._arrays = list(parts[1:])
-        return self._decoder.decode(parts[0])
+        try:
+            return self._decoder.decode(parts[0])
+        except (IndexError, UnicodeDecodeError) as error:
+            raise msgspec.DecodeError(f"not a message ({error})") from error
 
     def _lift(self, value: Any) -> Any:
         if not isinstance(value, np.ndarray):
@@ -168,7 +171,7 @@ class Codec:
         try:
             dtype, shape, part = value
             return np.frombuffer(self._arrays[part], np.dtype(dtype)).reshape(shape)
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError, IndexError, SyntaxError) as error:  # numpy parses a dtype's text
             raise msgspec.ValidationError(f"not an array of this message ({error})") from error
 
 
@@ -237,8 +240,11 @@ def encode_emotion(message: Emotion) -> bytes:
 
 
 def decode_emotion(data: bytes) -> Emotion:
-    """A public message from its JSON. Raises msgspec.ValidationError if it is not one."""
-    return _emotion_decoder.decode(data)
+    """A public message from its JSON. Raises msgspec.DecodeError if it is not one."""
+    try:
+        return _emotion_decoder.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"not UTF-8 ({error})") from error
 
 
 def emotion_json_schema() -> dict[str, Any]:

@@ -164,13 +164,16 @@ def pull(name: str, progress: Callable[[int, int | None], None] = lambda done, t
             part.replace(target)
             return target
         unpacked = Path(scratch) / "unpacked"
-        with zipfile.ZipFile(part) as archive:
-            _extract(archive, unpacked)
-        target = folder / name
-        shutil.rmtree(target, ignore_errors=True)
-        unpacked.rename(target)
-        if not complete(model, target):
+        try:
+            with zipfile.ZipFile(part) as archive:
+                _extract(archive, unpacked)
+        except zipfile.BadZipFile as error:
+            raise ModelError(f"{name}: what {model.url} gave is no zip archive ({error})") from error
+        if not complete(model, unpacked):
             raise ModelError(f"{name}: the archive from {model.url} lacks one of {', '.join(model.files)}")
+        target = folder / name
+        shutil.rmtree(target, ignore_errors=True)  # only now: a bad download leaves the old model alone
+        unpacked.rename(target)
         return target
 
 

@@ -152,7 +152,7 @@ class Supervisor:
         self._nodes: dict[str, _Node] = {}
         self._t0_ns: int | None = None
         self._stop_by_ns: int | None = None
-        self.failed: list[str] = []
+        self._fatal = ""
 
     def run(self, tick: Callable[[], None] = lambda: None) -> None:
         """Run until every stream has ended or ``stop`` was called. Raises RunError where nothing can run, and what
@@ -203,10 +203,14 @@ class Supervisor:
                     if self._stop_by_ns is not None and not stop_told:
                         control.send(self._control("stop"))
                         stop_told = True
-                    if self._look_after(control) or self._out_of_time():
+                    if self._look_after(control) or self._out_of_time() or self._fatal:
                         break
                     tick()
+                while (message := inbox.receive(50)) is not None:  # last words
+                    self._take(message)
                 self._take_labels(labels)
+                if self._fatal:
+                    raise RunError(self._fatal)
             finally:
                 labels.close()
                 inbox.close()
@@ -269,12 +273,13 @@ class Supervisor:
             return
         if code == CANNOT_RUN:
             node.done = node.cannot_run = True
-            self.failed.append(name)
             if node.spec.kind != "capture":
-                raise RunError(f"{name} cannot run, see above")
+                self._fatal = f"{name} cannot run, see above"
             return
         if self._config.pace == "fast":
-            raise RunError(f"{name} crashed (exit code {code}); at fast pace nothing may be lost, so the run ends here")
+            self._fatal = f"{name} crashed (exit code {code}); at fast pace nothing may be lost, so the run ends here"
+            node.done = True
+            return
         wait_ns = _BACKOFF_NS[min(node.crashes, len(_BACKOFF_NS) - 1)]
         node.crashes += 1
         self._on_log(name, "error", f"crashed (exit code {code}); starting it again in {wait_ns / 1e9:g} s")

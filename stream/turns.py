@@ -6,6 +6,7 @@ from stream.config import Speech as SpeechConfig
 from stream.messages import Face, Speech
 from stream.speech.vad import Bound, Endpointer
 
+_STALL_NS = 500_000_000
 _MIN_FACE_MS = 500  # a face seen for less is a passer-by, or the detector's mistake
 
 
@@ -17,13 +18,34 @@ class FaceTurns:
         self._stream = stream
         self._length_ns = int(1e9 / fps)
         self._endpointer = Endpointer(0.5, _MIN_FACE_MS, config.pause_ms, config.hangover_ms, config.max_utterance_s)
+        self._hole_ns = int(config.hangover_ms * 1e6) + self._length_ns
         self._turn = 0
         self._last: Face | None = None
 
     def push(self, face: Face, received_ns: int) -> list[Speech]:
+        """Take a frame's face, or "no face"; a hole in the frames as long as the hangover ends a turn."""
+        events: list[Speech] = []
+        if self._last is not None and face.media_start_ns - self._last.media_end_ns > self._hole_ns:
+            events = self.finish(received_ns)
+            self._endpointer.reset()
         self._last = face
+        return events + self._step(face, received_ns)
+
+    def stalled(self, now_ns: int) -> list[Speech]:
+        """To be called now and then in real time: pictures that have stopped coming end the turn."""
+        last = self._last
+        if last is None or not self._endpointer.speaking or now_ns - last.captured_ns < self._hole_ns + _STALL_NS:
+            return []
+        event = self._event(self._endpointer.end(), now_ns)
+        event.captured_ns = now_ns
+        return [event]
+
+    def _step(self, face: Face, received_ns: int) -> list[Speech]:
         bounds = self._endpointer.push(1.0 if face.found else 0.0, face.media_start_ns, self._length_ns)
-        return [self._event(bound, received_ns) for bound in (bounds or (self._endpointer.so_far(),))]
+        if bounds:
+            return [self._event(bound, received_ns) for bound in bounds]
+        so_far = self._endpointer.so_far()
+        return [self._event(so_far if so_far and so_far.kind == "resumed" else None, received_ns)]
 
     def finish(self, received_ns: int) -> list[Speech]:
         """No more frames: ends the turn that is open."""

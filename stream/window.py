@@ -16,6 +16,7 @@ class SlidingWindow:
         self._times = np.zeros(64, np.int64)
         self._rows = np.zeros((64, *row_shape), dtype)
         self._first, self._last = 0, 0  # valid rows are [first, last)
+        self._newest_ns: int | None = None
 
     def __len__(self) -> int:
         return self._last - self._first
@@ -25,8 +26,9 @@ class SlidingWindow:
         n = len(times_ns)
         if n == 0:
             return
-        if (np.diff(times_ns) <= 0).any() or (len(self) and times_ns[0] <= self._times[self._last - 1]):
+        if (np.diff(times_ns) <= 0).any() or (self._newest_ns is not None and times_ns[0] <= self._newest_ns):
             raise ValueError("rows must come in order of time")
+        self._newest_ns = int(times_ns[-1])
         if self._last + n > len(self._times):
             self._make_room(n)
         self._times[self._last : self._last + n] = times_ns

@@ -96,7 +96,7 @@ def test_another_format(copy):
     "data",
     [
         b"", b"{", b"[]", b"null", b"{}",
-        b'{"format": "\xff"}',  # FAILS: UnicodeDecodeError and not BundleError
+        b'{"format": "\xff"}',
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_none(copy, data):

@@ -153,9 +153,9 @@ def test_what_a_full_queue_loses_is_seen_as_a_gap(context):
         [b"pcm.a", b""],
         [b"pcm.a", bytes(Codec().encode(_pcm())[0])],  # its array is missing
         [b"pcm.a", *[bytes(part) for part in Codec().encode(_pcm())[:1]], b"odd"],
-        [b"pcm.a"],  # FAILS: IndexError from Codec.decode ends the node
-        [b"pcm.a\xff", b""],  # FAILS: UnicodeDecodeError (the subscription to pcm.a lets this topic in)
-        [b"pcm.a", b"\x81\xa4type\xa1\xff"],  # FAILS: UnicodeDecodeError from msgspec
+        [b"pcm.a"],
+        [b"pcm.a\xff", b""],
+        [b"pcm.a", b"\x81\xa4type\xa1\xff"],
     ],
 )
 def test_what_is_no_message_is_counted_and_passed_over(context, parts):
@@ -367,10 +367,9 @@ def test_a_run_dir_whose_path_is_too_long_for_sockets(short_path):
 
 def test_the_longest_run_dir_that_is_allowed_has_room_for_a_node(context, short_path):
     parent = str(short_path / "x")
-    parent += "x" * (80 - len("/emostream-12345678") - len(parent))
+    parent += "x" * (70 - len(parent))
     folder = make_run_dir(parent)
-    assert len(str(folder)) == 80
-    Publisher(context, ipc(folder, "capture.front-door"), VirtualClock(), 10, False)
+    Publisher(context, ipc(folder, "capture." + "front-door" * 6), VirtualClock(), 10, False)
     with pytest.raises(BusError, match="too long"):
         make_run_dir(parent + "x")
 

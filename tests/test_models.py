@@ -244,12 +244,9 @@ def test_names_that_lead_out_of_the_folder_write_nothing_outside(monkeypatch, se
 
 
 _NOT_THE_MODEL = {
-    # FAILS: the archive is moved into place before it is looked at: an incomplete folder stays in the cache
     "lacks a file": _zip({"voice-1.0/am/final.mdl": b"am"}),
-    # FAILS: FileNotFoundError, since nothing was unpacked (and the model that was there is gone)
     "empty": _zip({}),
     "no top folder": _zip({"final.mdl": b"am", "mfcc.conf": b"conf"}),
-    # FAILS: zipfile.BadZipFile, so the command ends in a traceback
     "no archive": b"<html>please log in</html>",
     "cut off": _zip(_VOICE)[:150],
 }

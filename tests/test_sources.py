@@ -127,7 +127,6 @@ def _constant(path: Path, codec: str) -> Path:
     return path
 
 
-# FAILS: PyAV's ValueError ("Conversion from 's64' format …") comes through, which a node takes for a crash of its own.
 def test_a_sample_format_that_cannot_be_read_is_told(tmp_path):
     path = _constant(tmp_path / "x.wav", "pcm_s64le")
     try:
@@ -253,7 +252,6 @@ def test_a_sound_file_without_samples(made, caplog):
     assert "nothing.wav: its audio track is empty" in caplog.text
 
 
-# FAILS: AttributeError, since such a track has no decoder to set up.
 def test_a_track_whose_codec_nobody_knows_is_no_track(tmp_path):
     path = tmp_path / "odd.wav"
     head = struct.pack("<4sIHHIIHH", b"fmt ", 16, 0x1234, 1, 16_000, 32_000, 2, 16)

@@ -50,9 +50,7 @@ def main(shell: Shell) -> None:
         source.close()
         for message in cores.flush() if cores else []:
             shell.send_last(message)
-        for topic in topics:
-            shell.send_last(_end(spec.stream, topic.partition(".")[0], reason))
-        shell.wait_until_heard(topics)
+        shell.send_ends(_end(spec.stream, topic.partition(".")[0], reason) for topic in topics)
 
 
 def _run(shell: Shell, source: Source, cores: Cores, t0_ns: int | None, started_again: bool) -> None:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _LATE_NS = 2_000_000_000  # a modality that is this far behind is not waited for
 _KEEP_NS = 3_000_000_000  # rows before what is known of speech that an utterance may still begin in
 _FOREVER = 1 << 62
+_UNDECIDED = 100_000  # faces: hours of them, in a file whose sound track turns out to be empty
 
 
 @dataclass
@@ -54,6 +55,7 @@ class _Stream:
     crops: SlidingWindow  # faces not encoded yet
     video: SlidingWindow  # their vectors
     turns: FaceTurns | None
+    undecided: deque[Face] = field(default_factory=lambda: deque(maxlen=_UNDECIDED))  # came before any word of speech
     known_ns: dict[str, int] = field(default_factory=lambda: {"audio": 0, "video": 0, "speech": 0})
     utterance: int | None = None
     begun_ns: int = 0
@@ -130,8 +132,9 @@ class FusionCore:
                     self._append(stream.crops, np.array([message.media_start_ns]), message.crop[None])
                 stream.known_ns["video"] = max(stream.known_ns["video"], message.media_end_ns)
                 if stream.turns is not None:
-                    for event in stream.turns.push(message, self._clock.now_ns()):
-                        self._on_speech(stream, event)
+                    self._turn(stream, stream.turns.push(message, self._clock.now_ns()))
+                elif not stream.known_ns["speech"]:
+                    stream.undecided.append(message)
             case Speech():
                 self._on_speech(stream, message)
             case End():
@@ -141,6 +144,10 @@ class FusionCore:
     def step(self, flush: bool = False) -> list[Emotion]:
         """Run all jobs that are ready (``flush``: all jobs) and return their messages, stamped with the time."""
         published: list[Emotion] = []
+        if self._realtime:
+            for stream in self._streams.values():
+                if stream.turns is not None:
+                    self._turn(stream, stream.turns.stalled(self._clock.now_ns()))
         while ready := self._take_ready(flush):
             published += self._run(ready)
         return published
@@ -154,8 +161,10 @@ class FusionCore:
     def _on_speech(self, stream: _Stream, event: Speech) -> None:
         stream.known_ns["speech"] = event.media_end_ns
         if event.event == "progress":
+            stream.undecided.clear()
             return
-        if event.utterance != stream.utterance:
+        stream.undecided.clear()
+        if event.event == "started" or event.utterance != stream.utterance:
             stream.utterance, stream.begun_ns = event.utterance, event.start_ns
             stream.next_hop_ns = event.start_ns + self._hop_ns
             stream.provisional = None
@@ -191,23 +200,33 @@ class FusionCore:
     def _on_end(self, stream: _Stream, end: End) -> None:
         modality = {"mfcc": "audio", "face": "video"}.get(end.of, end.of)
         stream.expected.discard(modality)
-        if modality == "video" and stream.turns is not None:
-            for event in stream.turns.finish(self._clock.now_ns()):
-                self._on_speech(stream, event)
-        elif modality == "speech" and "video" in stream.expected and not stream.known_ns["speech"]:
+        now_ns = self._clock.now_ns()
+        if modality == "speech" and stream.known_ns["speech"]:
+            stream.known_ns["speech"] = _FOREVER  # no utterance can begin any more
+        elif modality == "speech":
             stream.turns = FaceTurns(stream.name, self._config.video.fps, self._config.speech)
-            log.info("%s: no sound (%s); labels come from the face alone", stream.name, end.reason)
+            for face in list(stream.undecided):
+                self._turn(stream, stream.turns.push(face, now_ns))
+            if "video" in stream.expected:
+                log.info("%s: no sound (%s); labels come from the face alone", stream.name, end.reason)
+        if stream.turns is not None and "video" not in stream.expected:
+            self._turn(stream, stream.turns.finish(now_ns))
+
+    def _turn(self, stream: _Stream, events: list[Speech]) -> None:
+        for event in events:
+            self._on_speech(stream, event)
 
     def _forget(self, stream: _Stream) -> None:
         """Drop rows that no job can need any more."""
-        known = stream.known_ns["speech"]
-        if self._realtime:  # bounded even if speech never comes
-            known = max(known, max(stream.known_ns["audio"], stream.known_ns["video"]) - self._cap_ns)
-        needed = [known - _KEEP_NS, *(job.start_ns for job in stream.jobs)]
+        needed = [stream.known_ns["speech"] - _KEEP_NS, *(job.start_ns for job in stream.jobs)]
         if stream.utterance is not None:
             needed.append(stream.begun_ns)
+        before_ns = min(needed)
+        if self._realtime:  # bounded even if speech does not come, or does not go on
+            newest_ns = max(stream.known_ns["audio"], stream.known_ns["video"])
+            before_ns = max(before_ns, newest_ns - self._cap_ns)
         for window in (stream.audio, stream.crops, stream.video):
-            window.forget_before(min(needed))
+            window.forget_before(before_ns)
 
     def _is_ready(self, stream: _Stream, job: _Job, now_ns: int) -> bool:
         if now_ns >= job.deadline_ns:
@@ -311,7 +330,7 @@ class FusionCore:
     def _evidence(self, job: _Job, features: Features, result: Result) -> dict[str, Evidence]:
         length_s = max((job.end_ns - job.start_ns) / 1e9, 1e-9)
         seconds = {
-            "audio": len(features.audio) * HOP_NS / 1e9,
+            "audio": (len(features.audio) * HOP_NS + FRAME_NS - HOP_NS) / 1e9 if len(features.audio) else 0.0,
             "video": len(features.video) / self._config.video.fps,
             "text": sum(word.end_s - word.start_s for word in job.words),
         }

@@ -45,7 +45,6 @@ def main(shell: Shell) -> None:
                 reason = "stopped"
     for event in core.finish():
         shell.send_last(event)
-    shell.send_last(
-        End(stream=spec.stream, media_start_ns=0, media_end_ns=0, captured_ns=0, of="speech", reason=reason)
+    shell.send_ends(
+        [End(stream=spec.stream, media_start_ns=0, media_end_ns=0, captured_ns=0, of="speech", reason=reason)]
     )
-    shell.wait_until_heard([f"speech.{spec.stream}"])

@@ -25,13 +25,16 @@ from engines.bundle import BundleError
 from stream.bus import SEND_TIMEOUT_MS, BusError, Inbox, Publisher, ipc
 from stream.clock import SystemClock
 from stream.config import Config
-from stream.messages import Control, Health, Log, Message
+from stream.messages import Control, End, Health, Log, Message
 from stream.models import ModelError
 from stream.sources.items import SourceError
 
 CANNOT_RUN = 3
 CONTROL = "control"
 _HEARTBEAT_NS = 1_000_000_000
+_AGAIN_NS = 500_000_000
+_NEVER_NS = 1 << 62
+_STAY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -173,14 +176,21 @@ class Shell:
             if self.publisher.send(message):
                 return
 
-    def wait_until_heard(self, topics: Iterable[str]) -> None:
-        """After the last message on ``topics``: stay until all subscribers have it, or what they have not taken yet
-        would be lost. When stopping, no longer than the others wait."""
+    def send_ends(self, ends: Iterable[End]) -> None:
+        """Publish the last message of each topic and stay until all subscribers have it, or what they have not taken
+        yet would be lost. When stopping, no longer than the others wait."""
+        left = list(ends)
         self._state = "done"
         self._beat()
-        while not self.publisher.was_heard(topics) and not self.stopping_for(1.0):
+        again_ns = 0
+        while left and not self.stopping_for(_STAY_S):
+            if self.clock.now_ns() >= again_ns:  # in real time a full subscriber's copy may have been dropped
+                for end in left:
+                    self.send_last(end)
+                again_ns = self.clock.now_ns() + _AGAIN_NS if self.spec.realtime else _NEVER_NS
             self.tick()
             self._control.wait(10)
+            left = [end for end in left if not self.publisher.was_heard([end.topic])]
 
     def close(self) -> None:
         self._state = "done"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 
+import numpy as np
+
 from stream.clock import Clock
 from stream.config import Speech as SpeechConfig
 from stream.messages import Message, Pcm, Speech, Word
 from stream.speech.recognizer import Recognizer
-from stream.speech.vad import Bound, Endpointer, SileroVad
+from stream.speech.vad import RATE_HZ, Bound, Endpointer, SileroVad
 
 _PREROLL_BLOCKS = 8  # 256 ms before the first speech frame go to the recogniser: onsets are soft
 _PROGRESS_NS = 250_000_000
@@ -80,11 +82,14 @@ class SpeechCore:
         assert self._last is not None
         missing_ns = pcm.media_start_ns - self._last.media_end_ns
         self._preroll.clear()
+        if not self._endpointer.speaking:
+            self._endpointer.reset()
         if missing_ns < self._hangover_ns:
+            if self._segment_ns is not None and self._recognizer is not None:  # it counts samples to tell the time
+                self._recognizer.push(np.zeros(missing_ns * RATE_HZ // 1_000_000_000, np.int16))
             return []
         self._vad.reset()
         if not self._endpointer.speaking:
-            self._endpointer.reset()
             return []
         return [self._on_bound(self._endpointer.end(), received_ns)]
 

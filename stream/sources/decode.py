@@ -9,7 +9,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from stream.sources.items import AudioChunk, NoTrack, VideoFrame
+from stream.sources.items import AudioChunk, NoTrack, SourceError, VideoFrame
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def decode(
     tracks: list[av.AudioStream | av.VideoStream] = []
     for medium in sorted(media):
         found: tuple = container.streams.audio if medium == "audio" else container.streams.video
-        if not found:
+        if not found or found[0].codec_context is None:  # none, or of a codec that nobody knows
             yield NoTrack(medium)
             continue
         tracks.append(found[0])
@@ -76,7 +76,7 @@ def decode(
                 seconds = frame.time if frame.time is not None else next_audio_s
                 next_audio_s = seconds + frame.samples / frame.sample_rate
                 damaged += frame.is_corrupt
-                yield AudioChunk(_samples(frame), frame.sample_rate, media_ns_of(seconds))
+                yield AudioChunk(_samples(frame, name), frame.sample_rate, media_ns_of(seconds))
             elif isinstance(frame, av.VideoFrame) and frame.time is not None:
                 damaged += frame.is_corrupt
                 media_ns = media_ns_of(frame.time)
@@ -89,9 +89,12 @@ def decode(
 _SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0, "flt": 1.0, "dbl": 1.0}
 
 
-def _samples(frame: av.AudioFrame) -> np.ndarray:
+def _samples(frame: av.AudioFrame, name: str) -> np.ndarray:
     """(n, channels) float32 in [-1, 1]."""
-    values = frame.to_ndarray()
+    try:
+        values = frame.to_ndarray()
+    except ValueError as error:
+        raise SourceError(f"{name}: sound in the format {frame.format.name} cannot be read ({error})") from error
     channels = len(frame.layout.channels)
     values = values.T if frame.format.is_planar else values.reshape(-1, channels)
     kind = frame.format.name.removesuffix("p")

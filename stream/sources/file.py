@@ -35,10 +35,15 @@ class FileSource:
         except OSError as error:
             raise SourceError(f"{self._path}: cannot be read ({error.strerror})") from error
 
+        if self._container.format.name == "tty":  # FFmpeg plays text as a picture of a terminal
+            self.close()
+            raise SourceError(f"{self._path}: not a media file but text")
+
     def tracks(self) -> frozenset[str]:
         """Which media the opened file has."""
         assert self._container is not None
-        return frozenset(medium for medium in ("audio", "video") if getattr(self._container.streams, medium))
+        found = {"audio": self._container.streams.audio, "video": self._container.streams.video}
+        return frozenset(medium for medium, tracks in found.items() if tracks and tracks[0].codec_context is not None)
 
     def items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack]:
         container = self._container

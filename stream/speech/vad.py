@@ -107,6 +107,8 @@ class Endpointer:
         silence = end_ns - self._end
         if silence >= self._hangover_ns:
             return [self.end()]
+        if end_ns - self._start >= self._longest_ns:
+            return [self.end(forced=True)]
         if silence >= self._pause_ns and not self._paused:
             self._paused = True
             return [Bound("paused", self._start, self._end)]
