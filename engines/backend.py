@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -22,15 +21,3 @@ class Backend(Protocol):
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph once on named arrays; returns its outputs by name."""
         ...
-
-
-def load(path: Path, backend: str = "auto", threads: int = 1) -> Backend:
-    """Load an ONNX graph with the backend asked for. ``auto`` takes the fastest one that works here.
-
-    Raises BackendError if the backend is unknown or refuses the graph.
-    """
-    if backend not in BACKENDS:
-        raise BackendError(f"backend {backend!r} is unknown; choose one of: {', '.join(BACKENDS)}")
-    from engines.onnx import OnnxRuntime  # heavy import, on use
-
-    return OnnxRuntime(path, threads)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.backend import load
 from engines.bundle import FACE, FUSION, WORDS, Bundle, BundleError
+from engines.load import load
 from stream.features import face, mfcc
 from stream.features.words import WordVectors
 

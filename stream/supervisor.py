@@ -19,7 +19,8 @@ from stream.bus import BusError, Inbox, Publisher, bind, ipc, make_run_dir
 from stream.clock import SystemClock
 from stream.config import Config, Stream, is_live
 from stream.messages import Control, Emotion, Health, Log, decode_emotion
-from stream.nodes.shell import CANNOT_RUN, CONTROL, NodeSpec, run_node
+from stream.nodes.process import CANNOT_RUN, run_node
+from stream.nodes.shell import CONTROL, NodeSpec
 
 log = logging.getLogger(__name__)
 

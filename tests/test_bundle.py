@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from engines.backend import BackendError, load
+from engines.backend import BackendError
 from engines.bundle import FACE, FUSION, WORDS, BundleError, open_bundle, write_manifest
+from engines.load import load
 
 
 @pytest.fixture

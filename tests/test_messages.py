@@ -185,7 +185,7 @@ _dtypes = st.sampled_from(["<i2", "O", "V0", "V9", "", "i2,i2", "(2)i2", "<U2", 
 
 
 @given(
-    _dtypes | st.none() | st.integers() | st.lists(text, max_size=2),
+    _dtypes | st.none() | st.integers(-(2**63), 2**64 - 1) | st.lists(text, max_size=2),
     st.lists(st.integers(-3, 2**63) | text, max_size=3) | st.none() | text,
     st.integers(-3, 3) | st.none() | text,
 )

@@ -1,17 +1,11 @@
-"""What every node process has around its core: sockets, heartbeat, log lines, and the words ``go`` and ``stop``.
-
-Exit codes of a node: 0 it came to its end; 3 it cannot run at all (the line on why is out); anything else: it crashed.
-"""
+"""What every node process has around its core: sockets, heartbeat, log lines, and the words ``go`` and ``stop``."""
 
 from __future__ import annotations
 
 import logging
 import os
 import queue
-import signal
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +14,11 @@ from typing import Literal
 import psutil
 import zmq
 
-from engines.backend import BackendError
-from engines.bundle import BundleError
-from stream.bus import SEND_TIMEOUT_MS, BusError, Inbox, Publisher, ipc
+from stream.bus import SEND_TIMEOUT_MS, Inbox, Publisher, ipc
 from stream.clock import SystemClock
 from stream.config import Config
 from stream.messages import Control, End, Health, Log, Message
-from stream.models import ModelError
-from stream.sources.items import SourceError
 
-CANNOT_RUN = 3
 CONTROL = "control"
 _HEARTBEAT_NS = 1_000_000_000
 _AGAIN_NS = 500_000_000
@@ -194,7 +183,11 @@ class Shell:
 
     def close(self) -> None:
         self._state = "done"
+        give_up_ns = self.clock.now_ns() + _AGAIN_NS
         self.tick()
+        while not self._log.lines.empty() and self.clock.now_ns() < give_up_ns:  # the supervisor is not there yet
+            self._control.wait(10)
+            self.tick()
         self._beat()
         for inbox in (self.inbox, self._control):
             if inbox is not None:
@@ -233,39 +226,3 @@ class Shell:
 def ipc_of(spec: NodeSpec, node: str) -> str:
     """Endpoint of a node of the same run."""
     return ipc(Path(spec.run_dir), node)
-
-
-def run_node(spec: NodeSpec) -> None:
-    """A node process, from start to end: what multiprocessing starts."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
-    code = 0
-    shell: Shell | None = None
-    try:
-        shell = Shell(spec)
-        signal.signal(signal.SIGTERM, shell.stop)
-        _main(spec.kind)(shell)
-    except Stopped:
-        pass
-    except (SourceError, BusError, BundleError, BackendError, ModelError) as error:
-        logging.error("%s", error)
-        code = CANNOT_RUN
-    except Exception:
-        logging.error("crashed:\n%s", traceback.format_exc())
-        code = 1
-    finally:
-        if shell is not None:
-            shell.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a thread that is blocked in a read must not keep the process
-
-
-def _main(kind: str) -> Callable[[Shell], None]:
-    """The main function of a node; each imports what it alone needs."""
-    if kind == "capture":
-        from stream.nodes.capture import main
-    elif kind == "speech":
-        from stream.nodes.listen import main
-    else:
-        from stream.nodes.fuse import main
-    return main
