@@ -211,20 +211,22 @@ def doctor() -> int:
     argparse.ArgumentParser(prog="stream-doctor", description="Tell what this machine has for a run.").parse_args()
 
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     from stream.doctor import examine
 
     console = Console()
-    table = Table(box=None, pad_edge=False, show_header=False)
-    marks = {True: "[green]ok[/]", False: "[bold red]missing[/]", None: "[yellow]absent[/]"}
+    marks = {True: ("ok     ", "green"), False: ("missing", "bold red"), None: ("absent ", "yellow")}
     findings = examine()
+    width = max(len(finding.name) for finding in findings)
     area = ""
     for finding in findings:
-        detail = finding.detail + (f"  → {finding.mend}" if finding.mend else "")
-        table.add_row(finding.area if finding.area != area else "", marks[finding.ok], finding.name, detail)
-        area = finding.area
-    console.print(table, soft_wrap=True, highlight=False)
+        if finding.area != area:
+            area = finding.area
+            console.print(Text(area, style="bold"))
+        mend = f"  → {finding.mend}" if finding.mend else ""
+        line = Text.assemble("  ", marks[finding.ok], f"  {finding.name:{width}}  {finding.detail}", (mend, "bold"))
+        console.print(line, soft_wrap=True)
     return 1 if any(finding.ok is False for finding in findings) else 0
 
 

@@ -19,6 +19,7 @@ class Summary:
     labels: Counter[str] = field(default_factory=Counter)
     latencies: list[tuple[float, ...]] = field(default_factory=list)
     health: dict[str, Health] = field(default_factory=dict)
+    _earlier: Counter[str] = field(default_factory=Counter)
 
     def add(self, emotion: Emotion) -> None:
         if emotion.kind != "utterance":
@@ -28,6 +29,10 @@ class Summary:
             self.latencies.append(tuple(getattr(emotion.latency_ms, part) for part in PARTS))
 
     def add_health(self, health: Health) -> None:
+        """Take a heartbeat. A node that was started again counts from 0: what it had counted before is kept."""
+        last = self.health.get(health.node)
+        if last is not None and health.cpu_s < last.cpu_s:
+            self._earlier.update(last.counters)
         self.health[health.node] = health
 
     @property
@@ -36,7 +41,7 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The summary as lines of text."""
-        heard = self._counted("utterances_in")
+        heard = self._counted("utterances") + self._counted("turns")  # by speech nodes; of streams without sound
         out = [f"utterances: {self.utterances} labelled of {heard} heard"]
         if self.labels:
             out[0] += "  (" + ", ".join(f"{label} {n}" for label, n in self.labels.most_common()) + ")"
@@ -56,7 +61,7 @@ class Summary:
         return out
 
     def _counted(self, name: str) -> int:
-        return sum(health.counters.get(name, 0) for health in self.health.values())
+        return self._earlier[name] + sum(health.counters.get(name, 0) for health in self.health.values())
 
 
 def _total(counts: dict[str, int]) -> str:

@@ -129,6 +129,16 @@ def test_a_killed_node_comes_back_and_the_others_carry_on():
     assert all(label["modalities"]["audio"]["coverage"] > 0.8 for label in labels)
 
 
+def test_at_fast_pace_a_crash_ends_the_run_with_an_error():
+    """Nothing may be lost there, so labels that would lack a part of the file are not given out as if all were well."""
+    with Pipeline("--config", "config.toml", "--pace", "fast") as run:
+        run.subscriber.wait_for("window", 1, 30)
+        os.kill(run.node("video.demo"), signal.SIGKILL)
+        assert run.finish(10) == 1
+    assert "video.demo crashed (exit code -9); at fast pace nothing may be lost" in run.output
+    assert "Traceback" not in run.output
+
+
 def test_no_process_is_left_when_the_supervisor_is_killed():
     with Pipeline("--config", "config.toml") as run:
         run.subscriber.wait_for("window", 1, 30)

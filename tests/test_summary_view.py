@@ -48,9 +48,18 @@ def test_labels_are_counted_and_running_estimates_are_not():
     for label in ("joy", "anger", "joy"):
         summary.add(_emotion(label=label))
     summary.add(_emotion(kind="window", label="fear", latency_ms=None))
-    summary.add_health(_health("fusion", counters={"utterances_in": 4}))
+    summary.add_health(_health("speech.left", counters={"utterances": 3}))
+    summary.add_health(_health("fusion", counters={"turns": 1, "utterances_in": 2}))
     assert summary.utterances == 3
     assert summary.lines()[0] == "utterances: 3 labelled of 4 heard  (joy 2, anger 1)"
+
+
+def test_a_node_that_was_started_again_goes_on_counting():
+    summary = Summary()
+    summary.add_health(_health("speech.left", counters={"utterances": 3}, cpu_s=5.0))
+    summary.add_health(_health("speech.left", counters={"utterances": 0}, cpu_s=0.5))
+    summary.add_health(_health("speech.left", counters={"utterances": 2}, cpu_s=0.9))
+    assert summary.lines()[0] == "utterances: 0 labelled of 5 heard"
 
 
 def test_percentiles_of_each_part_of_the_latency():

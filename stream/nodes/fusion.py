@@ -214,6 +214,7 @@ class FusionCore:
 
     def _turn(self, stream: _Stream, events: list[Speech]) -> None:
         for event in events:
+            self.counters["turns"] += event.event == "started"
             self._on_speech(stream, event)
 
     def _forget(self, stream: _Stream) -> None:
