@@ -54,7 +54,7 @@ class Summary:
                 out.append(f"  {part:14}{p50:9.1f}{p90:9.1f}{p99:9.1f}")
             early = self._counted("labels_ready_at_end")
             out.append(f"  labels computed at the pause already: {early} of {len(values)}")
-        dropped = {node: h.dropped for node, h in self.health.items() if h.dropped}
+        dropped = {node: n for node, h in self.health.items() if (n := _dropped(h))}
         gaps = {node: h.gaps for node, h in self.health.items() if h.gaps}
         holes = {node: n for node, h in self.health.items() if (n := h.counters.get("capture_gaps", 0))}
         out.append(f"dropped: {_total(dropped)}   missed in transit: {_total(gaps)}   gaps in capture: {_total(holes)}")
@@ -62,6 +62,11 @@ class Summary:
 
     def _counted(self, name: str) -> int:
         return self._earlier[name] + sum(health.counters.get(name, 0) for health in self.health.values())
+
+
+def _dropped(health: Health) -> int:
+    """Messages that did not fit its queue, and what its source lost before it."""
+    return health.dropped + sum(health.counters.get(name, 0) for name in ("source_dropped", "overflows"))
 
 
 def _total(counts: dict[str, int]) -> str:

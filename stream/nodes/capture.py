@@ -19,11 +19,16 @@ TOPICS = {"audio": ("pcm", "mfcc"), "video": ("face",)}
 
 
 def main(shell: Shell) -> None:
-    """Open the source, wait for everyone, then send what it gives until it ends or ``stop`` comes."""
+    """Open the source, wait for everyone, then send what it gives until it ends or ``stop`` comes.
+
+    Raises SourceError or ModelError, after the others were told that nothing will come, if it cannot begin. After a
+    crash they are told nothing: the node is started again.
+    """
     spec = shell.spec
     source = make_source(spec.source, spec.media, spec.config.video.fps, shell.clock, spec.config)
     topics = [f"{topic}.{spec.stream}" for medium in sorted(spec.media) for topic in TOPICS[medium]]
     cores: Cores | None = None
+    failure: SourceError | ModelError | None = None
     reason = "end of source"
     try:
         source.open()
@@ -36,21 +41,22 @@ def main(shell: Shell) -> None:
         started_again = spec.t0_ns is not None
         t0_ns = shell.wait_for_go()
         cores = Cores(spec.stream, spec.media, detector, t0_ns)
-        shell.counters = cores.counters
+        shell.counters = lambda: cores.counters() | source.counters
         _run(shell, source, cores, t0_ns, started_again)
     except Stopped:
         reason = "stopped"
     except (SourceError, ModelError) as error:
-        reason = str(error)
-        if cores is None:  # never opened: the others must still hear that nothing will come
-            shell.wait_for_subscribers(topics)
-            raise
-        log.error("%s", error)
-    finally:
-        source.close()
-        for message in cores.flush() if cores else []:
-            shell.send_last(message)
-        shell.send_ends(_end(spec.stream, topic.partition(".")[0], reason) for topic in topics)
+        failure, reason = error, str(error)
+    source.close()
+    for message in cores.flush() if cores else []:
+        shell.send_last(message)
+    if failure is not None and cores is None:
+        shell.wait_for_subscribers(topics)
+    shell.send_ends(_end(spec.stream, topic.partition(".")[0], reason) for topic in topics)
+    if failure is not None and cores is None:
+        raise failure
+    if failure is not None:  # a damaged file: what came before it counts
+        log.error("%s", failure)
 
 
 def _run(shell: Shell, source: Source, cores: Cores, t0_ns: int | None, started_again: bool) -> None:

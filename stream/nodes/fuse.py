@@ -10,6 +10,7 @@ from stream.nodes.shell import Shell, ipc_of
 
 _IDLE_MS = 100
 _GIVE_UP_S = 1.8  # later than the speech node's, whose last words it still takes
+_STEP_NS = 20_000_000  # messages that wait are taken first, but jobs wait for them no longer than this
 _WAITING_MS = 5  # while jobs wait for a late modality
 _AHEAD_NS = 20_000_000_000  # at fast pace, video waits when it is further ahead of speech than this
 
@@ -32,6 +33,7 @@ def main(shell: Shell) -> None:
             if shell.stopping:
                 return
         shell.wait_for_go()
+        step_by_ns = 0
         while not core.done:
             shell.tick()
             if not spec.realtime:
@@ -40,7 +42,9 @@ def main(shell: Shell) -> None:
             message = inbox.receive(_WAITING_MS if core.waiting else _IDLE_MS)
             if message is not None:
                 core.push(message)
-            if message is None or len(inbox) == 0 or not spec.realtime:
+            now_ns = shell.clock.now_ns()
+            if message is None or len(inbox) == 0 or not spec.realtime or now_ns >= step_by_ns:
+                step_by_ns = now_ns + _STEP_NS
                 for emotion in core.step():
                     public.send(emotion)
             if message is None and shell.stopping_for(_GIVE_UP_S):

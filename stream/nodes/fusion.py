@@ -160,10 +160,9 @@ class FusionCore:
 
     def _on_speech(self, stream: _Stream, event: Speech) -> None:
         stream.known_ns["speech"] = event.media_end_ns
-        if event.event == "progress":
-            stream.undecided.clear()
-            return
         stream.undecided.clear()
+        if event.event == "progress":
+            return
         if event.event == "started" or event.utterance != stream.utterance:
             stream.utterance, stream.begun_ns = event.utterance, event.start_ns
             stream.next_hop_ns = event.start_ns + self._hop_ns

@@ -79,25 +79,21 @@ class Shell:
         self._next_beat_ns = self._stopped_ns = 0
         self._state: Literal["starting", "ready", "running", "done"] = "starting"
         config = spec.config
-        self._context = zmq.Context()
+        self.context = zmq.Context()
         self.publisher = Publisher(
-            self._context, ipc_of(spec, spec.name), self.clock, config.bus.queue, lossless=not spec.realtime
+            self.context, ipc_of(spec, spec.name), self.clock, config.bus.queue, lossless=not spec.realtime
         )
-        self._control = Inbox(self._context, 100, lossless=False)
+        self._control = Inbox(self.context, 100, lossless=False)
         self._control.connect(ipc_of(spec, CONTROL), [CONTROL])
         self._log = _ToSupervisor()
         logging.basicConfig(level=config.log.level.upper(), handlers=[self._log], force=True)
 
     def open_inbox(self, topics: dict[str, Iterable[str]]) -> Inbox:
         """Subscribe to ``topics`` of each node named."""
-        self.inbox = Inbox(self._context, self.spec.config.bus.queue, lossless=not self.spec.realtime)
+        self.inbox = Inbox(self.context, self.spec.config.bus.queue, lossless=not self.spec.realtime)
         for node, names in topics.items():
             self.inbox.connect(ipc_of(self.spec, node), names)
         return self.inbox
-
-    @property
-    def context(self) -> zmq.Context:
-        return self._context
 
     @property
     def stopping(self) -> bool:
@@ -148,7 +144,7 @@ class Shell:
         told = self.publisher.has_subscribers([f"log.{self.spec.name}"])  # until then, lines wait
         while told and not self._log.lines.empty():
             level, text = self._log.lines.get()
-            self._send(Log(**self._nowhere(), node=self.spec.name, level=level, text=text))
+            self.publisher.send(Log(**self._nowhere(), node=self.spec.name, level=level, text=text))
         if self.clock.now_ns() >= self._next_beat_ns:
             self._beat()
 
@@ -193,14 +189,14 @@ class Shell:
             if inbox is not None:
                 inbox.close()
         self.publisher.close()
-        self._context.term()
+        self.context.term()
 
     def _beat(self) -> None:
         self._next_beat_ns = self.clock.now_ns() + _HEARTBEAT_NS
         with self._process.oneshot():
             cpu, memory = self._process.cpu_times(), self._process.memory_info()
         inbox = self.inbox
-        self._send(
+        self.publisher.send(
             Health(
                 **self._nowhere(),
                 node=self.spec.name,
@@ -213,9 +209,6 @@ class Shell:
                 rss_bytes=memory.rss,
             )
         )
-
-    def _send(self, message: Message) -> None:
-        self.publisher.send(message)
 
     def _nowhere(self) -> dict:
         """Fields of a message that is about no stretch of media."""

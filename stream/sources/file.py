@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class FileSource:
     def __init__(self, path: Path, media: frozenset[str], fps: float) -> None:
         self.name = str(path)
         self._path, self._media, self._fps = path, media, fps
+        self.counters: Counter[str] = Counter()
         self._container: av.container.InputContainer | None = None
 
     def open(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -53,6 +54,7 @@ class Source(Protocol):
 
     name: str
     live: bool
+    counters: Counter[str]  # what a heartbeat tells of it
 
     def open(self) -> None:
         """Open it. Raises SourceError."""

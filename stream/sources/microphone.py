@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,8 +26,8 @@ class Microphone:
 
     Media times it gives are Unix times at which samples were converted (PortAudio's ADC time). They follow the count
     of samples, which does not jitter as the times of callbacks do; when all callbacks of a second are off by more
-    than 100 ms (samples were lost, or the clocks drifted apart) they are set anew. ``overflows`` counts callbacks
-    that PortAudio flagged.
+    than 100 ms (samples were lost, or the clocks drifted apart) they are set anew. Callbacks that PortAudio
+    flags for lost samples are counted as ``overflows``.
     """
 
     live = True
@@ -41,8 +41,7 @@ class Microphone:
         self._rate_hz = 0
         self._next_ns: int | None = None
         self._off_ns: deque[int] = deque()
-        self.overflows = 0
-        self.reopened = 0
+        self.counters: Counter[str] = Counter()
 
     def open(self) -> None:
         try:
@@ -112,7 +111,7 @@ class Microphone:
         if not 0 < age_s < 1:  # some hosts leave the times out: then the block has just ended
             age_s = frames / self._rate_hz
         if status.input_overflow:
-            self.overflows += 1
+            self.counters["overflows"] += 1
         self._blocks.put((data.copy(), now_ns - int(age_s * 1e9)))
 
     def _reopen(self) -> None:
@@ -128,5 +127,5 @@ class Microphone:
             return
         self._next_ns = None
         self._off_ns.clear()
-        self.reopened += 1
+        self.counters["reopened"] += 1
         log.warning("%s is back", self.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 
 import av
@@ -44,7 +44,7 @@ class LiveSource:
         self._closing = threading.Event()
         self._offset_ns = 0  # our clock minus the source's
         self._anchored = False
-        self.reopened = 0
+        self.counters: Counter[str] = Counter()
 
     def open(self) -> None:
         container = self._open()
@@ -88,7 +88,7 @@ class LiveSource:
                 except SourceError as error:
                     log.debug("%s", error)
                     continue
-                self.reopened += 1
+                self.counters["reopened"] += 1
                 log.warning("%s is back", self.name)
             self._anchored = False
             settled_ns = self._clock.now_ns() + _SETTLE_NS
@@ -100,6 +100,7 @@ class LiveSource:
                     if now_ns < settled_ns and not isinstance(item, NoTrack):
                         self._offset_ns += min(0, now_ns - item.media_end_ns)  # nothing comes before it was captured
                         continue
+                    self.counters["source_dropped"] += len(self._queue) == _QUEUE  # the oldest makes room
                     self._queue.append(item)
                     self._arrived.set()
                     if self._closing.is_set():
