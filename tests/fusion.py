@@ -1,0 +1,193 @@
+"""A fusion core on a virtual clock, with a classifier whose answer depends on all that it is given."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from stream.classifier import Features, Result
+from stream.clock import VirtualClock
+from stream.config import Config
+from stream.messages import Emotion, End, Face, Message, Mfcc, Speech, Word
+from stream.nodes.fusion import FusionCore
+
+SECOND = 1_000_000_000
+MILLISECOND = 1_000_000
+T0 = 1_700_000_000 * SECOND
+ALL = frozenset({"audio", "video", "speech"})
+
+
+class FakeClassifier:
+    """Probabilities that any change in any row changes. Its work takes time on the clock."""
+
+    labels = ("anger", "joy", "neutral")
+    bundle_id = "fake@0"
+    backend = "fake"
+    uncertain_below = 0.5
+
+    def __init__(self, clock: VirtualClock, encode_ns: int = 0, classify_ns: int = 0) -> None:
+        self._clock, self._encode_ns, self._classify_ns = clock, encode_ns, classify_ns
+        self.batches: list[list[Features]] = []
+        self.crops = 0
+
+    def encode_faces(self, crops: np.ndarray) -> np.ndarray:
+        self.crops += len(crops)
+        if len(crops):
+            self._clock.advance_ns(self._encode_ns)
+        return crops[:, 0, :4].astype(np.float32)
+
+    def encode_words(self, words: Sequence[str]) -> np.ndarray:
+        return np.array([[len(word), ord(word[0])] for word in words], np.float32).reshape(-1, 2)
+
+    def classify(self, batch: Sequence[Features], contributions: Sequence[bool]) -> list[Result]:
+        self._clock.advance_ns(self._classify_ns)
+        self.batches.append(list(batch))
+        return [self._result(item, wanted) for item, wanted in zip(batch, contributions, strict=True)]
+
+    def _result(self, item: Features, wanted: bool) -> Result:
+        assert item.present()
+        digest = hashlib.sha256(b"|".join(getattr(item, name).tobytes() for name in ("audio", "video", "text")))
+        values = np.frombuffer(digest.digest()[:3], np.uint8) + 1.0
+        share = 0.125 if wanted else 0.0
+        return Result(values / values.sum(), {"audio": share, "video": 0.0, "text": 0.0})
+
+
+# Messages
+
+
+def nanoseconds(seconds: float) -> int:
+    return round(seconds * SECOND)
+
+
+def mfcc_message(at_s: float, rows: int = 10, stream: str = "a") -> Mfcc:
+    """Rows whose values tell their time."""
+    first = round(at_s * 100)
+    values = np.arange(first, first + rows, dtype=np.float32)[:, None] * np.ones((1, 120), np.float32)
+    end = first + rows
+    return Mfcc(
+        stream=stream, media_start_ns=first * 10 * MILLISECOND, media_end_ns=end * 10 * MILLISECOND,
+        captured_ns=T0 + end * 10 * MILLISECOND, rows=values,
+    )  # fmt: skip
+
+
+def face_message(at_s: float, seen: bool = True, stream: str = "a") -> Face:
+    number = round(at_s * 10)
+    value = (number + (100 if stream == "b" else 0)) % 251
+    crop = np.full((48, 48), value, np.uint8) if seen else np.zeros((0, 0), np.uint8)
+    return Face(
+        stream=stream,
+        media_start_ns=nanoseconds(at_s),
+        media_end_ns=nanoseconds(at_s),
+        captured_ns=T0 + nanoseconds(at_s),
+        crop=crop,
+    )
+
+
+def speech_message(
+    event: str, now_s: float, utterance: int = 0, start_s=0.0, end_s=0.0, words: str = "", stream="a", **more
+):
+    heard = words.split()
+    length = (end_s - start_s) / max(1, len(heard))
+    listed = [Word(word, start_s + i * length, start_s + (i + 1) * length, 0.9) for i, word in enumerate(heard)]
+    fields = {
+        "stream": stream, "media_start_ns": nanoseconds(now_s) - 32 * MILLISECOND, "media_end_ns": nanoseconds(now_s),
+        "captured_ns": T0 + nanoseconds(now_s), "event": event, "utterance": utterance,
+        "start_ns": nanoseconds(start_s),
+        "end_ns": nanoseconds(end_s), "words": listed, "speech_captured_ns": T0 + nanoseconds(end_s),
+        "received_ns": T0 + nanoseconds(now_s), "sent_ns": T0 + nanoseconds(now_s),
+    }  # fmt: skip
+    return Speech(**(fields | more))
+
+
+def end_message(of: str, stream: str = "a") -> End:
+    return End(stream=stream, media_start_ns=0, media_end_ns=0, captured_ns=0, of=of, reason="end")  # type: ignore[arg-type]
+
+
+def all_topics(length_s: float, spoken: list[tuple[float, float, str]], stream: str = "a") -> dict[str, list[Message]]:
+    """What the producers of a stream of this length send, by topic. ``spoken``: start, end and words."""
+    mfcc: list[Message] = [mfcc_message(i / 10, stream=stream) for i in range(round(length_s * 10))]
+    face: list[Message] = [face_message(i / 10, seen=i % 7 != 3, stream=stream) for i in range(round(length_s * 10))]
+    speech: list[Message] = []
+    now, utterance = 0.25, 0
+    for start, end, words in spoken:
+        while now < start:
+            speech.append(speech_message("progress", now, utterance, stream=stream))
+            now += 0.25
+        utterance += 1
+        heard = words.split()
+        speech.append(speech_message("started", start + 0.1, utterance, start, start + 0.1, stream=stream))
+        now = start + 0.35
+        while now < end:
+            so_far = " ".join(heard[: round(len(heard) * (now - start) / (end - start))])
+            speech.append(speech_message("words", now, utterance, start, now, so_far, stream=stream))
+            now += 0.25
+        speech.append(speech_message("paused", end + 0.16, utterance, start, end, words, stream=stream))
+        speech.append(speech_message("ended", end + 0.4, utterance, start, end, words, stream=stream))
+        now = end + 0.65
+    while now < length_s:
+        speech.append(speech_message("progress", now, utterance, stream=stream))
+        now += 0.25
+    mfcc.append(end_message("mfcc", stream))
+    face.append(end_message("face", stream))
+    speech.append(end_message("speech", stream))
+    return {"mfcc": mfcc, "face": face, "speech": speech}
+
+
+class Run:
+    """A core with its clock and everything that it published."""
+
+    def __init__(self, *, realtime=True, hops=False, streams=None, encode_ns=0, classify_ns=0, **sections) -> None:
+        self.clock = VirtualClock(T0)
+        self.classifier = FakeClassifier(self.clock, encode_ns, classify_ns)
+        self.core = FusionCore(
+            streams or {"a": ALL}, self.classifier, Config(**sections), self.clock, realtime, hops  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.published: list[Emotion] = []
+
+    def push(self, *messages: Message) -> Run:
+        for message in messages:
+            self.core.push(message)
+        return self
+
+    def step(self, flush: bool = False) -> Run:
+        self.published += self.core.step(flush)
+        return self
+
+    def at(self, media_s: float) -> Run:
+        """Move the clock on to a media time."""
+        self.clock.advance_ns(max(0, T0 + nanoseconds(media_s) - self.clock.now_ns()))
+        return self
+
+    def live(self, topics: dict[str, list[Message]]) -> Run:
+        """Everything in the order of its capture, at its time, with a step after each message."""
+        ends = [message for messages in topics.values() for message in messages if isinstance(message, End)]
+        rest = [message for messages in topics.values() for message in messages if not isinstance(message, End)]
+        for message in sorted(rest, key=lambda message: message.captured_ns):
+            self.at((message.captured_ns - T0) / SECOND).push(message).step()
+        return self.push(*ends).step()
+
+    @property
+    def labels(self) -> list[Emotion]:
+        return [emotion for emotion in self.published if emotion.kind == "utterance"]
+
+    @property
+    def windows(self) -> list[Emotion]:
+        return [emotion for emotion in self.published if emotion.kind == "window"]
+
+
+SPOKEN = [(1.0, 2.5, "what a fine day"), (3.4, 4.0, "oh no"), (5.0, 7.2, "i never said that to you")]
+
+
+def ready_run(run: Run, words: str = "so good", end_s: float = 2.0) -> Run:
+    """An utterance from 1.0 s has ended, and everything up to 3 s has come."""
+    run.push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
+    return run.at(end_s + 0.4).push(speech_message("ended", end_s + 0.4, 1, 1.0, end_s, words))
+
+
+def late_video(run: Run, known_s: float) -> Run:
+    run.push(
+        *(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(round(known_s * 10) + 1))
+    )
+    return run.at(2.4).push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good"))
