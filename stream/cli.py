@@ -165,7 +165,7 @@ def label() -> int:
     config = load(given.config, given.set)
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from stream.label import Labeller
     from stream.messages import encode_emotion
@@ -177,15 +177,19 @@ def label() -> int:
     labeller = Labeller(config)
     out = _open_output(given.out) if given.out else None
     failed = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
             task = progress.add_task("labelling", total=len(given.files))
-            for path in given.files:
-                progress.update(task, description=path.name)
+            for done, path in enumerate(given.files):
+                progress.update(task, description=path.name, completed=done)
+
+                def of_this(part: float, done: int = done) -> None:
+                    progress.update(task, completed=done + part)
+
                 found = 0
                 try:
-                    for emotion in labeller.label(path):
+                    for emotion in labeller.label(path, of_this):
                         found += 1
                         if out is not None:
                             out.write(encode_emotion(emotion) + b"\n")
@@ -195,7 +199,6 @@ def label() -> int:
                 except SourceError as error:
                     failed += 1
                     print(f"error: {error}", file=sys.stderr)
-                progress.advance(task)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 1

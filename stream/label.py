@@ -37,8 +37,9 @@ class Labeller:
         self._recognizer = make_recognizer(config.speech)
         self._detector = make_detector(config.video)
 
-    def label(self, path: Path, progress: Callable[[float], None] = lambda media_s: None) -> Iterator[Emotion]:
-        """Utterance labels of a media file, as they become known; ``progress`` is told the media time in seconds.
+    def label(self, path: Path, progress: Callable[[float], None] = lambda part: None) -> Iterator[Emotion]:
+        """Utterance labels of a media file, as they become known; ``progress`` is told how much of
+        the file is done, from 0 to 1.
 
         Raises SourceError if the file cannot be opened; one that is damaged later on gives the labels up to there,
         and a warning in the log.
@@ -75,7 +76,8 @@ class Labeller:
                 if isinstance(item, NoTrack):
                     continue
                 yield from take(audio.push(item) if isinstance(item, AudioChunk) else video.push(item))
-                progress(item.media_end_ns / 1e9)
+                if source.length_s:
+                    progress(min(1.0, item.media_end_ns / 1e9 / source.length_s))
         except SourceError as error:
             log.warning("%s", error)
         yield from take(audio.flush())

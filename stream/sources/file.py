@@ -47,6 +47,11 @@ class FileSource:
         found = {"audio": self._container.streams.audio, "video": self._container.streams.video}
         return frozenset(medium for medium, tracks in found.items() if tracks and tracks[0].codec_context is not None)
 
+    @property
+    def length_s(self) -> float:
+        """Length that the opened file claims, 0 where it does not tell."""
+        return (self._container.duration or 0) / av.time_base if self._container is not None else 0.0
+
     def items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack]:
         container = self._container
         assert container is not None
@@ -61,10 +66,11 @@ class FileSource:
             raise SourceError(f"{self._path}: damaged, reading ended early ({error.strerror})") from error
         if last_ns.get("audio") == 0:
             log.warning("%s: its audio track is empty", self.name)
-        length_s = (container.duration or 0) / av.time_base
         known_s = max(last_ns.values(), default=0) / 1e9
-        if known_s < length_s - max(0.5, 0.1 * length_s):
-            log.warning("%s: ended after %.1f of its %.1f s; it is cut short or damaged", self.name, known_s, length_s)
+        if known_s < self.length_s - max(0.5, 0.1 * self.length_s):
+            log.warning(
+                "%s: ended after %.1f of its %.1f s; it is cut short or damaged", self.name, known_s, self.length_s
+            )
 
     def close(self) -> None:
         if self._container is not None:
