@@ -48,7 +48,7 @@ demo: $(VENV)/.ready-to-test
 
 # The default bundle anew, from the corpora in DATA
 bundle: $(VENV)/.ready-to-test
-	$(BIN)/python -m train fit --preset ekman7 --data $(DATA)
+	$(BIN)/python -m train fit --preset ekman7 --data $(DATA) --out engines/bundles/ekman7
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .hypothesis .ruff_cache .mypy_cache

@@ -72,16 +72,22 @@ def devices(env: dict[str, str]) -> str:
 
 @pulseaudio_only
 def test_speech_played_into_the_virtual_microphone_is_labelled(pulse, tmp_path):
+    """Played up to three times: on a machine that is busy, a sound server loses samples, and they are not heard."""
     sound = media.audio_only(tmp_path / "speech.wav", seconds=4.0, rate=48000)
     with Pipeline("--stream", "desk=microphone:pulse", env=pulse.env) as run:
         time.sleep(4)
-        started = time.time()
-        pulse.play(sound)
-        label = run.subscriber.wait_for("utterance", 1, 10)[0]
+        for _ in range(3):
+            before, started = len(run.subscriber.of("utterance")), time.time()
+            pulse.play(sound)
+            label = run.subscriber.wait_for("utterance", before + 1, 10)[before]
+            heard = {"this", "is", "the", "best", "day"} & set(label["text"].split())
+            if len(heard) >= 3:
+                break
+            time.sleep(2)
         assert run.interrupt() < 3
         assert run.process.returncode == 0, run.output
     assert label["stream"] == "desk"
-    assert len({"this", "is", "the", "best", "day"} & set(label["text"].split())) >= 3
+    assert len(heard) >= 3, run.output
     assert label["modalities"]["audio"]["coverage"] > 0.9
     assert label["modalities"]["video"] == {"frames": 0, "coverage": 0.0, "contribution": 0.0}
     # the sound spoke from 0.5 to 3.1 s, and the label says that it was captured while it did, give or take buffering

@@ -18,7 +18,7 @@ class Preset:
 
 
 PRESETS = {
-    # half an hour on one core of 2024, most of it the face encoder and the augmented recordings
+    # some 40 minutes on one core of 2024, most of it the face encoder and the augmented recordings
     "ekman7": Preset(
         audio_copies=4, face_epochs=14, face_copies=4, word_epochs=5, word_buckets=32_768, word_dim=48,
         fusion_steps=2400, attention="self",
