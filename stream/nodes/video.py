@@ -31,7 +31,7 @@ def make_detector(config: Video) -> Detector:
             return YuNet(path)
         if config.detector == "yunet":
             raise models.ModelError(f"no YuNet model found; run: {models.how_to_get('yunet')}")
-        log.info("face detection: haar cascade (less accurate; for YuNet run: %s)", models.how_to_get("yunet"))
+        log.info("face detection: haar cascade (stands in for YuNet; to get that: %s)", models.how_to_get("yunet"))
     return HaarCascade()
 
 
