@@ -70,7 +70,7 @@ def make_recognizer(config: Speech) -> Recognizer | None:
         else:
             if config.recognizer == "auto":
                 log.info(
-                    "speech recognition: pocketsphinx (stands in for Vosk; to get that: %s)", models.how_to_get("vosk-en")
+                    "speech recognition: pocketsphinx (stands in for Vosk; to get it: %s)", models.how_to_get("vosk-en")
                 )
             return PocketSphinxRecognizer()
     elif config.recognizer == "pocketsphinx":
