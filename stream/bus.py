@@ -70,10 +70,14 @@ def bind(socket: zmq.Socket, endpoint: str) -> None:
 
 
 def _take_subscriptions(socket: zmq.Socket, subscribed: set[str]) -> None:
-    """Read what an XPUB socket was told of who came (1) and who went (0)."""
+    """Read what an XPUB socket was told of who came (1) and who went (0). Anyone may write anything to it."""
     while socket.poll(0):
         request = socket.recv()
-        (subscribed.add if request[0] == 1 else subscribed.discard)(request[1:].decode())
+        topic = request[1:].decode(errors="replace")
+        if request[:1] == b"\1":
+            subscribed.add(topic)
+        elif request[:1] == b"\0":
+            subscribed.discard(topic)
 
 
 class Publisher:

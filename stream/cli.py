@@ -102,7 +102,7 @@ def _run(config: Config, jsonl: Path | None, quiet: bool) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: supervisor.stop())
     try:
-        supervisor.run(view.tick)
+        supervisor.run()
     finally:
         view.close()
         if out is not None:

@@ -118,6 +118,14 @@ def find(name: str, configured: str = "") -> Path | None:
     return None
 
 
+def need(name: str, configured: str = "") -> Path:
+    """Path of a model that cannot be done without. Raises ModelError with the command that brings it."""
+    path = find(name, configured)
+    if path is None:
+        raise ModelError(f"no {name} model found; run: {how_to_get(name)}")
+    return path
+
+
 def how_to_get(name: str) -> str:
     """The command that brings a missing model."""
     return MODELS[name].pip or f"stream-models pull {name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import shutil
@@ -15,14 +14,13 @@ import zmq
 
 from engines.bundle import open_bundle
 from stream import models
-from stream.bus import BusError, Inbox, Publisher, bind, ipc, make_run_dir
+from stream.bus import Inbox, Publisher, bind, ipc, make_run_dir
 from stream.clock import SystemClock
 from stream.config import Config, Stream, is_live
 from stream.messages import Control, Emotion, Health, Log, decode_emotion
 from stream.nodes.process import CANNOT_RUN, run_node
 from stream.nodes.shell import CONTROL, NodeSpec
-
-log = logging.getLogger(__name__)
+from stream.sources import file_path
 
 _READY_TIMEOUT_NS = 60_000_000_000  # of a start: a large recogniser's model takes its time
 _SILENT_NS = 15_000_000_000  # without a heartbeat: hangs
@@ -61,7 +59,7 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
 
     Raises RunError, BundleError, ModelError, BusError or SourceError.
     """
-    bundle = open_bundle(config.fusion.bundle)
+    open_bundle(config.fusion.bundle)
     _try_endpoint(config.bus.emotion)
     plan = Plan()
     expected: list[tuple[str, frozenset[str]]] = []
@@ -75,20 +73,16 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
         for name, (source, media) in captures.items():
             spec("capture", f"{name}.{stream.name}", stream.name, source=source, media=media)
             has |= media
-        if "video" in has and config.video.detector != "haar":
-            found = models.find("yunet", config.video.yunet_model)
-            if found is None and config.video.detector == "yunet":
-                raise models.ModelError(f"no YuNet model found; run: {models.how_to_get('yunet')}")
+        if "video" in has and config.video.detector == "yunet":
+            models.need("yunet", config.video.yunet_model)
         if "audio" in has:
-            if models.find("silero-vad", config.speech.vad_model) is None:
-                raise models.ModelError(f"Silero VAD is not installed; run: {models.how_to_get('silero-vad')}")
+            models.need("silero-vad", config.speech.vad_model)
             sound = next(f"{name}.{stream.name}" for name, (_, media) in captures.items() if "audio" in media)
             spec("speech", f"speech.{stream.name}", stream.name, inputs=(sound,))
             has.add("speech")
         expected.append((stream.name, frozenset(has)))
     producers = tuple(node.name for node in plan.specs)
     spec("fusion", "fusion", "", inputs=producers, streams=tuple(expected))
-    log.debug("bundle %s", bundle.id)
     return plan
 
 
@@ -104,7 +98,7 @@ def _captures(stream: Stream, notes: list[str]) -> dict[str, tuple[str, frozense
         return {"capture": (stream.source, frozenset({"audio", "video"}))}
     found: dict[str, tuple[str, frozenset[str]]] = {}
     for medium, source in wanted:
-        if source is None or (stream.source is None and getattr(stream, medium) is None):
+        if source is None:
             continue
         if not is_live(source) and medium not in file_tracks(source):
             notes.append(f"{stream.name}: {source} has no {medium} track; going on without {medium}")
@@ -117,11 +111,9 @@ def _captures(stream: Stream, notes: list[str]) -> dict[str, tuple[str, frozense
 
 def file_tracks(source: str) -> frozenset[str]:
     """Media of a file source. Raises SourceError if it cannot be opened."""
-    from stream.sources import DEMO
     from stream.sources.file import FileSource
 
-    path = DEMO if source == "demo" else Path(source.removeprefix("file:")).expanduser()
-    file = FileSource(path, frozenset(), 1.0)
+    file = FileSource(file_path(source), frozenset(), 1.0)
     file.open()
     try:
         return file.tracks()
@@ -155,7 +147,7 @@ class Supervisor:
         self._stop_by_ns: int | None = None
         self._fatal = ""
 
-    def run(self, tick: Callable[[], None] = lambda: None) -> None:
+    def run(self) -> None:
         """Run until every stream has ended or ``stop`` was called. Raises RunError where nothing can run, and what
         ``make_plan`` raises."""
         try:
@@ -163,7 +155,7 @@ class Supervisor:
             for note in plan.notes:
                 self._on_log("run", "warning", note)
             self._nodes = {spec.name: _Node(spec) for spec in plan.specs}
-            self._serve(tick)
+            self._serve()
         finally:
             for node in self._nodes.values():
                 if node.process is not None and node.process.is_alive():
@@ -182,7 +174,7 @@ class Supervisor:
         if self._stop_by_ns is None:
             self._stop_by_ns = self._clock.now_ns() + _STOP_NS
 
-    def _serve(self, tick: Callable[[], None]) -> None:
+    def _serve(self) -> None:
         with zmq.Context() as context:
             control = Publisher(context, ipc(self._run_dir, CONTROL), self._clock, 100, lossless=False)
             inbox = Inbox(context, 10_000, lossless=False)
@@ -195,18 +187,15 @@ class Supervisor:
                 for name, node in self._nodes.items():
                     inbox.connect(ipc(self._run_dir, name), [f"health.{name}", f"log.{name}"])
                     self._start(node)
-                stop_told = False
                 while True:
                     self._take_labels(labels)
                     while (message := inbox.receive(20)) is not None:
                         self._take(message)
                     self._take_labels(labels)
-                    if self._stop_by_ns is not None and not stop_told:
-                        control.send(self._control("stop"))
-                        stop_told = True
+                    if self._stop_by_ns is not None:
+                        control.send(self._control("stop"))  # again and again: some may not listen yet
                     if self._look_after(control) or self._out_of_time() or self._fatal:
                         break
-                    tick()
                 while (message := inbox.receive(50)) is not None:  # last words
                     self._take(message)
                 self._take_labels(labels)
@@ -297,6 +286,3 @@ class Supervisor:
         return Control(
             stream="", media_start_ns=0, media_end_ns=0, captured_ns=0, command=command, at_ns=self._t0_ns or 0
         )
-
-
-__all__ = ["BusError", "Plan", "RunError", "Supervisor", "file_tracks", "make_plan"]

@@ -24,7 +24,6 @@ class View(Protocol):
     def emotion(self, message: Emotion) -> None: ...
     def health(self, message: Health) -> None: ...
     def log(self, node: str, level: str, text: str) -> None: ...
-    def tick(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -59,9 +58,6 @@ class PlainView:
         if level in _LEVELS or not self._quiet:
             self._errors.print(f"{level}: {node}: {text}", soft_wrap=True, highlight=False, markup=False)
 
-    def tick(self) -> None:
-        pass
-
     def close(self) -> None:
         pass
 
@@ -95,9 +91,6 @@ class LiveView:
 
     def log(self, node: str, level: str, text: str) -> None:
         self._live.console.print(Text(f"{level}: {node}: {text}", style=_LEVELS.get(level, "dim")))
-
-    def tick(self) -> None:
-        pass  # rich draws by itself
 
     def close(self) -> None:
         self._live.stop()

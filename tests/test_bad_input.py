@@ -80,7 +80,10 @@ def test_wrong_bundle_hash(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("video.detector=yunet", "no YuNet model found; run: stream-models pull yunet"),
+        (
+            "video.detector=yunet",
+            "no yunet model found; run: stream-models pull yunet",
+        ),
         ("speech.recognizer=vosk", "run: stream-models pull vosk-en"),
     ],
 )

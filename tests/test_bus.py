@@ -397,6 +397,20 @@ def test_anyone_can_read_the_labels(context):
     assert json.loads(data)["seq"] == 5
 
 
+@pytest.mark.parametrize("request_", [b"", b"\1\xff\xfe", b"\0\xff", b"\7what", b"hello"])
+def test_a_stranger_who_writes_nonsense_harms_nobody(context, request_):
+    publisher = EmotionPublisher(context, "inproc://labels")
+    stranger = context.socket(zmq.XSUB)
+    stranger.connect("inproc://labels")
+    stranger.send(request_)
+    reader = context.socket(zmq.SUB)
+    reader.connect("inproc://labels")
+    reader.subscribe(b"emotion.")
+    _until(lambda: publisher.has_subscribers(["emotion."]))
+    publisher.send(_emotion(0))
+    assert reader.poll(1000)
+
+
 def test_a_stranger_who_does_not_read_holds_nobody_up(context):
     publisher = EmotionPublisher(context, "inproc://labels")
     stranger = context.socket(zmq.SUB)

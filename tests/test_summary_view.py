@@ -136,7 +136,6 @@ def test_plain_view(quiet):
     view.health(_health("fusion"))
     view.log("fusion", "info", "bundle [bold]ekman7[/bold]")
     view.log("audio.demo", "warning", "a gap")
-    view.tick()
     view.close()
     labels, told = _text(out).splitlines(), _text(errors).splitlines()
     assert len(labels) == (0 if quiet else 1)  # not wrapped, and not the running estimate
@@ -179,7 +178,6 @@ def test_while_someone_speaks_and_after(live):
     picture = _picture(view)
     assert "speaking" not in picture
     assert "431 ms after the last word" in picture
-    view.tick()
     view.close()
     assert "so happy [today]" in _text(console)  # the line stays when the picture is gone
 

@@ -15,10 +15,7 @@ _GIVE_UP_S = 1.0
 
 def load_vad(configured: str = "") -> SileroVad:
     """Silero VAD from where it is found. Raises ModelError."""
-    path = models.find("silero-vad", configured)
-    if path is None:
-        raise models.ModelError(f"Silero VAD is not installed; run: {models.how_to_get('silero-vad')}")
-    return SileroVad(path)
+    return SileroVad(models.need("silero-vad", configured))
 
 
 def main(shell: Shell) -> None:

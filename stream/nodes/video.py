@@ -25,12 +25,11 @@ def make_detector(config: Video) -> Detector:
     """
     cv2.setNumThreads(1)  # several processes share the cores
     if config.detector != "haar":
-        path = models.find("yunet", config.yunet_model)
+        find = models.need if config.detector == "yunet" else models.find
+        path = find("yunet", config.yunet_model)
         if path is not None:
             log.info("face detection: yunet, %s", path)
             return YuNet(path)
-        if config.detector == "yunet":
-            raise models.ModelError(f"no YuNet model found; run: {models.how_to_get('yunet')}")
         log.info("face detection: haar cascade (stands in for YuNet; to get that: %s)", models.how_to_get("yunet"))
     return HaarCascade()
 

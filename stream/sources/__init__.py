@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from stream.clock import Clock
-from stream.config import Config, is_live
+from stream.config import Config
 from stream.sources.items import Source
 
 DEMO = Path(__file__).parent / "demo.mp4"
+
+
+def file_path(text: str) -> Path:
+    """The file that ``demo`` or ``file:PATH`` names."""
+    return DEMO if text == "demo" else Path(text.removeprefix("file:")).expanduser()
 
 
 def make_source(text: str, media: frozenset[str], fps: float, clock: Clock, config: Config) -> Source:
@@ -19,8 +24,7 @@ def make_source(text: str, media: frozenset[str], fps: float, clock: Clock, conf
     if text == "demo" or text.startswith("file:"):
         from stream.sources.file import FileSource
 
-        path = DEMO if text == "demo" else Path(text.removeprefix("file:")).expanduser()
-        return FileSource(path, media, fps)
+        return FileSource(file_path(text), media, fps)
     if text.startswith("microphone"):
         from stream.sources.microphone import Microphone
 
@@ -28,6 +32,3 @@ def make_source(text: str, media: frozenset[str], fps: float, clock: Clock, conf
     from stream.sources.network import LiveSource
 
     return LiveSource(text, media, fps, clock, config.video.open_timeout_s)
-
-
-__all__ = ["DEMO", "Source", "is_live", "make_source"]
