@@ -9,6 +9,7 @@ words.safetensors word and character-n-gram vectors
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +17,10 @@ from typing import Annotated, Any
 import msgspec
 
 BUNDLES = Path(__file__).parent / "bundles"
-FORMAT = "emostream-bundle/1"
+FORMAT = "emostream-bundle/2"
 FUSION, FACE, WORDS = "fusion.onnx", "face.onnx", "words.safetensors"
+MODALITIES = ("audio", "video", "text")
+SUBSETS = tuple("+".join(some) for n in (1, 2, 3) for some in itertools.combinations(MODALITIES, n))
 
 
 class BundleError(RuntimeError):
@@ -47,9 +50,14 @@ class File(msgspec.Struct, forbid_unknown_fields=True):
     bytes: int
 
 
+class _Head(msgspec.Struct):
+    format: str
+
+
 class Manifest(msgspec.Struct, forbid_unknown_fields=True):
-    """``manifest.json``. ``temperature`` divides the logits before the softmax (Guo et al., ICML 2017);
-    a label whose probability is below ``uncertain_below`` is marked uncertain."""
+    """``manifest.json``. ``temperature`` divides the logits before the softmax (Guo et al., ICML 2017), by which
+    modalities are present, one value for each of SUBSETS; a label whose probability is below ``uncertain_below`` is
+    marked uncertain."""
 
     format: str
     name: str
@@ -58,7 +66,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True):
     audio: Modality
     video: Modality
     text: Modality
-    temperature: Annotated[float, msgspec.Meta(gt=0)]
+    temperature: dict[str, Annotated[float, msgspec.Meta(gt=0)]]
     uncertain_below: Annotated[float, msgspec.Meta(ge=0, le=1)]
     training: dict[str, Any]
     corpora: list[Corpus]
@@ -102,11 +110,14 @@ def open_bundle(name: str | Path) -> Bundle:
         )
     raw = path.read_bytes()
     try:
+        head = msgspec.json.decode(raw, type=_Head)
+        if head.format != FORMAT:
+            raise BundleError(f"{path}: format is {head.format!r}, this version reads {FORMAT!r}")
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: not a valid manifest ({error})") from error
-    if manifest.format != FORMAT:
-        raise BundleError(f"{path}: format is {manifest.format!r}, this version reads {FORMAT!r}")
+    if set(manifest.temperature) != set(SUBSETS):
+        raise BundleError(f"{path}: temperature is for {sorted(manifest.temperature)}, expected {sorted(SUBSETS)}")
     for needed in (FUSION, FACE, WORDS):
         if needed not in manifest.files:
             raise BundleError(f"{path}: lists no {needed}")

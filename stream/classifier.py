@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.bundle import FACE, FUSION, WORDS, Bundle, BundleError
+from engines.bundle import FACE, FUSION, MODALITIES, WORDS, Bundle, BundleError
 from engines.load import load
 from stream.features import face, mfcc
 from stream.features.words import WordVectors
 
-MODALITIES = ("audio", "video", "text")
 _MAX_CROPS = 64  # in one run of the face network, so that a long backlog does not need much memory
 
 
@@ -115,7 +114,8 @@ class Classifier:
             for i, value in enumerate(values):
                 padded[i, : len(value)] = value
             inputs[name], inputs[f"{name}_len"] = padded, lengths
-        logits = self._fusion.run(inputs)["logits"].astype(np.float64) / self._manifest.temperature
+        temperature = np.array([self._manifest.temperature["+".join(row.present())] for row in rows])
+        logits = self._fusion.run(inputs)["logits"].astype(np.float64) / temperature[:, None]
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exp / exp.sum(axis=1, keepdims=True)
 

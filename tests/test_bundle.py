@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.backend import BackendError
-from engines.bundle import FACE, FUSION, WORDS, BundleError, open_bundle, write_manifest
+from engines.bundle import FACE, FUSION, SUBSETS, WORDS, BundleError, open_bundle, write_manifest
 from engines.load import load
 
 
@@ -88,8 +88,15 @@ def test_a_link_out_of_the_bundle_is_refused(copy):
 
 
 def test_another_format(copy):
-    _edit(copy, format="emostream-bundle/2")
-    with pytest.raises(BundleError, match=r"format is 'emostream-bundle/2', this version reads 'emostream-bundle/1'"):
+    _edit(copy, format="emostream-bundle/3")
+    with pytest.raises(BundleError, match=r"format is 'emostream-bundle/3', this version reads 'emostream-bundle/2'"):
+        open_bundle(copy)
+
+
+def test_a_temperature_for_each_subset_of_the_modalities(copy):
+    assert set(open_bundle(copy).manifest.temperature) == set(SUBSETS) and len(SUBSETS) == 7
+    _edit(copy, temperature={"audio": 1.0})
+    with pytest.raises(BundleError, match=r"temperature is for \['audio'\], expected"):
         open_bundle(copy)
 
 
@@ -109,8 +116,8 @@ def test_a_manifest_that_is_none(copy, data):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"labels": "joy"}, {"temperature": 0}, {"uncertain_below": 2}, {"surprise": 1}, {"audio": {"dim": 0}},
-        {"files": {FACE: "abc"}},
+        {"labels": "joy"}, {"temperature": 1.0}, {"temperature": {"audio": 0}}, {"uncertain_below": 2}, {"surprise": 1},
+        {"audio": {"dim": 0}}, {"files": {FACE: "abc"}},
     ],
 )  # fmt: skip
 def test_a_manifest_with_bad_values(copy, changes):

@@ -160,10 +160,15 @@ def test_a_bundle_made_for_other_features_is_refused(bundle, modality, key, valu
 def test_the_temperature_flattens_the_probabilities(bundle, classifier, whole, tmp_path):
     folder = shutil.copytree(bundle.folder, tmp_path / "hot")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["temperature"] *= 10
+    manifest["temperature"]["+".join(whole.present())] *= 10  # and only where just these are present
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (hot,) = Classifier(open_bundle(folder), "onnxruntime").classify([whole], [False])
     (usual,) = classifier.classify([whole], [False])
     assert hot.probabilities.argmax() == usual.probabilities.argmax()
     ratio = np.log(usual.probabilities / usual.probabilities[0]) / 10
     np.testing.assert_allclose(np.log(hot.probabilities / hot.probabilities[0]), ratio, atol=1e-5)
+    words = Features(whole.audio[:0], whole.video[:0], whole.text)
+    (hot,), (usual,) = (
+        c.classify([words], [False]) for c in (Classifier(open_bundle(folder), "onnxruntime"), classifier)
+    )
+    np.testing.assert_array_equal(hot.probabilities, usual.probabilities)

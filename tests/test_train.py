@@ -1,4 +1,4 @@
-"""Training: the model's rules about lengths, the corpora's layouts, export, and the whole way on tiny made-up data."""
+"""Training: the corpora's layouts, export, and the whole way on tiny made-up data."""
 
 import math
 import zlib
@@ -15,127 +15,15 @@ from engines.bundle import open_bundle
 from engines.onnx import OnnxRuntime
 from stream.features import mfcc
 from stream.features.words import WordVectors
+from tests.nets import small
 from train import corpora, export, face, features, words
 from train.__main__ import main
 from train.corpora import LABELS, CorpusError, emodb, fer2013, goemotions, meld, ravdess
 from train.fit import Calibration, Faces, Lines, Sounds, batch_of, calibrate, fit
 from train.metrics import calibration_error, scores
-from train.model import ATTENTION, DIMS, MODALITIES, Attention, build, reverse, statistics
+from train.model import ATTENTION, MODALITIES
 
 torch.set_num_threads(1)
-SMALL = {"audio": 10, "video": 6, "text": 4}
-
-
-def small(attention="self", **options):
-    torch.manual_seed(0)
-    return build(attention, dims=SMALL, hidden=12, heads=3, **options).eval()
-
-
-def inputs(lengths, padding=0, seed=0, dims=SMALL):
-    arrays = export.fusion_inputs(dims, lengths, np.random.default_rng(seed), padding)
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-# --- the model ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("pooling", [True, False])
-def test_padding_and_batch_mates_change_nothing(attention, pooling):
-    model = small(attention, pooling=pooling)
-    lengths = {"audio": [13, 1, 0, 9], "video": [5, 0, 3, 1], "text": [2, 4, 0, 1]}
-    together = inputs(lengths, padding=3)
-    logits = model(**together)
-    for i in range(4):
-        alone = {}
-        for m in MODALITIES:
-            n = lengths[m][i]
-            alone[m], alone[f"{m}_len"] = together[m][i : i + 1, : max(1, n)], torch.tensor([n])
-        assert torch.allclose(model(**alone), logits[i : i + 1], atol=1e-5)
-    for m in MODALITIES:  # whatever stands beyond a length, even what is not a number
-        for i, n in enumerate(lengths[m]):
-            together[m][i, n:] = float("nan")
-    assert torch.allclose(model(**together), logits, atol=1e-5)
-
-
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("only", MODALITIES)
-def test_one_modality_alone_is_finite_and_others_absent_are_left_out(attention, only):
-    model = small(attention)
-    given = inputs({m: [6, 3] if m == only else [0, 0] for m in MODALITIES})
-    logits = model(**given)
-    assert torch.isfinite(logits).all()
-    assert torch.allclose(model(**{only: given[only], f"{only}_len": given[f"{only}_len"]}), logits, atol=1e-6)
-    zeros = dict(given)
-    for m in MODALITIES:
-        if m != only:  # rows of zeros that are said to be there are something else than absence
-            zeros[m], zeros[f"{m}_len"] = torch.zeros(2, 4, SMALL[m]), torch.tensor([4, 4])
-    assert not torch.allclose(model(**zeros), logits, atol=1e-3)
-
-
-@pytest.mark.parametrize("attention", ATTENTION)
-def test_gradient_is_finite_and_reaches_every_parameter(attention):
-    model = small(attention, dropout=0.0).train()
-    lengths = {"audio": [9, 0, 5], "video": [4, 2, 0], "text": [3, 0, 2]}
-    torch.nn.functional.cross_entropy(model(**inputs(lengths)), torch.tensor([0, 3, 6])).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-        if not name.endswith("key.bias"):  # adds the same to every score of a row: the softmax takes it out
-            assert parameter.grad.abs().sum() > 0, name
-
-
-def test_gradient_is_finite_with_one_modality():
-    model = small().train()
-    model(**inputs({"audio": [4], "video": [0], "text": [0]})).sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-
-
-def test_attention_matches_torchs_own():
-    torch.manual_seed(0)
-    ours, theirs = Attention(12, 3, 0.0).eval(), torch.nn.MultiheadAttention(12, 3, batch_first=True).eval()
-    with torch.no_grad():
-        theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
-        theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]))
-        theirs.out_proj.load_state_dict(ours.out.state_dict())
-    target, source, length = torch.randn(2, 5, 12), torch.randn(2, 7, 12), torch.tensor([7, 3])
-    masked = torch.arange(7)[None] >= length[:, None]
-    want = ours.norm(target + theirs(target, source, source, key_padding_mask=masked)[0])
-    assert torch.allclose(ours(target, source, length), want, atol=1e-5)
-
-
-def test_two_grus_with_reversal_match_a_bidirectional_one_on_unpadded_input():
-    encoder = small().encoders["text"]
-    both = torch.nn.GRU(4, 12, batch_first=True, bidirectional=True)
-    with torch.no_grad():
-        for name, value in encoder.ahead.named_parameters():
-            getattr(both, name).copy_(value)
-        for name, value in encoder.back.named_parameters():
-            getattr(both, f"{name}_reverse").copy_(value)
-    x = torch.randn(1, 6, 4)
-    padded = torch.cat([x, torch.full((1, 5, 4), 9.0)], dim=1)
-    states, _ = encoder(padded, torch.tensor([6]))
-    assert torch.allclose(states[:, :6], both(x)[0], atol=1e-6)
-
-
-def test_reverse_and_statistics():
-    x = torch.arange(5.0)[None, :, None]
-    assert reverse(x, torch.tensor([3]))[0, :, 0].tolist() == [2, 1, 0, 3, 4]
-    assert reverse(x, torch.tensor([0]))[0, :, 0].tolist() == [0, 1, 2, 3, 4]
-    vectors = torch.tensor([[[1.0], [3.0], [100.0]]])
-    two = statistics(vectors, torch.tensor([[True, True, False]]))
-    assert two[0].tolist() == pytest.approx([2.0, 1.0], abs=0.01)
-    assert statistics(vectors, torch.tensor([[True, False, False]]))[0].tolist() == [1.0, 0.0]
-
-
-def test_build_refuses_unknown_names_and_stays_small():
-    with pytest.raises(ValueError, match="self, cross, both, none"):
-        build("diagonal")
-    with pytest.raises(ValueError, match="audio, video, text"):
-        build(modalities=("smell",))
-    assert sum(p.numel() for p in build("both").parameters()) < 1_000_000
-    assert sum(p.numel() for p in face.FaceNet().parameters()) < 1_000_000
-    assert (DIMS["audio"], DIMS["video"]) == (mfcc.DIM, face.DIM)
-
 
 # --- export ------------------------------------------------------------------------------------------------------
 

@@ -140,7 +140,7 @@ def fit(
         if lacking := [label for label, at in zip(LABELS, by_label[m], strict=True) if not len(at)]:
             raise CorpusError(f"{m}: no training item is labelled {', '.join(lacking)}")
     dims = {m: pool.rows(0).shape[1] for m, pool in pools.items()}
-    model = build(attention, dims=dims)
+    model = build(attention=attention, dims=dims)
     normalise(model, pools, rng)
     subsets = rng.choice(len(SUBSETS), steps, p=[SHARE[subset] for subset in SUBSETS])
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=2e-2)

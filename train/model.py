@@ -1,15 +1,17 @@
-"""The fusion model, whole: features of sound, face and words with their lengths → logits.
+"""The fusion model, whole: features of sound, face and words → logits. Two variants, made by ``build``.
 
 After Rajan, Brutti and Cavallaro, "Is cross-attention preferable to self-attention for multi-modal emotion
-recognition?" (ICASSP 2022): per modality a convolution over time and a bidirectional GRU (60 units each way, so 120
-wide), multi-head attention (6 heads), mean over time, mean and standard deviation over the vectors ("statistical
-pooling"), two linear layers.
+recognition?" (ICASSP 2022). Its idea, in the order of this file: per modality a convolution and a bidirectional GRU
+(60 units each way, so 120 wide); multi-head attention (6 heads), within a modality ("self") or from one modality to
+another ("cross"); the mean over time, so that each attention gives one vector; mean and standard deviation over these
+vectors ("statistical pooling"); two linear layers.
 
-Two rules hold everywhere. Rows beyond a sequence's length change nothing, whatever they hold: they are masked before
-the convolution, skipped by the backward GRU, and masked in attention and in every mean. And a modality of length 0
-is absent: its vectors are left out of the pooling, not fed as zeros.
+``Paper`` is the authors' published network to the letter, to reproduce their figures on arrays of fixed length.
+``Fusion`` is what is shipped: the same idea for sequences of any length, of which any modality may be absent. What
+differs, and why, stands before it.
 
-Shapes: B batch, T rows in time, D features of a row, W width, H heads, N vectors to pool.
+Shapes: B batch, T rows in time, D features of a row, W width, H heads, N vectors to pool. A pair is (target, source):
+queries from the target, keys and values from the source; a modality with itself is self-attention.
 """
 
 from __future__ import annotations
@@ -20,8 +22,157 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+VARIANTS = ("default", "paper")
 ATTENTION = ("self", "cross", "both", "none")
 MODALITIES = ("audio", "video", "text")
+
+# --- the paper's network ---------------------------------------------------------------------------------------------
+
+# rows of each array and features of a row: MFCC with deltas, ResNet frames, word vectors
+PAPER_ROWS = {"text": 128, "video": 32, "audio": 1000}
+PAPER_DIMS = {"text": 300, "video": 2048, "audio": 120}
+# the convolution's output rows per input row, for other numbers of rows as well, rounded down
+PAPER_CONVOLUTION = {"video": (25, 32), "audio": (500, 1000)}
+PAPER_SELVES = (("text", "text"), ("video", "video"), ("audio", "audio"))  # in the order in which they are pooled
+PAPER_CROSSES = (
+    ("text", "audio"), ("text", "video"), ("video", "text"), ("video", "audio"), ("audio", "text"), ("audio", "video")
+)  # fmt: skip
+
+
+def authors_name(target: str, source: str) -> str:
+    """What the authors call a pair's attention: ``mha_t``, or source before target, as in ``mha_a_t``."""
+    return f"mha_{target[0]}" if target == source else f"mha_{source[0]}_{target[0]}"
+
+
+class Paper(nn.Module):
+    """The published network; see ``build``. Its parameters have the authors' names and torch's own layouts.
+
+    The authors published three modalities with self- or with cross-attention, both pooled. The rest follows the paper
+    in the plainest way: fewer modalities leave out the pairs that they lack and keep the order of the others; "both"
+    pools the self vectors, then the cross vectors; "none" pools the means of the GRU states; without pooling the
+    vectors are concatenated in the same order. One vector alone has no unbiased deviation (0 / 0), so it goes into the
+    linear layers as it is, with pooling and without.
+    """
+
+    def __init__(
+        self,
+        attention: str,
+        dims: Mapping[str, int],
+        rows: Mapping[str, int],
+        pooling: bool,
+        labels: int,
+        hidden: int,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        width = 2 * hidden
+        self.dims, self.rows = {m: dims[m] for m in PAPER_ROWS if m in dims}, dict(rows)
+        self.text_dropout = nn.Dropout(0.25)
+        for m, dim in self.dims.items():
+            if m in PAPER_CONVOLUTION:
+                out, of = PAPER_CONVOLUTION[m]
+                self.add_module(f"{m}_conv", nn.Conv1d(rows[m], max(1, rows[m] * out // of), kernel_size=1))
+            self.add_module(f"{m}_encoder", nn.GRU(dim, hidden, batch_first=True, bidirectional=True))
+        pairs = PAPER_SELVES if attention in ("self", "both") else ()
+        pairs += PAPER_CROSSES if attention in ("cross", "both") else ()
+        self.pairs = [(target, source) for target, source in pairs if target in dims and source in dims]
+        for pair in self.pairs:
+            self.add_module(authors_name(*pair), nn.MultiheadAttention(width, heads, dropout=0.1, batch_first=True))
+        vectors = len(self.pairs) or len(self.dims)
+        self.pooling = pooling and vectors > 1
+        self.concat_linear = nn.Linear(2 * width if self.pooling else vectors * width, hidden)
+        self.classifier = nn.Linear(hidden, labels)
+
+    def encode(self, m: str, x: Tensor) -> Tensor:
+        """(B, rows, D) → states (B, T, W), where T is the rows of text, or those that the convolution makes.
+
+        The convolution takes the time steps for its channels. With kernel 1 each of its rows is therefore a learned
+        weighted sum of all rows, the same for every feature: hence the fixed lengths.
+        """
+        x = self.text_dropout(x) if m == "text" else self.get_submodule(f"{m}_conv")(x)  # (B, T, D)
+        return self.get_submodule(f"{m}_encoder")(x)[0]  # (B, T, W)
+
+    def forward(
+        self,
+        audio: Tensor | None = None,
+        audio_len: Tensor | None = None,
+        video: Tensor | None = None,
+        video_len: Tensor | None = None,
+        text: Tensor | None = None,
+        text_len: Tensor | None = None,
+    ) -> Tensor:
+        """Features (B, rows, D) float32 of every modality of the network → logits (B, labels).
+
+        There are no masks: lengths are ignored, and rows of padding count like any other. Raises ValueError for a
+        modality that is not given, or whose shape is another.
+        """
+        given = {"audio": audio, "video": video, "text": text}
+        states: dict[str, Tensor] = {}
+        for m, dim in self.dims.items():
+            x, want = given[m], (self.rows[m], dim)
+            if x is None:
+                raise ValueError(f"{m} is not given, and the paper's network has no masks: give {', '.join(self.dims)}")
+            if x.shape[1:] != want:
+                raise ValueError(f"{m} is {tuple(x.shape)}, not (batch, {want[0]}, {want[1]}): pad or cut it to that")
+            states[m] = self.encode(m, x)
+        if len({len(x) for x in states.values()}) > 1:
+            raise ValueError(f"batches differ: {', '.join(f'{m} has {len(x)}' for m, x in states.items())}")
+
+        vectors = [x.mean(1) for x in states.values()]  # (B, W) each
+        if self.pairs:
+            vectors = []
+            for target, source in self.pairs:
+                attend = self.get_submodule(authors_name(target, source))
+                answer, _ = attend(states[target], states[source], states[source], need_weights=False)  # (B, T, W)
+                vectors.append(answer.mean(1))  # (B, W)
+        if self.pooling:
+            # The authors' code unpacks the deviation as the mean and the mean as the deviation: deviation comes first.
+            vectors = torch.std_mean(torch.stack(vectors, dim=1), dim=1)  # unbiased: divided by N - 1
+        return self.classifier(self.concat_linear(torch.cat(vectors, dim=1)))  # (B, 2W or NW) → (B, labels)
+
+
+def load_authors_weights(model: Paper, state: Mapping[str, Tensor]) -> None:
+    """Put a state dict in the authors' names into the model, in whatever precision it comes (theirs is double).
+
+    Raises ValueError that lists every name that is missing, unexpected or of another shape; then nothing is loaded.
+    """
+    own = model.state_dict()
+    problems = [f"missing: {name}" for name in own if name not in state]
+    problems += [f"unexpected: {name}" for name in state if name not in own]
+    problems += [
+        f"wrong shape: {name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        raise ValueError("\n  ".join(["these weights are not of this network, nothing was loaded:", *problems]))
+    model.load_state_dict(state)
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+#
+# Two rules hold everywhere below. Rows beyond a sequence's length change nothing, whatever they hold: they are masked
+# before the convolution, skipped by the backward GRU, and masked in attention and in every mean. And a modality of
+# length 0 is absent: its vectors are left out of the pooling, not fed as zeros.
+#
+# What differs from the paper:
+# - Lengths and masks. Live speech has no fixed length, faces come and go, and padding must not move a label.
+# - The convolution goes over time, with features as channels, and so takes any length. It looks at neighbouring rows
+#   (kernel 5 or 3; a ReLU follows), and at audio with stride 4, which makes its GRU four times as fast.
+# - Two one-directional GRUs for a bidirectional one, so that the way back begins at the last valid row.
+# - Attention is written out, since torch's own does not export with free lengths, and has a residual and a layer norm:
+#   if it finds nothing, the states go on unchanged, and the scale stays the same whatever is absent.
+# - Where one modality is there alone, cross-attention has no pair; the mean of the states then stands for it.
+# - The deviation is the biased one (divided by N, not N - 1), so that one vector alone has 0 and nothing is undefined;
+#   the mean comes first.
+# - ReLU between the linear layers, without which two of them can do no more than one; the first is as wide as the
+#   GRUs, twice the paper's.
+# - Dropout of one rate everywhere: of features, states and attention weights, and before each linear layer.
+# - Features are normalised within the network, by the training features' mean and deviation, so that a runtime feeds
+#   plain ones. ``Paper`` takes its arrays as they are.
+# - Modality dropout: the trainer leaves whole modalities out of a batch, since each may be absent in use.
+# - Narrower features, from encoders that run on a small machine: faces of 128, words of 48.
+
 # features of a row, and (kernel, stride) of the convolution; words are few and far apart in time, so they have none.
 # Audio rows come every 10 ms: with stride 4 the GRU sees one each 40 ms.
 DIMS = {"audio": 120, "video": 128, "text": 48}
@@ -91,8 +242,6 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads")
         self.heads = heads
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.norm = nn.LayerNorm(width)
@@ -126,7 +275,7 @@ def statistics(vectors: Tensor, present: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """See ``build``. One vector per entry of ``pairs``, (target, source): a modality with itself is self-attention."""
+    """What is shipped; see ``build``. One vector per pair, and where a modality is without a pair, its mean state."""
 
     def __init__(
         self,
@@ -194,24 +343,46 @@ class Fusion(nn.Module):
 
 
 def build(
+    variant: str = "default",
     attention: str = "self",
     modalities: Sequence[str] = MODALITIES,
     pooling: bool = True,
     labels: int = 7,
-    dims: Mapping[str, int] = DIMS,
+    dims: Mapping[str, int] | None = None,
+    rows: Mapping[str, int] | None = None,
     hidden: int = 60,  # the paper's: 120 wide with both directions
     heads: int = 6,  # the paper's
-    dropout: float = 0.3,
-) -> Fusion:
-    """A fusion model with random weights.
+    dropout: float | None = None,
+) -> Fusion | Paper:
+    """A model with random weights: ``variant`` "default" gives a ``Fusion``, "paper" a ``Paper``.
 
     ``attention``: "self", one per modality; "cross", one per ordered pair (queries from the target, keys and values
-    from the source), where a modality that is alone gives the mean of its states; "both"; "none", the mean of each
-    modality's states. ``pooling``: mean and standard deviation over the vectors, else they are concatenated, zeros
-    for absent ones. Raises ValueError for a name that is not one of these.
+    from the source); "both"; "none", the mean of each modality's states. ``pooling``: mean and standard deviation over
+    the vectors, else they are concatenated, in the default variant with zeros for absent ones.
+
+    ``dims`` and ``rows`` replace the variant's own features of a row and, in the paper variant alone, rows in time, for
+    the modalities that they name. Of other numbers of rows the convolution makes the same share, rounded down and at
+    least one: 25 of 32 for video, 500 of 1000 for audio. ``dropout`` (0.3) is the default variant's; the paper's rates
+    are fixed. Raises ValueError for a name that is not one of these, for an option that the variant lacks, and for the
+    paper's cross-attention with one modality.
     """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r} is unknown; choose one of: {', '.join(VARIANTS)}")
     if attention not in ATTENTION:
         raise ValueError(f"attention {attention!r} is unknown; choose one of: {', '.join(ATTENTION)}")
     if not modalities or set(modalities) - set(MODALITIES):
         raise ValueError(f"modalities {list(modalities)} must be some of: {', '.join(MODALITIES)}")
-    return Fusion(attention, {m: dims[m] for m in modalities}, pooling, labels, hidden, heads, dropout)
+    if 2 * hidden % heads:
+        raise ValueError(f"width {2 * hidden} (twice the hidden units) is not a multiple of {heads} heads")
+    if variant == "default":
+        if rows is not None:
+            raise ValueError("the default variant takes any number of rows: leave out rows, or choose variant 'paper'")
+        dims = {**DIMS, **(dims or {})}
+        rate = 0.3 if dropout is None else dropout
+        return Fusion(attention, {m: dims[m] for m in modalities}, pooling, labels, hidden, heads, rate)
+    if dropout is not None:
+        raise ValueError("the paper's dropout rates are fixed: leave out dropout, or choose variant 'default'")
+    if attention == "cross" and len(set(modalities)) == 1:
+        raise ValueError(f"cross-attention goes from one modality to another, and {modalities[0]} is alone: use 'self'")
+    dims, rows = {**PAPER_DIMS, **(dims or {})}, {**PAPER_ROWS, **(rows or {})}
+    return Paper(attention, {m: dims[m] for m in modalities}, rows, pooling, labels, hidden, heads)

@@ -52,7 +52,7 @@ class WordNet(nn.Module):
         super().__init__()
         self.table = nn.EmbeddingBag(buckets, dim, mode="mean")
         nn.init.normal_(self.table.weight, std=0.5)
-        self.reader = build("self", modalities=("text",), dims={"text": dim})
+        self.reader = build(attention="self", modalities=("text",), dims={"text": dim})
 
     def forward(self, rows: Tensor, offsets: Tensor, numbers: Tensor, length: Tensor) -> Tensor:
         """``rows``, ``offsets``: bags of the batch's distinct words; ``numbers`` (B, T): which of them stands where."""
