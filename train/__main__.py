@@ -1,4 +1,4 @@
-"""python -m train fit --preset ekman7 --data DIR [--out DIR]: corpora → features → face, words, fusion → a bundle."""
+"""python -m train fit | score | features | crossval: a bundle and what it is worth; features and studies of corpora."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def parser() -> argparse.ArgumentParser:
+    from train.crossval_command import add_crossval_command
+    from train.extract_command import add_features_command
     from train.presets import PRESETS
 
-    top = argparse.ArgumentParser(prog="python -m train", description="Training of emostream's bundles.")
+    top = argparse.ArgumentParser(prog="python -m train", description="Training of bundles and comparison of models.")
     commands = top.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="make a bundle from the corpora")
     fit.add_argument("--preset", choices=PRESETS, required=True)
@@ -34,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("labels", type=Path, metavar="LABELS.jsonl")
     score.add_argument("--corpus", choices=("ravdess", "emodb"), required=True)
     score.add_argument("--data", type=Path, default=os.environ.get("EMOSTREAM_DATA"), metavar="DIR")
+    add_features_command(commands)
+    add_crossval_command(commands)
     return top
 
 
@@ -53,12 +57,7 @@ def _score(labels: Path, corpus: str, data: Path) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    if arguments.data is None:
-        parser().error("where are the corpora? give --data DIR or set EMOSTREAM_DATA")
-    if arguments.command == "score":
-        return _score(arguments.labels, arguments.corpus, arguments.data)
+def _fit(arguments: argparse.Namespace) -> int:
     import torch  # heavy imports, once the arguments are right
 
     from engines.bundle import BundleError
@@ -97,6 +96,23 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name:<34}", *shown)
     print(f"bundle: {folder}")
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    if arguments.command == "features":
+        from train.extract_command import run_features
+
+        return run_features(arguments)
+    if arguments.command == "crossval":
+        from train.crossval_command import run_crossval
+
+        return run_crossval(arguments)
+    if arguments.data is None:
+        parser().error("where are the corpora? give --data DIR or set EMOSTREAM_DATA")
+    if arguments.command == "score":
+        return _score(arguments.labels, arguments.corpus, arguments.data)
+    return _fit(arguments)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stream.features.face import CROP
 from train.corpora import LABELS, Item
 from train.metrics import scores
+from train.schedule import one_cycle
 
 DIM = 128
 VERSION = 2  # raise this number when the network or its training changes: encoders kept from before are then not used
@@ -139,7 +140,7 @@ def train(
     draw /= draw.sum()
     steps = max(1, len(crops) // batch)
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=5e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=epochs * steps + 1, pct_start=0.2)
+    schedule = one_cycle(optimiser, 4e-3, epochs * steps, warm_up=0.2)
     for epoch in range(epochs):
         net.train()
         order = rng.choice(len(crops), steps * batch, p=draw)

@@ -2,7 +2,8 @@
 
 No corpus here has informative sound, face and words of the same moment. An example is therefore made of a clip, a
 face and a text of equal label, drawn anew each time, and some of its modalities are left out at random. This is
-synthetic: it treats the modalities as independent given the label.
+synthetic: it treats the modalities as independent given the label. They are not: much that is said in anger is plain
+in its words, and many a face shows nothing. So some of the texts and faces beside others are neutral ones.
 """
 
 from __future__ import annotations
@@ -19,15 +20,21 @@ import torch.nn.functional as F
 from stream.features.mfcc import N_MFCC
 from train.corpora import LABELS, CorpusError
 from train.features import Ragged
-from train.metrics import calibration_error, scores, softmax
+from train.metrics import scores
 from train.model import MODALITIES, Encoder, Fusion, build
+from train.schedule import one_cycle
+from train.words import Vocabulary
 
-SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(MODALITIES, n)]
+SUBSETS = tuple(s for n in (1, 2, 3) for s in itertools.combinations(MODALITIES, n))
 # How often a batch has just these. Sound learns slowest; a face's vector already holds most of what it will give.
 SHARE = {
     ("audio",): 0.28, ("video",): 0.12, ("text",): 0.18, ("audio", "video"): 0.08, ("audio", "text"): 0.08,
     ("video", "text"): 0.08, ("audio", "video", "text"): 0.18,
 }  # fmt: skip
+# The labels of a batch are drawn by their share in the corpora to this power, by the number of modalities: alone, a
+# modality meets its own corpus's mix; of several together no corpus tells how labels are mixed, so they are more even.
+PRIOR = {1: 0.7, 2: 0.35, 3: 0.35}
+PLAIN = {"video": 0.1, "text": 0.15}  # how often an item beside others is a neutral one, whatever the label
 LONGEST_TRAINED = 256  # audio rows: a longer clip gives a part of it, which halves the time of a step
 MAX_ROWS = {"audio": 1500, "video": 150, "text": 64}
 
@@ -82,19 +89,16 @@ class Faces:
 
 @dataclass(frozen=True)
 class Lines:
-    """``words``: each text as numbers; ``vectors`` (vocabulary, D): their vectors."""
+    """``words``: each text as numbers of ``vocabulary``; ``vectors`` (vocabulary, D): their vectors."""
 
     words: Sequence[np.ndarray]
+    vocabulary: Vocabulary
     vectors: np.ndarray
     labels: np.ndarray
 
     def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
         words = self.words[i]
-        if rng is not None:  # a recogniser misses words and mistakes others
-            if len(kept := words[rng.random(len(words)) >= 0.1]):
-                words = kept
-            words = np.where(rng.random(len(words)) < 0.05, rng.integers(len(self.vectors), size=len(words)), words)
-        return self.vectors[words]
+        return self.vectors[words if rng is None else self.vocabulary.misheard(words, rng)]
 
 
 def batch_of(rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, torch.Tensor]:
@@ -119,18 +123,28 @@ def normalise(model: Fusion, pools: Mapping[str, Pool], rng: np.random.Generator
         encoder.std.copy_(torch.from_numpy(rows.std(0).clip(1e-3)))
 
 
+def label_shares(pools: Mapping[str, Pool], subset: Sequence[str]) -> np.ndarray:
+    """How often each label is drawn for a batch of these modalities, (labels,), sum 1; see ``PRIOR``."""
+    share = np.mean(
+        [np.bincount(pools[m].labels, minlength=len(LABELS)) / len(pools[m].labels) for m in subset], axis=0
+    )
+    share = share ** PRIOR[len(subset)]
+    return share / share.sum()
+
+
 def fit(
     pools: Mapping[str, Pool],
     steps: int,
     seed: int,
     attention: str = "self",
+    share: Mapping[tuple[str, ...], float] = SHARE,
     batch: int = 64,
     step_done: Callable[[int, int, float], None] = lambda done, total, loss: None,
 ) -> Fusion:
-    """Train on the three pools; returns the model after the last step.
+    """Train on the pools; returns the model after the last step.
 
-    Labels and, within them, items are drawn evenly. The modalities of a batch are drawn by ``SHARE``; one subset for
-    the whole of it, so that what is absent costs nothing. Raises CorpusError if a pool lacks a label.
+    The modalities of a batch are drawn by ``share``; one set for the whole of it, so that what is absent costs nothing.
+    Raises CorpusError if a pool lacks a label.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -139,18 +153,24 @@ def fit(
         by_label[m] = [np.flatnonzero(pool.labels == k) for k in range(len(LABELS))]
         if lacking := [label for label, at in zip(LABELS, by_label[m], strict=True) if not len(at)]:
             raise CorpusError(f"{m}: no training item is labelled {', '.join(lacking)}")
-    dims = {m: pool.rows(0).shape[1] for m, pool in pools.items()}
-    model = build(attention=attention, dims=dims)
+    plain = {m: by_label[m][LABELS.index("neutral")] for m in pools}
+    model = build(
+        attention=attention, modalities=list(pools), dims={m: pool.rows(0).shape[1] for m, pool in pools.items()}
+    )
     normalise(model, pools, rng)
-    subsets = rng.choice(len(SUBSETS), steps, p=[SHARE[subset] for subset in SUBSETS])
+    subsets = list(share)
+    drawn = rng.choice(len(subsets), steps, p=list(share.values()))
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=2e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps + 1, pct_start=0.1)
+    schedule = one_cycle(optimiser, 2e-3, steps, warm_up=0.1)
     model.train()
     for step in range(steps):
-        labels = rng.integers(len(LABELS), size=batch)
-        rows = {
-            m: [pools[m].rows(rng.choice(by_label[m][label]), rng) for label in labels] for m in SUBSETS[subsets[step]]
-        }
+        subset = subsets[drawn[step]]
+        labels = rng.choice(len(LABELS), batch, p=label_shares(pools, subset))
+        rows = {}
+        for m in subset:
+            off = rng.random(batch) < (PLAIN.get(m, 0) if len(subset) > 1 else 0)
+            chosen = [rng.choice(plain[m] if o else by_label[m][k]) for o, k in zip(off, labels, strict=True)]
+            rows[m] = [pools[m].rows(i, rng) for i in chosen]
         loss = F.cross_entropy(model(**batch_of(rows)), torch.from_numpy(labels), label_smoothing=0.1)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -174,47 +194,14 @@ def logits_of(
 
 
 def paired(
-    pools: Mapping[str, Pool], subset: Sequence[str], each: int, rng: np.random.Generator
+    labels: Mapping[str, np.ndarray], subset: Sequence[str], each: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """``each`` label-paired examples of every label that all pools of the subset hold: item numbers by modality."""
-    labels = [k for k in range(len(LABELS)) if all((pools[m].labels == k).any() for m in subset)]
-    return {m: np.concatenate([rng.choice(np.flatnonzero(pools[m].labels == k), each) for k in labels]) for m in subset}
+    """``each`` label-paired examples of every label that all modalities of the subset hold: item numbers by modality.
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """``temperature`` divides the logits; ``uncertain_below`` is a probability."""
-
-    temperature: float
-    uncertain_below: float
-    error_before: float
-    error_after: float
-
-
-def calibrate(
-    fitted: Sequence[tuple[np.ndarray, np.ndarray]], judged: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> Calibration:
-    """Temperature of least mean log-loss over several (logits, truth), each of equal weight (Guo et al., ICML 2017,
-    section 4.2), and the probability that a fifth of these answers stay below. The calibration errors are means
-    over the sets of ``judged``.
+    ``labels``: (N,) by modality, -1 for an item that is not to be drawn.
     """
-    grid = np.exp(np.linspace(np.log(0.3), np.log(5), 281))
-
-    def loss(t: float) -> float:
-        each = [-np.log(softmax(z / t)[np.arange(len(y)), y] + 1e-12).mean() for z, y in fitted]
-        return float(np.mean(each))
-
-    best = float(min(grid, key=loss))
-    confidence = [softmax(z / best).max(1) for z, _ in fitted]
-    weight = np.concatenate([np.full(len(c), 1 / len(c)) for c in confidence])
-    order = np.argsort(np.concatenate(confidence))
-    below = np.searchsorted(np.cumsum(weight[order]) / weight.sum(), 0.2)
-    return Calibration(
-        round(best, 4),
-        round(float(np.concatenate(confidence)[order][below]), 3),
-        round(float(np.mean([calibration_error(softmax(z), y) for z, y in judged])), 4),
-        round(float(np.mean([calibration_error(softmax(z / best), y) for z, y in judged])), 4),
-    )
+    shared = [k for k in range(len(LABELS)) if all((labels[m] == k).any() for m in subset)]
+    return {m: np.concatenate([rng.choice(np.flatnonzero(labels[m] == k), each) for k in shared]) for m in subset}
 
 
 def report(truth: np.ndarray, logits: np.ndarray) -> dict:

@@ -171,11 +171,11 @@ def load_authors_weights(model: Paper, state: Mapping[str, Tensor]) -> None:
 # - Features are normalised within the network, by the training features' mean and deviation, so that a runtime feeds
 #   plain ones. ``Paper`` takes its arrays as they are.
 # - Modality dropout: the trainer leaves whole modalities out of a batch, since each may be absent in use.
-# - Narrower features, from encoders that run on a small machine: faces of 128, words of 48.
+# - Narrower features, from encoders that run on a small machine: faces of 128, words of 80.
 
 # features of a row, and (kernel, stride) of the convolution; words are few and far apart in time, so they have none.
 # Audio rows come every 10 ms: with stride 4 the GRU sees one each 40 ms.
-DIMS = {"audio": 120, "video": 128, "text": 48}
+DIMS = {"audio": 120, "video": 128, "text": 80}
 CONVOLUTION: dict[str, tuple[int, int] | None] = {"audio": (5, 4), "video": (3, 1), "text": None}
 _MASKED = -1e4  # score of a masked key: finite, so that a row without any key stays finite, in half precision too
 

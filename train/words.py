@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
+import jellyfish
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,9 +15,10 @@ from stream.features.words import WordVectors, rows_of, tokens
 from train.corpora import LABELS
 from train.features import Ragged
 from train.model import build
+from train.schedule import one_cycle
 
 MAX_WORDS = 64  # rows of the text window
-VERSION = 1  # raise this number when the training changes: tables kept from before are then not used
+VERSION = 2  # raise this number when the training changes: tables kept from before are then not used
 
 
 class Vocabulary:
@@ -32,6 +35,30 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.words)
+
+    @cached_property
+    def alike(self) -> Ragged:
+        """For each word the numbers of all words that sound like it, itself included: those of the same Metaphone key
+        (Philips, "Hanging on the Metaphone", Computer Language 7(12), 1990)."""
+        by_key: dict[str, list[int]] = {}
+        for word, number in self.number.items():
+            by_key.setdefault(jellyfish.metaphone(word) or word, []).append(number)
+        return Ragged.of([np.array(by_key[jellyfish.metaphone(word) or word], np.int64) for word in self.words])
+
+    def misheard(self, line: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A line as a recogniser might have it: (n,) word numbers → (m,), at least one.
+
+        A tenth of the words is missed, and one in twelve is taken for another, mostly for one that sounds alike.
+        """
+        kept = line[rng.random(len(line)) >= 0.1]
+        line = kept if len(kept) else line[:1]
+        wrong = np.flatnonzero(rng.random(len(line)) < 1 / 12)
+        if len(wrong):
+            line = line.copy()
+            for i in wrong:
+                others = self.alike[line[i]]
+                line[i] = rng.choice(others) if len(others) > 1 else rng.integers(len(self.words))
+        return line
 
     def lines(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Each text as word numbers, (n,) int64, at most ``MAX_WORDS``; a text without a word is empty."""
@@ -51,7 +78,7 @@ class WordNet(nn.Module):
     def __init__(self, buckets: int, dim: int) -> None:
         super().__init__()
         self.table = nn.EmbeddingBag(buckets, dim, mode="mean")
-        nn.init.normal_(self.table.weight, std=0.5)
+        nn.init.normal_(self.table.weight, std=0.1)  # rows that training hardly meets stay near zero
         self.reader = build(attention="self", modalities=("text",), dims={"text": dim})
 
     def forward(self, rows: Tensor, offsets: Tensor, numbers: Tensor, length: Tensor) -> Tensor:
@@ -69,12 +96,8 @@ def train(
     seed: int,
     step_done: Callable[[int, int, float], None] = lambda done, total, loss: None,
     batch: int = 128,
-    drop_word: float = 0.1,
 ) -> WordVectors:
-    """Train on texts and (N,) int64 labels; returns the table as float16.
-
-    ``drop_word`` of the words are left out at random: a recogniser misses some.
-    """
+    """Train on texts, misheard anew each epoch, and (N,) int64 labels; returns the table as float16."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     vocabulary = Vocabulary(texts, buckets)
@@ -82,14 +105,13 @@ def train(
     usable = np.array([i for i, line in enumerate(lines) if len(line)])
     net = WordNet(buckets, dim)
     count = np.bincount(labels, minlength=len(LABELS)).clip(1)
-    weight = torch.tensor(count**-0.5 / (count**-0.5).mean(), dtype=torch.float32)
+    weight = torch.tensor(count**-0.3 / (count**-0.3).mean(), dtype=torch.float32)
     optimiser = torch.optim.AdamW(
         [{"params": net.table.parameters(), "lr": 4e-3, "weight_decay": 0.0},
          {"params": net.reader.parameters(), "lr": 2e-3, "weight_decay": 1e-2}]
     )  # fmt: skip
     steps = max(1, len(usable) // batch)
-    total = epochs * steps + 1
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [4e-3, 2e-3], total_steps=total, pct_start=0.15)
+    schedule = one_cycle(optimiser, [4e-3, 2e-3], epochs * steps, warm_up=0.15)
     net.train()
     for epoch in range(epochs):
         order = rng.permutation(usable)
@@ -99,10 +121,7 @@ def train(
         batches = np.array_split(order, steps)
         for step, at in enumerate(rng.permutation(steps)):
             chosen = batches[at]
-            kept = []
-            for i in chosen:
-                keep = lines[i][rng.random(len(lines[i])) >= drop_word]
-                kept.append(keep if len(keep) else lines[i][:1])
+            kept = [vocabulary.misheard(lines[i], rng) for i in chosen]
             distinct, inverse = np.unique(np.concatenate(kept), return_inverse=True)
             length = np.array([len(line) for line in kept])
             numbers = np.zeros((len(kept), length.max()), np.int64)

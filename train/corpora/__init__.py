@@ -1,19 +1,41 @@
-"""Public corpora as lists of items, all with the seven labels of Ekman's basic emotions and neutral.
+"""Corpora as lists. Nothing is downloaded; docs/corpora.md shows the layouts.
 
-Each module has ``NAME``, ``LICENCE``, ``CITATION`` and ``load(folder) -> list[Item]``, which raises CorpusError if the
-folder does not have the corpus's layout. Nothing is downloaded.
+Each module of a public corpus has ``NAME``, ``LICENCE``, ``CITATION`` and ``load(folder) -> list[Item]``: items of one
+modality, all with the seven labels of Ekman's basic emotions and neutral. ``iemocap`` and ``manifest`` (anyone's own
+data) give ``list[Clip]``, with labels of their own; ``iemocap_folds`` gives folds of ready features. All raise
+CorpusError if the data does not have the layout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 
 
 class CorpusError(RuntimeError):
     """A corpus is missing or its folder has another layout; the message says what is expected."""
+
+
+class Problems(CorpusError):
+    """All that is wrong with a corpus, each with its row or file. Printed as a list, of which the first are shown."""
+
+    SHOWN = 50
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        super().__init__(where, problems)
+        self.where, self.problems = where, list(problems)
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        lines = [f"{self.where}: {count} problem{'s' if count != 1 else ''}"]
+        lines += [f"  {problem}" for problem in self.problems[: self.SHOWN]]
+        if count > self.SHOWN:
+            lines.append(f"  and {count - self.SHOWN} more")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +47,30 @@ class Item:
     label: str
     split: str
     speaker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One labelled utterance that has sound, picture, words, or some of them.
+
+    ``where``: what messages call it. ``group``: what folds never split, a session or a speaker.
+    ``media``: a file with its sound, its picture, or both; ``start_s`` and ``end_s``: the stretch of that file, None
+    for the file's start and end. ``audio``: a file that holds just this clip's sound, used instead of that of
+    ``media``. ``crop``: the half of a split screen in which the speaker is seen.
+    ``fold``: the number of the fold that tests on it, where the corpus says so.
+    """
+
+    where: str
+    label: str
+    speaker: str
+    group: str
+    media: Path | None = None
+    audio: Path | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    text: str | None = None
+    fold: int | None = None
+    crop: Literal["left", "right"] | None = None
 
 
 def of(items: list[Item], split: str) -> list[Item]:

@@ -25,6 +25,11 @@ EMOTION = {
 _NAME = re.compile(r"03-01-(0[1-8])-\d\d-\d\d-\d\d-(\d\d)")
 
 
+def sex(speaker: str) -> str:
+    """ "male" or "female": actors of odd number are men."""
+    return "male" if int(speaker[-2:]) % 2 else "female"
+
+
 def load(folder: Path) -> list[Item]:
     """Speech clips (WAV or FLAC) anywhere below ``folder``; songs and videos are passed over."""
     items = []
