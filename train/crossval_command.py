@@ -142,8 +142,14 @@ def run_crossval(arguments: argparse.Namespace) -> int:
         with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
 
             def stage(name: str) -> Callable[[int, int], None]:
-                task = progress.add_task(name, total=None)
-                return lambda done, total: progress.update(task, completed=done, total=total)
+                task = None  # what is kept from before never begins
+
+                def step_done(done: int, total: int) -> None:
+                    nonlocal task
+                    task = progress.add_task(name) if task is None else task
+                    progress.update(task, completed=done, total=total)
+
+                return step_done
 
             folds = read_folds(arguments, size, open_bundle(arguments.bundle), stage)
             specs = grid(names, arguments.variant, folds.folds, size.seeds)

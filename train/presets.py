@@ -18,10 +18,10 @@ class Preset:
 
 
 PRESETS = {
-    # some 40 minutes on one core of 2024, most of it the face encoder and the augmented recordings
+    # some 90 minutes on one core of 2024, most of it the face encoder
     "ekman7": Preset(
-        audio_copies=5, face_epochs=45, face_copies=4, word_epochs=5, word_buckets=32_768, word_dim=80,
-        fusion_steps=2400, attention="self",
+        audio_copies=5, face_epochs=45, face_copies=4, word_epochs=4, word_buckets=32_768, word_dim=80,
+        fusion_steps=4000, attention="self",
     ),
     # seconds on a hundred items: shows that everything fits together, learns nothing of use
     "tiny": Preset(
