@@ -1,0 +1,51 @@
+"""The model card says what the manifest says, and the docs hold the shipped bundle's card."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engines.bundle import SUBSETS, open_bundle
+from train.__main__ import main
+from train.card import card, shown
+
+CARD = Path(__file__).parent.parent / "docs/model-card.md"
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return open_bundle("ekman7")
+
+
+def test_docs_hold_the_card_of_the_shipped_bundle(bundle, capsys):
+    assert main(["card", "ekman7"]) == 0
+    assert capsys.readouterr().out == CARD.read_text(encoding="utf-8"), (
+        "python -m train card ekman7 > docs/model-card.md"
+    )
+
+
+def test_card_holds_figures_licences_and_limits(bundle):
+    text, manifest = card(bundle), bundle.manifest
+    for corpus in manifest.corpora:
+        assert corpus.name in text and corpus.licence in text and corpus.citation in text
+    for name, figures in manifest.metrics["validation"].items():
+        assert f"| {shown(name)} | {figures['items']} | {figures['accuracy']:.3f} |" in text
+    for name in SUBSETS:
+        assert f"| {shown(name)} | {manifest.temperature[name]:.3f} |" in text
+    assert manifest.licence in text and manifest.training["command"] in text
+    assert "2024/1689" in text and "synthetic" in text
+
+
+def test_shown():
+    assert shown("audio+video (label-paired)") == "sound + face (label-paired)"
+    assert shown("text, MELD") == "words, MELD"
+
+
+def test_card_of_a_bundle_without_figures_is_an_error(bundle, tmp_path, capsys):
+    assert main(["card", str(tmp_path / "none")]) == 1
+    assert "not found" in capsys.readouterr().err
+    folder = shutil.copytree(bundle.folder, tmp_path / "bare")
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"trained_for_these_modalities_only"', '"other"'))
+    assert main(["card", str(folder)]) == 1
+    assert "trained_for_these_modalities_only" in capsys.readouterr().err
