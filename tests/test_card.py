@@ -46,6 +46,6 @@ def test_card_of_a_bundle_without_figures_is_an_error(bundle, tmp_path, capsys):
     assert "not found" in capsys.readouterr().err
     folder = shutil.copytree(bundle.folder, tmp_path / "bare")
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"trained_for_these_modalities_only"', '"other"'))
+    manifest.write_text(manifest.read_text().replace('"trained_without"', '"other"'))
     assert main(["card", str(folder)]) == 1
-    assert "trained_for_these_modalities_only" in capsys.readouterr().err
+    assert "trained_without" in capsys.readouterr().err

@@ -284,6 +284,7 @@ def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
     assert main([*command, str(tmp_path / "first")]) == 0
     bundle = open_bundle(tmp_path / "first")
     assert bundle.manifest.labels == list(LABELS) and "audio" in capsys.readouterr().out
+    assert main(["card", str(bundle.folder)]) == 0 and "# Model card: tiny" in capsys.readouterr().out
     table = WordVectors.load(bundle.path("words.safetensors"))
     graph = OnnxRuntime(bundle.path("fusion.onnx"))
     given = export.fusion_inputs(

@@ -37,10 +37,17 @@ class Part:
 class Folds(Protocol):
     """A corpus cut into folds. ``settings``: all that the features depend on, as JSON has it, for a hash."""
 
-    name: str
-    label_names: Sequence[str]
-    folds: int
-    settings: dict[str, Any]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def label_names(self) -> Sequence[str]: ...
+
+    @property
+    def folds(self) -> int: ...
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
 
     def split(self, fold: int) -> dict[str, Part]:
         """``train``, ``dev`` and ``test`` of one fold, 0 ≤ fold < folds."""

@@ -21,7 +21,7 @@ from train.corpora import LABELS, Item, emodb, fer2013, goemotions, meld, of, ra
 from train.features import cached, fingerprint
 from train.fit import MAX_ROWS, SHARE, SUBSETS, Faces, Lines, Pool, Sounds, fit, logits_of, paired, report
 from train.metrics import scores
-from train.model import Fusion
+from train.model import MODALITIES, Fusion
 from train.presets import PRESETS, Preset
 
 FPS = 10  # face vectors a second that training assumes
@@ -127,7 +127,7 @@ def answers(
     pools: Mapping[str, Pool],
     halves: int,
     seed: int,
-    subsets: Sequence[tuple[str, ...]] = tuple(SUBSETS),
+    subsets: Sequence[tuple[str, ...]] = SUBSETS,
 ) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Logits and truth of the held-out items by set of modalities, in ``halves`` parts: one modality with all its
     items, several with label-paired ones, ``PAIRED_EACH`` of each label. The same seed draws the same pairs.
@@ -150,24 +150,25 @@ def answers(
     return parts
 
 
-def specialists(
+def trained_without(
     training: Mapping[str, Pool], held_out: Mapping[str, Pool], preset: Preset, seed: int, stage: Stage
-) -> dict[str, dict[str, float]]:
-    """Scores of models trained for one set of modalities only: what leaving modalities out in training costs.
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of models that were never shown one modality, by that modality and by what they are given: what it costs
+    that one model serves all sets of modalities.
 
-    Each gets as many steps as the bundle's model spends on batches that hold one of its modalities.
+    Each gets the batches that the bundle's model gets without that modality, in number and kind.
     """
     figures = {}
-    for subset in SUBSETS[:-1]:
-        steps = int(preset.fusion_steps * sum(share for other, share in SHARE.items() if set(other) & set(subset)))
-        name = "+".join(subset)
+    for absent in MODALITIES:
+        share = {subset: often for subset, often in SHARE.items() if absent not in subset}
+        total = sum(share.values())
         model = fit(
-            {m: training[m] for m in subset}, steps, seed, preset.attention, {subset: 1.0},
-            step_done=stage(f"{name} alone"),
+            {m: pool for m, pool in training.items() if m != absent}, int(preset.fusion_steps * total), seed,
+            preset.attention, {subset: often / total for subset, often in share.items()},
+            step_done=stage(f"without {absent}"),
         )  # fmt: skip
-        (found,) = answers(model, {m: held_out[m] for m in subset}, 1, seed, [subset])
-        logits, truth = found[name]
-        figures[name] = scores(truth, logits.argmax(1))
+        (found,) = answers(model, {m: pool for m, pool in held_out.items() if m != absent}, 1, seed, tuple(share))
+        figures[absent] = {name: scores(truth, logits.argmax(1)) for name, (logits, truth) in found.items()}
     return figures
 
 
@@ -243,7 +244,7 @@ def make_bundle(
     figures |= by_group(model, sounds, texts, of(clips, "val"), of(german, "val"), of(lines, "val"))
     first, second = answers(model, held_out, 2, seed)
     calibration = calibrate((first, second), seed)
-    alone = specialists(training, held_out, preset, seed, stage)
+    without = trained_without(training, held_out, preset, seed, stage)
 
     out.mkdir(parents=True, exist_ok=True)
     worst = {FUSION: export.export_fusion(model, out / FUSION), FACE: export.export_face(net, out / FACE)}
@@ -299,7 +300,7 @@ def make_bundle(
             "chance": "balanced accuracy 1/7 = 0.143",
             "validation": figures,
             "face_encoder_alone": face_own,
-            "trained_for_these_modalities_only": alone,
+            "trained_without": without,
             "calibration": calibration_report(calibration),
         },
         versions={
