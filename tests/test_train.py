@@ -301,7 +301,29 @@ def test_fit_without_data_says_what_to_do(tmp_path, capsys, monkeypatch):
     assert main(["fit", "--preset", "tiny"]) == 1
     assert "--data" in capsys.readouterr().err
     assert main(["fit", "--preset", "tiny", "--data", str(tmp_path)]) == 1
-    assert "RAVDESS" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    for corpus in ("RAVDESS", "EmoDB", "FER2013", "GoEmotions", "MELD"):  # all that is missing, at once
+        assert corpus in told
+
+
+def test_recordings_and_images_that_cannot_be_used_are_listed_at_once(tmp_path):
+    good, short, none, odd = (tmp_path / f"{name}.wav" for name in ("good", "short", "none", "odd"))
+    tone(good)
+    soundfile.write(short, np.zeros(100), 16_000)
+    none.write_bytes(b"no sound")
+    soundfile.write(odd, np.full(16_000, np.nan), 16_000, subtype="FLOAT")
+    items = [corpora.Item(path, "joy", "train") for path in (good, short, none, odd)]
+    with pytest.raises(corpora.Problems) as found:
+        features.audio(items, 0, tmp_path / "cache")
+    assert len(found.value.problems) == 3
+    for words_of_it in ("short.wav: shorter than", "none.wav: cannot be read", "odd.wav: holds samples that are NaN"):
+        assert words_of_it in str(found.value)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    images = [corpora.Item(b"\x89PNG", "joy", "train"), corpora.Item(b"", "joy", "val")]
+    with pytest.raises(
+        corpora.Problems, match="FER2013: 2 problems\n.*image 1 of split train.*\n.*image 2 of split val"
+    ):
+        face.decode(images)
 
 
 def test_a_pool_without_a_label_is_an_error():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream.features.face import CROP
-from train.corpora import LABELS, Item
+from train.corpora import LABELS, Item, Problems
 from train.metrics import scores
 from train.schedule import one_cycle
 
@@ -63,14 +63,18 @@ class FaceNet(nn.Module):
 
 
 def decode(items: Sequence[Item]) -> np.ndarray:
-    """Encoded images of ``items`` → (N, 48, 48) uint8 gray."""
+    """Encoded images of ``items`` → (N, 48, 48) uint8 gray. Raises Problems with all that cannot be decoded."""
+    damaged = []
     out = np.empty((len(items), CROP, CROP), np.uint8)
     for i, item in enumerate(items):
         assert isinstance(item.content, bytes)
-        image = cv2.imdecode(np.frombuffer(item.content, np.uint8), cv2.IMREAD_GRAYSCALE)
+        image = cv2.imdecode(np.frombuffer(item.content or b"-", np.uint8), cv2.IMREAD_GRAYSCALE)
         if image is None:
-            raise ValueError(f"image {i} of FER2013 cannot be decoded")
+            damaged.append(f"image {i + 1} of split {item.split} cannot be decoded")
+            continue
         out[i] = image if image.shape == (CROP, CROP) else cv2.resize(image, (CROP, CROP), interpolation=cv2.INTER_AREA)
+    if damaged:
+        raise Problems("FER2013", damaged)
     return out
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from stream.features import mfcc
 from stream.models import ModelError, find, how_to_get
 from stream.speech.vad import Endpointer, SileroVad, utterances
-from train.corpora import CorpusError, Item
+from train.corpora import CorpusError, Item, Problems
 
 AUGMENTATION = 2  # raise this number when ``augment`` or ``cut`` changes
 CODECS = (("WAV", "ULAW", 8000), ("WAV", "GSM610", 8000), ("OGG", "VORBIS", 16_000), ("MP3", "MPEG_LAYER_III", 16_000))
@@ -76,11 +76,13 @@ class Ragged:
 
 
 def read(path: Path) -> np.ndarray:
-    """A recording as (n,) int16, mono, 16 kHz. Raises CorpusError if it cannot be read."""
+    """A recording as (n,) int16, mono, 16 kHz. Raises CorpusError if it cannot be read or holds what is no number."""
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise CorpusError(f"{path}: cannot be read ({error})") from error
+    if not np.isfinite(samples).all():
+        raise CorpusError(f"{path}: holds samples that are NaN or infinite")
     mono = samples.mean(axis=1)
     if rate != mfcc.RATE_HZ:
         mono = soxr.resample(mono, rate, mfcc.RATE_HZ)
@@ -160,8 +162,8 @@ def audio(
 ) -> Ragged:
     """MFCC of each recording, cut as the live pipeline cuts it: (rows, 120) float16.
 
-    Sequence ``i * (1 + copies)`` is recording i as it is; the next ``copies`` are augmented. Raises CorpusError for a
-    recording that cannot be read and ModelError if Silero VAD is not installed.
+    Sequence ``i * (1 + copies)`` is recording i as it is; the next ``copies`` are augmented. Raises Problems with
+    all recordings that cannot be used, and ModelError if Silero VAD is not installed.
     """
     model = find("silero-vad")
     if model is None:
@@ -171,10 +173,15 @@ def audio(
     def make() -> dict[str, np.ndarray]:
         vad, endpointer = SileroVad(model), Endpointer()
         rng = np.random.default_rng(seed)
-        sequences = []
+        sequences: list[np.ndarray] = []
+        problems = []
         for i, item in enumerate(items):
             assert isinstance(item.content, Path)
-            samples = read(item.content)
+            try:
+                samples = read(item.content)
+            except CorpusError as error:
+                problems.append(str(error))
+                continue
             start, end = bounds(samples, vad, endpointer)
             versions = [cut(mfcc.mfcc(samples), start, end)]
             for _ in range(copies):
@@ -182,9 +189,11 @@ def audio(
                 early, late = rng.integers(-JITTER_NS, JITTER_NS, 2)
                 versions.append(cut(mfcc.mfcc(changed), int(start * stretch) + early, int(end * stretch) + late))
             if any(len(version) == 0 for version in versions):
-                raise CorpusError(f"{item.content}: shorter than one frame of 25 ms")
+                problems.append(f"{item.content}: shorter than one frame of 25 ms")
             sequences += versions
             done(i + 1, len(items))
+        if problems:
+            raise Problems("recordings", problems)
         ragged = Ragged.of(sequences)
         return {"rows": ragged.rows.astype(np.float16), "starts": ragged.starts.astype(np.int64)}
 

@@ -17,7 +17,7 @@ from stream.features import mfcc
 from stream.features.words import WordVectors
 from train import export, face, features, words
 from train.calibrate import Calibration, calibrate
-from train.corpora import LABELS, Item, emodb, fer2013, goemotions, meld, of, ravdess
+from train.corpora import LABELS, CorpusError, Item, Problems, emodb, fer2013, goemotions, meld, of, ravdess
 from train.features import cached, fingerprint
 from train.fit import MAX_ROWS, SHARE, SUBSETS, Faces, Lines, Pool, Sounds, fit, logits_of, paired, report
 from train.metrics import scores
@@ -32,6 +32,19 @@ Stage = Callable[[str], Callable[..., None]]
 def numbers(items: list[Item]) -> np.ndarray:
     """Labels as (N,) int64."""
     return np.array([LABELS.index(item.label) for item in items], np.int64)
+
+
+def load_all(data: Path) -> list[list[Item]]:
+    """Items of the five corpora below ``data``. Raises Problems with what is wrong with any of them."""
+    items, problems = [], []
+    for module in (ravdess, emodb, fer2013, goemotions, meld):
+        try:
+            items.append(module.load(data / module.__name__.rpartition(".")[2]))
+        except CorpusError as error:
+            problems.append(f"{module.NAME}: {error}")
+    if problems:
+        raise Problems(str(data), problems)
+    return items
 
 
 def make_sounds(
@@ -217,9 +230,7 @@ def make_bundle(
     """
     preset = PRESETS[preset_name]
     out = out or Path("bundles") / preset_name
-    clips, german = ravdess.load(data / "ravdess"), emodb.load(data / "emodb")
-    stills = fer2013.load(data / "fer2013")
-    comments, lines = goemotions.load(data / "goemotions"), meld.load(data / "meld")
+    clips, german, stills, comments, lines = load_all(data)
 
     sounds = make_sounds(clips + german, preset, cache, seed, stage)
     net, faces, face_own = make_faces(stills, preset, cache, seed, stage)
