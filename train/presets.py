@@ -21,7 +21,7 @@ PRESETS = {
     # some 90 minutes on one core of 2024, most of it the face encoder
     "ekman7": Preset(
         audio_copies=5, face_epochs=26, face_copies=4, word_epochs=4, word_buckets=32_768, word_dim=80,
-        fusion_steps=4000, attention="self",
+        fusion_steps=5000, attention="self",
     ),
     # seconds on a hundred items: shows that everything fits together, learns nothing of use
     "tiny": Preset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,9 @@ from train import export, face, features, words
 from train.calibrate import Calibration, calibrate
 from train.corpora import LABELS, CorpusError, Item, Problems, emodb, fer2013, goemotions, meld, of, ravdess
 from train.features import cached, fingerprint
-from train.fit import MAX_ROWS, SHARE, SUBSETS, Faces, Lines, Pool, Sounds, fit, logits_of, paired, report
+from train.fit import MAX_ROWS, SHARE, SUBSETS, VERSION, Faces, Lines, Pool, Sounds, fit, logits_of, paired, report
 from train.metrics import scores
-from train.model import MODALITIES, Fusion
+from train.model import MODALITIES, Fusion, build
 from train.presets import PRESETS, Preset
 
 FPS = 10  # face vectors a second that training assumes
@@ -126,6 +127,37 @@ def make_words(
     return table, pool
 
 
+def make_model(
+    pools: Mapping[str, Pool],
+    steps: int,
+    share: Mapping[tuple[str, ...], float],
+    preset: Preset,
+    cache: Path,
+    seed: int,
+    step_done: Callable[..., None],
+) -> Fusion:
+    """Train (or load) a fusion model on the pools; see ``fit``."""
+    digest = {m: hashlib.sha256() for m in pools}
+    for m, pool in pools.items():
+        for part in pool.parts():
+            digest[m].update(np.ascontiguousarray(part))
+    settings = {
+        "version": VERSION, "steps": steps, "seed": seed, "attention": preset.attention,
+        "share": {"+".join(subset): often for subset, often in share.items()},
+        "pools": {m: found.hexdigest() for m, found in digest.items()},
+    }  # fmt: skip
+
+    def make() -> dict[str, np.ndarray]:
+        trained = fit(pools, steps, seed, preset.attention, share, step_done=step_done)
+        return {name: value.numpy() for name, value in trained.state_dict().items()}
+
+    state = cached(cache, "fusion", settings, make)
+    dims = {m: pool.rows(0).shape[1] for m, pool in pools.items()}
+    model = build(attention=preset.attention, modalities=list(pools), dims=dims)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    return model.eval()
+
+
 def half_of(m: str, pool: Pool) -> np.ndarray:
     """0 or 1 for each held-out item: the calibration of one half is judged on the other.
 
@@ -164,7 +196,7 @@ def answers(
 
 
 def trained_without(
-    training: Mapping[str, Pool], held_out: Mapping[str, Pool], preset: Preset, seed: int, stage: Stage
+    training: Mapping[str, Pool], held_out: Mapping[str, Pool], preset: Preset, cache: Path, seed: int, stage: Stage
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Scores of models that were never shown one modality, by that modality and by what they are given: what it costs
     that one model serves all sets of modalities.
@@ -175,10 +207,9 @@ def trained_without(
     for absent in MODALITIES:
         share = {subset: often for subset, often in SHARE.items() if absent not in subset}
         total = sum(share.values())
-        model = fit(
-            {m: pool for m, pool in training.items() if m != absent}, int(preset.fusion_steps * total), seed,
-            preset.attention, {subset: often / total for subset, often in share.items()},
-            step_done=stage(f"without {absent}"),
+        model = make_model(
+            {m: pool for m, pool in training.items() if m != absent}, int(preset.fusion_steps * total),
+            {subset: often / total for subset, often in share.items()}, preset, cache, seed, stage(f"without {absent}"),
         )  # fmt: skip
         (found,) = answers(model, {m: pool for m, pool in held_out.items() if m != absent}, 1, seed, tuple(share))
         figures[absent] = {name: scores(truth, logits.argmax(1)) for name, (logits, truth) in found.items()}
@@ -241,7 +272,7 @@ def make_bundle(
         "video": faces["train"],
         "text": texts(of(comments + lines, "train")),
     }
-    model = fit(training, preset.fusion_steps, seed, preset.attention, step_done=stage("fusion"))
+    model = make_model(training, preset.fusion_steps, SHARE, preset, cache, seed, stage("fusion"))
 
     held_out: dict[str, Pool] = {
         "audio": sounds(sorted(of(clips, "val"), key=lambda item: item.speaker)), "video": faces["val"],
@@ -255,7 +286,7 @@ def make_bundle(
     figures |= by_group(model, sounds, texts, of(clips, "val"), of(german, "val"), of(lines, "val"))
     first, second = answers(model, held_out, 2, seed)
     calibration = calibrate((first, second), seed)
-    without = trained_without(training, held_out, preset, seed, stage)
+    without = trained_without(training, held_out, preset, cache, seed, stage)
 
     out.mkdir(parents=True, exist_ok=True)
     worst = {FUSION: export.export_fusion(model, out / FUSION), FACE: export.export_face(net, out / FACE)}
