@@ -219,7 +219,7 @@ def trained_without(
 def calibration_report(calibration: Calibration) -> dict:
     """What the manifest says of the calibration."""
     return {
-        "how": "temperatures and threshold are fitted on all held-out items; each figure is of answers judged by what "
+        "how": "Temperatures and threshold are fitted on all held-out items; each figure is of answers judged by what "
         "was fitted on the other half (RAVDESS actors 17, 18 | 19, 20; every other item of FER2013 val and GoEmotions "
         "dev). The label given does not depend on them.",
         "ece_floor": "what the estimate would be if each answer were right just as often as its confidence says",
