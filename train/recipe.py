@@ -18,7 +18,7 @@ from stream.features import mfcc
 from stream.features.words import WordVectors
 from train import export, face, features, words
 from train.calibrate import Calibration, calibrate
-from train.corpora import LABELS, CorpusError, Item, Problems, emodb, fer2013, goemotions, meld, of, ravdess
+from train.corpora import LABELS, CorpusError, Item, Problems, emodb, fer2013, goemotions, meld, of, ravdess, some
 from train.features import cached, fingerprint
 from train.fit import MAX_ROWS, SHARE, SUBSETS, VERSION, Faces, Lines, Pool, Sounds, fit, logits_of, paired, report
 from train.metrics import scores
@@ -261,7 +261,10 @@ def make_bundle(
     """
     preset = PRESETS[preset_name]
     out = out or Path("bundles") / preset_name
-    clips, german, stills, comments, lines = load_all(data)
+    corpora = load_all(data)
+    if preset.most is not None:
+        corpora = [some(of(items, "train"), preset.most) + some(of(items, "val"), preset.most) for items in corpora]
+    clips, german, stills, comments, lines = corpora
 
     sounds = make_sounds(clips + german, preset, cache, seed, stage)
     net, faces, face_own = make_faces(stills, preset, cache, seed, stage)

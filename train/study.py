@@ -17,7 +17,7 @@ from engines.bundle import FACE, WORDS, Bundle
 from stream.classifier import Classifier
 from stream.features.words import tokens
 from train import face, features
-from train.corpora import LABELS, Item, fer2013, goemotions, of, ravdess
+from train.corpora import LABELS, Item, fer2013, goemotions, of, ravdess, some
 from train.dataset import Grouped
 from train.features import Ragged, cached, fingerprint
 
@@ -25,16 +25,6 @@ NAME = "label-paired (RAVDESS, FER2013, GoEmotions)"
 FRAMES = 10  # jittered crops of each still: a second of video
 VERSION = 1  # raise this number when the making of the features here changes
 Stage = Callable[[str], Callable[[int, int], None]]
-
-
-def some(items: list[Item], most: int | None) -> list[Item]:
-    """At most ``most`` items of each label, always the same, in the list's order."""
-    if most is None:
-        return items
-    rng, chosen = np.random.default_rng(0), []
-    for label in LABELS:
-        chosen += rng.permutation([i for i, item in enumerate(items) if item.label == label])[:most].tolist()
-    return [items[int(i)] for i in sorted(chosen)]
 
 
 def _numbers(items: list[Item]) -> np.ndarray:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 
 
@@ -76,6 +78,16 @@ class Clip:
 def of(items: list[Item], split: str) -> list[Item]:
     """The items of one split."""
     return [item for item in items if item.split == split]
+
+
+def some(items: list[Item], most: int | None) -> list[Item]:
+    """At most ``most`` items of each label, always the same, in the list's order."""
+    if most is None:
+        return items
+    rng, chosen = np.random.default_rng(0), []
+    for label in LABELS:
+        chosen += rng.permutation([i for i, item in enumerate(items) if item.label == label])[:most].tolist()
+    return [items[int(i)] for i in sorted(chosen)]
 
 
 def table(path: Path, columns: tuple[str, ...]) -> dict[str, list]:
