@@ -164,7 +164,7 @@ nothing of the emotion, so their words can only mislead.
 - Recalls below {WEAK}:
 {chr(10).join(f"  - {line}" for line in weak)}
 - Screams at full scale are not always taken for speech by the voice activity detector, and then have no label at all:
-  12 of the 1,550 recordings of RAVDESS and EmoDB, all of them anger, fear or joy at strong intensity.
+  the table under "Live" counts the recordings without an utterance.
 - It differs by group, see the rows of the first table for women, men and German speech. Age, skin, accent and
   disability were not measured: the corpora do not tell.
 - English words only; words of other languages are noise to it, and the sound then has to carry the label alone.

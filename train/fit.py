@@ -176,12 +176,13 @@ def fit(
     normalise(model, pools, rng)
     subsets = list(share)
     drawn = rng.choice(len(subsets), steps, p=list(share.values()))
+    shares = {subset: label_shares(pools, subset) for subset in subsets}
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=2e-2)
     schedule = one_cycle(optimiser, 2e-3, steps, warm_up=0.1)
     model.train()
     for step in range(steps):
         subset = subsets[drawn[step]]
-        labels = rng.choice(len(LABELS), batch, p=label_shares(pools, subset))
+        labels = rng.choice(len(LABELS), batch, p=shares[subset])
         rows = {}
         for m in subset:
             off = rng.random(batch) < (PLAIN.get(m, 0) if len(subset) > 1 else 0)

@@ -18,7 +18,20 @@ from stream.features import mfcc
 from stream.features.words import WordVectors
 from train import export, face, features, words
 from train.calibrate import Calibration, calibrate
-from train.corpora import LABELS, CorpusError, Item, Problems, emodb, fer2013, goemotions, meld, of, ravdess, some
+from train.corpora import (
+    LABELS,
+    CorpusError,
+    Item,
+    Problems,
+    emodb,
+    fer2013,
+    goemotions,
+    meld,
+    numbers,
+    of,
+    ravdess,
+    some,
+)
 from train.features import cached, fingerprint
 from train.fit import MAX_ROWS, SHARE, SUBSETS, VERSION, Faces, Lines, Pool, Sounds, fit, logits_of, paired, report
 from train.metrics import scores
@@ -28,11 +41,6 @@ from train.presets import PRESETS, Preset
 FPS = 10  # face vectors a second that training assumes
 PAIRED_EACH = 100  # label-paired validation examples of each label
 Stage = Callable[[str], Callable[..., None]]
-
-
-def numbers(items: list[Item]) -> np.ndarray:
-    """Labels as (N,) int64."""
-    return np.array([LABELS.index(item.label) for item in items], np.int64)
 
 
 def load_all(data: Path) -> list[list[Item]]:

@@ -17,7 +17,7 @@ from engines.bundle import FACE, WORDS, Bundle
 from stream.classifier import Classifier
 from stream.features.words import tokens
 from train import face, features
-from train.corpora import LABELS, Item, fer2013, goemotions, of, ravdess, some
+from train.corpora import LABELS, fer2013, goemotions, numbers, of, ravdess, some
 from train.dataset import Grouped
 from train.features import Ragged, cached, fingerprint
 
@@ -25,10 +25,6 @@ NAME = "label-paired (RAVDESS, FER2013, GoEmotions)"
 FRAMES = 10  # jittered crops of each still: a second of video
 VERSION = 1  # raise this number when the making of the features here changes
 Stage = Callable[[str], Callable[[int, int], None]]
-
-
-def _numbers(items: list[Item]) -> np.ndarray:
-    return np.array([LABELS.index(item.label) for item in items], np.int64)
 
 
 def label_paired(
@@ -75,7 +71,7 @@ def label_paired(
         NAME,
         LABELS,
         {"audio": sound, "video": faces, "text": text},
-        {m: _numbers(chosen) for m, chosen in items.items()},
+        {m: numbers(chosen) for m, chosen in items.items()},
         {
             "audio": np.array([item.speaker for item in clips]),
             "video": np.arange(len(stills)).astype(str),

@@ -80,6 +80,11 @@ def of(items: list[Item], split: str) -> list[Item]:
     return [item for item in items if item.split == split]
 
 
+def numbers(items: list[Item]) -> np.ndarray:
+    """Their labels as numbers of LABELS: (N,) int64."""
+    return np.array([LABELS.index(item.label) for item in items], np.int64)
+
+
 def some(items: list[Item], most: int | None) -> list[Item]:
     """At most ``most`` items of each label, always the same, in the list's order."""
     if most is None:
