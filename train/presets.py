@@ -19,7 +19,7 @@ class Preset:
 
 
 PRESETS = {
-    # some 70 minutes on one core of 2024: the face encoder takes half of it
+    # some 40 minutes on one core of 2025: the face encoder takes 15 of them
     "ekman7": Preset(
         audio_copies=5, face_epochs=26, face_copies=4, word_epochs=4, word_buckets=32_768, word_dim=80,
         fusion_steps=5000, attention="self",
