@@ -19,5 +19,12 @@ class Backend(Protocol):
     name: str
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the graph once on named arrays; returns its outputs by name."""
+        """Run the graph once on named arrays; returns its outputs by name.
+
+        Raises BackendError if the arrays do not fit the graph or the device fails.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the graph holds; it cannot run afterwards. Closing twice does nothing."""
         ...

@@ -30,3 +30,6 @@ class OnnxRuntime:
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
+    def close(self) -> None:
+        self.__dict__.pop("_session", None)
