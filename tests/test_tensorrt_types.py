@@ -1,0 +1,128 @@
+"""engines/tensorrt.py and its stand-in use what the real bindings have: held against the types of TensorRT-RTX's.
+
+Its Python package can be imported on a machine without a GPU, and its API is that of TensorRT 11 but for what is named
+here. The stubs are made from the package by mypy's stubgen, anew in each run of the tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.recording_tensorrt import machine
+
+pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed; it is for x86-64 only")
+ROOT = Path(__file__).parent.parent
+LOADED = "trt = load_module(runtime)"
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``tensorrt_rtx.pyi``."""
+    folder = tmp_path_factory.mktemp("stubs")
+    command = [
+        Path(sys.executable).parent / "stubgen",
+        "--inspect-mode",
+        "-q",
+        "-p",
+        "tensorrt_rtx_bindings",
+        "-o",
+        folder,
+    ]
+    subprocess.run(command, check=True, timeout=100)
+    text = (folder / "tensorrt_rtx_bindings/tensorrt_rtx.pyi").read_text()
+    text = re.sub(r"^bool: DataType\n", "", text, flags=re.M)  # hides the built-in type in every signature below it
+    text = re.sub(r"(= \.\.\., channel_axis: [\w.]+)\)", r"\1 = ...)", text)  # no Python: a default before none
+    text = text.replace("class Dims:", "class Dims:\n    def __iter__(self) -> collections.abc.Iterator[int]: ...")
+    functions = "def nptype(trt_type: DataType) -> type: ...\n__version__: str\n"  # of the package's Python part
+    (folder / "tensorrt_rtx.pyi").write_text("# mypy: ignore-errors\n" + text + functions)
+    return folder
+
+
+def type_check(stubs: Path, source: str, folder: Path) -> str:
+    """What mypy says of engines/ with ``source`` as its tensorrt.py and the bindings' module typed."""
+    assert LOADED in source
+    package = folder / "engines"
+    package.mkdir()
+    for path in (ROOT / "engines").glob("*.py"):
+        (package / path.name).write_text(path.read_text())
+    (package / "tensorrt.py").write_text(source.replace(LOADED, "import tensorrt_rtx as trt"))
+    command = [
+        sys.executable, "-m", "mypy", "--no-incremental", "--ignore-missing-imports", "--follow-imports=silent",
+        "--check-untyped-defs", "--config-file=", "engines/tensorrt.py",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=folder, env={"MYPYPATH": str(stubs)}, capture_output=True, text=True, timeout=100
+    )
+    return done.stdout + done.stderr
+
+
+def test_mypy_accepts_the_device_code(stubs: Path, tmp_path: Path):
+    said = type_check(stubs, (ROOT / "engines/tensorrt.py").read_text(), tmp_path)
+    assert "Success" in said, said
+
+
+def test_mypy_would_see_a_call_that_is_not_there(stubs: Path, tmp_path: Path):
+    lines = (ROOT / "engines/tensorrt.py").read_text().splitlines()
+    broken = set()
+    for right, wrong in {
+        "execute_async_v3(": "execute_async_v2(",
+        "get_tensor_profile_shape(name, 0)": "get_tensor_profile_shape(0, name)",
+        "trt.TensorIOMode.INPUT": "trt.TensorIOMode.INPUTS",
+        "= trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE": "= 1",
+        "trt.Runtime(": "trt.Runtime(1, ",
+        "set_input_shape(name, shape)": "set_input_shape(shape, name)",
+        "trt.ILogger.WARNING": "trt.ILogger.WARN",
+    }.items():
+        (number,) = (number for number, line in enumerate(lines) if right in line)
+        lines[number] = lines[number].replace(right, wrong)
+        broken.add(number + 1)
+    said = type_check(stubs, "\n".join(lines), tmp_path)
+    assert {int(number) for number in re.findall(r"^engines/tensorrt.py:(\d+): error", said, flags=re.M)} == broken, (
+        said
+    )
+
+
+def test_what_the_stubs_do_not_tell():
+    """Shapes are iterable, by the protocol of sequences, and types have NumPy's names."""
+    import tensorrt_rtx as trt
+
+    assert tuple(trt.Dims((2, 3))) == (2, 3)
+    for kind in ("float32", "int64", "uint8"):
+        assert trt.nptype(getattr(trt, kind)) == np.dtype(kind).type
+
+
+def parameters(stubs: Path) -> dict[str, dict[str, list[list[str]]]]:
+    """Of each class in the stubs, its attributes; of each method, the parameters of every overload."""
+    found: dict[str, dict[str, list[list[str]]]] = {}
+    for node in ast.parse((stubs / "tensorrt_rtx.pyi").read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            members = found.setdefault(node.name, {})
+            for item in node.body:
+                if isinstance(item, ast.FunctionDef):
+                    members.setdefault(item.name, []).append([argument.arg for argument in item.args.args])
+                elif isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                    members[item.target.id] = []
+    return found
+
+
+def test_the_stand_in_has_only_what_the_bindings_have(stubs: Path):
+    real = parameters(stubs)
+    with machine({}):
+        ours = {name: kind for name, kind in vars(sys.modules["tensorrt_rtx"]).items() if inspect.isclass(kind)}
+    assert {"Runtime", "ICudaEngine", "IExecutionContext", "ILogger"} <= set(ours)
+    for name, kind in ours.items():
+        for member, value in vars(kind).items():
+            if member.startswith("_"):
+                continue
+            assert member in real[name], f"{name}.{member}"
+            if inspect.isfunction(value):
+                names = list(inspect.signature(value).parameters)
+                assert names in real[name][member], f"{name}.{member}{names}: {real[name][member]}"
