@@ -23,7 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 from engines.backend import BackendError
 
 FORMS = ("exported", "bidirectional", "single_loop")
-BEST = "single_loop"  # to the fewest steps of loops
+# the fewest steps of loops and the smallest engine, and the only one whose recurrence TensorRT takes in bfloat16
+BEST = "single_loop"
 # An update gate that gets this is 1 and leaves the state as it was; half precision holds it as well.
 _SHUT = 1e4
 _TO_START = -(2**31) + 1  # the end of a Slice that runs back to row 0
@@ -92,14 +93,18 @@ def _find(graph: onnx.GraphProto) -> list[_Encoder]:
     """The pairs in the order of the graph, found by how operators follow each other, never by names."""
     maker = {name: node for node in graph.node for name in node.output}
     constants = {entry.name: entry for entry in graph.initializer}
-    constants |= {n.output[0]: _attributes(n)["value"] for n in graph.node if n.op_type == "Constant"}
+    for node in graph.node:
+        if node.op_type == "Constant" and "value" in (have := _attributes(node)):
+            constants[node.output[0]] = have["value"]
 
     def chain(name: str, *op_types: str) -> onnx.NodeProto:
-        """From array ``name`` towards the inputs, along each node's first input."""
+        """From array ``name`` towards the inputs, along each node's first input. Transposes swap axes 0 and 1."""
         for step, op_type in enumerate(op_types):
             node = maker.get(name)
             if node is None or node.op_type != op_type:
                 raise _Mismatch(f"{name!r} comes from {node.op_type if node else 'a stored array'}, not from {op_type}")
+            if op_type == "Transpose" and _attributes(node).get("perm") != [1, 0, 2]:
+                raise _Mismatch(f"Transpose {node.name!r} does not swap batch and time")
             if step + 1 < len(op_types):
                 name = node.input[0]
         assert node is not None
@@ -142,6 +147,8 @@ def _find(graph: onnx.GraphProto) -> list[_Encoder]:
             users = [node for node in graph.node if gather.output[0] in node.input]
             if len(users) != 1 or users[0].op_type != "Concat":
                 continue  # the reversal before a GRU
+            if len(users[0].input) != 2 or _attributes(users[0])["axis"] != 2:
+                raise _Mismatch(f"Concat {users[0].name!r} does not join two directions")
             ahead = chain(users[0].input[0], "Transpose", "Squeeze", "GRU")
             back = chain(users[0].input[1], "GatherElements", "Transpose", "Squeeze", "GRU")
             first = chain(back.input[0], "Transpose", "GatherElements")
@@ -218,7 +225,7 @@ def _single_loop(g: _Writer, encoders: list[_Encoder]) -> None:
     n, hidden = len(encoders), encoders[0].ahead.r.shape[1]
     gates, shut = 3 * hidden, g.store(np.array(_SHUT))
     rows = [g.add("Slice", g.add("Shape", e.source), *map(g.store, ([1], [2]))) for e in encoders]  # (1,): T
-    longest = g.add("Max", *rows) if n > 1 else rows[0]
+    longest = g.add("Max", *rows)
     split: list[list[str]] = []
     for encoder, own in zip(encoders, rows, strict=True):
         both = (encoder.ahead, encoder.back)
@@ -300,4 +307,7 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
         path = Path(folder) / "folded.onnx"
         options.optimized_model_filepath = str(path)
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return onnx.load(path)
+        folded = onnx.load(path)
+    del folded.opset_import[:]  # it lists each operator set that it knows
+    folded.opset_import.extend(model.opset_import)
+    return folded
