@@ -37,7 +37,7 @@ lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet --upgrade pip
 	build/lock/bin/pip install --quiet '.[offline]' && build/lock/bin/pip install --quiet --no-deps silero-vad
 	build/lock/bin/pip freeze --exclude emostream > requirements.lock
-	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,train,ray,dev]' tensorrt-rtx-cu13
+	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,train,ray,openvino,engines,bench,dev]' tensorrt-rtx-cu13
 	build/lock/bin/pip freeze --exclude emostream | sed 's/^\(torch==[0-9.]*\)+.*/\1/' > requirements-dev.lock
 	rm -rf build/lock
 
