@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint lock demo bundle clean
+.PHONY: run test lint gpu-check lock demo bundle clean
 
 run: $(VENV)/.ready-to-run
 	$(BIN)/stream-run --config config.toml
@@ -31,6 +31,11 @@ $(VENV)/.ready-to-run: $(BIN)/python requirements.lock pyproject.toml
 $(VENV)/.ready-to-test: $(VENV)/.ready-to-run requirements-dev.lock
 	$(BIN)/python -m pip install --quiet -r requirements-dev.lock
 	@touch $@
+
+# For a machine with a GPU and the CUDA toolkit; elsewhere it says what is missing and exits 3
+gpu-check: $(VENV)/.ready-to-run
+	@if nvidia-smi -L >/dev/null 2>&1 && command -v nvcc >/dev/null; then $(BIN)/python -m pip install --quiet --editable '.[gpu]'; fi
+	@$(BIN)/python -m engines gpu-check; code=$$?; [ $$code -eq 0 ] || echo "gpu-check: exit code $$code" >&2; exit $$code
 
 # Exact versions anew, from what pyproject.toml allows today
 lock:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-BACKENDS = ("auto", "onnxruntime")
+BACKENDS = ("auto", "onnxruntime", "openvino", "torch", "tensorrt", "tensorrt_rtx")
 
 
 class BackendError(RuntimeError):

@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from engines.backend import BackendError
-from engines.build import load_module
 from engines.cache import Device
+from engines.runtimes import load_module
 
 _OLDEST = 11  # the first version of TensorRT whose networks are always strongly typed
 
@@ -32,12 +32,13 @@ def missing(runtime: str) -> list[str]:
     except OSError:
         has_driver = False
         found.append("no NVIDIA driver (libcuda.so.1 is not there): install one, until nvidia-smi lists a GPU")
-    try:
-        version = load_module(runtime).__version__
-        if runtime == "tensorrt" and int(version.split(".")[0]) < _OLDEST:
-            found.append(f"TensorRT {version} is too old: pip install 'tensorrt>={_OLDEST}', see docs/deploy.md")
-    except BackendError as error:
-        found.append(str(error))
+    if has_driver or importlib.util.find_spec(runtime) is None:  # not imported in vain: that takes a while
+        try:
+            version = load_module(runtime).__version__
+            if runtime == "tensorrt" and int(version.split(".")[0]) < _OLDEST:
+                found.append(f"TensorRT {version} is too old: pip install 'tensorrt>={_OLDEST}', see docs/deploy.md")
+        except BackendError as error:
+            found.append(str(error))
     if importlib.util.find_spec("pycuda") is None:
         found.append("PyCUDA is not installed: pip install pycuda (it is built there, and needs the CUDA toolkit)")
     elif has_driver:

@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from engines.backend import BackendError
+from engines.build import PRECISIONS
 
-PRECISIONS = ("fp32", "fp16", "bf16")
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _BF16_OPSET = 22  # the first whose Conv and GRU take bfloat16
 

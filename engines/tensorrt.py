@@ -20,7 +20,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ import numpy as np
 
 from engines import buffers, cuda
 from engines.backend import BackendError
-from engines.build import load_module
 from engines.profiles import Profile
+from engines.runtimes import load_module, logger, reasons
 
 if TYPE_CHECKING:
     import tensorrt_rtx  # of what is used here, all but CUDA graphs is the same in tensorrt
@@ -77,7 +77,7 @@ class TensorRT:
     def _execute(self, inputs: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
         """One run of at most the profile's largest batch, in the current context."""
         driver, at = cuda.driver(), self._loaded
-        _messages.clear()
+        logger(at.trt).messages.clear()
         for name, array in inputs.items():
             shape = buffers.padded(array.shape, self._ladders[name])
             view = buffers.place(at.host[name], array, shape)
@@ -85,7 +85,7 @@ class TensorRT:
             _set_shape(at, name, shape)
         _infer_shapes(at)
         if not at.execution.execute_async_v3(at.stream.handle):
-            raise BackendError(f"TensorRT did not execute: {_last_message()}")
+            raise BackendError(f"TensorRT did not execute: {reasons(at.trt)}")
         views = {}
         for name in at.outputs:
             shape = tuple(at.execution.get_tensor_shape(name))
@@ -105,6 +105,7 @@ class _Loaded:
     Nothing else refers to one of these, not even a local variable, which a traceback would keep.
     """
 
+    trt: Any  # the module
     stream: Any  # pycuda.driver.Stream
     runtime: tensorrt_rtx.Runtime
     engine: tensorrt_rtx.ICudaEngine
@@ -121,18 +122,19 @@ class _Loaded:
 def _load(to: _Loaded, held: ExitStack, path: Path, profile: Profile, runtime: str) -> None:
     """Read the engine and allocate. ``held`` gets what undoes each step, and so undoes them in the reverse order."""
     trt = load_module(runtime)
+    to.trt = trt
     driver = cuda.driver()
     blob = path.read_bytes()
-    _messages.clear()
+    logger(trt).messages.clear()
     to.stream = driver.Stream()
     held.callback(delattr, to, "stream")
-    to.runtime = trt.Runtime(_logger(runtime))
+    to.runtime = trt.Runtime(logger(trt))
     held.callback(delattr, to, "runtime")
     to.engine = to.runtime.deserialize_cuda_engine(blob)
     held.callback(delattr, to, "engine")
     if to.engine is None:
         raise BackendError(
-            f"{path}: {runtime} {trt.__version__} cannot read this engine ({_last_message()}); it is of another "
+            f"{path}: {runtime} {trt.__version__} cannot read this engine ({reasons(trt)}); it is of another "
             "version or GPU, or memory is short; delete the file, it is built anew at the next start"
         )
     to.config = to.engine.create_runtime_config()
@@ -143,7 +145,7 @@ def _load(to: _Loaded, held: ExitStack, path: Path, profile: Profile, runtime: s
     held.callback(delattr, to, "execution")
     if to.execution is None:
         size = to.engine.device_memory_size_v2
-        raise BackendError(f"{path}: no {size:,} bytes of GPU memory to execute in ({_last_message()})")
+        raise BackendError(f"{path}: no {size:,} bytes of GPU memory to execute in ({reasons(trt)})")
     held.callback(to.device.clear)
     held.callback(to.host.clear)  # not freed by hand: a view that an error's traceback keeps must stay readable
     names = [to.engine.get_tensor_name(index) for index in range(to.engine.num_io_tensors)]
@@ -164,7 +166,7 @@ def _load(to: _Loaded, held: ExitStack, path: Path, profile: Profile, runtime: s
         to.device[name] = _allocate(f"{size:,} bytes of GPU memory for {name}", partial(driver.mem_alloc, size))
         held.callback(to.device[name].free)
         if not to.execution.set_tensor_address(name, int(to.device[name])):
-            raise BackendError(f"{path}: TensorRT refuses the buffer of {name} ({_last_message()})")
+            raise BackendError(f"{path}: TensorRT refuses the buffer of {name} ({reasons(trt)})")
     held.callback(lambda: to.stream.synchronize())  # first: nothing is freed that is still being copied
 
 
@@ -178,14 +180,14 @@ def _release(held: ExitStack) -> None:
 
 def _set_shape(at: _Loaded, name: str, shape: buffers.Shape) -> None:
     if not at.execution.set_input_shape(name, shape):
-        raise BackendError(f"TensorRT refuses shape {shape} for {name} ({_last_message()})")
+        raise BackendError(f"TensorRT refuses shape {shape} for {name} ({reasons(at.trt)})")
 
 
 def _infer_shapes(at: _Loaded) -> None:
     try:
         unknown = at.execution.infer_shapes()
     except RuntimeError as error:
-        raise BackendError(f"TensorRT cannot infer the shapes of this run ({error}; {_last_message()})") from error
+        raise BackendError(f"TensorRT cannot infer the shapes of this run ({error}; {reasons(at.trt)})") from error
     if unknown:
         raise BackendError(f"TensorRT lacks the shapes of {', '.join(unknown)}")
 
@@ -208,28 +210,3 @@ def _device_errors(where: str) -> Iterator[None]:
         yield
     except cuda.driver().Error as error:
         raise BackendError(f"{where}: the GPU failed: {error}") from error
-
-
-_messages: list[str] = []  # TensorRT's last complaint, which its calls answer only by False or None
-
-
-def _last_message() -> str:
-    return _messages[-1] if _messages else "TensorRT gives no reason"
-
-
-@cache  # TensorRT keeps a bare pointer to its first logger, which must never go away
-def _logger(runtime: str) -> Any:
-    trt = load_module(runtime)
-
-    class Logger(trt.ILogger):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # the binding does not see super()
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                _messages[:] = [msg]
-                _log.error("%s: %s", runtime, msg)
-            elif severity == trt.ILogger.WARNING:
-                _log.warning("%s: %s", runtime, msg)
-
-    return Logger()

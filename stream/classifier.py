@@ -52,8 +52,8 @@ class Classifier:
         self.bundle_id = bundle.id
         self.uncertain_below = manifest.uncertain_below
         self._manifest = manifest
-        self._face = load(bundle.path(FACE), backend, threads)
-        self._fusion = load(bundle.path(FUSION), backend, threads)
+        self._face = load(bundle, FACE, backend, threads)
+        self._fusion = load(bundle, FUSION, backend, threads)
         settings = manifest.text.settings
         self._words = WordVectors.load(bundle.path(WORDS), settings["min_n"], settings["max_n"])
         self.backend = self._fusion.name
@@ -64,6 +64,11 @@ class Classifier:
         faces = self.encode_faces(np.zeros((2, face.CROP, face.CROP), np.uint8))
         item = Features(np.zeros((300, spec.audio.dim), np.float32), faces, np.zeros((3, spec.text.dim), np.float32))
         self.classify([item], [True])
+
+    def close(self) -> None:
+        """Give back what the networks hold; the classifier cannot be used afterwards."""
+        self._face.close()
+        self._fusion.close()
 
     def encode_faces(self, crops: np.ndarray) -> np.ndarray:
         """Vectors of (n, 48, 48) uint8 crops: (n, dim) float32."""

@@ -70,11 +70,12 @@ def _bundles() -> list[Finding]:
 
 
 def _backends() -> list[Finding]:
-    import onnxruntime
+    from engines.load import available
 
-    return [
-        Finding("backends", "onnxruntime", True, "cpu; providers: " + ", ".join(onnxruntime.get_available_providers()))
-    ]
+    found = []
+    for name, lacking in available().items():
+        found.append(Finding("backends", name, None if lacking else True, lacking or "can run here"))
+    return found
 
 
 def _microphones() -> list[Finding]:

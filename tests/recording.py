@@ -126,6 +126,10 @@ def driver_module(gpu: Gpu) -> Any:
             gpu.calls.append("pop")
             gpu.contexts.pop()
 
+        def detach(self) -> None:
+            if self in gpu.contexts:
+                raise Misuse("a context is detached that is still pushed")
+
         @staticmethod
         def get_current() -> Context | None:
             return gpu.contexts[-1] if gpu.contexts else None

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import cuda, tensorrt
-from engines.build import RUNTIMES
+from engines import cuda, runtimes
+from engines.runtimes import RUNTIMES
 from tests.recording import Gpu, Graph, Misuse, bare_module, native
 
 
@@ -27,7 +27,7 @@ def machine(graphs: dict[bytes, Graph]) -> Iterator[Gpu]:
     package.driver = gpu.driver
     modules = {"pycuda": package, "pycuda.driver": gpu.driver}
     modules |= {name: tensorrt_module(gpu, name) for name in RUNTIMES}
-    remembered = (cuda.driver, cuda._primary_context, tensorrt._logger)
+    remembered = (cuda.driver, cuda._primary_context, runtimes.logger)
     for cached in remembered:
         cached.cache_clear()
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""engines/bundle.py and engines/backend.py"""
+"""engines/bundle.py"""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.backend import BackendError
 from engines.bundle import FACE, FUSION, SUBSETS, WORDS, BundleError, open_bundle, write_manifest
-from engines.load import load
 
 
 @pytest.fixture
@@ -133,14 +131,3 @@ def test_write_manifest_makes_a_bundle_that_opens(bundle, copy):
     assert opened.manifest.files[WORDS].bytes == len(b"changed on purpose")
     assert opened.manifest.labels == bundle.manifest.labels
     assert not list(copy.glob("*.part"))
-
-
-def test_a_backend_that_is_unknown(bundle):
-    with pytest.raises(BackendError, match="'cuda' is unknown; choose one of: auto"):
-        load(bundle.path(FACE), "cuda")
-
-
-def test_a_graph_that_is_none(tmp_path):
-    (tmp_path / "x.onnx").write_bytes(b"not a graph")
-    with pytest.raises(BackendError, match=r"x\.onnx: ONNX Runtime cannot load"):
-        load(tmp_path / "x.onnx", "onnxruntime")

@@ -97,7 +97,7 @@ class Extractor:
     """The live cores and networks, loaded once."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._classifier = Classifier(bundle)
+        self._classifier = Classifier(bundle, "onnxruntime")
         self._detector = make_detector(Video())
         self._fps = bundle.manifest.video.settings["fps"]
 

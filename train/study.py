@@ -44,7 +44,7 @@ def label_paired(
     comments = [item for item in of(goemotions.load(data / "goemotions"), "val") if tokens(str(item.content))]
     comments = some(comments, most)
     hashes = {name: bundle.manifest.files[name].sha256 for name in (FACE, WORDS)}
-    classifier = Classifier(bundle)
+    classifier = Classifier(bundle, "onnxruntime")
 
     def make_faces() -> dict[str, np.ndarray]:
         crops, rng, step_done = face.decode(stills), np.random.default_rng(0), stage("face vectors")

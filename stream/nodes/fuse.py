@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
+
 from engines.bundle import open_bundle
 from stream.bus import EmotionPublisher
 from stream.classifier import Classifier
 from stream.nodes.fusion import FusionCore
-from stream.nodes.shell import Shell, ipc_of
+from stream.nodes.shell import Shell, Stopped, ipc_of
 
 _IDLE_MS = 100
+_TICK_S = 0.05
 _GIVE_UP_S = 1.8  # later than the speech node's, whose last words it still takes
 _STEP_NS = 20_000_000  # messages that wait are taken first, but jobs wait for them no longer than this
 _WAITING_MS = 5  # while jobs wait for a late modality
@@ -19,8 +22,7 @@ def main(shell: Shell) -> None:
     spec = shell.spec
     config = spec.config
     public = EmotionPublisher(shell.context, config.bus.emotion)
-    classifier = Classifier(open_bundle(config.fusion.bundle), config.fusion.backend, config.fusion.threads)
-    classifier.warm_up()
+    classifier = _load(shell)
     core = FusionCore(dict(spec.streams), classifier, config, shell.clock, spec.realtime)
     shell.counters = lambda: dict(core.counters)
     inbox = shell.open_inbox({node: _topics(node) for node in spec.inputs})
@@ -52,7 +54,27 @@ def main(shell: Shell) -> None:
         for emotion in core.step(flush=True):
             public.send(emotion)
     finally:
+        classifier.close()
         public.close()
+
+
+def _load(shell: Shell) -> Classifier:
+    """In a thread, since an engine that must be built first takes longer than a node may be silent. Raises Stopped."""
+    config = shell.spec.config.fusion
+
+    def load() -> Classifier:
+        classifier = Classifier(open_bundle(config.bundle), config.backend, config.threads)
+        classifier.warm_up()
+        return classifier
+
+    pool = ThreadPoolExecutor(1, "load")
+    loading = pool.submit(load)
+    pool.shutdown(wait=False)  # nothing else is to be done there; a node that is told to stop does not wait for it
+    while not wait([loading], _TICK_S).done:
+        shell.tick()
+        if shell.stopping:
+            raise Stopped
+    return loading.result()
 
 
 def _topics(node: str) -> list[str]:

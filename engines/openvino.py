@@ -1,0 +1,73 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines import signature
+from engines.backend import BackendError
+
+# At its import OpenVINO reports to Google Analytics, and keeps an identifier in the user's home, unless this package
+# of its own cannot be imported. Nothing that runs here may do so.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+import openvino  # noqa: E402
+
+_CONFIG = {
+    "PERFORMANCE_HINT": "LATENCY",
+    "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 on a CPU that has it, with other results
+    "ENABLE_CPU_PINNING": False,  # threads of several processes would be pinned to the same cores
+}
+
+
+class OpenVino:
+    """One ONNX graph on OpenVINO; used by one thread at a time.
+
+    For each shape that it has not met lately it prepares anew, which takes longer than many a run, and it keeps what it
+    prepared: lengths that vary cost some hundred MB.
+    Raises BackendError if the graph cannot be loaded.
+    """
+
+    name = "openvino/cpu"
+
+    def __init__(self, path: Path | str, threads: int = 1) -> None:
+        core = openvino.Core()
+        try:
+            model = core.read_model(str(path))
+            self._request: Any = core.compile_model(
+                model, "CPU", {**_CONFIG, "INFERENCE_NUM_THREADS": threads}
+            ).create_infer_request()
+        except RuntimeError as error:
+            raise BackendError(f"{path}: OpenVINO cannot load this graph ({_last_line(error)})") from error
+        self._outputs = [output.get_any_name() for output in model.outputs]
+        self._signature = {
+            entry.get_any_name(): (
+                entry.element_type.to_dtype(),
+                tuple(size.get_length() if size.is_static else None for size in entry.partial_shape),
+            )
+            for entry in model.inputs
+        }
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See ``Backend.run``."""
+        if self._request is None:
+            raise BackendError(f"{self.name} is closed; load the graph again")
+        signature.check(inputs, self._signature)
+        try:
+            values = self._request.infer(inputs)  # copies what goes in and what comes out
+        except RuntimeError as error:
+            raise BackendError(f"{self.name} failed: {_last_line(error)}") from error
+        return {name: values[name] for name in self._outputs}
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        self._request = None
+
+
+def _last_line(error: RuntimeError) -> str:
+    """What went wrong; the lines before it are places in OpenVINO's source."""
+    return str(error).strip().splitlines()[-1]

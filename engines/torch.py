@@ -1,0 +1,255 @@
+"""PyTorch: runs an ONNX graph operator by operator, for comparison with what other backends make of it.
+
+onnx2torch (1.5) would do this, but it has neither GRU nor GatherElements and needs torchvision. So this is an
+interpreter of the operators that the graphs of a bundle have, after their definitions in
+https://onnx.ai/onnx/operators/ for opset 17, and of nothing else: an unknown operator or attribute is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from engines import signature
+from engines.backend import BackendError
+
+_OPSET = 17
+_TYPES: dict[int, torch.dtype] = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.UINT8: torch.uint8,
+    onnx.TensorProto.INT64: torch.int64,
+    onnx.TensorProto.BOOL: torch.bool,
+}
+
+
+class Torch:
+    """One ONNX graph in eager PyTorch, on the GPU if torch has one. ``threads`` counts for all of torch's work in
+    this process. Raises BackendError if the graph has something that this file does not know.
+    """
+
+    def __init__(self, path: Path | str, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.name = f"torch/{self._device.type}"
+        try:
+            graph = onnx.load(str(path))
+        except Exception as error:  # protobuf's exceptions are of its several implementations
+            raise BackendError(f"{path}: cannot be read as an ONNX graph ({error})") from error
+        opsets = {entry.domain: entry.version for entry in graph.opset_import}
+        if opsets != {"": _OPSET}:
+            raise BackendError(f"{path}: operators are of {opsets}; the torch backend knows those of opset {_OPSET}")
+        self._constants, self._steps = _steps(graph.graph, self._device)
+        self._outputs = [output.name for output in graph.graph.output]
+        self._signature = {
+            entry.name: (
+                helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type),
+                tuple(
+                    size.dim_value if size.HasField("dim_value") else None for size in entry.type.tensor_type.shape.dim
+                ),
+            )
+            for entry in graph.graph.input
+        }
+
+    @torch.inference_mode()
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See ``Backend.run``."""
+        if not self._steps:
+            raise BackendError(f"{self.name} is closed; load the graph again")
+        signature.check(inputs, self._signature)
+        values: dict[str, Any] = {"": None, **self._constants}
+        # on a GPU without TF32, whose 10 bits of mantissa would move results by more than 1e-4
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            for name, array in inputs.items():
+                values[name] = torch.tensor(array, device=self._device)
+            for step in self._steps:
+                arguments = [values[name] for name in step.inputs]
+                if step.together and len({x.device for x in arguments if x is not None}) > 1:
+                    arguments = [x if x is None else x.to(self._device) for x in arguments]
+                try:
+                    values[step.output] = step.function(*arguments, **step.attributes)
+                except (RuntimeError, TypeError, ValueError, IndexError) as error:  # torch raises all of these
+                    raise BackendError(f"{self.name}: {step.what} failed: {error}") from error
+                for name in step.last_used:
+                    del values[name]
+            return {name: values[name].cpu().numpy() for name in self._outputs}
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        self._constants, self._steps = {}, []
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operator. ``together``: its inputs must lie on one device; else all but the first are sizes or indices.
+    ``last_used``: values that no later step needs."""
+
+    what: str
+    function: Callable[..., Tensor]
+    attributes: dict[str, Any]
+    inputs: list[str]
+    output: str
+    together: bool
+    last_used: list[str]
+
+
+def _steps(graph: onnx.GraphProto, device: torch.device) -> tuple[dict[str, Tensor], list[_Step]]:
+    """The graph's constants, and its operators in their order. Weights lie on the device; sizes, which are integers, on
+    the CPU, where reading them stops no GPU."""
+    constants = {entry.name: _tensor(entry, device) for entry in graph.initializer}
+    last_use = {name: index for index, node in enumerate(graph.node) for name in node.input}
+    outputs = {entry.name for entry in graph.output}
+    steps = []
+    for index, node in enumerate(graph.node):
+        what = f"{node.op_type} {node.name}"
+        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        for name, value in attributes.items():
+            if isinstance(value, onnx.TensorProto):
+                attributes[name] = _tensor(value, device)
+        if node.op_type == "Constant" and attributes.keys() == {"value"}:
+            constants[node.output[0]] = attributes["value"]
+            continue
+        if node.op_type not in _OPERATORS or node.domain:
+            raise BackendError(f"{what}: the torch backend has no operator {node.domain}{node.op_type}; use another")
+        function = _OPERATORS[node.op_type]
+        unknown = attributes.keys() - inspect.signature(function).parameters.keys()
+        if unknown or any(name in last_use or name in outputs for name in node.output[1:]):
+            which = ", ".join(sorted(unknown)) or "a second output"
+            raise BackendError(f"{what}: the torch backend does not know {which} of this operator; use another")
+        inputs = list(node.input)
+        if node.op_type == "GRU":
+            for at, name in enumerate(inputs[1:4], start=1):
+                if name not in constants:
+                    raise BackendError(f"{what}: the torch backend wants constant weights; use another")
+                inputs[at] = f"{name}, in torch's order"
+                constants[inputs[at]] = _gates_in_torch_order(constants[name])
+        freed = {name for name in inputs if last_use.get(name) == index} - constants.keys() - outputs - {""}
+        together = device.type != "cpu" and node.op_type not in _SIZED
+        steps.append(_Step(what, function, attributes, inputs, node.output[0], together, sorted(freed)))
+    used = outputs.union(*(step.inputs for step in steps))
+    return {name: value for name, value in constants.items() if name in used}, steps
+
+
+def _tensor(value: onnx.TensorProto, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(numpy_helper.to_array(value).copy())
+    return tensor.to(device) if tensor.is_floating_point() else tensor
+
+
+def _gates_in_torch_order(weights: Tensor) -> Tensor:
+    """(1, n · 3 · units, …), gates in ONNX's order (update, reset, new) → (n · 3 · units, …): reset, update, new. A
+    bias has n = 2 such parts, input and recurrence."""
+    parts = weights[0].chunk(6 if weights.ndim == 2 else 3)
+    return torch.cat([gates[i] for gates in (parts[at : at + 3] for at in range(0, len(parts), 3)) for i in (1, 0, 2)])
+
+
+# Operators: inputs as arguments, attributes by their ONNX names. Where an attribute is not named here, the graph may
+# not set it.
+
+
+def _conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
+    kernel_shape: Sequence[int], pads: Sequence[int], strides: Sequence[int], dilations: Sequence[int], group: int,
+) -> Tensor:  # fmt: skip
+    axes = len(kernel_shape)
+    if pads[:axes] != pads[axes:]:
+        raise ValueError(f"padding that differs at the two ends is not known: {pads}")
+    convolve = {1: F.conv1d, 2: F.conv2d}[axes]
+    return convolve(x, weight, bias, strides, pads[:axes], dilations, group)
+
+
+def _gather(x: Tensor, index: Tensor, axis: int = 0) -> Tensor:
+    flat = (index.reshape(-1) % x.shape[axis]).to(x.device)  # a negative index counts from the end
+    return x.index_select(axis, flat).reshape(x.shape[:axis] + index.shape + x.shape[axis + 1 :])
+
+
+def _gemm(x: Tensor, y: Tensor, bias: Tensor, alpha: float = 1.0, beta: float = 1.0, transB: int = 0) -> Tensor:
+    return torch.addmm(bias, x, y.T if transB else y, beta=beta, alpha=alpha)
+
+
+def _gru(
+    x: Tensor, weight: Tensor, recurrence: Tensor, bias: Tensor, lengths: None = None, start: Tensor | None = None, *,
+    hidden_size: int, linear_before_reset: int = 0,
+) -> Tensor:  # fmt: skip
+    """(T, B, D) → (T, 1, B, units). Weights are in torch's order."""
+    if lengths is not None or not linear_before_reset:
+        raise ValueError("only a GRU without lengths and with linear_before_reset, as torch's own is, is known")
+    if start is None:
+        start = x.new_zeros(1, x.shape[1], hidden_size)
+    biases = bias.chunk(2)
+    return torch.gru(x, start, (weight, recurrence, *biases), True, 1, 0.0, False, False, False)[0][:, None]
+
+
+def _reshape(x: Tensor, shape: Tensor, allowzero: int = 0) -> Tensor:
+    sizes = shape.tolist()
+    return x.reshape(sizes if allowzero else [size or x.shape[at] for at, size in enumerate(sizes)])
+
+
+def _slice(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None) -> Tensor:
+    slices = [slice(None)] * x.ndim
+    which = range(len(starts)) if axes is None else axes.tolist()
+    strides = [1] * len(starts) if steps is None else steps.tolist()
+    for axis, start, end, stride in zip(which, starts.tolist(), ends.tolist(), strides, strict=True):
+        slices[axis] = slice(start, end, stride)
+    return x[tuple(slices)]
+
+
+def _unsqueeze(x: Tensor, axes: Tensor) -> Tensor:
+    rank = x.ndim + len(axes)
+    for axis in sorted(axis % rank for axis in axes.tolist()):
+        x = x.unsqueeze(axis)
+    return x
+
+
+_OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "Add": lambda x, y: x + y,
+    "And": lambda x, y: x & y,
+    "Cast": lambda x, to: x.to(_TYPES[to]),
+    "Clip": lambda x, low=None, high=None: x.clamp(low, high),
+    "Concat": lambda *parts, axis: torch.cat(parts, axis),
+    "ConstantOfShape": lambda shape, value: torch.full(shape.tolist(), value.item(), dtype=value.dtype),
+    "Conv": _conv,
+    "Div": lambda x, y: torch.div(x, y, rounding_mode=None if x.is_floating_point() else "trunc"),
+    "Equal": lambda x, y: x == y,
+    "Expand": lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, shape.tolist())),
+    "Flatten": lambda x, axis=1: x.reshape(math.prod(x.shape[:axis]), -1),
+    "Gather": _gather,
+    "GatherElements": lambda x, index, axis=0: x.gather(axis, index),
+    "Gemm": _gemm,
+    "Greater": lambda x, y: x > y,
+    "GRU": _gru,
+    "Identity": lambda x: x,
+    "LayerNormalization": lambda x, scale, bias=None, axis=-1, epsilon=1e-5: F.layer_norm(
+        x, x.shape[axis:], scale, bias, epsilon
+    ),
+    "Less": lambda x, y: x < y,
+    "MatMul": lambda x, y: x @ y,
+    "Mod": lambda x, y: x % y,
+    "Mul": lambda x, y: x * y,
+    "Pow": lambda x, y: x**y,
+    "Range": lambda *ends: torch.arange(*(end.item() for end in ends), dtype=ends[0].dtype),
+    "ReduceMean": lambda x, axes, keepdims=1: x.mean(axes, bool(keepdims)),
+    "ReduceSum": lambda x, axes, keepdims=1: x.sum(axes.tolist(), bool(keepdims)),
+    "Relu": lambda x: x.relu(),
+    "Reshape": _reshape,
+    "Shape": lambda x: torch.tensor(x.shape),
+    "Slice": _slice,
+    "Softmax": lambda x, axis=-1: x.softmax(axis),
+    "Sqrt": lambda x: x.sqrt(),
+    "Squeeze": lambda x, axes: x.squeeze(axes.tolist()),
+    "Sub": lambda x, y: x - y,
+    "Transpose": lambda x, perm: x.permute(perm),
+    "Unsqueeze": _unsqueeze,
+    "Where": lambda keep, x, y: torch.where(keep, x, y),
+}
+# their inputs after the first are sizes or indices, which are read on the CPU
+_SIZED = {"ConstantOfShape", "Expand", "Gather", "Range", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
