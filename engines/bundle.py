@@ -2,6 +2,7 @@
 
 manifest.json     labels, feature settings, window sizes, calibration, training data, licences, metrics, hashes
 fusion.onnx       features of each modality, with lengths → logits
+fusion-cpu.onnx   the same in the form that is fastest on a CPU (optional)
 face.onnx         face crop → vector
 words.safetensors word and character-n-gram vectors
 """
@@ -19,6 +20,7 @@ import msgspec
 BUNDLES = Path(__file__).parent / "bundles"
 FORMAT = "emostream-bundle/2"
 FUSION, FACE, WORDS = "fusion.onnx", "face.onnx", "words.safetensors"
+FUSION_CPU = "fusion-cpu.onnx"
 MODALITIES = ("audio", "video", "text")
 SUBSETS = tuple("+".join(some) for n in (1, 2, 3) for some in itertools.combinations(MODALITIES, n))
 
@@ -138,7 +140,9 @@ def open_bundle(name: str | Path) -> Bundle:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Hash the bundle's files into ``manifest.files`` and write ``manifest.json``, whole or not at all."""
     manifest.files = {
-        name: File(sha256(folder / name), (folder / name).stat().st_size) for name in (FUSION, FACE, WORDS)
+        name: File(sha256(folder / name), (folder / name).stat().st_size)
+        for name in (FUSION, FUSION_CPU, FACE, WORDS)
+        if name != FUSION_CPU or (folder / name).exists()
     }
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     part = folder / "manifest.json.part"

@@ -55,10 +55,18 @@ def rewrite(model: onnx.ModelProto, form: str) -> onnx.ModelProto:
     result.CopyFrom(model)
     nodes = [node for node in model.graph.node if not replaced & set(node.output)] + new.nodes
     del result.graph.node[:]
-    result.graph.node.extend(_ordered(nodes, [output.name for output in model.graph.output]))
+    result.graph.node.extend(nodes)
     result.graph.initializer.extend(new.initializers)
-    del result.graph.value_info[:]
-    return _folded(result)
+    return folded(without_unused(result))
+
+
+def without_unused(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without nodes that its outputs do not need, in an order in which it can run; changed in place."""
+    nodes = _ordered(list(model.graph.node), [output.name for output in model.graph.output])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    del model.graph.value_info[:]
+    return model
 
 
 # --- reading: the pairs of GRUs --------------------------------------------------------------------------------------
@@ -298,7 +306,7 @@ def _ordered(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodeP
     return [nodes[i] for i in TopologicalSorter(reads).static_order()]
 
 
-def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+def folded(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model after ONNX Runtime's basic optimisation, which computes constants and keeps to ONNX's operators."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

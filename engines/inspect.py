@@ -123,7 +123,7 @@ def _shapes(profile: Profile, index: int) -> dict[str, tuple[int, ...]]:
 
 def _flops(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> int:
     nodes = [node for node in model.graph.node if node.op_type in _COUNTED]
-    found = _run(model, shapes, [name for node in nodes for name in (*node.input[:3], node.output[0]) if name])
+    found = array_shapes(model, shapes, [name for node in nodes for name in (*node.input[:3], node.output[0]) if name])
     total = 0
     for node in nodes:
         first, second, made = (found[name] for name in (node.input[0], node.input[1], node.output[0]))
@@ -149,11 +149,13 @@ def _steps(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> int:
             read.append(node.input[0])
         elif node.op_type == "Scan":
             read.append(node.input[-1])  # scanned along axis 0
-    found = _run(model, shapes, read)
+    found = array_shapes(model, shapes, read)
     return sum(found[name][0] for name in read)
 
 
-def _run(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], names: list[str]) -> dict[str, tuple[int, ...]]:
+def array_shapes(
+    model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], names: list[str]
+) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays named in a run on full-length inputs of ``shapes``."""
     found: dict[str, tuple[int, ...]] = {entry.name: tuple(entry.dims) for entry in model.graph.initializer}
     wanted = sorted(set(names) - set(found) - set(shapes))

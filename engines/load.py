@@ -7,7 +7,7 @@ import logging
 from functools import cache
 
 from engines.backend import BACKENDS, Backend, BackendError
-from engines.bundle import Bundle
+from engines.bundle import FUSION, FUSION_CPU, Bundle
 
 _log = logging.getLogger(__name__)
 _TENSORRT = ("tensorrt", "tensorrt_rtx")  # in the order of preference
@@ -98,4 +98,6 @@ def _load(bundle: Bundle, graph: str, backend: str, threads: int) -> Backend:
         return Torch(path, threads)
     from engines.onnx import OnnxRuntime
 
+    if graph == FUSION and FUSION_CPU in bundle.manifest.files:
+        path = bundle.path(FUSION_CPU)
     return OnnxRuntime(path, threads)

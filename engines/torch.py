@@ -237,6 +237,7 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Mul": lambda x, y: x * y,
     "Pow": lambda x, y: x**y,
     "Range": lambda *ends: torch.arange(*(end.item() for end in ends), dtype=ends[0].dtype),
+    "Reciprocal": lambda x: x.reciprocal(),
     "ReduceMean": lambda x, axes, keepdims=1: x.mean(axes, bool(keepdims)),
     "ReduceSum": lambda x, axes, keepdims=1: x.sum(axes.tolist(), bool(keepdims)),
     "Relu": lambda x: x.relu(),

@@ -82,7 +82,7 @@ def test_attention_matches_torchs_own():
     target, source, length = torch.randn(2, 5, 12), torch.randn(2, 7, 12), torch.tensor([7, 3])
     masked = torch.arange(7)[None] >= length[:, None]
     want = ours.norm(target + theirs(target, source, source, key_padding_mask=masked)[0])
-    assert torch.allclose(ours(target, source, length), want, atol=1e-5)
+    assert torch.allclose(ours(target, source, (~masked).float()), want, atol=1e-5)
 
 
 def test_two_grus_with_reversal_match_a_bidirectional_one_on_unpadded_input():

@@ -192,10 +192,9 @@ def reverse(x: Tensor, length: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
-def time_mean(x: Tensor, length: Tensor) -> Tensor:
-    """Mean over the valid rows; zeros for length 0. (B, T, W), (B,) → (B, W)."""
-    keep = valid(length, x.shape[1])[..., None].to(x.dtype)  # (B, T, 1)
-    return (x * keep).sum(1) / length.clamp(min=1)[:, None].to(x.dtype)
+def time_mean(x: Tensor, keep: Tensor) -> Tensor:
+    """Mean over the valid rows; zeros where there are none. (B, T, W), (B, T) 0 or 1 → (B, W)."""
+    return (x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
 
 
 class Encoder(nn.Module):
@@ -220,9 +219,9 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, D), (B,) → states (B, T', W) and their lengths (B,); T' = ceil(T / stride)."""
+        """(B, T, D), (B,) → states (B, T', W), and 1 where they are valid, else 0 (B, T'); T' = ceil(T / stride)."""
         zero = torch.zeros((), dtype=x.dtype, device=x.device)
-        x = torch.where(valid(length, x.shape[1])[..., None], (x - self.mean) / self.std, zero)  # (B, T, D)
+        x = torch.where(valid(length, x.shape[1])[..., None], (x - self.mean) * (1 / self.std), zero)  # (B, T, D)
         x = self.dropout(x)
         if self.conv is not None:  # it pads its edges with zeros too, so every clip ends the same way
             x = F.relu(self.conv(x.transpose(1, 2))).transpose(1, 2)  # (B, T', W)
@@ -231,7 +230,7 @@ class Encoder(nn.Module):
         ahead, _ = self.ahead(x, start)  # (B, T', W/2)
         back, _ = self.back(reverse(x, length), start)  # (B, T', W/2)
         x = torch.cat([ahead, reverse(back, length)], dim=2)  # (B, T', W)
-        return self.dropout(x), length
+        return self.dropout(x), valid(length, x.shape[1]).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -250,12 +249,12 @@ class Attention(nn.Module):
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, T, W) → (B, H, T, W/H)
 
-    def forward(self, target: Tensor, source: Tensor, source_length: Tensor) -> Tensor:
-        """Rows of ``target`` (B, Tq, W) ask, valid rows of ``source`` (B, Ts, W) answer → (B, Tq, W)."""
+    def forward(self, target: Tensor, source: Tensor, source_keep: Tensor) -> Tensor:
+        """Rows of ``target`` (B, Tq, W) ask, rows of ``source`` (B, Ts, W) answer where ``source_keep`` (B, Ts) is 1,
+        not 0 → (B, Tq, W)."""
         q, k, v = self.split(self.query(target)), self.split(self.key(source)), self.split(self.value(source))
         score = q @ k.transpose(2, 3) * (q.shape[3] ** -0.5)  # (B, H, Tq, Ts)
-        keep = valid(source_length, source.shape[1])[:, None, None]  # (B, 1, 1, Ts)
-        weight = torch.where(keep, score, torch.full((), _MASKED, dtype=score.dtype, device=score.device)).softmax(3)
+        weight = (score + (source_keep - 1)[:, None, None] * -_MASKED).softmax(3)
         answer = (self.dropout(weight) @ v).transpose(1, 2).flatten(2)  # (B, H, Tq, W/H) → (B, Tq, W)
         return self.norm(target + self.out(answer))
 
@@ -317,25 +316,26 @@ class Fusion(nn.Module):
         given = {"audio": (audio, audio_len), "video": (video, video_len), "text": (text, text_len)}
         like = next(x for x, _ in given.values() if x is not None)
         states: dict[str, Tensor] = {}
-        length: dict[str, Tensor] = {}
+        here: dict[str, Tensor] = {}  # (B,) each
+        keep: dict[str, Tensor] = {}
         for m, encoder in self.encoders.items():
             x, n = given[m]
             if x is None:
                 x = torch.zeros(like.shape[0], 1, self.dims[m], dtype=like.dtype, device=like.device)
                 n = torch.zeros(like.shape[0], dtype=torch.int64, device=like.device)
-            states[m], length[m] = encoder(x, n)
-        here = {m: n > 0 for m, n in length.items()}  # (B,) each
+            states[m], keep[m] = encoder(x, n)
+            here[m] = n > 0
 
         vectors, present = [], []
         for (target, source), attend in zip(self.pairs, self.attentions, strict=True):
-            vectors.append(time_mean(attend(states[target], states[source], length[source]), length[target]))  # (B, W)
+            vectors.append(time_mean(attend(states[target], states[source], keep[source]), keep[target]))  # (B, W)
             present.append(here[target] & here[source])
         if self.attention in ("cross", "none"):
             # no attention: the mean of the states stands for a modality; with cross-attention only where a modality
             # is alone and so has nothing to attend to
             others = torch.stack([h.to(torch.int64) for h in here.values()], dim=1).sum(1)  # (B,)
             for m in self.encoders:
-                vectors.append(time_mean(states[m], length[m]))  # (B, W)
+                vectors.append(time_mean(states[m], keep[m]))  # (B, W)
                 present.append(here[m] & (others == 1) if self.attention == "cross" else here[m])
         stacked, mask = torch.stack(vectors, dim=1), torch.stack(present, dim=1)  # (B, N, W), (B, N)
         pooled = statistics(stacked, mask) if self.pooling else (stacked * mask[..., None]).flatten(1)  # (B, 2W or NW)

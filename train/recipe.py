@@ -12,7 +12,18 @@ import numpy as np
 import onnx
 import torch
 
-from engines.bundle import FACE, FORMAT, FUSION, WORDS, Corpus, Manifest, Modality, open_bundle, write_manifest
+from engines.bundle import (
+    FACE,
+    FORMAT,
+    FUSION,
+    FUSION_CPU,
+    WORDS,
+    Corpus,
+    Manifest,
+    Modality,
+    open_bundle,
+    write_manifest,
+)
 from stream.features import face as live_face
 from stream.features import mfcc
 from stream.features.words import WordVectors
@@ -301,6 +312,7 @@ def make_bundle(
 
     out.mkdir(parents=True, exist_ok=True)
     worst = {FUSION: export.export_fusion(model, out / FUSION), FACE: export.export_face(net, out / FACE)}
+    worst[FUSION_CPU] = export.export_fusion_cpu(model, out / FUSION, out / FUSION_CPU)
     table.save(out / WORDS)
     manifest = Manifest(
         format=FORMAT,
