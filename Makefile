@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint gpu-check lock demo bundle clean
+.PHONY: run test lint bench gpu-check lock demo bundle clean
 
 run: $(VENV)/.ready-to-run
 	$(BIN)/stream-run --config config.toml
@@ -31,6 +31,10 @@ $(VENV)/.ready-to-run: $(BIN)/python requirements.lock pyproject.toml
 $(VENV)/.ready-to-test: $(VENV)/.ready-to-run requirements-dev.lock
 	$(BIN)/python -m pip install --quiet -r requirements-dev.lock
 	@touch $@
+
+# Every benchmark, briefly, into docs/benchmarks.md; long runs: .venv/bin/python -m benchmarks.report --full
+bench: $(VENV)/.ready-to-test
+	$(BIN)/python -m benchmarks.report
 
 # For a machine with a GPU and the CUDA toolkit; elsewhere it says what is missing and exits 3
 gpu-check: $(VENV)/.ready-to-run

@@ -336,7 +336,7 @@ def test_shipped_bundle_is_whole_and_better_than_chance_in_each_modality():
     bundle = open_bundle("ekman7")
     manifest = bundle.manifest
     assert manifest.labels == list(LABELS)
-    assert sum(file.bytes for file in manifest.files.values()) < 12_000_000
+    assert sum(file.bytes for file in manifest.files.values()) < 14_000_000
     parameters = manifest.training["parameters"]
     assert parameters["face"] < 1_500_000 and parameters["fusion"] < 1_000_000
     assert 1 / 7 < manifest.uncertain_below < 1
