@@ -1,6 +1,6 @@
 """The networks alone, by backend: this project's against the network that the paper's authors published.
 
-    python benchmarks/engines.py [--quick]
+    python benchmarks/networks.py [--quick]
 
 Fusion on windows of 1, 3, 5, 10 and 15 s with all three modalities, and at 5 s on batches of up to 16; the face encoder
 on batches of crops. Systems: the published network in torch (eager) and exported plainly to ONNX Runtime, on arrays of
@@ -14,14 +14,11 @@ times: the first run finds the processor's caches full of the others' data ("fir
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-if __name__ == "__main__":  # Python puts this file's folder first, where this file would be the package "engines"
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
-
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -251,8 +248,6 @@ def plot(fusion: dict, path: Path) -> None:
 
 
 def main() -> int:
-    import tempfile
-
     parser = common.parser(__doc__)
     parser.add_argument("--bundle", default="ekman7", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, metavar="N", help="of each case (default: 200, quick 40)")
@@ -278,7 +273,7 @@ def main() -> int:
         "faster than": {of: ratios(fusion, of) for of in ("p50", "first")},
         "missing": {k: v for k, v in available().items() if v},
     }
-    result = common.Result("engines", settings, bias, figures, faults + more)
+    result = common.Result("networks", settings, bias, figures, faults + more)
     return common.finish(arguments.out, result, tables(fusion, faces), lambda path: plot(fusion, path))
 
 
