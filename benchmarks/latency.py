@@ -242,7 +242,7 @@ def tables(figures: Mapping[str, dict]) -> str:
     return "\n".join([*text, "", common.table(head, counts)])
 
 
-def plot(path: Path, figures: Mapping[str, dict], hangover_ms: int) -> None:
+def plot(path: Path, figures: Mapping[str, dict], hangover: str) -> None:
     """A waterfall of the mean parts of each setting: whole, and after the confirmed end."""
     import matplotlib
 
@@ -279,7 +279,7 @@ def plot(path: Path, figures: Mapping[str, dict], hangover_ms: int) -> None:
         for axes in grid[-1]:
             axes.set_xlabel("milliseconds, mean")
         figure.suptitle(
-            f"From the true end of speech to the label in a subscriber's hands (hangover {hangover_ms} ms, {Config().speech.min_hangover_ms} where it is sure)",
+            f"From the true end of speech to the label in a subscriber's hands (hangover {hangover})",
             x=0.01, ha="left", fontsize=12,
         )  # fmt: skip
         figure.savefig(path, dpi=150, metadata={"Software": None})
@@ -345,7 +345,8 @@ def _measure(given: argparse.Namespace, count: int) -> int:
     if given.quick:
         segments = sorted(segments, key=lambda segment: len(segment.samples))
     source = f"RAVDESS, {len(segments)} clips" if given.data else "demo clip"
-    hangover_ms = Config().speech.hangover_ms
+    speech = Config().speech
+    hangover = f"{speech.hangover_ms} ms, {speech.min_hangover_ms} where silence is sure"
     figures: dict[str, dict] = {}
     faults: list[str] = []
     columns = (
@@ -366,13 +367,13 @@ def _measure(given: argparse.Namespace, count: int) -> int:
         "script": f"{count} utterances of the {source} in {script.length_s:.0f} s, pauses from {PAUSE_S} s",
         "settings": ", ".join(given.settings),
         "recogniser of all": SETTINGS["all"][1],
-        "configuration": f"defaults (hangover_ms {hangover_ms}, min_hangover_ms {Config().speech.min_hangover_ms}, pause_ms {Config().speech.pause_ms}, "
+        "configuration": f"defaults (hangover {hangover}; pause_ms {speech.pause_ms}, "
         f"video.fps {Config().video.fps:g}, face detector {Config().video.detector})",
         "quick": given.quick,
     }
     measured = figures if any("total" in of for of in figures.values()) else {}
     result = common.Result("latency", settings, BIAS, measured, faults)
-    return common.finish(given.out, result, tables(figures), lambda path: plot(path, figures, hangover_ms))
+    return common.finish(given.out, result, tables(figures), lambda path: plot(path, figures, hangover))
 
 
 if __name__ == "__main__":

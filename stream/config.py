@@ -61,6 +61,7 @@ class Speech(_Section):
     min_speech_ms: Annotated[int, Field(ge=32, le=2000)] = 96
     pause_ms: Annotated[int, Field(ge=32, le=5000)] = 160
     hangover_ms: Annotated[int, Field(ge=64, le=5000)] = 400
+    min_hangover_ms: Annotated[int, Field(ge=64, le=5000)] = 192
     max_utterance_s: Annotated[float, Field(ge=1, le=15)] = 15
 
     @model_validator(mode="after")

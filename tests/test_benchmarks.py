@@ -303,7 +303,7 @@ def test_latency_of_the_real_pipeline(monkeypatch, tmp_path, capsys):
     assert code == 0, capsys.readouterr().err
     figures = json.loads((tmp_path / "latency.json").read_text())["figures"]["audio"]
     assert figures["utterances"] == figures["labels"] == figures["total"]["n"] == 2
-    assert 400 <= figures["parts"]["endpoint_wait"]["mean"] <= 432  # the hangover, in whole frames of 32 ms
+    assert 192 <= figures["parts"]["endpoint_wait"]["mean"] <= 432  # the hangovers, in whole frames of 32 ms
     assert 0 < figures["confirmed end → label"]["p50"] < 5000
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
     assert "confirmed end → label" in (tmp_path / "latency.md").read_text()

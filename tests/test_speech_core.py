@@ -196,7 +196,7 @@ def test_everything_up_to_now_is_told_four_times_a_second(runs):
 
 
 def test_a_sentence_with_a_pause():
-    run = Run().push((0.0, 20), (0.9, 10), (0.0, 7), (0.9, 5), (0.0, 20))
+    run = Run().push((0.0, 20), (0.9, 10), (0.1, 7), (0.9, 5), (0.0, 20))
     assert run.kinds() == ["started", "paused", "paused", "ended"]
     started, paused, again, ended = run.of("started", "paused", "ended")
     assert _block(started.start_ns) == _block(ended.start_ns) == 20
@@ -212,7 +212,7 @@ def test_a_sentence_with_a_pause():
 
 
 def test_what_was_said_before_a_pause_stays_when_speech_goes_on():
-    run = Run().push((0.9, 10), (0.0, 6), (0.9, 20))
+    run = Run().push((0.9, 10), (0.1, 6), (0.9, 20))
     later = [event for event in run.of("words") if event.media_end_ns > run.of("paused")[0].media_end_ns]
     first = [str(n) for n in run.recognizer.segments[0]]
     assert len(later) >= 2
@@ -280,7 +280,7 @@ def test_a_file_has_no_capture_times():
 
 
 def test_without_a_recogniser_there_are_bounds_and_no_words():
-    run = Run(recognizer=False).push((0.0, 5), (0.9, 10), (0.0, 7), (0.9, 5), (0.0, 20)).finish()
+    run = Run(recognizer=False).push((0.0, 5), (0.9, 10), (0.1, 7), (0.9, 5), (0.0, 20)).finish()
     assert run.kinds() == ["started", "paused", "paused", "ended"]
     assert all(event.words == [] for event in run.events)
 

@@ -15,7 +15,9 @@ class PocketSphinxRecognizer:
     name = "pocketsphinx"
 
     def __init__(self) -> None:
-        self._decoder = Decoder(samprate=RATE_HZ, loglevel="FATAL")
+        # Without the second pass over the whole segment, which would come when the words are awaited: 99 ms at the end
+        # of a RAVDESS sentence instead of 5, for a word error rate of .242 instead of .253 (60 clips).
+        self._decoder = Decoder(samprate=RATE_HZ, loglevel="FATAL", fwdflat=False)
         self._open = False
         self.reset()
 
