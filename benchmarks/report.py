@@ -1,0 +1,152 @@
+"""All benchmarks in one go, and the page that shows them.
+
+    python -m benchmarks.report [--full] [--only NAME …]
+
+Runs each benchmark as its user would, one after the other, and writes docs/benchmarks.md with their tables and
+pictures, a line of key figures to docs/benchmarks-history.json, and README's table between its two marks. A benchmark
+that has faults is shown with them; its key figures are left out. ``--full`` takes hours, of which soak.py takes one.
+endpoint.py needs recordings (EMOSTREAM_DATA) and is left out without them; the others play the demo clip's sentences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+NAMES = ("latency", "endpoint", "networks", "throughput", "startup", "soak")
+DATA, _NEED_DATA = "EMOSTREAM_DATA", ("endpoint",)
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+_HISTORY = "benchmarks-history.json"
+
+Figures = Mapping[str, dict]
+KEYS: dict[str, tuple[str, str, Callable[[dict], object]]] = {
+    # key figure: (benchmark, command, where it is in the benchmark's figures)
+    "true end of speech → label, all modalities, p50 ms": (
+        "latency", "benchmarks/latency.py", lambda f: f["all"]["total"]["p50"]),
+    "confirmed end → label, all modalities, p50 ms": (
+        "latency", "benchmarks/latency.py", lambda f: f["all"]["confirmed end → label"]["p50"]),
+    "confirmed end → label, all modalities, p99 ms": (
+        "latency", "benchmarks/latency.py", lambda f: f["all"]["confirmed end → label"]["p99"]),
+    "fusion, 5 s, times faster than the published network in torch": (
+        "networks", "benchmarks/networks.py", lambda f: f["faster than"]["p50"]["published, torch eager"]),
+    "fusion, 5 s, times faster than the published network in ONNX Runtime": (
+        "networks", "benchmarks/networks.py", lambda f: f["faster than"]["p50"]["published, onnxruntime"]),
+    "command → all nodes ready, warm, p50 ms": (
+        "startup", "benchmarks/startup.py", lambda f: f["warm"]["all nodes ready"]["p50"]),
+}  # fmt: skip
+
+
+def key_figures(results: Mapping[str, dict]) -> dict[str, object]:
+    """What is kept of a run: figures of benchmarks that ran without faults."""
+    found = {}
+    for key, (name, _, where) in KEYS.items():
+        if name in results and not results[name]["faults"]:
+            found[key] = where(results[name]["figures"])
+    return found
+
+
+def page(folder: Path, results: Mapping[str, dict], history: Sequence[dict]) -> str:
+    """docs/benchmarks.md, from the Markdown of each benchmark in ``folder``."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench` (quick) or `python -m benchmarks.report --full`; each part by the command that it "
+        "names. Absolute times are this machine's, which is shared and noisy: compare within a run. What was made "
+        "faster, what was tried in vain, and which aims are not met: [performance.md](performance.md).",
+        "",
+    ]
+    for name in results:
+        text = (folder / f"{name}.md").read_text(encoding="utf-8")
+        text = text.replace(f"# {name}\n", f"## {name}\n\n`python benchmarks/{name}.py`, see its `--help`.\n", 1)
+        lines += [text.replace(f"]({name}.png)", f"](benchmarks/{name}.png)"), ""]
+    lines += [
+        "## History",
+        "",
+        "Key figures of runs without faults, newest first; quick runs are too short to quote.",
+        "",
+    ]
+    lines += ["| when | commit | processor | kind | figures |", "|---|---|---|---|---|"]
+    for entry in reversed(history):
+        shown = "; ".join(f"{key} {value}" for key, value in entry["figures"].items()) or "none"
+        kind = "quick" if entry["quick"] else "full"
+        lines.append(
+            f"| {entry['when'][:16]} | {entry['commit']} | {entry['cpu']}, {entry['cores']} cores | {kind} | {shown} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def readme_table(figures: Mapping[str, object]) -> str:
+    rows = [f"| {key} | {figures[key]} | `python {KEYS[key][1]}` |" for key in KEYS if key in figures]
+    return "\n".join([BEGIN, "| what | figure | command |", "|---|---|---|", *rows, END])
+
+
+def into_readme(text: str, figures: Mapping[str, object]) -> str:
+    """README with its table anew. Raises ValueError if it lacks the marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md has no {BEGIN} … {END}")
+    return before + readme_table(figures) + after
+
+
+def write(folder: Path, names: Sequence[str], docs: Path, readme: Path) -> None:
+    """Make the page, the history and README's table from the results in ``folder``."""
+    results = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names}
+    path = docs / _HISTORY
+    history = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    last = results[names[-1]]
+    figures = key_figures(results)
+    history.append(
+        {
+            "when": last["when"], "commit": last["versions"].get("commit", "?"), "cpu": last["machine"]["cpu"],
+            "cores": last["machine"]["cores"], "quick": any(r["settings"].get("quick") for r in results.values()),
+            "figures": figures,
+        }
+    )  # fmt: skip
+    pictures = docs / "benchmarks"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (folder / f"{name}.png").exists():
+            shutil.copyfile(folder / f"{name}.png", pictures / f"{name}.png")
+    path.write_text(json.dumps(history, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (docs / "benchmarks.md").write_text(page(folder, results, history), encoding="utf-8")
+    if not history[-1]["quick"]:  # a quick run is not to be quoted
+        readme.write_text(into_readme(readme.read_text(encoding="utf-8"), figures), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="as long as it takes; else each is a look of a minute")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build/benchmarks", metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument("--keep", action="store_true", help="run nothing: write the page from what is in DIR")
+    given = parser.parse_args(arguments)
+    worst = 0
+    names = [name for name in given.only if name not in _NEED_DATA or DATA in os.environ]
+    for name in sorted(set(given.only) - set(names)):
+        print(f"{name} is left out: set {DATA} to a folder with recordings", file=sys.stderr)
+    for name in () if given.keep else names:
+        print(f"== {name}", file=sys.stderr)
+        environment = {key: value for key, value in os.environ.items() if key != DATA or name in _NEED_DATA}
+        command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--out", str(given.out)]
+        code = subprocess.run(command if given.full else [*command, "--quick"], cwd=ROOT, env=environment).returncode
+        worst = max(worst, abs(code))
+        if code not in (0, 1):
+            print(f"error: {name} ended with exit code {code}", file=sys.stderr)
+            return 1
+    write(given.out, names, ROOT / "docs", ROOT / "README.md")
+    print(f"written: {ROOT / 'docs/benchmarks.md'}", file=sys.stderr)
+    return min(worst, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
