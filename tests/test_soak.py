@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from benchmarks import latency, soak
 from benchmarks.script import Script, Utterance
 from benchmarks.soak import HOUR_S, Series
+from stream.messages import Health
+from stream.sources.file import FileSource
 
 TIMES = np.arange(0, HOUR_S, 5.0)
 
@@ -93,3 +95,85 @@ def test_nothing_seen_is_a_fault():
         {},
         ["the pipeline never began"],
     )
+
+
+# The loop
+
+
+def test_sound_and_picture_loop_without_a_gap(tmp_path):
+    """Each packet holds 20 ms and each frame 100, or counting them would not tell the time."""
+    script, times = soak.make_loop(tmp_path, 2, 30.0)
+    length_s = times * script.length_s
+    assert times > 1 and length_s >= 30
+    for name, medium, step_ns in (("sound", "audio", 20_000_000), ("picture", "video", 100_000_000)):
+        source = FileSource(tmp_path / f"{name}.ffconcat", frozenset({medium}), 10)
+        source.open()
+        starts = np.array([item.media_ns for item in source.items()])  # type: ignore[union-attr]
+        source.close()
+        off_ns = starts - starts[0] - step_ns * np.arange(len(starts))
+        assert np.abs(off_ns).max() < (1 if medium == "audio" else step_ns)  # the first frame of each 100 ms
+        assert len(starts) * step_ns / 1e9 >= length_s - 0.1
+
+
+# Faults
+
+T0_NS = 1_700_000_000_000_000_000
+SILENT = Script(None, [], 600.0, "made up")  # type: ignore[arg-type]
+
+
+def beats(node: str, **more) -> list[Health]:
+    """A heartbeat each second of ten minutes; ``more``: counters, as rates a second."""
+    where = {"stream": "", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0, "node": node, "state": "running"}
+    return [
+        Health(
+            **where, sent_ns=T0_NS + t * 10**9, cpu_s=t / 10, counters={k: round(v * t) for k, v in more.items()}
+        )
+        for t in range(1, 601)
+    ]  # fmt: skip
+
+
+def good_watch() -> soak.Watch:
+    watch = soak.Watch(t0_ns=T0_NS)
+    rates = {"audio": {"chunks": 50}, "video": {"frames": 10}}
+    watch.beats.update({node: beats(node, **rates.get(node.partition(".")[0], {})) for node in soak.NODES})
+    watch.samples["fusion"] = [(float(t), 100.0, 30, 4) for t in range(0, 600, 5)]
+    return watch
+
+
+def judged(watch: soak.Watch, quick: bool = False) -> list[str]:
+    """Its faults, but those of labels, of which there are none."""
+    figures, faults = soak.judge(SILENT, 1, watch, 60.0, quick)
+    assert "fusion" in soak.tables(figures)
+    return [fault for fault in faults if "fewer than" not in fault]
+
+
+def test_a_good_run_has_no_faults():
+    assert judged(good_watch()) == [] == judged(good_watch(), quick=True)
+
+
+def grow(at: int):
+    def spoil(watch: soak.Watch) -> None:
+        watch.samples["fusion"] = [
+            (s[0], *(v + (i == at) * s[0] / 60 for i, v in enumerate(s[1:], 1))) for s in watch.samples["fusion"]
+        ]  # type: ignore[misc]
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told", "when_quick"),
+    [
+        (grow(1), "memory, fusion", False),
+        (grow(2), "descriptors, fusion", True),
+        (grow(3), "threads, fusion", False),
+        (lambda watch: watch.beats.update({"video.soak": beats("video.soak", frames=9.99)}), "sound − picture", False),
+        (lambda watch: watch.beats["audio.soak"].append(beats("audio.soak", late_chunks=1)[-1]), "lost: audio", True),
+        (lambda watch: watch.beats.update({"fusion": watch.beats["fusion"][:300]}), "fusion was silent", True),
+        (lambda watch: watch.beats["fusion"].append(watch.beats["fusion"][3]), "fusion was started again", True),
+    ],
+)
+def test_what_grows_drifts_is_lost_or_dies_is_a_fault(spoil, told, when_quick):
+    for quick in (False, True):
+        watch = good_watch()
+        spoil(watch)
+        assert any(told in fault for fault in judged(watch, quick)) is (when_quick or not quick)
