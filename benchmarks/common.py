@@ -261,7 +261,9 @@ class LiveRun:
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in self.process.children():
                 with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                    if name := child.environ().get("EMOSTREAM_NODE"):
+                    # the tracker of Python's multiprocessing inherits the first node's environment
+                    name = child.environ().get("EMOSTREAM_NODE")
+                    if name and not any("resource_tracker" in part for part in child.cmdline()):
                         found[child] = name
         return found
 

@@ -41,7 +41,6 @@ from stream.messages import Control, Emotion, Health
 from stream.sources import DEMO
 
 STREAM = "soak"
-_TRACKER = "resource tracker"  # of Python's multiprocessing; it inherits the first node's environment
 NODES = (f"audio.{STREAM}", f"video.{STREAM}", f"speech.{STREAM}", "fusion")
 HOUR_S = 3600.0
 _SILENT_S = 5.0  # a heartbeat is due each second
@@ -155,8 +154,7 @@ def play(folder: Path, length_s: float, every_s: float, progress: Callable[[floa
                 progress(at_s / length_s)
                 for process, name in {**live.nodes(), live.process: "supervisor"}.items():
                     with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile: then heartbeats stop too
-                        own = _TRACKER if "resource_tracker" in " ".join(process.cmdline()) else name
-                        watch.samples[own].append((at_s, *_look(process)))
+                        watch.samples[name].append((at_s, *_look(process)))
             if seen is None:
                 continue
             match seen.what:
@@ -355,9 +353,7 @@ def plot(path: Path, figures: Mapping) -> None:
         "memory": "resident memory, change since the warm-up, MiB", "descriptors": "open file descriptors",
         "threads": "threads", "latency": f"{CONFIRMED}, ms", "drift": "drift, ms", "lost": "dropped or missed, in all",
     }  # fmt: skip
-    colours = dict(
-        zip((*NODES, "supervisor", _TRACKER), ("#56B4E9", "#E69F00", "#0072B2", "#009E73", "0.2", "0.7"), strict=True)
-    )
+    colours = dict(zip((*NODES, "supervisor"), ("#56B4E9", "#E69F00", "#0072B2", "#009E73", "0.2"), strict=True))
     colours |= {CONFIRMED: "#0072B2", "sound − picture": "#E69F00", "sound − script": "#0072B2"}
     style: dict = {
         "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
