@@ -8,6 +8,9 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
+from engines.backend import BackendError
+from engines.bundle import BundleError
+
 COMMANDS = {
     "build": ("engines.build_command", "compile a bundle's graphs for TensorRT or TensorRT-RTX"),
     "inspect": ("engines.inspect_command", "show what is in a bundle's graphs, and their engines"),
@@ -38,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return args.run(args)
+    except (BackendError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from engines import cache
 from engines.backend import BackendError
 from engines.build import PRECISIONS, Options
-from engines.bundle import FACE, FUSION, BundleError, open_bundle
+from engines.bundle import FACE, FUSION, open_bundle
 from engines.profiles import of_bundle
 from engines.runtimes import RUNTIMES
 
@@ -45,22 +45,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     built: dict[Path, cache.Entry] = {}
-    try:
-        bundle = open_bundle(args.bundle)
-        device = cache.ahead_of_time(args.compute) if args.compute else _device(args.runtime)
-        for graph in (FUSION, FACE):
-            profile = of_bundle(bundle.manifest, graph, options.max_batch)
-            with Bars(console=Console(stderr=True), transient=True) as bars:
-                path = cache.engine(bundle.path(graph), profile, options, device, progress=_Shown(bars))
-            built[path] = cache.entry(path)
-        if args.json:
-            args.json.write_bytes(msgspec.json.format(msgspec.json.encode(list(built.values())), indent=2) + b"\n")
-    except (BackendError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 1
+    bundle = open_bundle(args.bundle)
+    device = cache.ahead_of_time(args.compute) if args.compute else _device(args.runtime)
+    for graph in (FUSION, FACE):
+        profile = of_bundle(bundle.manifest, graph, options.max_batch)
+        with Bars(console=Console(stderr=True), transient=True) as bars:
+            path = cache.engine(bundle.path(graph), profile, options, device, progress=_Shown(bars))
+        built[path] = cache.entry(path)
+    if args.json:
+        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(list(built.values())), indent=2) + b"\n")
     show(built, Console())
     return 0
 

@@ -21,9 +21,9 @@ import numpy as np
 from rich.console import Console
 
 from engines import cache, cuda
-from engines.backend import Backend, BackendError
+from engines.backend import Backend
 from engines.build import Options
-from engines.bundle import FACE, FUSION, Bundle, BundleError, open_bundle
+from engines.bundle import FACE, FUSION, Bundle, open_bundle
 from engines.compare import LEAST_AGREEMENT, MOST_DIFFERENCE, Case, draw
 from engines.onnx import OnnxRuntime
 from engines.profiles import of_bundle
@@ -100,19 +100,12 @@ def run(args: argparse.Namespace) -> int:
         print("What each kind of machine needs is in docs/deploy.md.", file=sys.stderr)
         return LACKING
     console = Console(stderr=True)
-    try:
-        bundle = open_bundle(args.bundle)
-        report = check(bundle, usable[0], args.runs, lambda what: console.print(what, markup=False, highlight=False))
-        text = as_markdown(report)
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "gpu-report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-        (args.out / "gpu-report.md").write_text(text, encoding="utf-8")
-    except (BackendError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 1
+    bundle = open_bundle(args.bundle)
+    report = check(bundle, usable[0], args.runs, lambda what: console.print(what, markup=False, highlight=False))
+    text = as_markdown(report)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "gpu-report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    (args.out / "gpu-report.md").write_text(text, encoding="utf-8")
     print(text)
     for fault in report.faults:
         print(f"fault: {fault}", file=sys.stderr)

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from engines import cache, forms
 from engines.backend import BackendError
-from engines.bundle import FACE, FUSION, BundleError, open_bundle
+from engines.bundle import FACE, FUSION, open_bundle
 from engines.inspect import Array, Facts, Form, cached, facts, form
 from engines.profiles import of_bundle
 from engines.runtimes import RUNTIMES, load_module
@@ -42,16 +42,9 @@ def run(args: argparse.Namespace) -> int:
     if args.max_batch < 1:
         print("error: --max-batch must be at least 1", file=sys.stderr)
         return 2
-    try:
-        found = _inspect(args.bundle, args.max_batch)
-        if args.json:
-            args.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-    except (BackendError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 1
+    found = _inspect(args.bundle, args.max_batch)
+    if args.json:
+        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     show(found, Console())
     return 0
 
