@@ -308,8 +308,9 @@ def _waterfall(axes, values: Mapping[str, float], colours: Mapping[str, str]) ->
 
 
 BIAS = [
-    "Input is a file that plays in real time in packets of 20 ms, as a microphone's blocks; the delay of a sound card, "
-    "a camera and their drivers is not in it, so a live total is longer.",
+    f"Input is a file of 16 kHz that plays in real time in packets of {Config().audio.block_ms} ms, as a microphone's "
+    "blocks; the delay of a sound card, of a change from its rate to 16 kHz, of a camera and of their drivers is not "
+    "in it, so a live total is longer.",
     "The subscriber is on the same machine.",
     "The pauses between utterances are clean (noise at -55 dB); in real noise voice activity ends later or not at all.",
     "The demo clip's voice is synthetic. Its quiet last sounds count as speech down to 2 % of its peak. Of RAVDESS, "

@@ -7,6 +7,8 @@ lies the noise of a quiet room. Where an utterance ends is known by construction
 - RAVDESS: a clip's end is that of its last 10 ms whose level is above −30 dB of its loudest 10 ms. What the clip has
   after that (half a second of it) stays. Clips with a pause of over 0.25 s inside are passed over: two labels for one
   of them would be no fault.
+
+Its packets are as long as a microphone's blocks (``audio.block_ms``), since what is read waits for its block's end.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from pathlib import Path
 import av
 import numpy as np
 
+from stream.config import Config
 from stream.sources import DEMO
 
 RATE_HZ = 16_000
-BLOCK = 320  # samples in a packet, 20 ms: as a microphone's blocks, since what is read waits for its block's end
+BLOCK = RATE_HZ * Config().audio.block_ms // 1000  # samples in a packet
 LEAD_IN_S = 0.5
 NOISE = 10 ** (-55 / 20)  # root mean square, of full scale
 TAIL_S = 0.5  # of a real recording after its end

@@ -69,6 +69,17 @@ def test_any_chunking_of_the_same_samples_gives_the_same(rate, data):
     np.testing.assert_allclose(rows, cut_rows, atol=0.05 if rate != 16_000 else 1e-3)
 
 
+@given(cuts=st.lists(st.integers(0, 16_000), max_size=40))
+def test_at_16_khz_all_messages_are_the_same_to_the_bit_however_the_sound_is_cut(cuts):
+    sound = _sound(16_000, 1.0)
+    whole, cut = _run(_chunks(sound, 16_000, [])), _run(_chunks(sound, 16_000, cuts))
+    assert [(type(m), m.media_start_ns, m.media_end_ns) for m in whole] == [
+        (type(m), m.media_start_ns, m.media_end_ns) for m in cut
+    ]
+    np.testing.assert_array_equal(_samples(whole), _samples(cut))
+    np.testing.assert_array_equal(_rows(whole)[1], _rows(cut)[1])
+
+
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("channels", [1, 2, 8])
 def test_rates_and_channels(rate, channels):

@@ -61,7 +61,11 @@ def cepstra(samples: np.ndarray) -> np.ndarray:
     if len(samples) < FRAME_SAMPLES:
         return np.zeros((0, N_MFCC), np.float32)
     window, filters, dct = _tables()
-    frames = np.lib.stride_tricks.sliding_window_view(samples, FRAME_SAMPLES)[::HOP_SAMPLES].astype(np.float32)
+    samples = np.ascontiguousarray(samples)
+    count, step = 1 + (len(samples) - FRAME_SAMPLES) // HOP_SAMPLES, samples.itemsize
+    # not by sliding_window_view: each call of it makes new interned strings, and Python's table of them grows
+    shape, strides = (count, FRAME_SAMPLES), (HOP_SAMPLES * step, step)
+    frames = np.ndarray(shape, samples.dtype, samples, strides=strides).astype(np.float32)
     frames = frames - frames.mean(axis=1, keepdims=True)  # (F, 400)
     shifted = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
     spectrum = np.fft.rfft((frames - PREEMPHASIS * shifted) * window, N_FFT)  # (F, 257)

@@ -15,7 +15,10 @@ _JUMP_NS = 60_000_000  # time stamps that are off by less are rounding or jitter
 
 
 class AudioCore:
-    """Cuts sound into ``Pcm`` messages of 512 samples and ``Mfcc`` messages.
+    """Cuts sound into ``Pcm`` messages of 512 samples, each followed by an ``Mfcc`` message of the rows it completed.
+
+    Features are computed by whole blocks, since a call costs the same for 160 samples as for 512; so they do not
+    depend on how the source cuts its sound either.
 
     ``t0_ns``: Unix time of media time 0, or None where capture time has no meaning (a file read at full speed). A gap
     in the source's time stamps ends the run of samples: features do not reach across it and the timeline shows it.
@@ -26,7 +29,7 @@ class AudioCore:
         self._mfcc = MfccExtractor()
         self._resampler: soxr.ResampleStream | None = None
         self._rate_hz = 0
-        self._block = np.zeros(0, np.int16)
+        self._held = np.zeros(0, np.int16)  # less than a block
         self._pcm_ns = self._mfcc_ns = 0  # media time of the next block and of the next MFCC row
         self._expected_ns: int | None = None
         self.gaps = 0
@@ -53,13 +56,13 @@ class AudioCore:
         return messages + self._cut(self._resampler.resample_chunk(mono) if self._resampler else mono)
 
     def flush(self) -> list[Message]:
-        """End the run of samples: what is still inside comes out; less than one block of it is lost."""
+        """End the run of samples: what is still inside comes out; of ``Pcm``, less than one block is lost."""
         messages: list[Message] = []
         if self._expected_ns is None:
             return messages
         if self._resampler is not None:
             messages += self._cut(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        messages += self._rows(self._mfcc.flush())
+        messages += self._rows(np.concatenate([self._mfcc.push(self._held), self._mfcc.flush()]))
         self._expected_ns = None
         return messages
 
@@ -68,15 +71,17 @@ class AudioCore:
         self._resampler = None
         if chunk.rate_hz != RATE_HZ:
             self._resampler = soxr.ResampleStream(chunk.rate_hz, RATE_HZ, 1, dtype="float32")
-        self._block = np.zeros(0, np.int16)
+        self._held = np.zeros(0, np.int16)
         self._pcm_ns = self._mfcc_ns = self._expected_ns = chunk.media_ns
 
     def _cut(self, mono: np.ndarray) -> list[Message]:
         """Messages that these (n,) float32 samples at 16 kHz complete."""
         samples = np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
         messages: list[Message] = []
-        self._block = np.concatenate([self._block, samples])
-        while len(self._block) >= FRAME_SAMPLES:
+        held = np.concatenate([self._held, samples])
+        whole = len(held) // FRAME_SAMPLES * FRAME_SAMPLES
+        self._held = held[whole:]
+        for block in held[:whole].reshape(-1, FRAME_SAMPLES):
             end_ns = self._pcm_ns + FRAME_SAMPLES * 1_000_000_000 // RATE_HZ
             messages.append(
                 Pcm(
@@ -84,12 +89,12 @@ class AudioCore:
                     media_start_ns=self._pcm_ns,
                     media_end_ns=end_ns,
                     captured_ns=self._captured(end_ns),
-                    samples=self._block[:FRAME_SAMPLES],
+                    samples=block,
                 )
             )
-            self._block = self._block[FRAME_SAMPLES:]
             self._pcm_ns = end_ns
-        return messages + self._rows(self._mfcc.push(samples))
+            messages += self._rows(self._mfcc.push(block))
+        return messages
 
     def _rows(self, rows: np.ndarray) -> list[Message]:
         if not len(rows):
