@@ -10,14 +10,16 @@ import numpy as np
 from stream.messages import Emotion, Health
 
 PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other")
+_KEPT = 10_000  # of latencies: a run may last for months
 
 
 @dataclass
 class Summary:
-    """Collects labels and heartbeats. Percentiles are of the utterances that had a latency."""
+    """Collects labels and heartbeats. Percentiles are of the last 10,000 utterances that had a latency."""
 
     labels: Counter[str] = field(default_factory=Counter)
-    latencies: list[tuple[float, ...]] = field(default_factory=list)
+    timed: int = 0  # utterances that had a latency
+    latencies: np.ndarray = field(default_factory=lambda: np.zeros((_KEPT, len(PARTS)), np.float32))  # a ring
     health: dict[str, Health] = field(default_factory=dict)
     _earlier: Counter[str] = field(default_factory=Counter)
 
@@ -26,7 +28,8 @@ class Summary:
             return
         self.labels[emotion.label] += 1
         if emotion.latency_ms is not None:
-            self.latencies.append(tuple(getattr(emotion.latency_ms, part) for part in PARTS))
+            self.latencies[self.timed % _KEPT] = [getattr(emotion.latency_ms, part) for part in PARTS]
+            self.timed += 1
 
     def add_health(self, health: Health) -> None:
         """Take a heartbeat. A node that was started again counts from 0: what it had counted before is kept."""
@@ -45,15 +48,15 @@ class Summary:
         out = [f"utterances: {self.utterances} labelled of {heard} heard"]
         if self.labels:
             out[0] += "  (" + ", ".join(f"{label} {n}" for label, n in self.labels.most_common()) + ")"
-        if self.latencies:
-            values = np.array(self.latencies)
+        if self.timed:
+            values = self.latencies[: self.timed]
             out.append(f"latency, ms, from the last speech sample to the label (n={len(values)}):")
             out.append(f"  {'':14}" + "".join(f"{name:>9}" for name in ("p50", "p90", "p99")))
             for i, part in enumerate(PARTS):
                 p50, p90, p99 = np.percentile(values[:, i], [50, 90, 99])
                 out.append(f"  {part:14}{p50:9.1f}{p90:9.1f}{p99:9.1f}")
             early = self._counted("labels_ready_at_end")
-            out.append(f"  labels computed at the pause already: {early} of {len(values)}")
+            out.append(f"  labels computed at the pause already: {early} of {self.timed}")
         dropped = {node: n for node, h in self.health.items() if (n := _dropped(h))}
         gaps = {node: h.gaps for node, h in self.health.items() if h.gaps}
         holes = {node: n for node, h in self.health.items() if (n := h.counters.get("capture_gaps", 0))}

@@ -76,6 +76,18 @@ def test_percentiles_of_each_part_of_the_latency():
     assert set(rows) == {"total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other"}
 
 
+def test_percentiles_are_of_the_last_ten_thousand_utterances():
+    summary = Summary()
+    held = summary.latencies.nbytes
+    for number in range(10_100):
+        summary.add(_emotion(latency_ms=_latency(9000.0 if number < 100 else 300.0)))
+    assert summary.latencies.nbytes == held
+    lines = summary.lines()
+    assert "(n=10000)" in lines[1]
+    assert lines[3].split() == ["total", "300.0", "300.0", "300.0"]
+    assert lines[10].endswith("0 of 10100")
+
+
 def test_without_latencies_there_is_no_table_of_them():
     summary = Summary()
     summary.add(_emotion(latency_ms=None))
