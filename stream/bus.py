@@ -177,6 +177,10 @@ class Inbox:
         self._sockets[endpoint] = socket
         self._poller.register(socket, zmq.POLLIN)
 
+    def wake_on(self, socket: zmq.Socket) -> None:
+        """Let ``receive`` return at once when there is something to read on a socket that is not this inbox's."""
+        self._poller.register(socket, zmq.POLLIN)
+
     def hold(self, endpoint: str, yes: bool) -> None:
         """Stop or go on reading one publisher, so that at fast pace it waits for the others."""
         if yes and endpoint not in self._held:

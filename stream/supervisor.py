@@ -27,6 +27,7 @@ _SILENT_NS = 15_000_000_000  # without a heartbeat: hangs
 _STOP_NS = 2_600_000_000  # from the word stop to killing what is left; Ctrl-C is to end within 3 s
 _BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
 _GO_DELAY_NS = 50_000_000
+_LOOK_MS = 100  # between two looks at the processes, while nothing is heard from them
 
 
 class RunError(RuntimeError):
@@ -183,13 +184,14 @@ class Supervisor:
             labels.setsockopt(zmq.RECONNECT_IVL, 50)
             labels.setsockopt(zmq.SUBSCRIBE, b"emotion.")
             labels.connect(self._config.bus.emotion)
+            inbox.wake_on(labels)
             try:
                 for name, node in self._nodes.items():
                     inbox.connect(ipc(self._run_dir, name), [f"health.{name}", f"log.{name}"])
                     self._start(node)
                 while True:
                     self._take_labels(labels)
-                    while (message := inbox.receive(20)) is not None:
+                    while (message := inbox.receive(_LOOK_MS)) is not None:
                         self._take(message)
                     self._take_labels(labels)
                     if self._stop_by_ns is not None:

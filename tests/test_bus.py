@@ -312,6 +312,21 @@ def test_a_publisher_knows_when_all_have_read_the_end(context):
     assert isinstance(inbox.receive(1000), Speech)
 
 
+def test_an_inbox_wakes_for_a_socket_that_is_not_its_own_and_leaves_it_alone(context):
+    ours, other = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    ours.bind("inproc://other")
+    other.connect("inproc://other")
+    _, inbox = _join(context)
+    inbox.wake_on(ours)
+    other.send(b"a label")
+    begun = time.monotonic()
+    assert inbox.receive(5000) is None
+    assert time.monotonic() - begun < 2
+    assert ours.recv() == b"a label"
+    for socket in (ours, other):
+        socket.close()
+
+
 def test_nothing_comes_within_the_time(context):
     _, inbox = _join(context)
     begun = time.monotonic()

@@ -146,11 +146,9 @@ def test_at_fast_pace_a_label_waits_as_long_as_it_takes():
     run = Run(realtime=False).push(*(mfcc_message(i / 10) for i in range(30)))
     run.push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good"), face_message(0.5)).at(3600).step()
     assert run.labels == []
-    assert run.core.waiting
     run.push(*(face_message(i / 10) for i in range(6, 21))).step()
     assert len(run.labels) == 1
     assert run.labels[0].latency_ms is None
-    assert not run.core.waiting
 
 
 def test_at_fast_pace_a_modality_that_ended_is_not_waited_for():
@@ -277,4 +275,12 @@ def test_flush_waits_for_nothing():
     run = late_video(Run(), 1.5).step()
     assert run.labels == []
     assert len(run.step(flush=True).labels) == 1
-    assert not run.core.waiting
+
+
+def test_it_says_how_long_nothing_will_be_ready_without_a_message():
+    run = late_video(Run(), 1.5)
+    assert run.core.patience_ms() == 150  # fusion.wait_ms
+    assert run.at(2.5004).core.patience_ms() == 50
+    assert run.at(2.6).core.patience_ms() == 0
+    assert len(run.step().labels) == 1
+    assert run.core.patience_ms() > 10**9

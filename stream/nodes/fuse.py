@@ -14,7 +14,6 @@ _IDLE_MS = 100
 _TICK_S = 0.05
 _GIVE_UP_S = 1.8  # later than the speech node's, whose last words it still takes
 _STEP_NS = 20_000_000  # messages that wait are taken first, but jobs wait for them no longer than this
-_WAITING_MS = 5  # while jobs wait for a late modality
 _AHEAD_NS = 20_000_000_000  # at fast pace, video waits when it is further ahead of speech than this
 
 
@@ -41,7 +40,7 @@ def main(shell: Shell) -> None:
             if not spec.realtime:
                 for stream, endpoint in video_nodes.items():
                     inbox.hold(endpoint, core.ahead_ns(stream) > _AHEAD_NS)
-            message = inbox.receive(_WAITING_MS if core.waiting else _IDLE_MS)
+            message = inbox.receive(min(_IDLE_MS, core.patience_ms()))
             if message is not None:
                 core.push(message)
             now_ns = shell.clock.now_ns()

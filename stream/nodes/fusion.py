@@ -105,10 +105,11 @@ class FusionCore:
         """Whether every stream has ended and all its labels are out."""
         return not any(stream.expected or stream.jobs for stream in self._streams.values())
 
-    @property
-    def waiting(self) -> bool:
-        """Whether jobs wait for features or for their deadline."""
-        return any(stream.jobs for stream in self._streams.values())
+    def patience_ms(self) -> int:
+        """How long no job will be ready if no message comes: until the first of their deadlines."""
+        deadlines_ns = [stream.jobs[0].deadline_ns for stream in self._streams.values() if stream.jobs]
+        left_ns = min(deadlines_ns, default=_FOREVER) - self._clock.now_ns()
+        return max(0, -(-left_ns // 1_000_000))
 
     def ahead_ns(self, stream: str) -> int:
         """How far video is ahead of speech, in media time; 0 if either does not come (any more)."""

@@ -21,6 +21,7 @@ from stream.messages import Control, End, Health, Log, Message
 
 CONTROL = "control"
 _HEARTBEAT_NS = 1_000_000_000
+_DUTIES_NS = 50_000_000
 _AGAIN_NS = 500_000_000
 _NEVER_NS = 1 << 62
 _STAY_S = 1.0
@@ -76,7 +77,7 @@ class Shell:
         self.t0_ns = spec.t0_ns
         self._parent = os.getppid()
         self._process = psutil.Process()
-        self._next_beat_ns = self._stopped_ns = 0
+        self._next_beat_ns = self._next_duties_ns = self._stopped_ns = 0
         self._state: Literal["starting", "ready", "running", "done"] = "starting"
         config = spec.config
         self.context = zmq.Context()
@@ -132,7 +133,13 @@ class Shell:
         return self.t0_ns if self.spec.realtime else None
 
     def tick(self) -> None:
-        """To be called often: takes control messages, sends log lines and the heartbeat."""
+        """To be called often, which costs next to nothing: does the duties below when they are due."""
+        if self.clock.now_ns() >= self._next_duties_ns:
+            self._do_duties()
+
+    def _do_duties(self) -> None:
+        """Take control messages, send log lines and the heartbeat."""
+        self._next_duties_ns = self.clock.now_ns() + _DUTIES_NS
         while (message := self._control.receive(0)) is not None:
             if isinstance(message, Control):
                 if message.command == "stop":
@@ -173,17 +180,17 @@ class Shell:
                 for end in left:
                     self.send_last(end)
                 again_ns = self.clock.now_ns() + _AGAIN_NS if self.spec.realtime else _NEVER_NS
-            self.tick()
+            self._do_duties()
             self._control.wait(10)
             left = [end for end in left if not self.publisher.was_heard([end.topic])]
 
     def close(self) -> None:
         self._state = "done"
         give_up_ns = self.clock.now_ns() + _AGAIN_NS
-        self.tick()
+        self._do_duties()
         while not self._log.lines.empty() and self.clock.now_ns() < give_up_ns:  # the supervisor is not there yet
             self._control.wait(10)
-            self.tick()
+            self._do_duties()
         self._beat()
         for inbox in (self.inbox, self._control):
             if inbox is not None:
