@@ -203,6 +203,13 @@ class Inbox:
         """Wait until something came or ``timeout_ms`` have passed; leaves it where it is."""
         self._poller.poll(timeout_ms)
 
+    def wait_for(self, endpoints: Iterable[str], timeout_ms: int) -> None:
+        """As ``wait``, but for these publishers alone: what the others send stays in the sockets meanwhile."""
+        poller = zmq.Poller()
+        for endpoint in endpoints:
+            poller.register(self._sockets[endpoint], zmq.POLLIN)
+        poller.poll(timeout_ms)
+
     def _fill(self, timeout_ms: int) -> None:
         ready = {socket for socket, _ in self._poller.poll(timeout_ms)}
         for endpoint, socket in self._sockets.items():

@@ -59,7 +59,7 @@ class Speech(_Section):
     vad_model: str = ""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     min_speech_ms: Annotated[int, Field(ge=32, le=2000)] = 96
-    pause_ms: Annotated[int, Field(ge=32, le=5000)] = 160
+    pause_ms: Annotated[int, Field(ge=32, le=5000)] = 128
     hangover_ms: Annotated[int, Field(ge=64, le=5000)] = 400
     min_hangover_ms: Annotated[int, Field(ge=64, le=5000)] = 192
     max_utterance_s: Annotated[float, Field(ge=1, le=15)] = 15

@@ -191,8 +191,10 @@ class Supervisor:
                     self._start(node)
                 while True:
                     self._take_labels(labels)
-                    while (message := inbox.receive(_LOOK_MS)) is not None:
+                    message = inbox.receive(_LOOK_MS)
+                    while message is not None:  # then only what is there already: many nodes never stop talking
                         self._take(message)
+                        message = inbox.receive(0)
                     self._take_labels(labels)
                     if self._stop_by_ns is not None:
                         control.send(self._control("stop"))  # again and again: some may not listen yet

@@ -312,6 +312,28 @@ def test_a_publisher_knows_when_all_have_read_the_end(context):
     assert isinstance(inbox.receive(1000), Speech)
 
 
+def test_an_inbox_can_wait_for_one_publisher_and_loses_nothing_of_the_others(context):
+    clock = VirtualClock()
+    inbox = Inbox(context, 100, lossless=False)
+    publishers = {}
+    for name in ("inproc://sound", "inproc://speech"):
+        publishers[name] = Publisher(context, name, clock, 100, lossless=False)
+        inbox.connect(name, TOPICS)
+        _until(lambda name=name: publishers[name].has_subscribers(TOPICS))
+    publishers["inproc://sound"].send(_pcm())
+    begun = time.monotonic()
+    inbox.wait_for(["inproc://speech"], 100)
+    assert time.monotonic() - begun >= 0.1
+    publishers["inproc://speech"].send(_said())
+    begun = time.monotonic()
+    inbox.wait_for(["inproc://speech"], 5000)
+    assert time.monotonic() - begun < 2
+    assert {type(message) for message in _all(inbox)} == {Pcm, Speech}
+    inbox.close()
+    for publisher in publishers.values():
+        publisher.close()
+
+
 def test_an_inbox_wakes_for_a_socket_that_is_not_its_own_and_leaves_it_alone(context):
     ours, other = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     ours.bind("inproc://other")

@@ -271,6 +271,15 @@ def test_jobs_of_a_stream_keep_their_order():
     assert [e.text for e in run.step(flush=True).labels] == [words for _, _, words in SPOKEN]
 
 
+def test_it_is_at_rest_until_someone_speaks_and_after_the_label():
+    run = Run().push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(10)))
+    assert run.core.at_rest
+    assert not run.at(1.3).push(speech_message("started", 1.3, 1, 1.0, 1.3)).core.at_rest
+    assert not run.at(2.4).push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good")).core.at_rest
+    assert len(run.at(2.6).step().labels) == 1
+    assert run.core.at_rest
+
+
 def test_flush_waits_for_nothing():
     run = late_video(Run(), 1.5).step()
     assert run.labels == []

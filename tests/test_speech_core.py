@@ -204,8 +204,8 @@ def test_a_sentence_with_a_pause():
     assert _block(paused.end_ns) == 30
     assert _block(ended.end_ns) == _block(again.end_ns) == 42
     first, second = run.recognizer.segments
-    assert first == list(range(15, 35))  # 256 ms before the start was known, and until the pause was
-    assert second == list(range(35, 47))
+    assert first == list(range(15, 34))  # 256 ms before the start was known, and until the pause was
+    assert second == list(range(34, 46))
     assert [word.word for word in paused.words] == [str(n) for n in first]
     assert ended.words == again.words
     assert [word.word for word in ended.words] == [str(n) for n in first + second]
@@ -240,6 +240,17 @@ def test_a_short_noise_never_reaches_the_recogniser():
     run = Run(min_speech_ms=96).push((0.0, 10), (0.9, 2), (0.0, 20))
     assert run.recognizer.segments == []
     assert run.kinds() == []
+
+
+def test_it_is_at_rest_unless_someone_speaks_or_may_have_begun_to():
+    run = Run(min_speech_ms=96)
+    assert run.core.at_rest
+    assert run.push((0.0, 10)).core.at_rest
+    assert not run.push((0.9, 1)).core.at_rest
+    assert run.push((0.0, 1)).core.at_rest  # it was a short noise
+    assert not run.push((0.9, 10)).core.at_rest
+    assert not run.push((0.0, 5)).core.at_rest  # a pause
+    assert run.push((0.0, 20)).core.at_rest
 
 
 def test_finish_ends_what_is_open_with_its_words():

@@ -26,6 +26,7 @@ def main(shell: Shell) -> None:
     shell.counters = lambda: dict(core.counters)
     inbox = shell.open_inbox({node: _topics(node) for node in spec.inputs})
     video_nodes = {node.partition(".")[2]: ipc_of(spec, node) for node in spec.inputs if node.startswith("video.")}
+    speech_nodes = [ipc_of(spec, node) for node in spec.inputs if node.startswith("speech.")]
     try:
         shell.wait_for_subscribers([])
         while not public.has_subscribers(["emotion."]):
@@ -40,6 +41,8 @@ def main(shell: Shell) -> None:
             if not spec.realtime:
                 for stream, endpoint in video_nodes.items():
                     inbox.hold(endpoint, core.ahead_ns(stream) > _AHEAD_NS)
+            if spec.realtime and core.at_rest and not len(inbox):  # features can wait until somebody speaks
+                inbox.wait_for(speech_nodes, _IDLE_MS)
             message = inbox.receive(min(_IDLE_MS, core.patience_ms()))
             if message is not None:
                 core.push(message)

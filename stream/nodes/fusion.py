@@ -111,6 +111,13 @@ class FusionCore:
         left_ns = min(deadlines_ns, default=_FOREVER) - self._clock.now_ns()
         return max(0, -(-left_ns // 1_000_000))
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether there is nothing to do until somebody begins to speak. Not where faces tell who speaks."""
+        return all(
+            stream.utterance is None and not stream.jobs and stream.turns is None for stream in self._streams.values()
+        )
+
     def ahead_ns(self, stream: str) -> int:
         """How far video is ahead of speech, in media time; 0 if either does not come (any more)."""
         state = self._streams[stream]

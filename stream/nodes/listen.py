@@ -10,6 +10,7 @@ from stream.speech.recognizer import make_recognizer
 from stream.speech.vad import SileroVad
 
 _IDLE_MS = 100
+_REST_S = 0.1  # less than min_hangover_ms: whoever speaks for a moment only does not get a label later for it
 _GIVE_UP_S = 1.0
 
 
@@ -29,6 +30,8 @@ def main(shell: Shell) -> None:
     reason = ""
     while not reason:
         shell.tick()
+        if spec.realtime and core.at_rest and not len(inbox):  # several blocks at a time cost less than one by one
+            shell.stop_event.wait(_REST_S)
         message = inbox.receive(_IDLE_MS)
         if isinstance(message, Pcm) and not (shell.stopping and not spec.realtime):
             for event in core.push(message):

@@ -42,6 +42,11 @@ class SpeechCore:
         self._said_ns = 0
         self.utterances = 0
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nobody speaks, so that nothing waits for what comes next."""
+        return self._endpointer.at_rest
+
     def push(self, pcm: Pcm) -> list[Message]:
         """Take a block; returns the events that it caused."""
         received_ns = self._clock.now_ns()

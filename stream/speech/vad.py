@@ -93,6 +93,11 @@ class Endpointer:
         self._end = 0  # end of the last speech frame
         self._silent = 0  # frames in a row that surely hold no speech
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nobody speaks, nor may just have begun to."""
+        return self._start is None
+
     def push(self, probability: float, start_ns: int, length_ns: int = FRAME_NS) -> list[Bound]:
         """Take the probability of the frame that begins at media time ``start_ns``; returns what changed."""
         end_ns = start_ns + length_ns
