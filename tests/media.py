@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 
 DEMO = Path(__file__).parent.parent / "stream" / "sources" / "demo.mp4"
@@ -59,6 +60,11 @@ def face_frames(n: int = 50) -> tuple[np.ndarray, ...]:
     if len(images) < n:
         raise ValueError(f"the demo clip has only {len(images)} frames, not {n}")
     return tuple(images)
+
+
+def gray(image: np.ndarray) -> np.ndarray:
+    """(height, width, 3) BGR → (height, width), as sources give pictures."""
+    return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
 
 
 def faceless_frames(n: int = 50, width: int = 320, height: int = 240) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ _AUDIO = mfcc(media.speech_samples(4.0)[8000:48000])
 def whole(classifier) -> Features:
     """Sound, faces and words of the demo's first sentence."""
     detector = HaarCascade()
-    images = media.face_frames(75)[12::3]
+    images = [media.gray(image) for image in media.face_frames(75)[12::3]]
     crops = np.stack([crop_face(image, find_faces(detector, image)[0]) for image in images])
     return Features(
         _AUDIO,

@@ -18,6 +18,7 @@ from stream.features.face import (
     Detection,
     FaceTracker,
     HaarCascade,
+    bounds,
     crop_face,
     find_faces,
 )
@@ -73,12 +74,22 @@ def test_eyes_land_at_their_places(distance, degrees, at):
         np.testing.assert_allclose(_place(crop.astype(float)), np.array(place) * CROP, atol=1.0)
 
 
-def test_colour_and_gray_give_the_same_crop():
-    image = media.face_frames(1)[0]
-    face = find_faces(HaarCascade(), image)[0]
-    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    difference = crop_face(image, face).astype(int) - crop_face(gray, face)
-    assert np.abs(difference).max() <= 2
+@settings(max_examples=40, deadline=None)
+@given(
+    x=st.floats(-100, 900),
+    y=st.floats(-100, 700),
+    size=st.floats(100, 500),
+    eyes=st.none() | st.tuples(st.floats(0.3, 0.6), st.floats(0.3, 0.6)),
+)
+def test_a_crop_is_the_same_whatever_lies_far_away(x, y, size, eyes):
+    """Only what is around the face is shrunk; shrinking all of the picture gives the same up to rounding."""
+    places = eyes and ((x + 0.3 * size, y + eyes[0] * size), (x + 0.7 * size, y + eyes[1] * size))
+    face = Detection(x, y, size, size, 0.9, places)
+    down, across = np.mgrid[:720, :960]
+    image = np.rint(127 + 60 * np.sin(across / 60) + 60 * np.cos(down / 70)).astype(np.uint8)
+    larger = cv2.copyMakeBorder(image, 200, 200, 200, 200, cv2.BORDER_REPLICATE)
+    crop = crop_face(image, face)
+    assert np.abs(crop.astype(int) - crop_face(larger, face.moved(200, 200))).max() <= 4
 
 
 @given(x=st.integers(0, 300), y=st.integers(0, 200), size=st.integers(10, 40).map(lambda quarter: 4 * quarter))
@@ -103,7 +114,7 @@ def test_a_box_without_eyes_is_the_crop(x, y, size):
 )
 def test_faces_beyond_the_borders_are_cropped_all_the_same(x, y, size, eyes):
     places = eyes and ((x + eyes[0] * size, y + 0.4 * size), (x + eyes[1] * size, y + 0.4 * size))
-    image = np.full((120, 160, 3), 77, np.uint8)
+    image = np.full((120, 160), 77, np.uint8)
     np.testing.assert_array_equal(crop_face(image, Detection(x, y, size, size, 0.9, places)), 77)
 
 
@@ -133,6 +144,22 @@ def test_overlap_of_known_boxes():
     assert box.overlap(Detection(50, 50, 10, 10, 1)) == 0
     assert box.overlap(Detection(5, 0, 10, 10, 1)) == pytest.approx(1 / 3)
     assert box.overlap(Detection(2, 2, 5, 5, 1)) == pytest.approx(0.25)
+
+
+def test_moving_moves_the_eyes_too():
+    face = Detection(1, 2, 3, 4, 0.5, ((1.5, 3), (2.5, 3))).moved(10, -1)
+    assert face == Detection(11, 1, 3, 4, 0.5, ((11.5, 2), (12.5, 2)))
+    assert Detection(1, 2, 3, 4, 0.5).moved(1, 1).eyes is None
+
+
+@given(boxes, st.floats(0, 1))
+def test_bounds_lie_within_the_picture(face, margin):
+    image = np.zeros((120, 160), np.uint8)
+    left, top, right, bottom = bounds(face, margin, image)
+    assert image[top:bottom, left:right].size >= 0
+    assert 0 <= left <= 160 and 0 <= right <= 160 and 0 <= top <= 120 and 0 <= bottom <= 120
+    if 0 <= face.x and face.x + face.width <= 160:  # all of the face is within
+        assert left <= face.x and face.x + face.width <= right
 
 
 def test_scaling_moves_the_eyes_too():
@@ -173,6 +200,14 @@ def test_a_person_who_left_is_waited_for_and_then_given_up():
     assert tracker.push(3 * _SECOND, [_SMALL, _LARGE]) == _LARGE
 
 
+def test_whom_it_follows():
+    tracker = FaceTracker(patience_ms=1000)
+    assert tracker.followed(0) is None
+    tracker.push(0, [_SMALL])
+    assert tracker.followed(_SECOND) == _SMALL
+    assert tracker.followed(_SECOND + 1) is None
+
+
 def test_no_faces_is_none():
     tracker = FaceTracker()
     assert tracker.push(0, []) is None
@@ -192,7 +227,7 @@ def test_reset_forgets_the_person():
 
 def test_haar_finds_the_demos_face():
     detector = HaarCascade()
-    for image in media.face_frames(50)[::10]:
+    for image in map(media.gray, media.face_frames(50)[::10]):
         faces = find_faces(detector, image)
         assert len(faces) == 1
         face = faces[0]
@@ -205,18 +240,30 @@ def test_haar_finds_the_demos_face():
 
 
 def test_haar_finds_the_same_box_in_a_larger_picture():
-    image = media.face_frames(1)[0]
+    image = media.gray(media.face_frames(1)[0])
     twice = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
     small, large = (find_faces(HaarCascade(), picture)[0] for picture in (image, twice))
     assert small.scaled(2).overlap(large) > 0.8
 
 
+def test_haar_looks_near_a_face_only_if_asked_to():
+    first, later = (media.gray(image) for image in media.face_frames(6)[::5])
+    pair = np.concatenate([first, later[::2, ::2].repeat(2, axis=0)[:, :240]], axis=1)
+    detector = HaarCascade()
+    (face,) = find_faces(detector, first)
+    (near,) = find_faces(detector, later, face)
+    assert near.overlap(find_faces(detector, later)[0]) > 0.8
+    assert not find_faces(detector, first, face.moved(2 * face.width, 0))
+    assert not find_faces(detector, first, face.scaled(0.4).moved(0.6 * face.x, 0.6 * face.y))
+    assert find_faces(detector, pair, face)[0].overlap(face) > 0.6
+
+
 def test_haar_finds_nobody_where_nobody_is():
     detector = HaarCascade()
-    assert all(not find_faces(detector, image) for image in media.faceless_frames(20))
-    assert not find_faces(detector, np.zeros((240, 320, 3), np.uint8))
+    assert all(not find_faces(detector, media.gray(image)) for image in media.faceless_frames(20))
+    assert not find_faces(detector, np.zeros((240, 320), np.uint8))
 
 
-@pytest.mark.parametrize("shape", [(16, 16, 3), (4, 640, 3), (480, 2, 3)])
+@pytest.mark.parametrize("shape", [(16, 16), (4, 640), (480, 2)])
 def test_haar_takes_pictures_of_odd_sizes(shape):
     assert find_faces(HaarCascade(), np.full(shape, 128, np.uint8)) == []

@@ -35,7 +35,7 @@ from engines.bundle import FACE, MODALITIES, WORDS, Bundle, sha256
 from stream import models
 from stream.classifier import Classifier
 from stream.config import Video
-from stream.features import face, mfcc
+from stream.features import face, follow, mfcc
 from stream.features.words import tokens
 from stream.messages import Face, Message, Mfcc
 from stream.nodes.audio import AudioCore
@@ -46,7 +46,7 @@ from stream.window import SlidingWindow
 from train.corpora import Clip, CorpusError, Problems
 from train.dataset import Chosen, Grouped, Part, Sequences
 
-VERSION = 1  # raise this number when what a clip's features are changes, here or in the live code
+VERSION = 2  # raise this number when what a clip's features are changes, here or in the live code
 _FOREVER_NS = 1 << 62
 
 # What features depend on
@@ -63,7 +63,7 @@ def settings(bundle: Bundle) -> dict[str, Any]:
         "audio": dict(mfcc.SETTINGS),
         "video": {
             **face.SETTINGS, "fps": manifest.video.settings["fps"], "detect_width": face.DETECT_WIDTH, **followed,
-            "detector": detector, "detector_model": sha256(yunet) if yunet else cv2.__version__,
+            **follow.SETTINGS, "detector": detector, "detector_model": sha256(yunet) if yunet else cv2.__version__,
             "network": manifest.files[FACE].sha256,
         },
         "text": {
@@ -194,7 +194,7 @@ def _bounds(clip: Clip) -> tuple[int, int]:
 
 
 def _half(image: np.ndarray, crop: str | None) -> np.ndarray:
-    """The left or right half of a split screen, or the whole picture. (h, w, 3) → (h, w / 2, 3)"""
+    """The left or right half of a split screen, or the whole picture. (h, w) → (h, w / 2)"""
     middle = image.shape[1] // 2
     return image if crop is None else image[:, :middle] if crop == "left" else image[:, middle:]
 

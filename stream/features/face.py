@@ -7,6 +7,7 @@ height (YuNet), and the box of OpenCV's frontal Haar cascade covers the whole im
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ import numpy as np
 CROP = 48  # pixels on a side, FER2013's size
 EYE_LEFT, EYE_RIGHT = (0.31, 0.377), (0.68, 0.377)  # of the crop; left and right as the viewer sees them
 DETECT_WIDTH = 320  # frames are shrunk to this width for detection; a face of 1/10 of the width is then 32 pixels
+_REACH, _GROWTH = 0.25, 1.4  # how far a face moves and grows until it is detected again, of its size
 
 SETTINGS = {"crop": CROP, "eye_left": EYE_LEFT, "eye_right": EYE_RIGHT}
 
@@ -44,6 +46,13 @@ class Detection:
             return 0.0
         return w * h / (self.area + other.area - w * h)
 
+    def moved(self, dx: float, dy: float) -> Detection:
+        eyes = None
+        if self.eyes is not None:
+            (lx, ly), (rx, ry) = self.eyes
+            eyes = ((lx + dx, ly + dy), (rx + dx, ry + dy))
+        return replace(self, x=self.x + dx, y=self.y + dy, eyes=eyes)
+
     def scaled(self, by: float) -> Detection:
         eyes = None
         if self.eyes is not None:
@@ -55,22 +64,27 @@ class Detection:
 class Detector(Protocol):
     name: str
 
-    def detect(self, image: np.ndarray) -> list[Detection]:
-        """Faces in a (height, width, 3) BGR uint8 image."""
+    def detect(self, image: np.ndarray, near: Detection | None = None) -> list[Detection]:
+        """Faces in a (height, width) gray uint8 image. With ``near`` only those of about its place and size are asked
+        for; a detector that would save nothing by it gives all."""
         ...
 
 
 class YuNet:
-    """YuNet (Wu, Peng, Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023) through OpenCV."""
+    """YuNet (Wu, Peng, Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023) through OpenCV.
+
+    It is made for colour and finds the same faces in gray. It always looks at the whole image: where it puts the eyes
+    depends on how much is around the face.
+    """
 
     name = "yunet"
 
     def __init__(self, model: Path, min_score: float = 0.7) -> None:
         self._net = cv2.FaceDetectorYN.create(str(model), "", (DETECT_WIDTH, DETECT_WIDTH), min_score, 0.3, 50)
 
-    def detect(self, image: np.ndarray) -> list[Detection]:
+    def detect(self, image: np.ndarray, near: Detection | None = None) -> list[Detection]:
         self._net.setInputSize((image.shape[1], image.shape[0]))
-        _, rows = self._net.detect(image)
+        _, rows = self._net.detect(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
         if rows is None:
             return []
         found = []
@@ -89,27 +103,42 @@ class HaarCascade:
     def __init__(self) -> None:
         self._cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")  # type: ignore[attr-defined]
 
-    def detect(self, image: np.ndarray) -> list[Detection]:
-        gray = cv2.equalizeHist(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
-        least = max(24, min(gray.shape) // 8)
+    def detect(self, image: np.ndarray, near: Detection | None = None) -> list[Detection]:
+        gray = cv2.equalizeHist(image)
+        least, most, left, top = max(24, min(gray.shape) // 8), max(gray.shape), 0, 0
+        if near is not None:  # few places and sizes: an eighth of the time
+            least, most = int(near.width / _GROWTH), math.ceil(near.width * _GROWTH)
+            left, top, right, bottom = bounds(near, _REACH, gray)
+            gray = gray[top:bottom, left:right]
         boxes, _, weights = self._cascade.detectMultiScale3(
-            gray, 1.1, 5, minSize=(least, least), outputRejectLevels=True
+            gray, 1.1, 5, minSize=(least, least), maxSize=(most, most), outputRejectLevels=True
         )
         # the cascade's weight is not a probability; squash it so that ordering is kept and scores lie in (0, 1)
         return [
-            Detection(float(x), float(y), float(w), float(h), float(1 / (1 + np.exp(-weight / 2))))
+            Detection(float(left + x), float(top + y), float(w), float(h), float(1 / (1 + np.exp(-weight / 2))))
             for (x, y, w, h), weight in zip(boxes, np.ravel(weights), strict=True)
         ]
 
 
-def find_faces(detector: Detector, image: np.ndarray) -> list[Detection]:
-    """Detect on a copy of ``image`` shrunk to ``DETECT_WIDTH``; boxes come back in ``image``'s own pixels."""
+def bounds(face: Detection, margin: float, image: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a face's box, grown on each side by ``margin`` of its size, within ``image``."""
+    height, width = image.shape[:2]
+    left, top = face.x - margin * face.width, face.y - margin * face.height
+    right, bottom = face.x + (1 + margin) * face.width, face.y + (1 + margin) * face.height
+    return (
+        min(max(0, math.floor(left)), width), min(max(0, math.floor(top)), height),
+        max(min(width, math.ceil(right)), 0), max(min(height, math.ceil(bottom)), 0),
+    )  # fmt: skip
+
+
+def find_faces(detector: Detector, image: np.ndarray, near: Detection | None = None) -> list[Detection]:
+    """Detect on a copy of ``image`` (gray) shrunk to ``DETECT_WIDTH``; boxes come back in ``image``'s own pixels."""
     scale = min(1.0, DETECT_WIDTH / image.shape[1])
     if scale < 1.0:
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     else:
         small = np.ascontiguousarray(image)
-    return [face.scaled(1 / scale) for face in detector.detect(small)]
+    return [face.scaled(1 / scale) for face in detector.detect(small, near and near.scaled(scale))]
 
 
 class FaceTracker:
@@ -127,17 +156,22 @@ class FaceTracker:
         self._face: Detection | None = None
         self._seen_ns = 0
 
-    def push(self, media_ns: int, faces: list[Detection]) -> Detection | None:
-        """The followed face among ``faces``, or None if it is not there."""
+    def followed(self, media_ns: int) -> Detection | None:
+        """The followed face as it was seen last; None if nobody is followed, or no longer."""
         if self._face is not None and media_ns - self._seen_ns > self._patience_ns:
             self._face = None
+        return self._face
+
+    def push(self, media_ns: int, faces: list[Detection]) -> Detection | None:
+        """The followed face among ``faces``, or None if it is not there."""
+        followed = self.followed(media_ns)
         if not faces:
             return None
-        if self._face is None:
+        if followed is None:
             found = max(faces, key=lambda face: face.area)
         else:
-            found = max(faces, key=self._face.overlap)
-            if self._face.overlap(found) < self._min_overlap:
+            found = max(faces, key=followed.overlap)
+            if followed.overlap(found) < self._min_overlap:
                 return None
         self._face, self._seen_ns = found, media_ns
         return found
@@ -146,9 +180,8 @@ class FaceTracker:
 def crop_face(image: np.ndarray, face: Detection) -> np.ndarray:
     """Upright gray crop in FER2013's framing.
 
-    ``image``: (height, width, 3) BGR or (height, width) gray, uint8. Returns (48, 48) uint8. With eyes known the
-    face is turned upright and scaled by them; otherwise the box (a Haar cascade's) is the crop. Pixels beyond the
-    image repeat its edge.
+    ``image``: (height, width) gray uint8. Returns (48, 48) uint8. With eyes known the face is turned upright and
+    scaled by them; otherwise the box (a Haar cascade's) is the crop. Pixels beyond the image repeat its edge.
     """
     if face.eyes is not None:
         (lx, ly), (rx, ry) = face.eyes
@@ -160,10 +193,23 @@ def crop_face(image: np.ndarray, face: Detection) -> np.ndarray:
     matrix, scale = _similarity(from_points, to_points)
     if scale < 0.5:  # shrink by areas first, or thin lines alias
         factor = 2 * scale
+        image, origin = _around(image, matrix, math.ceil(1 / factor))
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        matrix, _ = _similarity(from_points * factor, to_points)
-    patch = cv2.warpAffine(image, matrix, (CROP, CROP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return patch if patch.ndim == 2 else cv2.cvtColor(patch, cv2.COLOR_BGR2GRAY)
+        matrix, _ = _similarity((from_points - origin) * factor, to_points)
+    return cv2.warpAffine(image, matrix, (CROP, CROP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _around(image: np.ndarray, matrix: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """The part of ``image`` that a crop is made of, and (x, y) of its first pixel: the rest need not be shrunk.
+
+    ``matrix`` (2, 3): image → crop. There are two crop pixels around the crop, and at least ``least`` of the image's.
+    """
+    corners = np.array([[x, y, 1] for x in (-2, CROP + 2) for y in (-2, CROP + 2)])
+    corners = corners @ cv2.invertAffineTransform(matrix).T  # (4, 3) → (4, 2)
+    size = np.array(image.shape[::-1])
+    first = np.clip(np.floor(corners.min(axis=0)), 0, np.maximum(size - least, 0)).astype(int)
+    last = np.clip(np.ceil(corners.max(axis=0)), first + least, size).astype(int)
+    return image[first[1] : last[1], first[0] : last[0]], first
 
 
 def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from stream import models
 from stream.config import Video
-from stream.features.face import Detector, FaceTracker, HaarCascade, YuNet, crop_face, find_faces
+from stream.features.face import Detector, HaarCascade, YuNet, crop_face
+from stream.features.follow import FaceFollower
 from stream.messages import Face, Message
 from stream.sources.items import VideoFrame
 
@@ -41,8 +42,8 @@ class VideoCore:
     """
 
     def __init__(self, stream: str, detector: Detector, t0_ns: int | None) -> None:
-        self._stream, self._detector, self._t0_ns = stream, detector, t0_ns
-        self._tracker = FaceTracker()
+        self._stream, self._t0_ns = stream, t0_ns
+        self._follower = FaceFollower(detector)
         self._last_ns: int | None = None
         self.late_frames = 0
         self.faces = 0
@@ -53,8 +54,8 @@ class VideoCore:
             self.late_frames += 1
             return []
         self._last_ns = frame.media_ns
-        height, width = frame.image.shape[:2]
-        found = self._tracker.push(frame.media_ns, find_faces(self._detector, frame.image))
+        height, width = frame.image.shape
+        found = self._follower.push(frame.media_ns, frame.image)
         message = Face(
             stream=self._stream,
             media_start_ns=frame.media_ns,

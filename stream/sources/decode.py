@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable, Iterator
 
 import av
+import cv2
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import ColorRange
 
 from stream.sources.items import AudioChunk, NoTrack, SourceError, VideoFrame
 
@@ -24,11 +26,18 @@ class Sampler:
         self._slot: int | None = None
 
     def wants(self, media_ns: int) -> bool:
-        slot = int((media_ns + 1_000_000) * self._fps // 1_000_000_000)  # 1 ms: time bases are rounded
-        if self._slot is not None and slot <= self._slot:
+        """Whether the frame of this time is chosen; if it is, its slot is taken."""
+        if self.is_over(media_ns):
             return False
-        self._slot = slot
+        self._slot = self._slot_of(media_ns)
         return True
+
+    def is_over(self, media_ns: int) -> bool:
+        """Whether the slot of this time is taken, or a later one."""
+        return self._slot is not None and self._slot_of(media_ns) <= self._slot
+
+    def _slot_of(self, media_ns: int) -> int:
+        return int((media_ns + 1_000_000) * self._fps // 1_000_000_000)  # 1 ms: time bases are rounded
 
 
 def decode(
@@ -59,6 +68,9 @@ def decode(
     damaged = in_row = 0
     good = False
     for packet in container.demux(tracks):
+        alone_s = _alone_s(packet)
+        if alone_s is not None and sampler.is_over(media_ns_of(alone_s)):
+            continue
         try:
             frames = packet.decode()
         except FFmpegError as error:
@@ -103,8 +115,32 @@ def _samples(frame: av.AudioFrame, name: str) -> np.ndarray:
     return values.astype(np.float32) / np.float32(_SCALE[kind])
 
 
+def _alone_s(packet: av.Packet) -> float | None:
+    """Time in seconds of a picture that no other picture needs, so that it may be left out: two thirds of a camera's
+    MJPEG at 30 frames a second are never decoded. None where it has no time, or others may need it."""
+    context = packet.stream.codec_context
+    if not isinstance(context, av.VideoCodecContext) or not context.codec.intra_only:
+        return None
+    return None if packet.pts is None or packet.time_base is None else float(packet.pts * packet.time_base)
+
+
+# Video levels to 0 … 255: ITU-R BT.601 has luma from 16 (black) to 235 (white).
+_FROM_VIDEO_LEVELS = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
+
+
 def _image(frame: av.VideoFrame) -> np.ndarray:
-    """BGR image, turned upright if the file says that it was recorded turned (a phone's video)."""
-    image = frame.to_ndarray(format="bgr24")
+    """Gray image, turned upright if the file says that it was recorded turned (a phone's video).
+
+    Luma is the gray image, and lies ready in nearly all that cameras and files hold; FFmpeg converts the rest.
+    """
+    form = frame.format
+    if form.is_planar and not form.is_rgb and form.components[0].bits == 8:
+        plane = frame.planes[0]
+        rows: np.ndarray = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        image = rows[: frame.height, : frame.width]
+        if frame.color_range != ColorRange.JPEG and not form.name.startswith("yuvj"):
+            image = cv2.LUT(image, _FROM_VIDEO_LEVELS)
+    else:
+        image = frame.to_ndarray(format="gray")
     turns = round((frame.rotation or 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    return np.ascontiguousarray(np.rot90(image, turns))

@@ -32,7 +32,7 @@ class AudioChunk:
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """``image``: (height, width, 3) BGR uint8; ``media_ns``: as in AudioChunk."""
+    """``image``: (height, width) gray uint8, black 0 and white 255; ``media_ns``: as in AudioChunk."""
 
     image: np.ndarray
     media_ns: int
