@@ -205,11 +205,12 @@ class LiveRun:
     """A ``stream-run`` as its user starts it, and a subscriber in a process of its own that notes when labels,
     heartbeats and the word ``go`` come. Use in a ``with``: on leaving it, nothing is left of it.
 
-    ``arguments``: of stream-run; ``nodes``: names of the nodes to hear heartbeats of, as ``speech.NAME``. All times
-    are Unix time in nanoseconds on a clock that does not step, the same as the pipeline's.
+    ``arguments``: of stream-run; ``nodes``: names of the nodes to hear heartbeats of, as ``speech.NAME``; ``command``:
+    what to start instead of stream-run. All times are Unix time in nanoseconds on a clock that does not step, the same
+    as the pipeline's.
     """
 
-    def __init__(self, arguments: Sequence[str], nodes: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], nodes: Sequence[str], command: Sequence[str] = ()) -> None:
         self._folder = tempfile.mkdtemp(prefix="eb-")  # short: paths of sockets have a limit
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -223,11 +224,11 @@ class LiveRun:
         theirs.close()
         self._connection.recv()  # it listens; what follows is the run's time alone
         self._output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
-        binary = Path(sys.executable).parent / "stream-run"
+        command = command or [str(Path(sys.executable).parent / "stream-run")]
         places = ["--set", f"bus.emotion={endpoint}", "--set", f"bus.run_dir={self._folder}"]
         self.started_ns = self.clock.now_ns()
         self.process = psutil.Popen(
-            [str(binary), *places, *arguments], stdout=self._output, stderr=subprocess.STDOUT, env=environment()
+            [*command, *places, *arguments], stdout=self._output, stderr=subprocess.STDOUT, env=environment()
         )
 
     def __enter__(self) -> LiveRun:

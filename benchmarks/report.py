@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("latency", "endpoint", "networks", "throughput", "startup", "soak")
+NAMES = ("latency", "endpoint", "networks", "throughput", "cost", "startup", "soak")
 DATA, _NEED_DATA = "EMOSTREAM_DATA", ("endpoint",)
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 _HISTORY = "benchmarks-history.json"
@@ -38,6 +38,10 @@ KEYS: dict[str, tuple[str, str, Callable[[dict], object]]] = {
         "networks", "benchmarks/networks.py", lambda f: f["faster than"]["p50"]["published, torch eager"]),
     "fusion, 5 s, times faster than the published network in ONNX Runtime": (
         "networks", "benchmarks/networks.py", lambda f: f["faster than"]["p50"]["published, onnxruntime"]),
+    "processor seconds a second, nobody speaks, without picture": (
+        "cost", "benchmarks/cost.py", lambda f: f["rest, sound"]["in all"]),
+    "processor seconds a second, somebody speaks, sound and picture": (
+        "cost", "benchmarks/cost.py", lambda f: f["speech, sound and picture"]["in all"]),
     "command → all nodes ready, warm, p50 ms": (
         "startup", "benchmarks/startup.py", lambda f: f["warm"]["all nodes ready"]["p50"]),
 }  # fmt: skip

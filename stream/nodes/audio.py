@@ -11,13 +11,15 @@ from stream.messages import Message, Mfcc, Pcm
 from stream.sources.items import AudioChunk
 from stream.speech.vad import FRAME_SAMPLES, RATE_HZ
 
+_MFCC_BLOCKS = 2  # 64 ms: with their look-ahead of 40 ms, the rows of an utterance are there when its pause is known
 _JUMP_NS = 60_000_000  # time stamps that are off by less are rounding or jitter, not a gap
 
 
 class AudioCore:
-    """Cuts sound into ``Pcm`` messages of 512 samples, each followed by an ``Mfcc`` message of the rows it completed.
+    """Cuts sound into ``Pcm`` messages of 512 samples, every second one followed by an ``Mfcc`` message of the rows
+    that the two completed.
 
-    Features are computed by whole blocks, since a call costs the same for 160 samples as for 512; so they do not
+    Features are not computed more often, since a call costs the same for 160 samples as for 1024; so they do not
     depend on how the source cuts its sound either.
 
     ``t0_ns``: Unix time of media time 0, or None where capture time has no meaning (a file read at full speed). A gap
@@ -30,6 +32,7 @@ class AudioCore:
         self._resampler: soxr.ResampleStream | None = None
         self._rate_hz = 0
         self._held = np.zeros(0, np.int16)  # less than a block
+        self._blocks: list[np.ndarray] = []  # whose features are not computed yet
         self._pcm_ns = self._mfcc_ns = 0  # media time of the next block and of the next MFCC row
         self._expected_ns: int | None = None
         self.gaps = 0
@@ -62,7 +65,8 @@ class AudioCore:
             return messages
         if self._resampler is not None:
             messages += self._cut(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        messages += self._rows(np.concatenate([self._mfcc.push(self._held), self._mfcc.flush()]))
+        rest = np.concatenate([*self._blocks, self._held])
+        messages += self._rows(np.concatenate([self._mfcc.push(rest), self._mfcc.flush()]))
         self._expected_ns = None
         return messages
 
@@ -71,7 +75,7 @@ class AudioCore:
         self._resampler = None
         if chunk.rate_hz != RATE_HZ:
             self._resampler = soxr.ResampleStream(chunk.rate_hz, RATE_HZ, 1, dtype="float32")
-        self._held = np.zeros(0, np.int16)
+        self._held, self._blocks = np.zeros(0, np.int16), []
         self._pcm_ns = self._mfcc_ns = self._expected_ns = chunk.media_ns
 
     def _cut(self, mono: np.ndarray) -> list[Message]:
@@ -93,7 +97,10 @@ class AudioCore:
                 )
             )
             self._pcm_ns = end_ns
-            messages += self._rows(self._mfcc.push(block))
+            self._blocks.append(block)
+            if len(self._blocks) == _MFCC_BLOCKS:
+                messages += self._rows(self._mfcc.push(np.concatenate(self._blocks)))
+                self._blocks = []
         return messages
 
     def _rows(self, rows: np.ndarray) -> list[Message]:
