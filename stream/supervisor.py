@@ -27,6 +27,7 @@ _SILENT_NS = 15_000_000_000  # without a heartbeat: hangs
 _STOP_NS = 2_600_000_000  # from the word stop to killing what is left; Ctrl-C is to end within 3 s
 _BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
 _GO_DELAY_NS = 50_000_000
+_EXIT_S = 1.0
 _LOOK_MS = 100  # between two looks at the processes, while nothing is heard from them
 
 
@@ -258,7 +259,14 @@ class Supervisor:
             self._t0_ns = now_ns + _GO_DELAY_NS
         if self._t0_ns is not None and any(node.health and node.health.state == "ready" for node in waiting):
             control.send(self._control("go"))  # again until all have heard it
-        return self._nodes["fusion"].done
+        if not self._nodes["fusion"].done:
+            return False
+        for node in waiting:  # they have told fusion their ends, and are on their way out: how they exit counts
+            if node.process is not None and self._stop_by_ns is None and not self._fatal:
+                node.process.join(_EXIT_S)
+                if node.process.exitcode is not None:
+                    self._on_exit(node, node.process.exitcode)
+        return True
 
     def _on_exit(self, node: _Node, code: int) -> None:
         name = node.spec.name

@@ -1,0 +1,39 @@
+"""stream/supervisor.py: what the end-to-end tests meet by chance only."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from stream.config import Config
+from stream.nodes.process import CANNOT_RUN
+from stream.nodes.shell import NodeSpec
+from stream.supervisor import Supervisor, _Node
+
+
+def _exit_late() -> None:
+    time.sleep(0.3)
+    os._exit(CANNOT_RUN)
+
+
+@pytest.fixture
+def supervisor(tmp_path):
+    return Supervisor(
+        Config.model_validate({"bus": {"run_dir": str(tmp_path)[:60]}}), lambda _: None, lambda _: None, print
+    )
+
+
+def test_a_source_that_exits_after_fusion_still_tells_that_it_could_not_be_opened(supervisor):
+    process = multiprocessing.get_context("fork").Process(target=_exit_late)
+    process.start()
+    names = {"audio.a": "capture", "fusion": "fusion"}
+    supervisor._nodes = {name: _Node(NodeSpec(kind, name, "a", Config(), "", 0)) for name, kind in names.items()}
+    capture, fusion = supervisor._nodes.values()
+    capture.process, capture.ready, capture.seen_ns = process, True, supervisor._clock.now_ns()
+    fusion.done = True
+    supervisor._t0_ns = 1
+    assert supervisor._look_after(control=None)
+    assert supervisor.nothing_ran
