@@ -44,7 +44,7 @@ def rewrite(model: onnx.ModelProto, form: str) -> onnx.ModelProto:
     if form == "exported" or not any(node.op_type == "GRU" for node in model.graph.node):
         return model
     encoders = _find(model.graph)
-    new = _Writer()
+    new = Writer()
     if form == "bidirectional":
         for encoder in encoders:
             _bidirectional(new, encoder)
@@ -186,7 +186,7 @@ def _attributes(node: onnx.NodeProto) -> dict:
 # --- writing: the other forms ----------------------------------------------------------------------------------------
 
 
-class _Writer:
+class Writer:
     """Collects nodes and stored arrays under names that no exporter uses."""
 
     def __init__(self, prefix: str = "forms") -> None:
@@ -213,7 +213,7 @@ class _Writer:
         return outputs
 
 
-def _bidirectional(g: _Writer, encoder: _Encoder) -> None:
+def _bidirectional(g: Writer, encoder: _Encoder) -> None:
     both = (encoder.ahead, encoder.back)
     rows = g.add("Transpose", encoder.source, perm=[1, 0, 2])  # (T, B, D)
     w, r, b = (g.store(np.stack([getattr(one, name) for one in both])) for name in "wrb")
@@ -224,7 +224,7 @@ def _bidirectional(g: _Writer, encoder: _Encoder) -> None:
     g.add("Reshape", states, g.store([0, 0, 2 * hidden]), out=encoder.states)
 
 
-def _single_loop(g: _Writer, encoders: list[_Encoder]) -> None:
+def _single_loop(g: Writer, encoders: list[_Encoder]) -> None:
     """The inputs' products for all steps first, then a Scan that holds what waits for the state.
 
     Rows beyond a length close the update gate instead of being masked at each step, so the way back, which meets them
@@ -266,14 +266,14 @@ def _single_loop(g: _Writer, encoders: list[_Encoder]) -> None:
         g.add("Slice", one, g.store([0]), own, g.store([1]), out=encoder.states)
 
 
-def _flipped(g: _Writer, name: str) -> str:
+def _flipped(g: Writer, name: str) -> str:
     """The other way round along axis 1."""
     return g.add("Slice", name, *map(g.store, ([-1], [_TO_START], [1], [-1])))
 
 
 def _step(r: str, b: str, loops: int, hidden: int) -> onnx.GraphProto:
     """One step of ONNX's operator GRU with ``linear_before_reset``; the inputs' product comes from outside."""
-    g = _Writer("step")
+    g = Writer("step")
     halves = g.store([2 * hidden, hidden])
     x_gates, x_new = g.several("Split", "x", halves, axis=2)
     h_gates, h_new = g.several("Split", g.add("MatMul", "h", r), halves, axis=2)

@@ -27,6 +27,8 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # it keeps a plan of memory for each new set of shapes, and utterances are of all lengths: memory would grow
+        options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         has_cuda = _CUDA in onnxruntime.get_available_providers()
         # without TF32, whose 10 bits of mantissa would move results by more than 1e-4

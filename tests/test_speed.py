@@ -57,11 +57,11 @@ def fusion_times(bundle) -> dict[str, float]:
 
 
 def test_fusion_is_many_times_faster_than_the_published_network_in_torch(fusion_times):
-    assert fusion_times["published"] > 6 * fusion_times["cpu"]
+    assert fusion_times["published"] > 14 * fusion_times["cpu"]
 
 
 def test_the_form_for_a_cpu_is_faster_than_what_was_exported(fusion_times):
-    assert fusion_times["cpu"] < 0.97 * fusion_times["exported"]
+    assert fusion_times["cpu"] < 0.95 * fusion_times["exported"]
 
 
 @pytest.fixture(scope="module")

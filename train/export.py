@@ -12,12 +12,11 @@ import numpy as np
 import onnx
 import torch
 
-from engines import forms, static
 from engines.onnx import OnnxRuntime
+from train.cpu_graph import OPSET, cpu_graph
 from train.face import FaceNet
 from train.model import MODALITIES, Fusion
 
-OPSET = 17
 TOLERANCE = 1e-4
 LENGTHS = (1, 7, 50, 300)
 BATCHES = (1, 2, 3, 4)
@@ -70,10 +69,10 @@ def export_fusion(model: Fusion, path: Path) -> float:
     return check_fusion(model, path)
 
 
-def export_fusion_cpu(model: Fusion, fusion: Path, path: Path) -> float:
-    """Write the graph of ``fusion`` once more in the form that is fastest on a CPU, one bidirectional GRU per modality
-    and no arithmetic on shapes that are known, and check it like the first; returns the largest difference found."""
-    onnx.save(static.reshapes(forms.rewrite(onnx.load(fusion), "bidirectional")), path)
+def export_fusion_cpu(model: Fusion, path: Path) -> float:
+    """Write the model once more in the form that is fastest on a CPU (``train.cpu_graph``) and check it like the first;
+    returns the largest difference found."""
+    onnx.save(cpu_graph(model), path)
     return check_fusion(model, path)
 
 

@@ -26,7 +26,7 @@ from train.schedule import one_cycle
 from train.words import Vocabulary
 
 SUBSETS = tuple(s for n in (1, 2, 3) for s in itertools.combinations(MODALITIES, n))
-VERSION = 1  # raise this number when training changes: models kept from before are then not used
+VERSION = 2  # raise this number when training changes: models kept from before are then not used
 # How often a batch has just these. Sound learns slowest; a face's vector already holds most of what it will give.
 SHARE = {
     ("audio",): 0.20, ("video",): 0.08, ("text",): 0.24, ("audio", "video"): 0.08, ("audio", "text"): 0.08,

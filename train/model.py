@@ -16,6 +16,7 @@ queries from the target, keys and values from the source; a modality with itself
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -157,27 +158,35 @@ def load_authors_weights(model: Paper, state: Mapping[str, Tensor]) -> None:
 #
 # What differs from the paper:
 # - Lengths and masks. Live speech has no fixed length, faces come and go, and padding must not move a label.
-# - The convolution goes over time, with features as channels, and so takes any length. It looks at neighbouring rows
-#   (kernel 5 or 3; a ReLU follows), and at audio with stride 4, which makes its GRU four times as fast.
+# - The convolutions go over time, with features as channels, and so take any length; a ReLU follows each. They make one
+#   row of 20 of sound and of 3 of faces, since a GRU's steps wait for each other and are what time goes into.
 # - Two one-directional GRUs for a bidirectional one, so that the way back begins at the last valid row.
 # - Attention is written out, since torch's own does not export with free lengths, and has a residual and a layer norm:
 #   if it finds nothing, the states go on unchanged, and the scale stays the same whatever is absent.
+# - Three heads for six: half as many small products of matrices, each twice as large.
 # - Where one modality is there alone, cross-attention has no pair; the mean of the states then stands for it.
 # - The deviation is the biased one (divided by N, not N - 1), so that one vector alone has 0 and nothing is undefined;
 #   the mean comes first.
 # - ReLU between the linear layers, without which two of them can do no more than one; the first is as wide as the
 #   GRUs, twice the paper's.
-# - Dropout of one rate everywhere: of features, states and attention weights, and before each linear layer.
+# - Dropout of one rate of states and attention weights, and before each linear layer; of features a third of it, since
+#   each of them is in one product only and nothing else tells the network what it loses.
 # - Features are normalised within the network, by the training features' mean and deviation, so that a runtime feeds
 #   plain ones. ``Paper`` takes its arrays as they are.
 # - Modality dropout: the trainer leaves whole modalities out of a batch, since each may be absent in use.
 # - Narrower features, from encoders that run on a small machine: faces of 128, words of 80.
 
-# features of a row, and (kernel, stride) of the convolution; words are few and far apart in time, so they have none.
-# Audio rows come every 10 ms: with stride 4 the GRU sees one each 40 ms.
+# Features of a row; every how many-th row is read; and of each convolution how many rows it takes at once, which is its
+# stride too, and its width. Audio rows come every 10 ms and each sees 105 ms, with its deltas: every second one is
+# read, and after two convolutions the GRU has a row for each 200 ms. Faces come every 100 ms, and the GRU has a row for
+# each 300. Words are few and far apart in time, so they have no convolution.
 DIMS = {"audio": 120, "video": 128, "text": 80}
-CONVOLUTION: dict[str, tuple[int, int] | None] = {"audio": (5, 4), "video": (3, 1), "text": None}
-_MASKED = -1e4  # score of a masked key: finite, so that a row without any key stays finite, in half precision too
+STEP = {"audio": 2, "video": 1, "text": 1}
+CONVOLUTIONS: dict[str, tuple[tuple[int, int], ...]] = {
+    "audio": ((2, 64), (5, 96)), "video": ((3, 64),), "text": ()
+}  # fmt: skip
+POOLING_EPS = 1e-5  # the slope of a square root is infinite at 0
+MASKED = -1e4  # score of a masked key: finite, so that a row without any key stays finite, in half precision too
 
 
 def valid(length: Tensor, rows: int) -> Tensor:
@@ -194,38 +203,55 @@ def reverse(x: Tensor, length: Tensor) -> Tensor:
 
 def time_mean(x: Tensor, keep: Tensor) -> Tensor:
     """Mean over the valid rows; zeros where there are none. (B, T, W), (B, T) 0 or 1 → (B, W)."""
-    return (x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
+    share = keep / keep.sum(1, keepdim=True).clamp(min=1)  # (B, T)
+    return (share[:, None] @ x)[:, 0]
 
 
 class Encoder(nn.Module):
     """One modality: normalise, convolve over time, read in both directions.
 
-    ``mean`` and ``std`` are those of the training features, so that a runtime feeds plain features.
+    ``mean`` and ``std`` are those of the training features, so that a runtime feeds plain features. ``step`` and
+    ``convolutions``: see STEP and CONVOLUTIONS. A convolution whose stride is its reach is one product of matrices: the
+    rows that it takes at once, laid end to end.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, dim: int, hidden: int, convolution: tuple[int, int] | None, dropout: float) -> None:
+    def __init__(
+        self, dim: int, hidden: int, step: int, convolutions: Sequence[tuple[int, int]], dropout: float
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
-        self.stride = convolution[1] if convolution else 1
-        inner = 2 * hidden if convolution else dim
-        self.conv = nn.Conv1d(dim, inner, convolution[0], self.stride, convolution[0] // 2) if convolution else None
+        self.step, self.taken = step, [rows for rows, _ in convolutions]
+        widths = [dim, *(width for _, width in convolutions)]
+        self.convolutions = nn.ModuleList(
+            nn.Linear(rows * before, width)
+            for rows, before, width in zip(self.taken, widths[:-1], widths[1:], strict=True)
+        )
         # two one-directional GRUs: a bidirectional one would begin its way back in the padding
-        self.ahead = nn.GRU(inner, hidden, batch_first=True)
-        self.back = nn.GRU(inner, hidden, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
+        self.ahead = nn.GRU(widths[-1], hidden, batch_first=True)
+        self.back = nn.GRU(widths[-1], hidden, batch_first=True)
+        self.feature_dropout, self.dropout = nn.Dropout(dropout / 3), nn.Dropout(dropout)
 
     def forward(self, x: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, D), (B,) → states (B, T', W), and 1 where they are valid, else 0 (B, T'); T' = ceil(T / stride)."""
+        """(B, T, D), (B,) → states (B, T', W), and 1 where they are valid, else 0 (B, T').
+
+        T' is T through the step and the strides, rounded up.
+        """
+        if self.step > 1:
+            x, length = x[:, :: self.step], (length + self.step - 1) // self.step
         zero = torch.zeros((), dtype=x.dtype, device=x.device)
         x = torch.where(valid(length, x.shape[1])[..., None], (x - self.mean) * (1 / self.std), zero)  # (B, T, D)
-        x = self.dropout(x)
-        if self.conv is not None:  # it pads its edges with zeros too, so every clip ends the same way
-            x = F.relu(self.conv(x.transpose(1, 2))).transpose(1, 2)  # (B, T', W)
-            length = (length + self.stride - 1) // self.stride
+        x = self.feature_dropout(x)
+        if self.taken:  # rows of zeros until the last convolution comes out even, so every clip ends the same way
+            stride = math.prod(self.taken)
+            missing = (x.shape[1] + stride - 1) // stride * stride - x.shape[1]
+            x = torch.cat([x, x.new_zeros(x.shape[0], missing, x.shape[2])], dim=1)
+        for rows, convolution in zip(self.taken, self.convolutions, strict=True):
+            x = F.relu(convolution(x.reshape(x.shape[0], -1, rows * x.shape[2])))
+            length = (length + rows - 1) // rows
         start = torch.zeros(1, x.shape[0], self.ahead.hidden_size, dtype=x.dtype, device=x.device)
         ahead, _ = self.ahead(x, start)  # (B, T', W/2)
         back, _ = self.back(reverse(x, length), start)  # (B, T', W/2)
@@ -236,27 +262,38 @@ class Encoder(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al., 2017, section 3.2) with a residual, written out.
 
-    ``nn.MultiheadAttention`` bakes the traced length into an exported graph; this does not.
+    ``nn.MultiheadAttention`` bakes the traced length into an exported graph; this does not. Query, key and value are
+    one product where a modality attends to itself.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
-
-    def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, T, W) → (B, H, T, W/H)
 
     def forward(self, target: Tensor, source: Tensor, source_keep: Tensor) -> Tensor:
         """Rows of ``target`` (B, Tq, W) ask, rows of ``source`` (B, Ts, W) answer where ``source_keep`` (B, Ts) is 1,
         not 0 → (B, Tq, W)."""
-        q, k, v = self.split(self.query(target)), self.split(self.key(source)), self.split(self.value(source))
+        width = target.shape[2]
+        if target is source:
+            qkv = self.split(self.query_key_value(target), 3)  # (3, B, H, T, W/H)
+            q, k, v = qkv[0], qkv[1], qkv[2]
+        else:
+            w, b = self.query_key_value.weight, self.query_key_value.bias
+            (q,), (k, v) = (
+                self.split(F.linear(target, w[:width], b[:width]), 1),
+                self.split(F.linear(source, w[width:], b[width:]), 2),
+            )
         score = q @ k.transpose(2, 3) * (q.shape[3] ** -0.5)  # (B, H, Tq, Ts)
-        weight = (score + (source_keep - 1)[:, None, None] * -_MASKED).softmax(3)
+        weight = (score + (source_keep - 1)[:, None, None] * -MASKED).softmax(3)
         answer = (self.dropout(weight) @ v).transpose(1, 2).flatten(2)  # (B, H, Tq, W/H) → (B, Tq, W)
         return self.norm(target + self.out(answer))
+
+    def split(self, x: Tensor, parts: int) -> Tensor:
+        """(B, T, parts · W) → (parts, B, H, T, W/H)."""
+        return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 def statistics(vectors: Tensor, present: Tensor) -> Tensor:
@@ -269,8 +306,7 @@ def statistics(vectors: Tensor, present: Tensor) -> Tensor:
     count = keep.sum(1).clamp(min=1)  # (B, 1)
     mean = (vectors * keep).sum(1) / count  # (B, W)
     variance = ((vectors - mean[:, None]) ** 2 * keep).sum(1) / count  # (B, W)
-    eps = 1e-5  # the slope of a square root is infinite at 0
-    return torch.cat([mean, (variance + eps).sqrt() - eps**0.5], dim=1)  # (B, 2 W)
+    return torch.cat([mean, (variance + POOLING_EPS).sqrt() - POOLING_EPS**0.5], dim=1)  # (B, 2 W)
 
 
 class Fusion(nn.Module):
@@ -289,7 +325,9 @@ class Fusion(nn.Module):
         super().__init__()
         width = 2 * hidden
         self.dims, self.attention, self.pooling = dict(dims), attention, pooling
-        self.encoders = nn.ModuleDict({m: Encoder(d, hidden, CONVOLUTION[m], dropout) for m, d in dims.items()})
+        self.encoders = nn.ModuleDict(
+            {m: Encoder(d, hidden, STEP[m], CONVOLUTIONS[m], dropout) for m, d in dims.items()}
+        )
         selves = [(m, m) for m in dims] if attention in ("self", "both") else []
         crosses = [(t, s) for t in dims for s in dims if t != s] if attention in ("cross", "both") else []
         self.pairs = selves + crosses
@@ -351,7 +389,7 @@ def build(
     dims: Mapping[str, int] | None = None,
     rows: Mapping[str, int] | None = None,
     hidden: int = 60,  # the paper's: 120 wide with both directions
-    heads: int = 6,  # the paper's
+    heads: int | None = None,
     dropout: float | None = None,
 ) -> Fusion | Paper:
     """A model with random weights: ``variant`` "default" gives a ``Fusion``, "paper" a ``Paper``.
@@ -362,8 +400,8 @@ def build(
 
     ``dims`` and ``rows`` replace the variant's own features of a row and, in the paper variant alone, rows in time, for
     the modalities that they name. Of other numbers of rows the convolution makes the same share, rounded down and at
-    least one: 25 of 32 for video, 500 of 1000 for audio. ``dropout`` (0.3) is the default variant's; the paper's rates
-    are fixed. Raises ValueError for a name that is not one of these, for an option that the variant lacks, and for the
+    least one: 25 of 32 for video, 500 of 1000 for audio. ``heads`` of attention: 6 in the paper variant, 3 in the default
+    one. ``dropout`` (0.3) is the default variant's; the paper's rates are fixed. Raises ValueError for a name that is not one of these, for an option that the variant lacks, and for the
     paper's cross-attention with one modality.
     """
     if variant not in VARIANTS:
@@ -372,6 +410,7 @@ def build(
         raise ValueError(f"attention {attention!r} is unknown; choose one of: {', '.join(ATTENTION)}")
     if not modalities or set(modalities) - set(MODALITIES):
         raise ValueError(f"modalities {list(modalities)} must be some of: {', '.join(MODALITIES)}")
+    heads = heads or (6 if variant == "paper" else 3)
     if 2 * hidden % heads:
         raise ValueError(f"width {2 * hidden} (twice the hidden units) is not a multiple of {heads} heads")
     if variant == "default":

@@ -22,7 +22,7 @@ PRESETS = {
     # some 40 minutes on one core of 2025: the face encoder takes 15 of them
     "ekman7": Preset(
         audio_copies=5, face_epochs=26, face_copies=4, word_epochs=4, word_buckets=32_768, word_dim=80,
-        fusion_steps=5000, attention="self",
+        fusion_steps=12_000, attention="self",
     ),
     # a minute: shows that everything fits together, learns nothing of use
     "tiny": Preset(

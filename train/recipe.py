@@ -312,7 +312,7 @@ def make_bundle(
 
     out.mkdir(parents=True, exist_ok=True)
     worst = {FUSION: export.export_fusion(model, out / FUSION), FACE: export.export_face(net, out / FACE)}
-    worst[FUSION_CPU] = export.export_fusion_cpu(model, out / FUSION, out / FUSION_CPU)
+    worst[FUSION_CPU] = export.export_fusion_cpu(model, out / FUSION_CPU)
     table.save(out / WORDS)
     manifest = Manifest(
         format=FORMAT,
