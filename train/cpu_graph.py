@@ -1,9 +1,10 @@
 """The fusion model for a CPU, written in the operators that ONNX Runtime runs fastest there.
 
 What ``train.export`` traces is plain ONNX, which every runtime reads. Here are the same weights with fewer and larger
-operators: one bidirectional GRU per modality, which is told the lengths; attention as ONNX Runtime's own operator (domain com.microsoft); normalisation of features within the weights that
-follow it; convolutions as products of two-dimensional matrices, each with its bias and ReLU; means over time, and over
-modalities, as products. ``train.export`` holds the result to the torch model.
+operators: one bidirectional GRU per modality, which is told the lengths; attention as ONNX Runtime's own operator
+(domain com.microsoft); normalisation of features within the weights that follow it; convolutions as products of
+two-dimensional matrices, each with its bias and ReLU; means over time, and over modalities, as products.
+``train.export`` holds the result to the torch model.
 """
 
 from __future__ import annotations

@@ -400,9 +400,10 @@ def build(
 
     ``dims`` and ``rows`` replace the variant's own features of a row and, in the paper variant alone, rows in time, for
     the modalities that they name. Of other numbers of rows the convolution makes the same share, rounded down and at
-    least one: 25 of 32 for video, 500 of 1000 for audio. ``heads`` of attention: 6 in the paper variant, 3 in the default
-    one. ``dropout`` (0.3) is the default variant's; the paper's rates are fixed. Raises ValueError for a name that is not one of these, for an option that the variant lacks, and for the
-    paper's cross-attention with one modality.
+    least one: 25 of 32 for video, 500 of 1000 for audio. ``heads`` of attention: 6 in the paper variant, 3 in the
+    default one. ``dropout`` (0.3) is the default variant's; the paper's rates are fixed. Raises ValueError for a name
+    that is not one of these, for an option that the variant lacks, and for the paper's cross-attention with one
+    modality.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is unknown; choose one of: {', '.join(VARIANTS)}")
