@@ -36,7 +36,7 @@ from stream.messages import Codec, Control, Emotion, Health, decode_emotion
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 PACKAGES = (
-    "emostream", "onnxruntime", "numpy", "av", "soxr", "opencv-python-headless", "pyzmq", "msgspec", "silero-vad",
+    "emostream", "onnxruntime", "numpy", "av", "opencv-python-headless", "pyzmq", "msgspec", "silero-vad",
     "pocketsphinx", "vosk",
 )  # fmt: skip
 _LONGEST_US = 3_600_000_000

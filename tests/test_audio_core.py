@@ -46,6 +46,12 @@ def _samples(messages: list[Message]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int16), *(message.samples for message in _pcm(messages))])
 
 
+def _start_ns(rate: int, media_ns: int) -> int:
+    """Where the first block of sound from ``media_ns`` on begins: before it by what a resampler is late."""
+    late = 0 if rate == 16_000 else round(16 * max(1, rate / 16_000))
+    return media_ns - late * _S // rate
+
+
 def _rows(messages: list[Message]) -> tuple[np.ndarray, np.ndarray]:
     """Times and rows."""
     parts = [message for message in messages if isinstance(message, Mfcc)]
@@ -86,7 +92,7 @@ def test_rates_and_channels(rate, channels):
     sound = np.repeat(_sound(rate)[:, None], channels, axis=1)
     messages = _run(_chunks(sound, rate, list(range(0, len(sound), rate // 50))))
     expected = media.speech_samples(4.0)[8000:32_000]
-    found = _samples(messages)
+    found = _samples(messages)[-_start_ns(rate, 0) * 16_000 // _S :]
     assert len(expected) - 512 <= len(found) <= len(expected)
     error = found / 32768 - expected[: len(found)] / 32768
     # straight lines between samples make the sound at other rates duller, and 8 kHz holds half of it
@@ -106,12 +112,13 @@ def test_at_16_khz_samples_and_features_are_untouched():
 def test_the_timeline_has_no_holes_and_begins_where_the_sound_does(rate):
     messages = _run(_chunks(_sound(rate), rate, [100, 5000], start_ns=3 * _S))
     blocks = _pcm(messages)
-    assert blocks[0].media_start_ns == 3 * _S
+    start_ns = _start_ns(rate, 3 * _S)
+    assert blocks[0].media_start_ns == start_ns > 2.997 * _S
     for block, following in pairwise(blocks):
         assert block.media_end_ns == following.media_start_ns == block.media_start_ns + 32_000_000
     assert all(block.samples.shape == (512,) and block.samples.dtype == np.int16 for block in blocks)
     times, rows = _rows(messages)
-    np.testing.assert_array_equal(times, 3 * _S + 10_000_000 * np.arange(len(rows)))
+    np.testing.assert_array_equal(times, start_ns + 10_000_000 * np.arange(len(rows)))
     assert len(rows) in (147, 148)
     parts = [message for message in messages if isinstance(message, Mfcc)]
     assert all(part.media_end_ns == part.media_start_ns + 10_000_000 * len(part.rows) for part in parts)
@@ -123,8 +130,19 @@ def test_a_tone_keeps_its_frequency_level_and_place(rate, hz):
     t = np.arange(2 * rate) / rate
     tone = 0.5 * np.sin(2 * np.pi * hz * t).astype(np.float32)
     found = _samples(_run(_chunks(tone, rate, list(range(0, len(tone), 777))))) / 32768
-    expected = 0.5 * np.sin(2 * np.pi * hz * np.arange(len(found)) / 16_000)
+    expected = 0.5 * np.sin(2 * np.pi * hz * (np.arange(len(found)) / 16_000 + _start_ns(rate, 0) / _S))
     np.testing.assert_allclose(found[400:-400], expected[400:-400], atol=0.01)  # its phase too: nothing is delayed
+
+
+@pytest.mark.parametrize("rate", [8000, 32_000, 48_000, 96_000])
+def test_a_block_is_there_when_its_sound_is(rate):
+    """Of 32 ms of samples comes a block of 32 ms, at once: none waits for samples that are still to come."""
+    sound = _sound(rate)
+    core = AudioCore("a", None)
+    for number, chunk in enumerate(_chunks(sound, rate, [rate * 16 * n // 1000 for n in range(1, 80)])[:-1], start=1):
+        blocks = _pcm(core.push(chunk))
+        assert len(blocks) == (number % 2 == 0)
+        assert all(chunk.media_end_ns - block.media_end_ns <= 2_100_000 for block in blocks)
 
 
 def test_what_is_above_8_khz_does_not_fold_down():
@@ -186,12 +204,13 @@ def test_a_gap_is_counted_and_the_timeline_shows_it(rate):
     steps = np.diff(starts)
     assert (steps[steps != 32_000_000] >= 2 * _S).all()
     assert (steps != 32_000_000).sum() == 1
-    assert chunks[-1].media_ns in starts  # the sound after the gap is where its time stamp says
+    later_ns = _start_ns(rate, chunks[-1].media_ns)
+    assert later_ns in starts  # the sound after the gap is where its time stamp says
     times, _ = _rows(messages)
     steps = np.diff(times)
     assert (steps > 0).all()
     assert (steps > 10_000_000).sum() == 1
-    assert not ((times >= chunks[1].media_end_ns) & (times < chunks[-1].media_ns)).any()  # no features of no sound
+    assert not ((times >= chunks[1].media_end_ns) & (times < later_ns)).any()  # no features of no sound
 
 
 def test_features_do_not_reach_across_a_gap():
