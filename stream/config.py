@@ -49,7 +49,7 @@ class Stream(_Section):
 
 
 class Audio(_Section):
-    block_ms: Annotated[int, Field(ge=5, le=200)] = 16
+    block_ms: Annotated[int, Field(ge=5, le=200)] = 32
 
 
 class Speech(_Section):

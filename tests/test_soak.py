@@ -101,11 +101,11 @@ def test_nothing_seen_is_a_fault():
 
 
 def test_sound_and_picture_loop_without_a_gap(tmp_path):
-    """Each packet holds 16 ms and each frame 100, or counting them would not tell the time."""
+    """Each packet holds 32 ms and each frame 100, or counting them would not tell the time."""
     script, times = soak.make_loop(tmp_path, 2, 30.0)
     length_s = times * script.length_s
     assert times > 1 and length_s >= 30
-    for name, medium, step_ns in (("sound", "audio", 16_000_000), ("picture", "video", 100_000_000)):
+    for name, medium, step_ns in (("sound", "audio", 32_000_000), ("picture", "video", 100_000_000)):
         source = FileSource(tmp_path / f"{name}.ffconcat", frozenset({medium}), 10)
         source.open()
         starts = np.array([item.media_ns for item in source.items()])  # type: ignore[union-attr]
@@ -134,7 +134,7 @@ def beats(node: str, **more) -> list[Health]:
 
 def good_watch() -> soak.Watch:
     watch = soak.Watch(t0_ns=T0_NS)
-    rates = {"audio": {"chunks": 62.5}, "video": {"frames": 10}}
+    rates = {"audio": {"chunks": 31.25}, "video": {"frames": 10}}
     watch.beats.update({node: beats(node, **rates.get(node.partition(".")[0], {})) for node in soak.NODES})
     watch.samples["fusion"] = [(float(t), 100.0, 30, 4) for t in range(0, 600, 5)]
     return watch
