@@ -3,13 +3,11 @@
 What ``train.export`` traces is plain ONNX, which every runtime reads. Here are the same weights with fewer and larger
 operators: one bidirectional GRU per modality, which is told the lengths; attention as ONNX Runtime's own operator
 (domain com.microsoft); normalisation of features within the weights that follow it; convolutions as products of
-two-dimensional matrices, each with its bias and ReLU; means over time, and over modalities, as products.
+two-dimensional matrices, with bias and ReLU; means over time, and over modalities, as products.
 ``train.export`` holds the result to the torch model.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import onnx
@@ -31,7 +29,7 @@ def cpu_graph(model: Fusion) -> onnx.ModelProto:
     width = model.hidden_layer.out_features
     lengths = g.add("Concat", *(g.add("Unsqueeze", f"{m}_len", g.store([1, 2])) for m in names), axis=2)  # (B, 1, M)
     here = g.add("Greater", lengths, g.store(0))  # (B, 1, M)
-    strides = [encoder.step * math.prod(encoder.taken) for encoder in model.encoders.values()]
+    strides = [encoder.stride for encoder in model.encoders.values()]
     rows = _rounded_up(g, lengths, strides)  # (B, 1, M): valid rows of the states
     weight = g.add("Reciprocal", g.add("Cast", g.add("Max", rows, g.store(1)), to=TensorProto.FLOAT))
     rows_of, weight_of, counts = (
@@ -85,24 +83,26 @@ def _encode(g: Writer, encoder: Encoder, m: str, count: str) -> str:
     if encoder.step > 1:
         x = g.add("Slice", x, *map(g.store, ([0], [_END], [1], [encoder.step])))
     w, r, b = _gru(encoder)
-    if not encoder.taken:  # rows beyond the length are skipped by the GRU alone
+    if encoder.conv is None:  # rows beyond the length are skipped by the GRU alone
         b[:, : b.shape[1] // 2] -= (w * scale) @ mean
         w = w * scale
     else:
         size = g.add("Shape", x)
         batch, rows = (g.add("Slice", size, g.store([i]), g.store([i + 1])) for i in (0, 1))
-        missing = g.add("Mod", g.add("Neg", rows), g.store([math.prod(encoder.taken)]))
+        missing = g.add("Mod", g.add("Neg", rows), g.store([encoder.taken * encoder.mean_of]))
         x = g.add("Pad", x, g.add("Concat", g.store([0, 0, 0, 0]), missing, g.store([0]), axis=0))
         length = g.add("Unsqueeze", _rounded_up(g, f"{m}_len", encoder.step), g.store([1, 2]))
         inside = g.add("Less", g.add("Unsqueeze", _numbered(g, x), g.store([1])), length)  # (B, T, 1)
         x = g.add("Where", inside, x, g.store(mean))
-        for i, (taken, layer) in enumerate(zip(encoder.taken, encoder.convolutions, strict=True)):
-            weight, bias = _numbers(layer)
-            if i == 0:
-                weight = weight * np.tile(scale, taken)
-                bias = bias - weight @ np.tile(mean, taken)
-            x = _dense(g, g.add("Reshape", x, g.store([-1, weight.shape[1]])), weight, bias)
-        x = g.add("Reshape", x, g.add("Concat", batch, g.store([-1, weight.shape[0]]), axis=0))
+        weight, bias = _numbers(encoder.conv)
+        weight = weight * np.tile(scale, encoder.taken)
+        bias = bias - weight @ np.tile(mean, encoder.taken)
+        x = _dense(g, g.add("Reshape", x, g.store([-1, weight.shape[1]])), weight, bias)
+        width = weight.shape[0]
+        if encoder.mean_of > 1:
+            x = g.add("Reshape", x, g.store([-1, encoder.mean_of, width]))
+            x = g.add("ReduceMean", x, axes=[1], keepdims=0)
+        x = g.add("Reshape", x, g.add("Concat", batch, g.store([-1, width]), axis=0))
     units = encoder.ahead.hidden_size
     states = g.add(
         "GRU", g.add("Transpose", x, perm=[1, 0, 2]), *map(g.store, (w, r, b)), count,

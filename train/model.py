@@ -16,7 +16,6 @@ queries from the target, keys and values from the source; a modality with itself
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -158,8 +157,9 @@ def load_authors_weights(model: Paper, state: Mapping[str, Tensor]) -> None:
 #
 # What differs from the paper:
 # - Lengths and masks. Live speech has no fixed length, faces come and go, and padding must not move a label.
-# - The convolutions go over time, with features as channels, and so take any length; a ReLU follows each. They make one
-#   row of 20 of sound and of 3 of faces, since a GRU's steps wait for each other and are what time goes into.
+# - The convolution goes over time, with features as channels, and so takes any length; a ReLU follows. With the mean
+#   after it, it makes one row of 20 of sound and of 3 of faces, since a GRU's steps wait for each other: they are what
+#   time goes into.
 # - Two one-directional GRUs for a bidirectional one, so that the way back begins at the last valid row.
 # - Attention is written out, since torch's own does not export with free lengths, and has a residual and a layer norm:
 #   if it finds nothing, the states go on unchanged, and the scale stays the same whatever is absent.
@@ -169,22 +169,21 @@ def load_authors_weights(model: Paper, state: Mapping[str, Tensor]) -> None:
 #   the mean comes first.
 # - ReLU between the linear layers, without which two of them can do no more than one; the first is as wide as the
 #   GRUs, twice the paper's.
-# - Dropout of one rate of states and attention weights, and before each linear layer; of features a third of it, since
-#   each of them is in one product only and nothing else tells the network what it loses.
+# - Dropout of one rate everywhere: of features, states and attention weights, and before each linear layer.
 # - Features are normalised within the network, by the training features' mean and deviation, so that a runtime feeds
 #   plain ones. ``Paper`` takes its arrays as they are.
 # - Modality dropout: the trainer leaves whole modalities out of a batch, since each may be absent in use.
 # - Narrower features, from encoders that run on a small machine: faces of 128, words of 80.
 
-# Features of a row; every how many-th row is read; and of each convolution how many rows it takes at once, which is its
-# stride too, and its width. Audio rows come every 10 ms and each sees 105 ms, with its deltas: every second one is
-# read, and after two convolutions the GRU has a row for each 200 ms. Faces come every 100 ms, and the GRU has a row for
+# Features of a row; every how many-th row is read; how many of these the convolution takes at once, which is its stride
+# too, and its width; over how many of its rows the mean is taken. Audio rows come every 10 ms and each sees 105 ms, its
+# deltas included: every second one is read, and the GRU has a row for each 200 ms. A mean has no weights; a second
+# convolution in its place learns the voices of training by heart. Faces come every 100 ms, and the GRU has a row for
 # each 300. Words are few and far apart in time, so they have no convolution.
 DIMS = {"audio": 120, "video": 128, "text": 80}
 STEP = {"audio": 2, "video": 1, "text": 1}
-CONVOLUTIONS: dict[str, tuple[tuple[int, int], ...]] = {
-    "audio": ((2, 64), (5, 96)), "video": ((3, 64),), "text": ()
-}  # fmt: skip
+CONVOLUTION: dict[str, tuple[int, int] | None] = {"audio": (2, 120), "video": (3, 64), "text": None}
+MEAN = {"audio": 5, "video": 1, "text": 1}
 POOLING_EPS = 1e-5  # the slope of a square root is infinite at 0
 MASKED = -1e4  # score of a masked key: finite, so that a row without any key stays finite, in half precision too
 
@@ -210,48 +209,47 @@ def time_mean(x: Tensor, keep: Tensor) -> Tensor:
 class Encoder(nn.Module):
     """One modality: normalise, convolve over time, read in both directions.
 
-    ``mean`` and ``std`` are those of the training features, so that a runtime feeds plain features. ``step`` and
-    ``convolutions``: see STEP and CONVOLUTIONS. A convolution whose stride is its reach is one product of matrices: the
-    rows that it takes at once, laid end to end.
+    ``mean`` and ``std`` are those of the training features, so that a runtime feeds plain features. For the rest see
+    STEP, CONVOLUTION and MEAN. A convolution whose stride is its reach is one product of matrices: the rows that it
+    takes at once, laid end to end.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, dim: int, hidden: int, step: int, convolutions: Sequence[tuple[int, int]], dropout: float
-    ) -> None:
+    def __init__(self, m: str, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
-        self.step, self.taken = step, [rows for rows, _ in convolutions]
-        widths = [dim, *(width for _, width in convolutions)]
-        self.convolutions = nn.ModuleList(
-            nn.Linear(rows * before, width)
-            for rows, before, width in zip(self.taken, widths[:-1], widths[1:], strict=True)
-        )
+        self.step, self.mean_of = STEP[m], MEAN[m]
+        self.taken, inner = CONVOLUTION[m] or (1, dim)
+        self.conv = nn.Linear(self.taken * dim, inner) if CONVOLUTION[m] else None
         # two one-directional GRUs: a bidirectional one would begin its way back in the padding
-        self.ahead = nn.GRU(widths[-1], hidden, batch_first=True)
-        self.back = nn.GRU(widths[-1], hidden, batch_first=True)
-        self.feature_dropout, self.dropout = nn.Dropout(dropout / 3), nn.Dropout(dropout)
+        self.ahead = nn.GRU(inner, hidden, batch_first=True)
+        self.back = nn.GRU(inner, hidden, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def stride(self) -> int:
+        """Rows of features for one of states."""
+        return self.step * self.taken * self.mean_of
 
     def forward(self, x: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, D), (B,) → states (B, T', W), and 1 where they are valid, else 0 (B, T').
-
-        T' is T through the step and the strides, rounded up.
-        """
+        """(B, T, D), (B,) → states (B, T', W), and 1 where they are valid, else 0 (B, T'); T' = ceil(T / stride)."""
         if self.step > 1:
-            x, length = x[:, :: self.step], (length + self.step - 1) // self.step
+            x = x[:, :: self.step]  # (B, T / step, D)
         zero = torch.zeros((), dtype=x.dtype, device=x.device)
-        x = torch.where(valid(length, x.shape[1])[..., None], (x - self.mean) * (1 / self.std), zero)  # (B, T, D)
-        x = self.feature_dropout(x)
-        if self.taken:  # rows of zeros until the last convolution comes out even, so every clip ends the same way
-            stride = math.prod(self.taken)
-            missing = (x.shape[1] + stride - 1) // stride * stride - x.shape[1]
+        inside = valid((length + self.step - 1) // self.step, x.shape[1])
+        x = torch.where(inside[..., None], (x - self.mean) * (1 / self.std), zero)
+        x = self.dropout(x)
+        if self.conv is not None:  # rows of zeros until it comes out even, so every clip ends the same way
+            rows = self.taken * self.mean_of
+            missing = (x.shape[1] + rows - 1) // rows * rows - x.shape[1]
             x = torch.cat([x, x.new_zeros(x.shape[0], missing, x.shape[2])], dim=1)
-        for rows, convolution in zip(self.taken, self.convolutions, strict=True):
-            x = F.relu(convolution(x.reshape(x.shape[0], -1, rows * x.shape[2])))
-            length = (length + rows - 1) // rows
+            x = F.relu(self.conv(x.reshape(x.shape[0], -1, self.taken * x.shape[2])))  # (B, rows, W)
+        if self.mean_of > 1:
+            x = x.reshape(x.shape[0], -1, self.mean_of, x.shape[2]).mean(2)  # (B, T', W)
+        length = (length + self.stride - 1) // self.stride
         start = torch.zeros(1, x.shape[0], self.ahead.hidden_size, dtype=x.dtype, device=x.device)
         ahead, _ = self.ahead(x, start)  # (B, T', W/2)
         back, _ = self.back(reverse(x, length), start)  # (B, T', W/2)
@@ -325,9 +323,7 @@ class Fusion(nn.Module):
         super().__init__()
         width = 2 * hidden
         self.dims, self.attention, self.pooling = dict(dims), attention, pooling
-        self.encoders = nn.ModuleDict(
-            {m: Encoder(d, hidden, STEP[m], CONVOLUTIONS[m], dropout) for m, d in dims.items()}
-        )
+        self.encoders = nn.ModuleDict({m: Encoder(m, dim, hidden, dropout) for m, dim in dims.items()})
         selves = [(m, m) for m in dims] if attention in ("self", "both") else []
         crosses = [(t, s) for t in dims for s in dims if t != s] if attention in ("cross", "both") else []
         self.pairs = selves + crosses
