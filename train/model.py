@@ -276,14 +276,13 @@ class Attention(nn.Module):
         not 0 → (B, Tq, W)."""
         width = target.shape[2]
         if target is source:
-            qkv = self.split(self.query_key_value(target), 3)  # (3, B, H, T, W/H)
-            q, k, v = qkv[0], qkv[1], qkv[2]
+            parts = self.split(self.query_key_value(target), 3)  # (3, B, H, T, W/H)
+            q, k, v = parts[0], parts[1], parts[2]
         else:
             w, b = self.query_key_value.weight, self.query_key_value.bias
-            (q,), (k, v) = (
-                self.split(F.linear(target, w[:width], b[:width]), 1),
-                self.split(F.linear(source, w[width:], b[width:]), 2),
-            )
+            q = self.split(F.linear(target, w[:width], b[:width]), 1)[0]  # (B, H, Tq, W/H)
+            parts = self.split(F.linear(source, w[width:], b[width:]), 2)  # (2, B, H, Ts, W/H)
+            k, v = parts[0], parts[1]
         score = q @ k.transpose(2, 3) * (q.shape[3] ** -0.5)  # (B, H, Tq, Ts)
         weight = (score + (source_keep - 1)[:, None, None] * -MASKED).softmax(3)
         answer = (self.dropout(weight) @ v).transpose(1, 2).flatten(2)  # (B, H, Tq, W/H) → (B, Tq, W)
