@@ -19,7 +19,7 @@ def file_path(text: str) -> Path:
 def make_source(text: str, media: frozenset[str], fps: float, clock: Clock, config: Config) -> Source:
     """The source that ``text`` names, giving the ``media`` asked for (``audio``, ``video`` or both). Not opened yet.
 
-    At most ``fps`` frames a second are turned into images; where pictures do not need each other, only they are decoded.
+    At most ``fps`` frames a second are turned into images, and decoded where pictures do not need each other.
     """
     if text == "demo" or text.startswith("file:"):
         from stream.sources.file import FileSource
