@@ -86,12 +86,7 @@ def read(path: Path) -> np.ndarray:
     mono = samples.mean(axis=1)
     if rate != mfcc.RATE_HZ:
         mono = soxr.resample(mono, rate, mfcc.RATE_HZ)
-    return to_int16(mono)
-
-
-def to_int16(samples: np.ndarray) -> np.ndarray:
-    """Float samples in [-1, 1] → int16, clipped as a sound card clips."""
-    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+    return mfcc.to_int16(mono)
 
 
 def bounds(samples: np.ndarray, vad: SileroVad, endpointer: Endpointer) -> tuple[int, int]:
@@ -150,7 +145,7 @@ def augment(samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
     if rng.random() < 0.3:
         x = through_codec(x, rng)
     peak_db = rng.uniform(-30, 0)
-    return to_int16(x / (np.abs(x).max() + 1e-9) * 10 ** (peak_db / 20)), 1 / speed
+    return mfcc.to_int16(x / (np.abs(x).max() + 1e-9) * 10 ** (peak_db / 20)), 1 / speed
 
 
 def audio(

@@ -53,6 +53,11 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return window.astype(np.float32), filters.astype(np.float32), dct.astype(np.float32)
 
 
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Float samples in [-1, 1] → int16, clipped as a sound card clips."""
+    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+
+
 def cepstra(samples: np.ndarray) -> np.ndarray:
     """Static cepstra of the frames that fit whole into ``samples``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import av
 import numpy as np
 
-from stream.features.mfcc import DIM, HOP_NS
+from stream.features.mfcc import DIM, HOP_NS, to_int16
 from stream.features.mfcc import Mfcc as MfccExtractor
 from stream.messages import Message, Mfcc, Pcm
 from stream.sources.items import AudioChunk
@@ -82,7 +82,7 @@ class AudioCore:
             self._resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE_HZ)
             late = round(_DELAY_SAMPLES * max(1, chunk.rate_hz / RATE_HZ))
             start_ns -= late * 1_000_000_000 // chunk.rate_hz
-            self._held = _int16(self._resampled(np.zeros(late, np.float32)))
+            self._held = to_int16(self._resampled(np.zeros(late, np.float32)))
         self._pcm_ns = self._mfcc_ns = start_ns
 
     def _resampled(self, mono: np.ndarray | None) -> np.ndarray:
@@ -102,7 +102,7 @@ class AudioCore:
     def _cut(self, mono: np.ndarray) -> list[Message]:
         """Messages that these (n,) float32 samples at 16 kHz complete."""
         messages: list[Message] = []
-        held = np.concatenate([self._held, _int16(mono)])
+        held = np.concatenate([self._held, to_int16(mono)])
         whole = len(held) // FRAME_SAMPLES * FRAME_SAMPLES
         self._held = held[whole:]
         for block in held[:whole].reshape(-1, FRAME_SAMPLES):
@@ -141,8 +141,3 @@ class AudioCore:
 
     def _captured(self, media_ns: int) -> int:
         return 0 if self._t0_ns is None else self._t0_ns + media_ns
-
-
-def _int16(samples: np.ndarray) -> np.ndarray:
-    """Floats in [-1, 1], clipped as a sound card clips."""
-    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
