@@ -30,9 +30,9 @@ import msgspec
 import psutil
 import zmq
 
-from stream.bus import ipc
-from stream.clock import SystemClock, take_offset_ns
-from stream.messages import Codec, Control, Emotion, Health, decode_emotion
+from emostream.stream.bus import ipc
+from emostream.stream.clock import SystemClock, take_offset_ns
+from emostream.stream.messages import Codec, Control, Emotion, Health, decode_emotion
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 PACKAGES = (

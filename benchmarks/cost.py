@@ -28,7 +28,7 @@ from benchmarks import common, latency
 from benchmarks.script import RATE_HZ, Segment, demo_segments, make_script
 from benchmarks.throughput import KINDS, restarted
 from benchmarks.timed_run import COUNTER
-from stream.messages import Control, Emotion, Health
+from emostream.stream.messages import Control, Emotion, Health
 
 STREAM = "cost"
 CASES = {  # name → whether someone speaks, medium of the script

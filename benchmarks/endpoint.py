@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.script import RATE_HZ, _read
-from stream.speech.vad import FRAME_NS, FRAME_SAMPLES, Endpointer
+from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, Endpointer
 
 RULES = {  # name → (hangover_ms, min_hangover_ms)
     **{f"fixed {ms} ms": (ms, ms) for ms in (192, 256, 320, 400, 512)},
@@ -60,7 +60,7 @@ class Clip:
 
 def hear(paths: Sequence[Path]) -> list[Clip]:
     """Run voice activity on each file."""
-    from stream.nodes.listen import load_vad
+    from emostream.stream.nodes.speech import load_vad
 
     vad, rng, clips = load_vad(), np.random.default_rng(0), []
     for path in paths:

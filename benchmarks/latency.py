@@ -36,8 +36,8 @@ from pathlib import Path
 
 from benchmarks import common
 from benchmarks.script import Script, ScriptError, Utterance, demo_segments, make_script, ravdess_segments
-from stream.config import Config
-from stream.messages import Control, Emotion, Health
+from emostream.stream.config import Config
+from emostream.stream.messages import Control, Emotion, Health
 
 STREAM = "bench"
 SETTINGS = {  # name → media of the script, recogniser

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import common
-from engines.backend import BackendError
-from engines.bundle import FACE, FUSION, MODALITIES, Bundle, open_bundle
-from engines.load import available, load
-from engines.onnx import OnnxRuntime
+from emostream.engines.bundle import FACE, FUSION, MODALITIES, Bundle, open_bundle
+from emostream.engines.load import available, load
+from emostream.engines.onnx import OnnxRuntime
+from emostream.errors import BackendError
 
 WINDOWS_S = (1, 3, 5, 10, 15)
 BATCHES = (1, 2, 4, 8, 16)
@@ -56,7 +56,7 @@ def fusion_systems(bundle: Bundle, folder: Path, compiled: bool) -> dict[str, Sy
     """By name. The published network is built anew for each length, which it needs."""
     import torch
 
-    from train import model
+    from emostream.train import model
 
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

@@ -22,8 +22,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from stream.config import Config
-from stream.sources import DEMO
+from emostream.stream.config import Config
+from emostream.stream.sources import DEMO
 
 RATE_HZ = 16_000
 BLOCK = RATE_HZ * Config().audio.block_ms // 1000  # samples in a packet

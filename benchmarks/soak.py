@@ -36,9 +36,9 @@ import psutil
 from benchmarks import common, latency
 from benchmarks.script import BLOCK, RATE_HZ, Script, demo_segments, make_script
 from benchmarks.throughput import CONFIRMED, restarted
-from stream.config import Config
-from stream.messages import Control, Emotion, Health
-from stream.sources import DEMO
+from emostream.stream.config import Config
+from emostream.stream.messages import Control, Emotion, Health
+from emostream.stream.sources import DEMO
 
 STREAM = "soak"
 NODES = (f"audio.{STREAM}", f"video.{STREAM}", f"speech.{STREAM}", "fusion")

@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks import common
 from benchmarks.script import LEAD_IN_S, RATE_HZ, demo_segments
-from stream.messages import Control, Emotion, Health
+from emostream.stream.messages import Control, Emotion, Health
 
 AIM_MS = 4000.0  # all nodes ready, warm
 TOP = 10
@@ -38,29 +38,31 @@ _ROOT = Path(__file__).parent.parent
 
 # What a process imports and then loads before it can be ready. A node imports the command as well: that is how
 # multiprocessing's "spawn" gets at its main function.
-_NODE = "import stream.cli, stream.nodes.process, stream.nodes.shell"
-_FILE = "from stream.sources.file import FileSource; from stream.sources import DEMO"
+_NODE = "import emostream.stream.cli, emostream.stream.nodes.runtime"
+_FILE = "from emostream.stream.sources.file import FileSource; from emostream.stream.sources import DEMO"
 WORK = {
     "supervisor": (
-        "import stream.cli, stream.supervisor, stream.summary, stream.view, stream.sources.file",
-        "from pathlib import Path; from stream.clock import SystemClock; from stream.config import load; "
-        "stream.supervisor.make_plan(load(None, ['bus.emotion=ipc://ENDPOINT']), Path('.'), SystemClock())",
+        "from emostream.stream import cli, summary, supervisor, view; import emostream.stream.sources.file",
+        "from pathlib import Path; from emostream.stream.clock import SystemClock; "
+        "from emostream.stream.config import load; "
+        "emostream.stream.supervisor.make_plan(load(None, ['bus.emotion=ipc://ENDPOINT']), Path('.'), SystemClock())",
     ),
     "audio.demo": (
-        f"{_NODE}, stream.nodes.capture, stream.nodes.audio; {_FILE}",
+        f"{_NODE}, emostream.stream.nodes.capture, emostream.stream.cores.audio; {_FILE}",
         "FileSource(DEMO, frozenset({'audio'}), 10).open()",
     ),
     "speech.demo": (
-        f"{_NODE}, stream.nodes.listen; from stream.config import Speech",
-        "stream.nodes.listen.load_vad(); stream.nodes.listen.make_recognizer(Speech())",
+        f"{_NODE}, emostream.stream.nodes.speech; from emostream.stream.config import Speech",
+        "emostream.stream.nodes.speech.load_vad(); emostream.stream.nodes.speech.make_recognizer(Speech())",
     ),
     "video.demo": (
-        f"{_NODE}, stream.nodes.capture, stream.nodes.video; {_FILE}; from stream.config import Video",
-        "FileSource(DEMO, frozenset({'video'}), 10).open(); stream.nodes.video.make_detector(Video())",
+        f"{_NODE}, emostream.stream.nodes.capture, emostream.stream.cores.video; {_FILE}; "
+        "from emostream.stream.config import Video",
+        "FileSource(DEMO, frozenset({'video'}), 10).open(); emostream.stream.cores.video.make_detector(Video())",
     ),
     "fusion": (
-        f"{_NODE}, stream.nodes.fuse; from engines.bundle import open_bundle",
-        "stream.nodes.fuse.Classifier(open_bundle('ekman7')).warm_up()",
+        f"{_NODE}, emostream.stream.nodes.fusion; from emostream.engines.bundle import open_bundle",
+        "emostream.stream.nodes.fusion.Classifier(open_bundle('ekman7')).warm_up()",
     ),
 }
 

@@ -29,7 +29,7 @@ import psutil
 
 from benchmarks import common, latency
 from benchmarks.script import RATE_HZ, Script, Segment, demo_segments, make_script
-from stream.messages import Control, Emotion, Health
+from emostream.stream.messages import Control, Emotion, Health
 
 CONFIRMED = "confirmed end → label"
 KINDS = ("audio", "video", "speech", "fusion", "supervisor")

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from functools import wraps
 
-from stream import bus
-from stream.messages import Health
+from emostream.stream import bus
+from emostream.stream.messages import Health
 
 COUNTER = "bus_us"
 _spent_ns = 0
@@ -43,6 +43,6 @@ for _class, _names in {
         setattr(_class, _name, _timed(getattr(_class, _name)))
 
 if __name__ == "__main__":
-    from stream.cli import run
+    from emostream.stream.cli import run
 
     sys.exit(run())

@@ -9,10 +9,6 @@ import numpy as np
 BACKENDS = ("auto", "onnxruntime", "openvino", "torch", "tensorrt", "tensorrt_rtx")
 
 
-class BackendError(RuntimeError):
-    """A backend or a graph cannot be used; the message says what to do."""
-
-
 class Backend(Protocol):
     """One loaded graph. ``name`` is such as ``onnxruntime/cpu``."""
 

@@ -17,16 +17,14 @@ from typing import Annotated, Any
 
 import msgspec
 
+from emostream.errors import BundleError
+
 BUNDLES = Path(__file__).parent / "bundles"
 FORMAT = "emostream-bundle/2"
 FUSION, FACE, WORDS = "fusion.onnx", "face.onnx", "words.safetensors"
 FUSION_CPU = "fusion-cpu.onnx"
 MODALITIES = ("audio", "video", "text")
 SUBSETS = tuple("+".join(some) for n in (1, 2, 3) for some in itertools.combinations(MODALITIES, n))
-
-
-class BundleError(RuntimeError):
-    """A bundle is missing, damaged or of another format."""
 
 
 class Modality(msgspec.Struct, forbid_unknown_fields=True):

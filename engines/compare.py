@@ -23,9 +23,10 @@ import msgspec
 import numpy as np
 import psutil
 
-from engines.backend import Backend, BackendError
-from engines.bundle import FACE, FUSION, MODALITIES, Bundle, Manifest, open_bundle
-from engines.load import available, load
+from emostream.engines.backend import Backend
+from emostream.engines.bundle import FACE, FUSION, MODALITIES, Bundle, Manifest, open_bundle
+from emostream.engines.load import available, load
+from emostream.errors import BackendError
 
 REFERENCE = "onnxruntime"
 MOST_DIFFERENCE = 1e-4  # of a logit or of a value of a face's vector, where all compute in float32

@@ -20,7 +20,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.backend import BackendError
+from emostream.errors import BackendError
 
 FORMS = ("exported", "bidirectional", "single_loop")
 # the fewest steps of loops and the smallest engine, and the only one whose recurrence TensorRT takes in bfloat16

@@ -16,10 +16,11 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from engines import build, cache, forms
-from engines.backend import BackendError
-from engines.profiles import Profile
-from engines.runtimes import logger
+from emostream.engines import forms
+from emostream.engines.trt import build, cache
+from emostream.engines.trt.profiles import Profile
+from emostream.engines.trt.runtimes import logger
+from emostream.errors import BackendError
 
 SIZES = ("smallest", "typical", "largest")  # of a profile
 _COUNTED = ("Conv", "Gemm", "MatMul", "GRU")  # the rest is some per cent of it

@@ -6,8 +6,9 @@ import importlib.util
 import logging
 from functools import cache
 
-from engines.backend import BACKENDS, Backend, BackendError
-from engines.bundle import FUSION, FUSION_CPU, Bundle
+from emostream.engines.backend import BACKENDS, Backend
+from emostream.engines.bundle import FUSION, FUSION_CPU, Bundle
+from emostream.errors import BackendError
 
 _log = logging.getLogger(__name__)
 _TENSORRT = ("tensorrt", "tensorrt_rtx")  # in the order of preference
@@ -65,7 +66,7 @@ def _gpu_runtime() -> str | None:
 def _missing(backend: str) -> list[str]:
     """What stops a backend on this machine, each with what mends it."""
     if backend in _TENSORRT:
-        from engines import cuda  # on use, like everything below: the libraries are optional or heavy
+        from emostream.engines.trt import cuda  # on use, like everything below: the libraries are optional or heavy
 
         return cuda.missing(backend)
     needed = _PACKAGES.get(backend, {})
@@ -79,24 +80,24 @@ def _is_there(name: str) -> bool:
 def _load(bundle: Bundle, graph: str, backend: str, threads: int) -> Backend:
     path = bundle.path(graph)
     if backend in _TENSORRT:
-        from engines import cuda
-        from engines.build import Options
-        from engines.cache import engine
-        from engines.profiles import of_bundle
-        from engines.tensorrt import TensorRT
+        from emostream.engines.trt import cuda
+        from emostream.engines.trt.backend import TensorRT
+        from emostream.engines.trt.build import Options
+        from emostream.engines.trt.cache import engine
+        from emostream.engines.trt.profiles import of_bundle
 
         options = Options(runtime=backend)
         profile = of_bundle(bundle.manifest, graph, options.max_batch)
         return TensorRT(engine(path, profile, options, cuda.device()), profile, backend)
     if backend == "openvino":
-        from engines.openvino import OpenVino
+        from emostream.engines.openvino import OpenVino
 
         return OpenVino(path, threads)
     if backend == "torch":
-        from engines.torch import Torch
+        from emostream.engines.torch import Torch
 
         return Torch(path, threads)
-    from engines.onnx import OnnxRuntime
+    from emostream.engines.onnx import OnnxRuntime
 
     if graph == FUSION and FUSION_CPU in bundle.manifest.files:
         path = bundle.path(FUSION_CPU)

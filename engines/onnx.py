@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from engines import signature
-from engines.backend import BackendError
+from emostream.engines import signature
+from emostream.errors import BackendError
 
 _log = logging.getLogger(__name__)
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from engines import signature
-from engines.backend import BackendError
+from emostream.engines import signature
+from emostream.errors import BackendError
 
 # At its import OpenVINO reports to Google Analytics, and keeps an identifier in the user's home, unless this package
 # of its own cannot be imported. Nothing that runs here may do so.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from engines.backend import BackendError
+from emostream.errors import BackendError
 
 Signature = Mapping[str, tuple[np.dtype, tuple[int | None, ...]]]
 """By input: its type, and its shape with None where any size will do. Axis 0 is the batch, the same for all."""

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from engines import signature
-from engines.backend import BackendError
+from emostream.engines import signature
+from emostream.errors import BackendError
 
 _OPSET = 17
 _TYPES: dict[int, torch.dtype] = {

@@ -18,8 +18,9 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from stream.clock import Clock
-from stream.messages import Codec, Emotion, End, Face, Message, Mfcc, Pcm, encode_emotion
+from emostream.errors import BusError
+from emostream.stream.clock import Clock
+from emostream.stream.messages import Codec, Emotion, End, Face, Message, Mfcc, Pcm, encode_emotion
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,6 @@ LINGER_MS = 500  # at exit: long enough for the last message, short enough not t
 _LONGEST_DIR = 70  # a Unix socket's path has at most 107 bytes, 35 of which are ours
 SEND_TIMEOUT_MS = 100  # of one try, at fast pace: between two a node looks whether it is to stop
 _DROPPABLE = (Pcm, Mfcc, Face)
-
-
-class BusError(RuntimeError):
-    """An endpoint cannot be used; the message says why."""
 
 
 def make_run_dir(configured: str = "") -> Path:

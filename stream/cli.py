@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
-from stream.config import SOURCE_HELP, Config, ConfigError, load
+from emostream.errors import ConfigError
+from emostream.stream.config import SOURCE_HELP, Config, load
 
 _DEFAULT_ENDPOINT = "tcp://127.0.0.1:5556"
 
@@ -20,12 +21,7 @@ def _command(body: Callable[[], int]) -> Callable[[], None]:
 
     @wraps(body)
     def run() -> None:
-        from engines.backend import BackendError
-        from engines.bundle import BundleError
-        from stream.bus import BusError
-        from stream.models import ModelError
-        from stream.sources.items import SourceError
-        from stream.supervisor import RunError
+        from emostream.errors import BackendError, BundleError, BusError, ModelError, RunError, SourceError
 
         try:
             code = body()
@@ -73,10 +69,10 @@ def run() -> int:
 def _run(config: Config, jsonl: Path | None, quiet: bool) -> int:
     from rich.console import Console
 
-    from stream.messages import Emotion, encode_emotion
-    from stream.summary import Summary
-    from stream.supervisor import Supervisor
-    from stream.view import LiveView, PlainView, View
+    from emostream.stream.messages import Emotion, encode_emotion
+    from emostream.stream.summary import Summary
+    from emostream.stream.supervisor import Supervisor
+    from emostream.stream.view import LiveView, PlainView, View
 
     console, errors = Console(), Console(stderr=True)
     summary = Summary()
@@ -134,8 +130,8 @@ def listen() -> int:
 
     import zmq
 
-    from stream.messages import decode_emotion
-    from stream.view import plain_line
+    from emostream.stream.messages import decode_emotion
+    from emostream.stream.view import plain_line
 
     with zmq.Context() as context, context.socket(zmq.SUB) as socket:
         socket.setsockopt(zmq.LINGER, 0)
@@ -167,10 +163,10 @@ def label() -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from stream.label import Labeller
-    from stream.messages import encode_emotion
-    from stream.sources.items import SourceError
-    from stream.view import plain_line
+    from emostream.errors import SourceError
+    from emostream.stream.label import Labeller
+    from emostream.stream.messages import encode_emotion
+    from emostream.stream.view import plain_line
 
     errors = Console(stderr=True)
     logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -216,7 +212,7 @@ def doctor() -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from stream.doctor import examine
+    from emostream.stream.doctor import examine
 
     console = Console()
     marks = {True: ("ok     ", "green"), False: ("missing", "bold red"), None: ("absent ", "yellow")}
@@ -236,7 +232,7 @@ def doctor() -> int:
 @_command
 def models() -> int:
     """stream-models: third-party models."""
-    from stream import models as table
+    from emostream.stream import models as table
 
     parser = argparse.ArgumentParser(prog="stream-models", description="Third-party models: list, fetch, verify.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -264,7 +260,7 @@ def models() -> int:
 def _pull(name: str) -> int:
     from rich.progress import Progress
 
-    from stream import models as table
+    from emostream.stream import models as table
 
     with Progress(transient=True) as progress:
         task = progress.add_task(name, total=None)

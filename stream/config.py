@@ -9,11 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from engines.backend import BACKENDS
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; one line a problem."""
+from emostream.engines.backend import BACKENDS
+from emostream.errors import ConfigError
 
 
 class _Section(BaseModel):

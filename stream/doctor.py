@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from stream import models
+from emostream.stream import models
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def _models() -> list[Finding]:
 
 
 def _bundles() -> list[Finding]:
-    from engines.bundle import BUNDLES, BundleError, open_bundle
+    from emostream.engines.bundle import BUNDLES, open_bundle
+    from emostream.errors import BundleError
 
     found = []
     for path in sorted(BUNDLES.glob("*/manifest.json")):
@@ -70,7 +71,7 @@ def _bundles() -> list[Finding]:
 
 
 def _backends() -> list[Finding]:
-    from engines.load import available
+    from emostream.engines.load import available
 
     found = []
     for name, lacking in available().items():

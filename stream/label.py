@@ -6,19 +6,20 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engines.bundle import open_bundle
-from stream.classifier import Classifier
-from stream.clock import SystemClock
-from stream.config import Config
-from stream.messages import Emotion, End, Message, Pcm
-from stream.nodes.audio import AudioCore
-from stream.nodes.fusion import FusionCore
-from stream.nodes.listen import load_vad
-from stream.nodes.speech import SpeechCore
-from stream.nodes.video import VideoCore, make_detector
-from stream.sources.file import FileSource
-from stream.sources.items import AudioChunk, NoTrack, SourceError
-from stream.speech.recognizer import make_recognizer
+from emostream.engines.bundle import open_bundle
+from emostream.errors import SourceError
+from emostream.stream.clock import SystemClock
+from emostream.stream.config import Config
+from emostream.stream.cores.audio import AudioCore
+from emostream.stream.cores.classifier import Classifier
+from emostream.stream.cores.fusion import FusionCore
+from emostream.stream.cores.speech import SpeechCore
+from emostream.stream.cores.video import VideoCore, make_detector
+from emostream.stream.messages import Emotion, End, Message, Pcm
+from emostream.stream.nodes.speech import load_vad
+from emostream.stream.sources.base import AudioChunk, NoTrack
+from emostream.stream.sources.file import FileSource
+from emostream.stream.speech.recognizer import make_recognizer
 
 log = logging.getLogger(__name__)
 

@@ -252,5 +252,5 @@ def emotion_json_schema() -> dict[str, Any]:
     return msgspec.json.schema(Emotion)
 
 
-if __name__ == "__main__":  # python -m stream.messages > docs/emotion.schema.json
+if __name__ == "__main__":  # python -m emostream.stream.messages > docs/emotion.schema.json
     print(msgspec.json.format(msgspec.json.encode(emotion_json_schema()), indent=2).decode())

@@ -19,9 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import platformdirs
 
-
-class ModelError(RuntimeError):
-    """A model is missing or damaged; the message says how to get it."""
+from emostream.errors import ModelError
 
 
 @dataclass(frozen=True)

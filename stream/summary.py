@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stream.messages import Emotion, Health
+from emostream.stream.messages import Emotion, Health
 
 PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other")
 _KEPT = 10_000  # of latencies: a run may last for months

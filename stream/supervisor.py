@@ -12,15 +12,15 @@ from pathlib import Path
 
 import zmq
 
-from engines.bundle import open_bundle
-from stream import models
-from stream.bus import Inbox, Publisher, bind, ipc, make_run_dir
-from stream.clock import SystemClock
-from stream.config import Config, Stream, is_live
-from stream.messages import Control, Emotion, Health, Log, decode_emotion
-from stream.nodes.process import CANNOT_RUN, run_node
-from stream.nodes.shell import CONTROL, NodeSpec
-from stream.sources import file_path
+from emostream.engines.bundle import open_bundle
+from emostream.errors import RunError
+from emostream.stream import models
+from emostream.stream.bus import Inbox, Publisher, bind, ipc, make_run_dir
+from emostream.stream.clock import SystemClock
+from emostream.stream.config import Config, Stream, is_live
+from emostream.stream.messages import Control, Emotion, Health, Log, decode_emotion
+from emostream.stream.nodes.runtime import CANNOT_RUN, CONTROL, NodeSpec, run_node
+from emostream.stream.sources import file_path
 
 _READY_TIMEOUT_NS = 60_000_000_000  # of a start: a large recogniser's model takes its time
 _SILENT_NS = 15_000_000_000  # without a heartbeat: hangs
@@ -29,10 +29,6 @@ _BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0
 _LOOK_MS = 100  # between two looks at the processes, while nothing is heard from them
-
-
-class RunError(RuntimeError):
-    """The run cannot begin, or could not go on; the message says why."""
 
 
 @dataclass
@@ -113,7 +109,7 @@ def _captures(stream: Stream, notes: list[str]) -> dict[str, tuple[str, frozense
 
 def file_tracks(source: str) -> frozenset[str]:
     """Media of a file source. Raises SourceError if it cannot be opened."""
-    from stream.sources.file import FileSource
+    from emostream.stream.sources.file import FileSource
 
     file = FileSource(file_path(source), frozenset(), 1.0)
     file.open()

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from stream.messages import Emotion, Health
+from emostream.stream.messages import Emotion, Health
 
 _COLOURS = {
     "anger": "red", "disgust": "green", "fear": "magenta", "joy": "yellow",

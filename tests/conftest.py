@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from engines.bundle import Bundle, open_bundle
-from stream.classifier import Classifier
-from stream.nodes.listen import load_vad
-from stream.speech.vad import SileroVad
+from emostream.engines.bundle import Bundle, open_bundle
+from emostream.stream.cores.classifier import Classifier
+from emostream.stream.nodes.speech import load_vad
+from emostream.stream.speech.vad import SileroVad
 from tests import media
 
 cv2.setNumThreads(1)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stream.classifier import Features, Result
-from stream.clock import VirtualClock
-from stream.config import Config
-from stream.messages import Emotion, End, Face, Message, Mfcc, Speech, Word
-from stream.nodes.fusion import FusionCore
+from emostream.stream.clock import VirtualClock
+from emostream.stream.config import Config
+from emostream.stream.cores.classifier import Features, Result
+from emostream.stream.cores.fusion import FusionCore
+from emostream.stream.messages import Emotion, End, Face, Message, Mfcc, Speech, Word
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from train.dataset import Grouped
-from train.features import Ragged
+from emostream.train.bundle.features import Ragged
+from emostream.train.study.dataset import Grouped
 
 LABELS = ("calm", "cross", "glad")
 DIMS = {"audio": 6, "video": 5, "text": 4}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from train import export
-from train.model import Fusion, build
+from emostream.train.graphs import portable as export
+from emostream.train.model import Fusion, build
 
 SMALL = {"audio": 10, "video": 6, "text": 4}  # features of a row
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import cuda, runtimes
-from engines.runtimes import RUNTIMES
+from emostream.engines.trt import cuda, runtimes
+from emostream.engines.trt.runtimes import RUNTIMES
 from tests.recording import Gpu, Graph, Misuse, bare_module, native
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.features.mfcc import mfcc
-from stream.messages import Message, Mfcc, Pcm
-from stream.nodes.audio import AudioCore
-from stream.sources.items import AudioChunk
+from emostream.stream.cores.audio import AudioCore
+from emostream.stream.features.mfcc import mfcc
+from emostream.stream.messages import Message, Mfcc, Pcm
+from emostream.stream.sources.base import AudioChunk
 from tests import media
 
 _S = 1_000_000_000

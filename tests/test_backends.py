@@ -17,18 +17,19 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engines import load
-from engines.backend import Backend, BackendError
-from engines.bundle import FACE, FUSION, MODALITIES, SUBSETS, Bundle
-from engines.onnx import OnnxRuntime
-from engines.precision import cast
-from stream.classifier import Classifier, Features
+from emostream.engines import load
+from emostream.engines.backend import Backend
+from emostream.engines.bundle import FACE, FUSION, MODALITIES, SUBSETS, Bundle
+from emostream.engines.onnx import OnnxRuntime
+from emostream.engines.trt.precision import cast
+from emostream.errors import BackendError
+from emostream.stream.cores.classifier import Classifier, Features
+from emostream.train.bundle.face import FaceNet, decode
+from emostream.train.bundle.features import read
+from emostream.train.corpora import fer2013, goemotions, of, ravdess
+from emostream.train.graphs import portable as export
+from emostream.train.model import DIMS, build
 from tests.nets import SMALL, small
-from train import export
-from train.corpora import fer2013, goemotions, of, ravdess
-from train.face import FaceNet, decode
-from train.features import read
-from train.model import DIMS, build
 
 TOLERANCE = 1e-4
 CLASSES = {"onnxruntime": ("onnx", "OnnxRuntime"), "openvino": ("openvino", "OpenVino"), "torch": ("torch", "Torch")}
@@ -177,7 +178,7 @@ DATA = Path(os.environ.get("EMOSTREAM_DATA", "/nonexistent"))
 )
 def test_half_precision_gives_the_same_labels_for_real_features(bundle: Bundle, classifier, tmp_path):
     """RAVDESS recordings, FER2013 faces and GoEmotions comments, put together in every subset of modalities."""
-    from stream.features import mfcc
+    from emostream.stream.features import mfcc
 
     count = 180
     rng = np.random.default_rng(0)
@@ -324,7 +325,7 @@ def test_openvino_reports_to_nobody():
     code = (
         "import socket, sys\n"
         "sys.addaudithook(lambda event, _: event.startswith('socket.') and print('SENT', event))\n"
-        "import engines.openvino\n"
+        "import emostream.engines.openvino\n"
         "print(sorted(name for name in sys.modules if name.startswith('openvino_telemetry.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

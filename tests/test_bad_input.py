@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from engines.bundle import BUNDLES
+from emostream.engines.bundle import BUNDLES
 from tests import media
 from tests.processes import Pipeline, command, free_port
 
@@ -162,8 +162,8 @@ def test_live_code_imports_no_torch():
     """The runtime must not need torch, nor touch it where it happens to be installed."""
     code = (
         "import sys, stream.cli, stream.label, stream.doctor, stream.supervisor, stream.nodes.capture, "
-        "stream.nodes.listen, stream.nodes.fuse, stream.nodes.video, engines.onnx, stream.speech.vosk, "
-        "stream.speech.pocketsphinx, stream.sources.network, stream.sources.microphone\n"
+        "emostream.stream.nodes.listen, stream.nodes.fuse, stream.nodes.video, engines.onnx, stream.speech.vosk, "
+        "emostream.stream.speech.pocketsphinx, stream.sources.network, stream.sources.microphone\n"
         "assert not {'torch', 'train'} & set(sys.modules), 'torch or train was imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

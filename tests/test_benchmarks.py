@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import common, latency, script, startup
-from stream.messages import Emotion, Evidence, Health, Latency
-from stream.sources.file import FileSource
+from emostream.stream.messages import Emotion, Evidence, Health, Latency
+from emostream.stream.sources.file import FileSource
 
 SIX_SIGMA = 6.5 * script.NOISE
 T0_NS = 1_700_000_000_000_000_000

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines import buffers
-from engines.backend import BackendError
+from emostream.engines.trt import buffers
+from emostream.errors import BackendError
 
 PROFILE = {"x": ((1, 1, 3), (2, 10, 3), (8, 40, 3)), "x_len": ((1,), (2,), (8,))}
 DTYPES = {"x": np.dtype("float32"), "x_len": np.dtype("int64")}

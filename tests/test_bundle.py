@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.bundle import FACE, FUSION, SUBSETS, WORDS, BundleError, open_bundle, write_manifest
+from emostream.engines.bundle import FACE, FUSION, SUBSETS, WORDS, open_bundle, write_manifest
+from emostream.errors import BundleError
 
 
 @pytest.fixture

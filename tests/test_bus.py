@@ -14,9 +14,10 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.bus import BusError, EmotionPublisher, Inbox, Publisher, bind, ipc, make_run_dir
-from stream.clock import VirtualClock
-from stream.messages import Codec, Emotion, End, Message, Pcm, Speech
+from emostream.errors import BusError
+from emostream.stream.bus import EmotionPublisher, Inbox, Publisher, bind, ipc, make_run_dir
+from emostream.stream.clock import VirtualClock
+from emostream.stream.messages import Codec, Emotion, End, Message, Pcm, Speech
 
 _AT = {"stream": "a", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
 TOPICS = ["pcm.a", "speech.a"]

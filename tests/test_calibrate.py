@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from train.calibrate import LEFT_RISK, calibrate, floor, temperature_of, threshold
-from train.metrics import calibration_error, softmax
+from emostream.train.bundle.calibrate import LEFT_RISK, calibrate, floor, temperature_of, threshold
+from emostream.train.metrics import calibration_error, softmax
 
 
 def answers(n, sharpness, seed):

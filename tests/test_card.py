@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from engines.bundle import SUBSETS, open_bundle
-from train.__main__ import main
-from train.card import card, shown
+from emostream.engines.bundle import SUBSETS, open_bundle
+from emostream.train.bundle.card import card, shown
+from emostream.train.commands.main import main
 
 CARD = Path(__file__).parent.parent / "docs/model-card.md"
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.bundle import BundleError, open_bundle
-from stream.classifier import MODALITIES, Classifier, Features
-from stream.features.face import CROP, HaarCascade, crop_face, find_faces
-from stream.features.mfcc import DIM, mfcc
+from emostream.engines.bundle import open_bundle
+from emostream.errors import BundleError
+from emostream.stream.cores.classifier import MODALITIES, Classifier, Features
+from emostream.stream.features.face import CROP, HaarCascade, crop_face, find_faces
+from emostream.stream.features.mfcc import DIM, mfcc
 from tests import media
 
 _AUDIO = mfcc(media.speech_samples(4.0)[8000:48000])

@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from engines import compare as module
-from engines.backend import BackendError
-from engines.bundle import FUSION, MODALITIES
-from engines.compare import (
+from emostream.engines import compare as module
+from emostream.engines.bundle import FUSION, MODALITIES
+from emostream.engines.commands.compare import add_arguments, run
+from emostream.engines.compare import (  # fmt: skip
     CASES,
     LEAST_AGREEMENT,
     MOST_DIFFERENCE,
@@ -25,9 +25,9 @@ from engines.compare import (
     compare,
     draw,
     faults,
-)  # fmt: skip
-from engines.compare_command import add_arguments, run
-from engines.load import load
+)
+from emostream.engines.load import load
+from emostream.errors import BackendError
 
 
 def measured(name: str, difference: float = 0.0, agreement: float = 1.0) -> Measured:
@@ -253,7 +253,7 @@ def test_the_commands_exit_codes(only, tmp_path, capsys, monkeypatch):
 def test_what_is_missing_is_printed_as_it_is(capsys):
     from rich.console import Console
 
-    from engines.compare_command import show
+    from emostream.engines.commands.compare import show
 
     show(comparison(), Console())
     assert "not here: tensorrt: pip install 'emostream[gpu]'" in capsys.readouterr().out

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.config import Config, ConfigError, Stream, is_live, load, parse_stream, sources_of
+from emostream.errors import ConfigError
+from emostream.stream.config import Config, Stream, is_live, load, parse_stream, sources_of
 
 
 def _problems(tmp_path: Path, toml: str = "", changes: list[str] | None = None, **options) -> list[str]:

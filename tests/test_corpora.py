@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from emostream.errors import CorpusError, Problems
+from emostream.train.corpora import iemocap, iemocap_folds, manifest
 from tests import media
-from train.corpora import CorpusError, Problems, iemocap, iemocap_folds, manifest
 
 
 def lines(error):

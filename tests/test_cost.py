@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import cost
 from benchmarks.timed_run import COUNTER
-from stream.messages import Health
+from emostream.stream.messages import Health
 
 _S = 1_000_000_000
 

@@ -17,12 +17,13 @@ import pytest
 import soundfile
 import torch
 
+from emostream.errors import Problems
+from emostream.train.commands.crossval import add_crossval_command, run_crossval
+from emostream.train.corpora import LABELS
+from emostream.train.study.crossval import GROUPS, check, complete, finished, grid, spec_of, systems
+from emostream.train.study.dataset import Grouped
+from emostream.train.study.trial import Result, Training, path_of
 from tests.grouped import tiny
-from train.corpora import LABELS, Problems
-from train.crossval import GROUPS, check, complete, finished, grid, spec_of, systems
-from train.crossval_command import add_crossval_command, run_crossval
-from train.dataset import Grouped
-from train.trial import Result, Training, path_of
 
 torch.set_num_threads(1)
 ONE = Training(max_epochs=1)

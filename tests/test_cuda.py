@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from engines import cuda
-from engines.backend import BackendError
-from engines.cache import Device
+from emostream.engines.trt import cuda
+from emostream.engines.trt.cache import Device
+from emostream.errors import BackendError
 from tests.recording import Gpu
 from tests.recording_tensorrt import machine
 

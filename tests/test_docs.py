@@ -13,18 +13,20 @@ from pathlib import Path
 import pytest
 import zmq
 
-from stream.bus import EmotionPublisher
-from stream.config import Config, load
-from stream.messages import Emotion, Evidence, Word, emotion_json_schema
+from emostream.stream.bus import EmotionPublisher
+from emostream.stream.config import Config, load
+from emostream.stream.messages import Emotion, Evidence, Word, emotion_json_schema
 
 ROOT = Path(__file__).parent.parent
 DEFAULT_PORT = 5556
 
 
 def test_schema_in_docs_is_that_of_the_messages():
-    """Made anew with: python -m stream.messages > docs/emotion.schema.json"""
+    """Made anew with: python -m emostream.stream.messages > docs/emotion.schema.json"""
     assert json.loads((ROOT / "docs/emotion.schema.json").read_text()) == emotion_json_schema()
-    done = subprocess.run([sys.executable, "-m", "stream.messages"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "emostream.stream.messages"], capture_output=True, text=True, check=True
+    )
     assert done.stdout == (ROOT / "docs/emotion.schema.json").read_text()
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import endpoint
-from stream.speech.vad import FRAME_NS, SURE, SURE_FRAMES, Endpointer
+from emostream.stream.speech.vad import FRAME_NS, SURE, SURE_FRAMES, Endpointer
 
 PROBABILITIES = st.lists(st.sampled_from([0.0, 0.04, 0.2, 0.34, 0.4, 0.6, 1.0]), max_size=150)
 

@@ -14,12 +14,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines import build
-from engines.backend import BackendError
-from engines.build import Options
-from engines.bundle import FACE, FUSION
-from engines.profiles import Profile, of_bundle
-from engines.runtimes import load_module
+from emostream.engines.bundle import FACE, FUSION
+from emostream.engines.trt import build
+from emostream.engines.trt.build import Options
+from emostream.engines.trt.profiles import Profile, of_bundle
+from emostream.engines.trt.runtimes import load_module
+from emostream.errors import BackendError
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed; it is for x86-64 only")
 GPUS = ("SM86", "SM89", "SM120")

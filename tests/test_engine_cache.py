@@ -19,12 +19,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines import build, cache
-from engines.backend import BackendError
-from engines.build import Options, Report
-from engines.bundle import FACE
-from engines.cache import Device, Origin
-from engines.profiles import of_bundle
+from emostream.engines.bundle import FACE
+from emostream.engines.trt import build, cache
+from emostream.engines.trt.build import Options, Report
+from emostream.engines.trt.cache import Device, Origin
+from emostream.engines.trt.profiles import of_bundle
+from emostream.errors import BackendError
 
 GPU = Device("Pretended GPU", "SM86", "CUDA 13.2")
 PROFILE = {"x": ((1, 1), (2, 5), (4, 9))}
@@ -151,7 +151,7 @@ def test_a_stale_engine_is_replaced_with_one_log_line(graph, directory, builds, 
     assert engine(graph, directory, **more) == first
     assert first.read_bytes() == b"engine 2" * 100
     assert len(list(directory.glob("*.engine"))) == 1
-    (record,) = [record for record in caplog.records if record.name == "engines.cache"]
+    (record,) = [record for record in caplog.records if record.name == "emostream.engines.trt.cache"]
     assert f"building an engine, as it is stale: {said} changed" in record.getMessage()
 
 
@@ -194,7 +194,7 @@ def test_what_is_damaged_or_foreign_is_built_anew_with_one_log_line(graph, direc
     caplog.clear()
     assert engine(graph, directory) == path
     assert path.read_bytes() == b"engine 2" * 100 and not path.is_symlink()
-    (record,) = [record for record in caplog.records if record.name == "engines.cache"]
+    (record,) = [record for record in caplog.records if record.name == "emostream.engines.trt.cache"]
     assert re.search(said, record.getMessage())
     assert engine(graph, directory) == path and len(builds) == 2
 

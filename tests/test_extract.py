@@ -14,20 +14,21 @@ import pytest
 import soundfile
 from safetensors.numpy import load_file
 
-from engines.bundle import open_bundle, write_manifest
-from stream.classifier import Classifier
-from stream.config import Config, Speech
-from stream.features import mfcc
-from stream.features.words import WordVectors
-from stream.label import Labeller
-from stream.nodes.video import VideoCore
-from stream.sources.items import VideoFrame
+from emostream.engines.bundle import open_bundle, write_manifest
+from emostream.errors import CorpusError, Problems
+from emostream.stream.config import Config, Speech
+from emostream.stream.cores.classifier import Classifier
+from emostream.stream.cores.video import VideoCore
+from emostream.stream.features import mfcc
+from emostream.stream.features.words import WordVectors
+from emostream.stream.label import Labeller
+from emostream.stream.sources.base import VideoFrame
+from emostream.train.commands.features import add_features_command, read_corpus, run_features
+from emostream.train.corpora import Clip, iemocap
+from emostream.train.study import extract as extraction
+from emostream.train.study.extract import dataset, extract, lengths
 from tests import media
 from tests.test_corpora import release
-from train import extract as extraction
-from train.corpora import Clip, CorpusError, Problems, iemocap
-from train.extract import dataset, extract, lengths
-from train.extract_command import add_features_command, read_corpus, run_features
 
 
 def of(path):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.features.face import (
+from emostream.stream.features.face import (
     CROP,
     EYE_LEFT,
     EYE_RIGHT,

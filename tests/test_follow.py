@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from stream.features.face import Detection, HaarCascade, find_faces
-from stream.features.follow import DETECT_MS, FaceFollower
+from emostream.stream.features.face import Detection, HaarCascade, find_faces
+from emostream.stream.features.follow import DETECT_MS, FaceFollower
 from tests import media
 
 _MS = 1_000_000

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.messages import Control, Emotion, Message
+from emostream.stream.messages import Control, Emotion, Message
 from tests.fusion import (
     MILLISECOND,
     SECOND,

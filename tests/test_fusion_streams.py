@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.messages import Message
+from emostream.stream.messages import Message
 from tests.fusion import (
     ALL,
     SECOND,

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from engines import build, cuda, gpu_check
-from engines.__main__ import main
-from engines.build import Report
-from engines.bundle import FACE, FUSION
-from engines.cache import sha256
-from engines.compare import Case
-from engines.onnx import OnnxRuntime
-from engines.profiles import of_bundle
+from emostream.engines.bundle import FACE, FUSION
+from emostream.engines.commands import gpu_check
+from emostream.engines.commands.main import main
+from emostream.engines.compare import Case
+from emostream.engines.onnx import OnnxRuntime
+from emostream.engines.trt import build, cuda
+from emostream.engines.trt.build import Report
+from emostream.engines.trt.cache import sha256
+from emostream.engines.trt.profiles import of_bundle
 from tests.recording import Gpu, Graph
 from tests.recording_tensorrt import machine
 

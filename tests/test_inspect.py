@@ -12,11 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines import cache, inspect
-from engines.__main__ import main
-from engines.backend import BackendError
-from engines.bundle import FACE, FUSION
-from engines.profiles import of_bundle
+from emostream.engines import inspect
+from emostream.engines.bundle import FACE, FUSION
+from emostream.engines.commands.main import main
+from emostream.engines.trt import cache
+from emostream.engines.trt.profiles import of_bundle
+from emostream.errors import BackendError
 
 
 def weights(name: str, *shape: int) -> onnx.TensorProto:
@@ -66,7 +67,7 @@ def test_facts_of_the_shipped_graphs(bundle):
 
 def test_the_form_that_is_built_has_the_fewest_steps(bundle):
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed; it is for x86-64 only")
-    from engines import forms
+    from emostream.engines import forms
 
     profile = of_bundle(bundle.manifest, FUSION)
     found = {name: inspect.form(bundle.path(FUSION), name, profile, trt) for name in forms.FORMS}
@@ -137,7 +138,7 @@ def test_what_fails_is_said_in_words(empty_cache, capsys, arguments, code, said)
 
 
 def test_without_a_gpu_a_build_for_it_says_what_is_missing(empty_cache, monkeypatch, capsys):
-    from engines import cuda
+    from emostream.engines.trt import cuda
 
     monkeypatch.setattr(cuda, "missing", lambda runtime: ["no NVIDIA driver"])
     assert main(["build", "ekman7"]) == 1
@@ -153,7 +154,7 @@ def test_wrong_usage(wrong):
 
 
 def test_ctrl_c(monkeypatch, capsys):
-    from engines import inspect_command
+    from emostream.engines.commands import inspect as inspect_command
 
     def pressed(*_):
         raise KeyboardInterrupt
@@ -164,7 +165,7 @@ def test_ctrl_c(monkeypatch, capsys):
 
 
 def test_without_the_extra_every_command_says_what_installs_it():
-    code = "import sys; sys.modules['onnx'] = None\nfrom engines.__main__ import main\n"
+    code = "import sys; sys.modules['onnx'] = None\nfrom emostream.engines.commands.main import main\n"
     code += "sys.exit(main(['inspect', 'ekman7']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1

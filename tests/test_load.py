@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines import cuda, load
-from engines.backend import BACKENDS, BackendError
-from engines.bundle import FACE, FUSION
+from emostream.engines import load
+from emostream.engines.backend import BACKENDS
+from emostream.engines.bundle import FACE, FUSION
+from emostream.engines.trt import cuda
+from emostream.errors import BackendError
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def test_a_backend_that_is_unknown(bundle):
 def test_auto_without_a_gpu_is_onnx_runtime_and_the_log_says_once_what_is_missing(bundle, fresh, monkeypatch):
     lacking(monkeypatch, tensorrt=["no NVIDIA driver", "no PyCUDA"], tensorrt_rtx=["no NVIDIA driver"])
     assert [load.load(bundle, graph).name for graph in (FACE, FUSION)] == ["onnxruntime/cpu"] * 2
-    (line,) = [record for record in fresh.records if record.name == "engines.load"]
+    (line,) = [record for record in fresh.records if record.name == "emostream.engines.load"]
     assert line.levelname == "INFO"
     assert "ONNX Runtime, as TensorRT cannot run here: no NVIDIA driver; no PyCUDA" in line.getMessage()
 
@@ -46,10 +48,10 @@ def test_auto_without_a_gpu_is_onnx_runtime_and_the_log_says_once_what_is_missin
     [([], [], "tensorrt"), ([], ["no library"], "tensorrt"), (["no library"], [], "tensorrt_rtx")],
 )
 def test_auto_takes_tensorrt_first_where_all_is_there(bundle, fresh, monkeypatch, tensorrt, tensorrt_rtx, taken):
-    from engines import cache
-    from engines import tensorrt as module
-    from engines.build import Options
-    from engines.profiles import of_bundle
+    from emostream.engines.trt import backend as module
+    from emostream.engines.trt import cache
+    from emostream.engines.trt.build import Options
+    from emostream.engines.trt.profiles import of_bundle
 
     lacking(monkeypatch, tensorrt=tensorrt, tensorrt_rtx=tensorrt_rtx)
     device = cache.Device("Pretended GPU", "SM86", "CUDA 13.2")
@@ -63,7 +65,7 @@ def test_auto_takes_tensorrt_first_where_all_is_there(bundle, fresh, monkeypatch
 
 
 def test_auto_goes_on_where_an_engine_cannot_be_built(bundle, fresh, monkeypatch):
-    from engines import cache
+    from emostream.engines.trt import cache
 
     def fail(*_: object) -> None:
         raise BackendError("TensorRT cannot take this graph")
@@ -72,7 +74,7 @@ def test_auto_goes_on_where_an_engine_cannot_be_built(bundle, fresh, monkeypatch
     monkeypatch.setattr(cuda, "device", lambda: None)
     monkeypatch.setattr(cache, "engine", fail)
     assert load.load(bundle, FUSION).name == "onnxruntime/cpu"
-    (line,) = [record for record in fresh.records if record.name == "engines.load"]
+    (line,) = [record for record in fresh.records if record.name == "emostream.engines.load"]
     assert line.levelname == "WARNING"
     assert "fusion.onnx: tensorrt cannot run it, so ONNX Runtime does: TensorRT cannot take" in line.getMessage()
     with pytest.raises(BackendError, match="cannot take this graph"):  # asked for by name
@@ -101,7 +103,9 @@ def test_every_backend_is_known_to_be_available_or_not():
     assert found["onnxruntime"] == ""
 
 
-@pytest.mark.parametrize("name", ["engines.load", "engines.compare_command", "stream.classifier"])
+@pytest.mark.parametrize(
+    "name", ["emostream.engines.load", "emostream.engines.commands.compare", "emostream.stream.cores.classifier"]
+)
 def test_no_backend_is_imported_before_it_is_asked_for(name):
     heavy = {"torch", "openvino", "onnx", "tensorrt", "matplotlib"}
     code = f"import sys, {name}; print(*sorted({heavy} & set(sys.modules)))"

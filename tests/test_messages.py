@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from stream.messages import (
+from emostream.stream.messages import (
     Codec,
     Control,
     Emotion,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from train.metrics import (
+from emostream.train.metrics import (
     accuracy,
     balanced_accuracy,
     brier,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.features.mfcc import DIM, N_MFCC, RATE_HZ, Mfcc, cepstra, mfcc
+from emostream.stream.features.mfcc import DIM, N_MFCC, RATE_HZ, Mfcc, cepstra, mfcc
 from tests import media
 
 _SPEECH = media.speech_samples(2.0)

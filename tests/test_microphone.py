@@ -131,8 +131,8 @@ def test_doctor_lists_what_there_is():
 
 def test_follow_keeps_to_the_count_of_samples():
     """Jitter of callbacks does not move the timeline; a lasting shift does, once."""
-    from stream.clock import VirtualClock
-    from stream.sources.microphone import Microphone
+    from emostream.stream.clock import VirtualClock
+    from emostream.stream.sources.microphone import Microphone
 
     rng = np.random.default_rng(0)
     microphone = Microphone("", 20, VirtualClock())

@@ -8,10 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from stream.features import mfcc
+from emostream.stream.features import mfcc
+from emostream.train.bundle import face
+from emostream.train.model import (
+    ATTENTION,
+    DIMS,
+    MODALITIES,
+    Attention,
+    build,
+    load_authors_weights,
+    reverse,
+    statistics,
+)
 from tests.nets import SMALL, inputs, small
-from train import face
-from train.model import ATTENTION, DIMS, MODALITIES, Attention, build, load_authors_weights, reverse, statistics
 
 torch.set_num_threads(1)
 ROWS = {"audio": 10, "video": 8, "text": 5}

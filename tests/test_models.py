@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from stream import models
-from stream.models import Model, ModelError, find, how_to_get, pull, verify
+from emostream.errors import ModelError
+from emostream.stream import models
+from emostream.stream.models import Model, find, how_to_get, pull, verify
 
 _DATA = b"weights" * 30_000  # several blocks
 

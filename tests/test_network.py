@@ -10,10 +10,11 @@ from pathlib import Path
 import av
 import pytest
 
-from stream.clock import SystemClock
-from stream.sources import DEMO
-from stream.sources.items import AudioChunk, SourceError, VideoFrame
-from stream.sources.network import LiveSource
+from emostream.errors import SourceError
+from emostream.stream.clock import SystemClock
+from emostream.stream.sources import DEMO
+from emostream.stream.sources.base import AudioChunk, VideoFrame
+from emostream.stream.sources.network import LiveSource
 from tests.processes import Pipeline
 
 pytestmark = pytest.mark.process

@@ -12,8 +12,8 @@ import jsonschema
 import psutil
 import pytest
 
-from stream.messages import emotion_json_schema
-from stream.sources import DEMO
+from emostream.stream.messages import emotion_json_schema
+from emostream.stream.sources import DEMO
 from tests import media
 from tests.processes import BIN, Pipeline, command, free_port
 

@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from engines.backend import BackendError
-from engines.forms import FORMS, rewrite
-from engines.precision import PRECISIONS, cast
+from emostream.engines.forms import FORMS, rewrite
+from emostream.engines.trt.precision import PRECISIONS, cast
+from emostream.errors import BackendError
 
 BUNDLE = Path(__file__).parents[1] / "engines/bundles/ekman7"
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

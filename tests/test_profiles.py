@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.bundle import FACE, FUSION
-from engines.profiles import of_bundle
+from emostream.engines.bundle import FACE, FUSION
+from emostream.engines.trt.profiles import of_bundle
 
 
 @pytest.mark.parametrize("graph", [FUSION, FACE])

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stream import models
-from stream.config import Speech
-from stream.speech.recognizer import make_recognizer
+from emostream.errors import ModelError
+from emostream.stream import models
+from emostream.stream.config import Speech
+from emostream.stream.speech.recognizer import make_recognizer
 from tests import media
 
 SAID = {"this", "is", "the", "best", "day", "of", "my", "life", "and", "i", "am", "so", "happy"}
@@ -81,14 +82,14 @@ def test_no_recogniser_where_there_is_none(monkeypatch, caplog):
     with caplog.at_level("WARNING"):
         assert make_recognizer(Speech(language="fr")) is None
     assert "labels come without words" in caplog.text
-    with pytest.raises(models.ModelError, match="set speech.vosk_model to a model's folder"):
+    with pytest.raises(ModelError, match="set speech.vosk_model to a model's folder"):
         make_recognizer(Speech(recognizer="vosk", language="fr"))
-    with pytest.raises(models.ModelError, match="English only"):
+    with pytest.raises(ModelError, match="English only"):
         make_recognizer(Speech(recognizer="pocketsphinx", language="fr"))
 
 
 def test_wrong_vosk_folder_is_told_before_vosk_sees_it(tmp_path):
-    with pytest.raises(models.ModelError, match="not a vosk-en model .*am/final.mdl"):
+    with pytest.raises(ModelError, match="not a vosk-en model .*am/final.mdl"):
         make_recognizer(Speech(recognizer="vosk", vosk_model=str(tmp_path)))
 
 

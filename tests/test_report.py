@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
+from emostream.train.metrics import accuracy
+from emostream.train.study.crossval import GROUPS, grid
+from emostream.train.study.report import title, write
+from emostream.train.study.stats import compare
+from emostream.train.study.trial import Result, Training
 from tests.grouped import tiny
-from train.crossval import GROUPS, grid
-from train.metrics import accuracy
-from train.report import title, write
-from train.stats import compare
-from train.trial import Result, Training
 
 TRAINING = Training(max_epochs=7)
 COMMAND = "python -m train crossval --corpus label-paired --data PATH --out DIR"

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from engines.bundle import open_bundle
-from stream.messages import Emotion, encode_emotion
-from train.__main__ import main
-from train.corpora import LABELS, CorpusError, Item
-from train.score import read_labels, score
+from emostream.engines.bundle import open_bundle
+from emostream.errors import CorpusError
+from emostream.stream.messages import Emotion, encode_emotion
+from emostream.train.bundle.score import read_labels, score
+from emostream.train.commands.main import main
+from emostream.train.corpora import LABELS, Item
 
 
 def label(stream, name, start_s=0.0, end_s=1.0, sure=0.7):

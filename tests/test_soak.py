@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from benchmarks import latency, soak
 from benchmarks.script import Script, Utterance
 from benchmarks.soak import HOUR_S, Series
-from stream.messages import Health
-from stream.sources.file import FileSource
+from emostream.stream.messages import Health
+from emostream.stream.sources.file import FileSource
 
 TIMES = np.arange(0, HOUR_S, 5.0)
 

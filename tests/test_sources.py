@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.clock import VirtualClock
-from stream.config import Config
-from stream.sources import make_source
-from stream.sources.decode import Sampler
-from stream.sources.file import FileSource
-from stream.sources.items import AudioChunk, NoTrack, SourceError, VideoFrame
+from emostream.errors import SourceError
+from emostream.stream.clock import VirtualClock
+from emostream.stream.config import Config
+from emostream.stream.sources import make_source
+from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
+from emostream.stream.sources.decode import Sampler
+from emostream.stream.sources.file import FileSource
 from tests import media
 
 _S = 1_000_000_000
@@ -242,7 +243,7 @@ def test_pictures_that_stand_alone_are_decoded_only_if_they_are_chosen(tmp_path,
     path = _lossless(tmp_path / "x.mkv", "mjpeg", "yuvj422p", ramp, n=50, levels=2)
     few = Read(path)
     with monkeypatch.context() as patch:
-        patch.setattr("stream.sources.decode._alone_s", lambda packet: None)
+        patch.setattr("emostream.stream.sources.decode._alone_s", lambda packet: None)
         assert [frame.media_ns for frame in Read(path).video] == [frame.media_ns for frame in few.video]
     asked = []
     wants = Sampler.wants

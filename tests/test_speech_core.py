@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.clock import VirtualClock
-from stream.config import Speech as SpeechConfig
-from stream.messages import Message, Pcm, Speech, Word
-from stream.nodes.speech import SpeechCore
-from stream.speech.vad import FRAME_NS
+from emostream.stream.clock import VirtualClock
+from emostream.stream.config import Speech as SpeechConfig
+from emostream.stream.cores.speech import SpeechCore
+from emostream.stream.messages import Message, Pcm, Speech, Word
+from emostream.stream.speech.vad import FRAME_NS
 
 _S = 1_000_000_000
 _T0 = 1_700_000_000 * _S

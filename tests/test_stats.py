@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from train.stats import compare, interval
+from emostream.train.study.stats import compare, interval
 
 A, B = np.array([0.50, 0.52, 0.55]), np.array([0.52, 0.56, 0.58])  # differences 0.02, 0.04, 0.03
 

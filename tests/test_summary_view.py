@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from stream.messages import Emotion, Evidence, Health, Latency
-from stream.summary import Summary
-from stream.view import LiveView, PlainView, plain_line
+from emostream.stream.messages import Emotion, Evidence, Health, Latency
+from emostream.stream.summary import Summary
+from emostream.stream.view import LiveView, PlainView, plain_line
 
 
 def _emotion(**changes: Any) -> Emotion:

@@ -8,10 +8,9 @@ import time
 
 import pytest
 
-from stream.config import Config
-from stream.nodes.process import CANNOT_RUN
-from stream.nodes.shell import NodeSpec
-from stream.supervisor import Supervisor, _Node
+from emostream.stream.config import Config
+from emostream.stream.nodes.runtime import CANNOT_RUN, NodeSpec
+from emostream.stream.supervisor import Supervisor, _Node
 
 
 def _exit_late() -> None:

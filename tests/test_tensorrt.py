@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines import cuda
-from engines.backend import BackendError
-from engines.bundle import FUSION, Bundle
-from engines.onnx import OnnxRuntime
-from engines.tensorrt import TensorRT
+from emostream.engines.bundle import FUSION, Bundle
+from emostream.engines.onnx import OnnxRuntime
+from emostream.engines.trt import cuda
+from emostream.engines.trt.backend import TensorRT
+from emostream.errors import BackendError
 from tests.recording import FREE, Arrays, Gpu, Graph, Misuse
 from tests.recording_tensorrt import machine
 

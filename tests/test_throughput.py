@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks import latency, throughput
 from benchmarks.script import RATE_HZ, Script, Utterance, demo_segments
-from stream.messages import Emotion, Evidence, Health, Latency
+from emostream.stream.messages import Emotion, Evidence, Health, Latency
 
 
 @given(st.integers(0, 40), st.integers(1, 40))

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from engines.backend import BackendError
-from engines.onnx import OnnxRuntime
-from engines.torch import Torch
+from emostream.engines.onnx import OnnxRuntime
+from emostream.engines.torch import Torch
+from emostream.errors import BackendError
 
 
 def tiny(path: Path, *nodes: onnx.NodeProto, opset: int = 17) -> Path:

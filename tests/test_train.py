@@ -11,17 +11,20 @@ import pytest
 import soundfile
 import torch
 
-from engines.bundle import open_bundle
-from engines.onnx import OnnxRuntime
-from stream.features import mfcc
-from stream.features.words import WordVectors
+from emostream.engines.bundle import open_bundle
+from emostream.engines.onnx import OnnxRuntime
+from emostream.errors import CorpusError
+from emostream.stream.features import mfcc
+from emostream.stream.features.words import WordVectors
+from emostream.train import corpora
+from emostream.train.bundle import face, features, words
+from emostream.train.bundle.fit import Faces, Lines, Sounds, batch_of, fit, label_shares, paired
+from emostream.train.bundle.recipe import half_of
+from emostream.train.commands.main import main
+from emostream.train.corpora import LABELS, emodb, fer2013, goemotions, meld, ravdess
+from emostream.train.graphs import portable as export
+from emostream.train.model import ATTENTION, MODALITIES
 from tests.nets import small
-from train import corpora, export, face, features, words
-from train.__main__ import main
-from train.corpora import LABELS, CorpusError, emodb, fer2013, goemotions, meld, ravdess
-from train.fit import Faces, Lines, Sounds, batch_of, fit, label_shares, paired
-from train.model import ATTENTION, MODALITIES
-from train.recipe import half_of
 
 torch.set_num_threads(1)
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from emostream.errors import CorpusError
+from emostream.train.bundle.features import Ragged
+from emostream.train.model import MODALITIES, PAPER_ROWS
+from emostream.train.study import trial
+from emostream.train.study.crossval import spec_of
+from emostream.train.study.dataset import Part
+from emostream.train.study.examples import Feeder, batches, columns, draw, lengths, rows_of
+from emostream.train.study.trial import PROTOCOL, Result, Training, path_of, run
 from tests.grouped import DIMS, tiny
-from train.corpora import CorpusError
-from train.crossval import spec_of
-from train.dataset import Part
-from train.examples import Feeder, batches, columns, draw, lengths, rows_of
-from train.features import Ragged
-from train.model import MODALITIES, PAPER_ROWS
-from train.trial import PROTOCOL, Result, Training, path_of, run
 
 torch.set_num_threads(1)
 SHORT = Training(max_epochs=2)
@@ -197,10 +198,8 @@ def test_normalisation_is_from_the_training_part_alone():
     made = []
     patched = pytest.MonkeyPatch()
     with patched.context() as patch:
-        import train.trial
-
-        original = train.trial.make_model
-        patch.setattr(train.trial, "make_model", lambda *a: made.append(original(*a)) or made[-1])
+        original = trial.make_model
+        patch.setattr(trial, "make_model", lambda *a: made.append(original(*a)) or made[-1])
         run(spec(), SHORT, folds)
     for m in MODALITIES:
         part = parts["train"].features[m]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stream import models
-from stream.nodes.listen import load_vad
-from stream.speech.vad import FRAME_NS, FRAME_SAMPLES, Endpointer, utterances
+from emostream.stream import models
+from emostream.stream.nodes.speech import load_vad
+from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, Endpointer, utterances
 from tests import media
 
 _MS = 1_000_000

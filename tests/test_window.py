@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from stream.window import SlidingWindow
+from emostream.stream.cores.window import SlidingWindow
 
 
 class AgainstAList(RuleBasedStateMachine):

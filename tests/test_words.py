@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.features.words import WordVectors, rows_of, tokens
+from emostream.stream.features.words import WordVectors, rows_of, tokens
 
 _TABLE = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float16)
 _VECTORS = WordVectors(_TABLE)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stream.messages import decode_emotion
-from stream.view import LiveView
+from emostream.stream.messages import decode_emotion
+from emostream.stream.view import LiveView
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from stream.features.face import Detection, Detector, FaceTracker, bounds, find_faces
+from emostream.stream.features.face import Detection, Detector, FaceTracker, bounds, find_faces
 
 DETECT_MS = 250  # at 10 frames a second a detector runs on every third
 SIZE = 32  # pixels of the face's width in the pictures that are compared

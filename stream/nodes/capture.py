@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 
-from stream.messages import End, Message
-from stream.models import ModelError
-from stream.nodes.shell import Shell, Stopped
-from stream.sources import Source, make_source
-from stream.sources.items import AudioChunk, NoTrack, SourceError, VideoFrame
+from emostream.errors import ModelError, SourceError
+from emostream.stream.messages import End, Message
+from emostream.stream.nodes.runtime import NodeRuntime, Stopped
+from emostream.stream.sources import Source, make_source
+from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 
 log = logging.getLogger(__name__)
 
@@ -18,14 +18,14 @@ _SKIP_NS = 500_000_000
 TOPICS = {"audio": ("pcm", "mfcc"), "video": ("face",)}
 
 
-def main(shell: Shell) -> None:
+def main(runtime: NodeRuntime) -> None:
     """Open the source, wait for everyone, then send what it gives until it ends or ``stop`` comes.
 
     Raises SourceError or ModelError, after the others were told that nothing will come, if it cannot begin. After a
     crash they are told nothing: the node is started again.
     """
-    spec = shell.spec
-    source = make_source(spec.source, spec.media, spec.config.video.fps, shell.clock, spec.config)
+    spec = runtime.spec
+    source = make_source(spec.source, spec.media, spec.config.video.fps, runtime.clock, spec.config)
     topics = [f"{topic}.{spec.stream}" for medium in sorted(spec.media) for topic in TOPICS[medium]]
     cores: Cores | None = None
     failure: SourceError | ModelError | None = None
@@ -34,63 +34,63 @@ def main(shell: Shell) -> None:
         source.open()
         detector = None
         if "video" in spec.media:
-            from stream.nodes.video import make_detector
+            from emostream.stream.cores.video import make_detector
 
             detector = make_detector(spec.config.video)
-        shell.wait_for_subscribers(topics)
+        runtime.wait_for_subscribers(topics)
         started_again = spec.t0_ns is not None
-        t0_ns = shell.wait_for_go()
+        t0_ns = runtime.wait_for_go()
         cores = Cores(spec.stream, spec.media, detector, t0_ns)
-        shell.counters = lambda: cores.counters() | source.counters
-        _run(shell, source, cores, t0_ns, started_again)
+        runtime.counters = lambda: cores.counters() | source.counters
+        _run(runtime, source, cores, t0_ns, started_again)
     except Stopped:
         reason = "stopped"
     except (SourceError, ModelError) as error:
         failure, reason = error, str(error)
     source.close()
     for message in cores.flush() if cores else []:
-        shell.send_last(message)
+        runtime.send_last(message)
     if failure is not None and cores is None:
-        shell.wait_for_subscribers(topics)
-    shell.send_ends(_end(spec.stream, topic.partition(".")[0], reason) for topic in topics)
+        runtime.wait_for_subscribers(topics)
+    runtime.send_ends(_end(spec.stream, topic.partition(".")[0], reason) for topic in topics)
     if failure is not None and cores is None:
         raise failure
     if failure is not None:  # a damaged file: what came before it counts
         log.error("%s", failure)
 
 
-def _run(shell: Shell, source: Source, cores: Cores, t0_ns: int | None, started_again: bool) -> None:
+def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, started_again: bool) -> None:
     for item in source.items():
-        shell.tick()
-        if shell.stopping:
+        runtime.tick()
+        if runtime.stopping:
             raise Stopped
         if item is None:
             continue
         if isinstance(item, NoTrack):
             log.warning("%s has no %s track", source.name, item.medium)
             for topic in TOPICS[item.medium]:
-                shell.send_last(_end(shell.spec.stream, topic, f"no {item.medium} track"))
+                runtime.send_last(_end(runtime.spec.stream, topic, f"no {item.medium} track"))
             continue
         if t0_ns is not None:
             if source.live:
                 item = dataclasses.replace(item, media_ns=item.media_ns - t0_ns)
                 if item.media_ns < 0:  # captured before the run began
                     continue
-            elif _wait(shell, t0_ns + item.media_end_ns, started_again):
+            elif _wait(runtime, t0_ns + item.media_end_ns, started_again):
                 continue
         for message in cores.push(item):
-            shell.send(message)
+            runtime.send(message)
 
 
-def _wait(shell: Shell, due_ns: int, started_again: bool) -> bool:
+def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
     """Wait until a file's sample is due. True if it is to be left out: a node that was started again goes on where
     the file is by now."""
-    if started_again and shell.clock.now_ns() - due_ns > _SKIP_NS:
+    if started_again and runtime.clock.now_ns() - due_ns > _SKIP_NS:
         return True
-    while (left_ns := due_ns - shell.clock.now_ns()) > 0:
-        shell.clock.wait_until_ns(shell.clock.now_ns() + min(left_ns, _TICK_NS), shell.stop_event)
-        shell.tick()
-        if shell.stopping:
+    while (left_ns := due_ns - runtime.clock.now_ns()) > 0:
+        runtime.clock.wait_until_ns(runtime.clock.now_ns() + min(left_ns, _TICK_NS), runtime.stop_event)
+        runtime.tick()
+        if runtime.stopping:
             raise Stopped
     return False
 
@@ -101,11 +101,11 @@ class Cores:
     def __init__(self, stream: str, media: frozenset[str], detector, t0_ns: int | None) -> None:
         self._audio = self._video = None
         if "audio" in media:
-            from stream.nodes.audio import AudioCore
+            from emostream.stream.cores.audio import AudioCore
 
             self._audio = AudioCore(stream, t0_ns)
         if "video" in media:
-            from stream.nodes.video import VideoCore
+            from emostream.stream.cores.video import VideoCore
 
             self._video = VideoCore(stream, detector, t0_ns)
         self._count = {"chunks": 0, "frames": 0}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stream.clock import Clock
-from stream.config import Config
-from stream.sources.items import Source
+from emostream.stream.clock import Clock
+from emostream.stream.config import Config
+from emostream.stream.sources.base import Source
 
 DEMO = Path(__file__).parent / "demo.mp4"
 
@@ -22,13 +22,13 @@ def make_source(text: str, media: frozenset[str], fps: float, clock: Clock, conf
     At most ``fps`` frames a second are turned into images, and decoded where pictures do not need each other.
     """
     if text == "demo" or text.startswith("file:"):
-        from stream.sources.file import FileSource
+        from emostream.stream.sources.file import FileSource
 
         return FileSource(file_path(text), media, fps)
     if text.startswith("microphone"):
-        from stream.sources.microphone import Microphone
+        from emostream.stream.sources.microphone import Microphone
 
         return Microphone(text.partition(":")[2], config.audio.block_ms, clock)
-    from stream.sources.network import LiveSource
+    from emostream.stream.sources.network import LiveSource
 
     return LiveSource(text, media, fps, clock, config.video.open_timeout_s)

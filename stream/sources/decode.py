@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import av
 import cv2
@@ -11,10 +12,14 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import ColorRange
 
-from stream.sources.items import AudioChunk, NoTrack, SourceError, VideoFrame
+from emostream.errors import SourceError
+from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 
 log = logging.getLogger(__name__)
 
+# PyAV before 19 fails on names and titles that are not UTF-8 unless told otherwise; since then it never does, and knows
+# no such argument.
+OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _MAX_BAD_PACKETS = 50  # in a row: after that a file is given up
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import av
 from av.error import FFmpegError
 
-from stream.sources.decode import decode
-from stream.sources.items import AudioChunk, NoTrack, SourceError, VideoFrame
+from emostream.errors import SourceError
+from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
+from emostream.stream.sources.decode import OPEN_OPTIONS, decode
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class FileSource:
         if self._path.is_dir():
             raise SourceError(f"{self._path}: is a folder, not a media file")
         try:
-            self._container = av.open(str(self._path), metadata_errors="replace")
+            self._container = av.open(str(self._path), **OPEN_OPTIONS)
         except FFmpegError as error:
             raise SourceError(f"{self._path}: not a media file that FFmpeg can read ({error.strerror})") from error
         except OSError as error:

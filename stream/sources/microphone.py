@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from stream.clock import Clock
-from stream.sources.items import AudioChunk, SourceError
+from emostream.errors import SourceError
+from emostream.stream.clock import Clock
+from emostream.stream.sources.base import AudioChunk
 
 log = logging.getLogger(__name__)
 

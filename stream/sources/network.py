@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import av
 from av.error import FFmpegError
 
-from stream.clock import Clock
-from stream.sources.decode import decode
-from stream.sources.items import AudioChunk, NoTrack, SourceError, VideoFrame
+from emostream.errors import SourceError
+from emostream.stream.clock import Clock
+from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
+from emostream.stream.sources.decode import OPEN_OPTIONS, decode
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class LiveSource:
         elif self.name.startswith("rtsp"):
             options |= {"rtsp_transport": "tcp"}
         try:
-            return av.open(path, format=form, options=options, timeout=self._timeout_s, metadata_errors="replace")
+            return av.open(path, format=form, options=options, timeout=self._timeout_s, **OPEN_OPTIONS)
         except (FFmpegError, OSError, ValueError) as error:
             hint = "list devices with: stream-doctor" if self.name.startswith("camera") else "is its server running?"
             raise SourceError(

@@ -7,9 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from stream import models
-from stream.config import Speech
-from stream.messages import Word
+from emostream.errors import ModelError
+from emostream.stream import models
+from emostream.stream.config import Speech
+from emostream.stream.messages import Word
 
 log = logging.getLogger(__name__)
 
@@ -52,21 +53,21 @@ def make_recognizer(config: Speech) -> Recognizer | None:
         name = f"vosk-{config.language}"
         path = models.find(name, config.vosk_model) if name in models.MODELS or config.vosk_model else None
         if path is not None:
-            from stream.speech.vosk import VoskRecognizer
+            from emostream.stream.speech.vosk import VoskRecognizer
 
             log.info("speech recognition: vosk, %s", path)
             return VoskRecognizer(path)
         if config.recognizer == "vosk":
-            raise models.ModelError(
+            raise ModelError(
                 f"no Vosk model for language {config.language!r}: set speech.vosk_model to a model's folder"
                 + (f", or run: {models.how_to_get(name)}" if name in models.MODELS else "")
             )
     if config.language == "en":
         try:
-            from stream.speech.pocketsphinx import PocketSphinxRecognizer
+            from emostream.stream.speech.pocketsphinx import PocketSphinxRecognizer
         except ImportError as error:
             if config.recognizer == "pocketsphinx":
-                raise models.ModelError("PocketSphinx is not installed: pip install 'emostream[offline]'") from error
+                raise ModelError("PocketSphinx is not installed: pip install 'emostream[offline]'") from error
         else:
             if config.recognizer == "auto":
                 log.info(
@@ -74,7 +75,7 @@ def make_recognizer(config: Speech) -> Recognizer | None:
                 )
             return PocketSphinxRecognizer()
     elif config.recognizer == "pocketsphinx":
-        raise models.ModelError(f"PocketSphinx is English only here, and speech.language is {config.language!r}")
+        raise ModelError(f"PocketSphinx is English only here, and speech.language is {config.language!r}")
     log.warning(
         "speech recognition: none found for language %r, labels come without words; set speech.vosk_model, or run: %s",
         config.language,

@@ -8,36 +8,15 @@ CorpusError if the data does not have the layout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from emostream.errors import CorpusError
+
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
-
-
-class CorpusError(RuntimeError):
-    """A corpus is missing or its folder has another layout; the message says what is expected."""
-
-
-class Problems(CorpusError):
-    """All that is wrong with a corpus, each with its row or file. Printed as a list, of which the first are shown."""
-
-    SHOWN = 50
-
-    def __init__(self, where: str, problems: Sequence[str]) -> None:
-        super().__init__(where, problems)
-        self.where, self.problems = where, list(problems)
-
-    def __str__(self) -> str:
-        count = len(self.problems)
-        lines = [f"{self.where}: {count} problem{'s' if count != 1 else ''}"]
-        lines += [f"  {problem}" for problem in self.problems[: self.SHOWN]]
-        if count > self.SHOWN:
-            lines.append(f"  and {count - self.SHOWN} more")
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from train.corpora import CorpusError, Item, known, table
+from emostream.errors import CorpusError
+from emostream.train.corpora import Item, known, table
 
 NAME = "FER2013"
 LICENCE = "Kaggle competition data, research use"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from train.corpora import Item, known, table
+from emostream.train.corpora import Item, known, table
 
 NAME = "GoEmotions"
 LICENCE = "Apache-2.0"

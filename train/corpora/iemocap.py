@@ -21,7 +21,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.corpora import Clip, Problems
+from emostream.errors import Problems
+from emostream.train.corpora import Clip
 
 NAME = "IEMOCAP"
 LICENCE = "by application to SAIL, University of Southern California; research use"

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from train.corpora import CorpusError, Problems
-from train.corpora.iemocap import COUNTS
-from train.dataset import Part, Sequences
+from emostream.errors import CorpusError, Problems
+from emostream.train.corpora.iemocap import COUNTS
+from emostream.train.study.dataset import Part, Sequences
 
 NAME = "IEMOCAP (processed folds)"
 LICENCE = "by application to the authors, for holders of IEMOCAP's licence"

@@ -20,9 +20,10 @@ import math
 from collections.abc import Collection
 from pathlib import Path
 
-from stream.sources.file import FileSource
-from stream.sources.items import NoTrack, SourceError
-from train.corpora import Clip, CorpusError, Problems
+from emostream.errors import CorpusError, Problems, SourceError
+from emostream.stream.sources.base import NoTrack
+from emostream.stream.sources.file import FileSource
+from emostream.train.corpora import Clip
 
 REQUIRED = ("path", "label", "speaker")
 OPTIONAL = ("start_s", "end_s", "text", "fold")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from train.corpora import Item, known, table
+from emostream.train.corpora import Item, known, table
 
 NAME = "MELD"
 LICENCE = "GPL-3.0"

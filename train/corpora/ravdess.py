@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from train.corpora import CorpusError, Item, recordings
+from emostream.errors import CorpusError
+from emostream.train.corpora import Item, recordings
 
 NAME = "RAVDESS"
 LICENCE = "CC BY-NC-SA 4.0"

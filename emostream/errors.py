@@ -1,0 +1,82 @@
+"""Every error that a user can meet and mend. Anything else that is raised is a fault of emostream's own.
+
+    EmostreamError
+    ├── ConfigError       a setting, an option or a path given by the user cannot be used
+    ├── RunError          a live run cannot begin, or cannot go on
+    ├── SourceError       a file, device or URL cannot be opened or read
+    ├── BusError          a ZeroMQ endpoint cannot be used
+    ├── ModelError        a third-party model is missing or damaged
+    ├── BundleError       a bundle is missing, damaged or of another format
+    ├── BackendError      a graph cannot be built, loaded or run on a backend
+    ├── CorpusError       training data is missing or not as its corpus's layout says
+    │   └── Problems      many such faults at once
+    └── ExportError       an exported graph does not give what its torch module gives
+
+Each message says what is wrong, where, and what mends it, so that a command can print it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EmostreamError(Exception):
+    """Base class of every expected error. ``exit_code``: of a command that ends by it."""
+
+    exit_code = 1
+
+
+class ConfigError(EmostreamError, ValueError):
+    """The configuration cannot be used; one line per problem."""
+
+    exit_code = 2
+
+
+class RunError(EmostreamError):
+    """A live run cannot begin, or could not go on."""
+
+
+class SourceError(EmostreamError):
+    """A source cannot be opened or read."""
+
+
+class BusError(EmostreamError):
+    """An endpoint cannot be used."""
+
+
+class ModelError(EmostreamError):
+    """A third-party model is missing or damaged; the message says how to get it."""
+
+
+class BundleError(EmostreamError):
+    """A bundle is missing, damaged or of another format."""
+
+
+class BackendError(EmostreamError):
+    """A graph cannot be built, loaded or run on a backend."""
+
+
+class CorpusError(EmostreamError):
+    """Training data is missing or malformed."""
+
+
+class Problems(CorpusError):
+    """All that is wrong with a corpus, each with its row or file. Printed as a list, of which the first are shown."""
+
+    SHOWN = 50
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        super().__init__(where, problems)
+        self.where, self.problems = where, list(problems)
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        lines = [f"{self.where}: {count} problem{'s' if count != 1 else ''}"]
+        lines += [f"  {problem}" for problem in self.problems[: self.SHOWN]]
+        if count > self.SHOWN:
+            lines.append(f"  and {count - self.SHOWN} more")
+        return "\n".join(lines)
+
+
+class ExportError(EmostreamError):
+    """An exported graph does not give what the torch module gives."""

@@ -1,0 +1,1 @@
+"""Pure cores: messages in, messages out; no sockets, processes or sleep."""

@@ -1,0 +1,132 @@
+"""A bundle's networks at work: face crops and words to vectors, vectors to probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from emostream.engines.bundle import FACE, FUSION, MODALITIES, WORDS, Bundle
+from emostream.engines.load import load
+from emostream.errors import BundleError
+from emostream.stream.features import face, mfcc
+from emostream.stream.features.words import WordVectors
+
+_MAX_CROPS = 64  # in one run of the face network, so that a long backlog does not need much memory
+
+
+@dataclass(frozen=True)
+class Features:
+    """One utterance's rows of each modality: (time, dim) float32 each, time 0 where the modality is absent."""
+
+    audio: np.ndarray
+    video: np.ndarray
+    text: np.ndarray
+
+    def present(self) -> list[str]:
+        return [name for name in MODALITIES if len(getattr(self, name))]
+
+
+@dataclass(frozen=True)
+class Result:
+    """``probabilities``: (labels,) float64, sum 1. ``contributions``: by modality, see messages.Evidence."""
+
+    probabilities: np.ndarray
+    contributions: dict[str, float]
+
+
+class Classifier:
+    """Loads a bundle's graphs once. Raises BundleError if its features are not those that this version computes."""
+
+    def __init__(self, bundle: Bundle, backend: str = "auto", threads: int = 1) -> None:
+        manifest = bundle.manifest
+        for name, ours in (("audio", mfcc.SETTINGS), ("video", face.SETTINGS)):
+            theirs = getattr(manifest, name).settings
+            for key, value in ours.items():
+                wanted = theirs.get(key)
+                if (tuple(wanted) if isinstance(wanted, list) else wanted) != value:
+                    raise BundleError(
+                        f"bundle {bundle.id} was made for {name} {key} = {wanted!r}; this version computes {value!r}"
+                    )
+        self.labels = manifest.labels
+        self.bundle_id = bundle.id
+        self.uncertain_below = manifest.uncertain_below
+        self._manifest = manifest
+        self._face = load(bundle, FACE, backend, threads)
+        self._fusion = load(bundle, FUSION, backend, threads)
+        settings = manifest.text.settings
+        self._words = WordVectors.load(bundle.path(WORDS), settings["min_n"], settings["max_n"])
+        self.backend = self._fusion.name
+
+    def warm_up(self) -> None:
+        """Run each network once, so that the first utterance does not pay for it."""
+        spec = self._manifest
+        faces = self.encode_faces(np.zeros((2, face.CROP, face.CROP), np.uint8))
+        item = Features(np.zeros((300, spec.audio.dim), np.float32), faces, np.zeros((3, spec.text.dim), np.float32))
+        self.classify([item], [True])
+
+    def close(self) -> None:
+        """Give back what the networks hold; the classifier cannot be used afterwards."""
+        self._face.close()
+        self._fusion.close()
+
+    def encode_faces(self, crops: np.ndarray) -> np.ndarray:
+        """Vectors of (n, 48, 48) uint8 crops: (n, dim) float32."""
+        if not len(crops):
+            return np.zeros((0, self._manifest.video.dim), np.float32)
+        parts = [crops[i : i + _MAX_CROPS] for i in range(0, len(crops), _MAX_CROPS)]
+        return np.concatenate([self._face.run({"crops": np.ascontiguousarray(part)})["vectors"] for part in parts])
+
+    def encode_words(self, words: Sequence[str]) -> np.ndarray:
+        """Vectors of the last words that fit into the window: (n, dim) float32."""
+        return self._words.encode(words[-self._manifest.text.max_rows :])
+
+    def classify(self, batch: Sequence[Features], contributions: Sequence[bool]) -> list[Result]:
+        """Probabilities of each item; where asked for, what each modality contributed. One run of the network.
+
+        Every item needs at least one modality that is present.
+        """
+        rows: list[Features] = []
+        for item, wanted in zip(batch, contributions, strict=True):
+            rows.append(item)
+            present = item.present()
+            if wanted and len(present) > 1:
+                rows += [_without(item, name) for name in present]
+        probabilities = self._run(rows)
+        results, at = [], 0
+        for item, wanted in zip(batch, contributions, strict=True):
+            full, at = probabilities[at], at + 1
+            label = int(full.argmax())
+            present = item.present()
+            shares = dict.fromkeys(MODALITIES, 0.0)
+            if wanted and len(present) == 1:
+                shares[present[0]] = float(full[label] - 1 / len(self.labels))
+            elif wanted:
+                for name in present:
+                    shares[name] = float(full[label] - probabilities[at][label])
+                    at += 1
+            results.append(Result(full, shares))
+        return results
+
+    def _run(self, rows: Sequence[Features]) -> np.ndarray:
+        """(rows, labels) calibrated probabilities."""
+        inputs: dict[str, np.ndarray] = {}
+        for name in MODALITIES:
+            spec = getattr(self._manifest, name)
+            values = [getattr(row, name)[-spec.max_rows :] for row in rows]
+            lengths = np.array([len(value) for value in values], np.int64)
+            padded = np.zeros((len(rows), max(1, int(lengths.max())), spec.dim), np.float32)  # (B, T, dim)
+            for i, value in enumerate(values):
+                padded[i, : len(value)] = value
+            inputs[name], inputs[f"{name}_len"] = padded, lengths
+        temperature = np.array([self._manifest.temperature["+".join(row.present())] for row in rows])
+        logits = self._fusion.run(inputs)["logits"].astype(np.float64) / temperature[:, None]
+        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exp / exp.sum(axis=1, keepdims=True)
+
+
+def _without(item: Features, name: str) -> Features:
+    values = {other: getattr(item, other) for other in MODALITIES}
+    values[name] = values[name][:0]
+    return Features(**values)

@@ -1,0 +1,273 @@
+"""What every node process has around its core: sockets, heartbeat, log lines, the commands ``go`` and ``stop``, and
+its life from start to end.
+
+Exit codes of a node: 0 it came to its end; 3 it cannot run at all (its log line says why); anything else: it crashed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import zmq
+
+from emostream.errors import EmostreamError
+from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Inbox, Publisher, ipc
+from emostream.stream.clock import SystemClock
+from emostream.stream.config import Config
+from emostream.stream.messages import Control, End, Health, Log, Message
+
+CANNOT_RUN = 3
+CONTROL = "control"
+_HEARTBEAT_NS = 1_000_000_000
+_DUTIES_NS = 50_000_000
+_AGAIN_NS = 500_000_000
+_NEVER_NS = 1 << 62
+_STAY_S = 1.0
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """All that a node process is told. ``inputs``: names of the nodes whose messages it takes. ``source`` and
+    ``media`` are a capture node's. ``t0_ns``: Unix time of media time 0 if the run has begun already (the node was
+    started again). ``streams``: by name, the modalities that fusion has to expect."""
+
+    kind: Literal["capture", "speech", "fusion"]
+    name: str
+    stream: str
+    config: Config
+    run_dir: str
+    clock_offset_ns: int
+    inputs: tuple[str, ...] = ()
+    source: str = ""
+    media: frozenset[str] = frozenset()
+    streams: tuple[tuple[str, frozenset[str]], ...] = ()
+    t0_ns: int | None = None
+
+    @property
+    def realtime(self) -> bool:
+        return self.config.pace == "realtime"
+
+
+class Stopped(Exception):
+    """The node was told to stop while it waited."""
+
+
+class _ToSupervisor(logging.Handler):
+    """Puts log lines where the node's own thread finds them: sockets are not for several threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.put((record.levelname.lower(), record.getMessage()))
+
+
+class NodeRuntime:
+    """Sockets and duties of a node. ``counters`` is asked at each heartbeat."""
+
+    def __init__(self, spec: NodeSpec) -> None:
+        self.spec = spec
+        self.clock = SystemClock(spec.clock_offset_ns)
+        self.stop_event = threading.Event()
+        self.counters: Callable[[], dict[str, int]] = dict
+        self.inbox: Inbox | None = None
+        self.t0_ns = spec.t0_ns
+        self._parent = os.getppid()
+        self._process = psutil.Process()
+        self._next_beat_ns = self._next_duties_ns = self._stopped_ns = 0
+        self._state: Literal["starting", "ready", "running", "done"] = "starting"
+        config = spec.config
+        self.context = zmq.Context()
+        self.publisher = Publisher(
+            self.context, ipc_of(spec, spec.name), self.clock, config.bus.queue, lossless=not spec.realtime
+        )
+        self._control = Inbox(self.context, 100, lossless=False)
+        self._control.connect(ipc_of(spec, CONTROL), [CONTROL])
+        self._log = _ToSupervisor()
+        logging.basicConfig(level=config.log.level.upper(), handlers=[self._log], force=True)
+
+    def open_inbox(self, topics: dict[str, Iterable[str]]) -> Inbox:
+        """Subscribe to ``topics`` of each node named."""
+        self.inbox = Inbox(self.context, self.spec.config.bus.queue, lossless=not self.spec.realtime)
+        for node, names in topics.items():
+            self.inbox.connect(ipc_of(self.spec, node), names)
+        return self.inbox
+
+    @property
+    def stopping(self) -> bool:
+        return self.stop_event.is_set()
+
+    def stopping_for(self, seconds: float) -> bool:
+        """Whether the word ``stop`` came that long ago: then ends that have not come by now are not waited for."""
+        return self.stopping and self.clock.now_ns() - self._stopped_ns > seconds * 1e9
+
+    def stop(self, *_: object) -> None:
+        if not self.stopping:
+            self._stopped_ns = self.clock.now_ns()
+            self.stop_event.set()
+
+    def wait_for_subscribers(self, topics: Iterable[str]) -> None:
+        """Wait until each topic, and this node's health, has a subscriber. Raises Stopped."""
+        wanted = [*topics, f"health.{self.spec.name}", f"log.{self.spec.name}"]
+        while not self.publisher.has_subscribers(wanted):
+            self.stop_event.wait(0.01)
+            self.tick()
+            if self.stopping:
+                raise Stopped
+
+    def wait_for_go(self) -> int | None:
+        """Say ``ready`` and wait for the supervisor's ``go``; returns the Unix time of media time 0, or None at fast
+        pace, where it has no meaning. Raises Stopped."""
+        self._state = "ready"
+        self._beat()
+        while self.t0_ns is None:
+            self.stop_event.wait(0.01)
+            self.tick()
+            if self.stopping:
+                raise Stopped
+        self._state = "running"
+        self._beat()
+        return self.t0_ns if self.spec.realtime else None
+
+    def tick(self) -> None:
+        """To be called often, which costs next to nothing: does the duties below when they are due."""
+        if self.clock.now_ns() >= self._next_duties_ns:
+            self._do_duties()
+
+    def _do_duties(self) -> None:
+        """Take control messages, send log lines and the heartbeat."""
+        self._next_duties_ns = self.clock.now_ns() + _DUTIES_NS
+        while (message := self._control.receive(0)) is not None:
+            if isinstance(message, Control):
+                if message.command == "stop":
+                    self.stop()
+                elif self.t0_ns is None:
+                    self.t0_ns = message.at_ns
+        if os.getppid() != self._parent:  # the supervisor died: nobody is left to stop this node
+            self.stop()
+        told = self.publisher.has_subscribers([f"log.{self.spec.name}"])  # until then, lines wait
+        while told and not self._log.lines.empty():
+            level, text = self._log.lines.get()
+            self.publisher.send(Log(**self._nowhere(), node=self.spec.name, level=level, text=text))
+        if self.clock.now_ns() >= self._next_beat_ns:
+            self._beat()
+
+    def send(self, message: Message) -> None:
+        """Publish, waiting for full subscribers at fast pace. Raises Stopped."""
+        while not self.publisher.send(message):
+            self.tick()
+            if self.stopping:
+                raise Stopped
+
+    def send_last(self, message: Message) -> None:
+        """Publish what must not be lost, waiting for full subscribers up to a second, even when stopping."""
+        for _ in range(1000 // SEND_TIMEOUT_MS):
+            if self.publisher.send(message):
+                return
+
+    def send_ends(self, ends: Iterable[End]) -> None:
+        """Publish the last message of each topic and stay until all subscribers have it, or what they have not taken
+        yet would be lost. When stopping, no longer than the others wait."""
+        left = list(ends)
+        self._state = "done"
+        self._beat()
+        again_ns = 0
+        while left and not self.stopping_for(_STAY_S):
+            if self.clock.now_ns() >= again_ns:  # in real time a full subscriber's copy may have been dropped
+                for end in left:
+                    self.send_last(end)
+                again_ns = self.clock.now_ns() + _AGAIN_NS if self.spec.realtime else _NEVER_NS
+            self._do_duties()
+            self._control.wait(10)
+            left = [end for end in left if not self.publisher.was_heard([end.topic])]
+
+    def close(self) -> None:
+        self._state = "done"
+        give_up_ns = self.clock.now_ns() + _AGAIN_NS
+        self._do_duties()
+        while not self._log.lines.empty() and self.clock.now_ns() < give_up_ns:  # the supervisor is not there yet
+            self._control.wait(10)
+            self._do_duties()
+        self._beat()
+        for inbox in (self.inbox, self._control):
+            if inbox is not None:
+                inbox.close()
+        self.publisher.close()
+        self.context.destroy(LINGER_MS)  # not term(), which waits for ever for a socket that somebody left open
+
+    def _beat(self) -> None:
+        self._next_beat_ns = self.clock.now_ns() + _HEARTBEAT_NS
+        with self._process.oneshot():
+            cpu, memory = self._process.cpu_times(), self._process.memory_info()
+        inbox = self.inbox
+        self.publisher.send(
+            Health(
+                **self._nowhere(),
+                node=self.spec.name,
+                state=self._state,
+                counters=self.counters(),
+                queued=0 if inbox is None else len(inbox),
+                dropped=0 if inbox is None else inbox.dropped.total(),
+                gaps=0 if inbox is None else inbox.missed.total(),
+                cpu_s=round(cpu.user + cpu.system, 3),
+                rss_bytes=memory.rss,
+            )
+        )
+
+    def _nowhere(self) -> dict:
+        """Fields of a message that is about no stretch of media."""
+        now_ns = self.clock.now_ns()
+        return {"stream": self.spec.stream, "media_start_ns": 0, "media_end_ns": 0, "captured_ns": now_ns}
+
+
+def ipc_of(spec: NodeSpec, node: str) -> str:
+    """Endpoint of a node of the same run."""
+    return ipc(Path(spec.run_dir), node)
+
+
+def run_node(spec: NodeSpec) -> None:
+    """A node process, from start to end: what multiprocessing starts."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
+    code = 0
+    runtime: NodeRuntime | None = None
+    try:
+        runtime = NodeRuntime(spec)
+        signal.signal(signal.SIGTERM, runtime.stop)
+        _main(spec.kind)(runtime)
+    except Stopped:
+        pass
+    except EmostreamError as error:
+        logging.error("%s", error)
+        code = CANNOT_RUN
+    except Exception:
+        logging.error("crashed:\n%s", traceback.format_exc())
+        code = 1
+    finally:
+        if runtime is not None:
+            runtime.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread that is blocked in a read must not keep the process
+
+
+def _main(kind: str) -> Callable[[NodeRuntime], None]:
+    """The main function of a node; each imports what it alone needs."""
+    if kind == "capture":
+        from emostream.stream.nodes.capture import main
+    elif kind == "speech":
+        from emostream.stream.nodes.speech import main
+    else:
+        from emostream.stream.nodes.fusion import main
+    return main

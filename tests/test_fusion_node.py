@@ -1,0 +1,63 @@
+"""stream/nodes/fuse.py: the networks are loaded while the node shows signs of life. The rest is in test_pipeline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from emostream.errors import BackendError
+from emostream.stream.config import Config
+from emostream.stream.nodes import fusion as fuse
+from emostream.stream.nodes.runtime import Stopped
+
+
+class FakeRuntime:
+    def __init__(self) -> None:
+        self.spec = SimpleNamespace(config=Config())
+        self.ticks = 0
+        self.enough = threading.Event()
+        self.stopping = False
+
+    def tick(self) -> None:
+        self.ticks += 1
+        if self.ticks >= 3:
+            self.enough.set()
+
+
+@pytest.fixture
+def runtime(monkeypatch) -> FakeRuntime:
+    """Whose classifier takes as long to load as three ticks."""
+    runtime = FakeRuntime()
+
+    def slow(bundle, backend, threads):
+        assert runtime.enough.wait(30)
+        return SimpleNamespace(warm_up=lambda: None, backend=backend)
+
+    monkeypatch.setattr(fuse, "Classifier", slow)
+    return runtime
+
+
+def test_the_node_ticks_while_an_engine_is_built(runtime):
+    assert fuse._load(runtime).backend == "auto"
+    assert runtime.ticks >= 3
+
+
+def test_what_fails_to_load_is_raised(runtime, monkeypatch):
+    def fail(*_):
+        raise BackendError("no such GPU")
+
+    monkeypatch.setattr(fuse, "Classifier", fail)
+    with pytest.raises(BackendError, match="no such GPU"):
+        fuse._load(runtime)
+
+
+def test_a_node_that_is_told_to_stop_does_not_wait(runtime):
+    runtime.stopping = True
+    begun = time.monotonic()
+    with pytest.raises(Stopped):
+        fuse._load(runtime)
+    runtime.enough.set()
+    assert time.monotonic() - begun < 10

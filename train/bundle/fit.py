@@ -1,0 +1,229 @@
+"""Training of the fusion model on label-paired items.
+
+No corpus here has informative sound, face and words of the same moment. An example is therefore made of a clip, a
+face and a text of equal label, drawn anew each time, and some of its modalities are left out at random. This is
+synthetic: it treats the modalities as independent given the label. They are not: much that is said in anger is plain
+in its words, and many a face shows nothing. So some of the texts and faces beside others are neutral ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from emostream.errors import CorpusError
+from emostream.stream.features.mfcc import N_MFCC
+from emostream.train.bundle.features import Ragged
+from emostream.train.bundle.words import Vocabulary
+from emostream.train.corpora import LABELS
+from emostream.train.metrics import scores
+from emostream.train.model import MODALITIES, Encoder, Fusion, build
+from emostream.train.schedule import one_cycle
+
+SUBSETS = tuple(s for n in (1, 2, 3) for s in itertools.combinations(MODALITIES, n))
+VERSION = 2  # raise this number when training changes: models kept from before are then not used
+# How often a batch has just these. Sound learns slowest; a face's vector already holds most of what it will give.
+SHARE = {
+    ("audio",): 0.20, ("video",): 0.08, ("text",): 0.24, ("audio", "video"): 0.08, ("audio", "text"): 0.08,
+    ("video", "text"): 0.12, ("audio", "video", "text"): 0.20,
+}  # fmt: skip
+# The labels of a batch are drawn by their share in the corpora to this power, by the number of modalities: alone, a
+# modality meets its own corpus's mix; of several together no corpus tells how labels are mixed, so they are more even.
+PRIOR = {1: 0.7, 2: 0.35, 3: 0.35}
+PLAIN = {"video": 0.1, "text": 0.15}  # how often an item beside others is a neutral one, whatever the label
+AS_IT_IS = 0.2  # how often a recording itself is taken, beside its turns among the copies
+LONGEST_TRAINED = 256  # audio rows: a longer clip gives a part of it, which halves the time of a step
+MAX_ROWS = {"audio": 1500, "video": 150, "text": 64}
+
+
+class Pool(Protocol):
+    """Items of one modality. ``rows(i, rng)``: features (T, D) of item i, varied at random if ``rng`` is given."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray: ...
+
+    def parts(self) -> Sequence[np.ndarray]:
+        """All arrays that it is made of."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """``features``: 1 + ``copies`` sequences an item, the plain one first. ``items``: which of them are in the pool."""
+
+    features: Ragged
+    copies: int
+    items: np.ndarray
+    labels: np.ndarray
+
+    def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        first = self.items[i] * (1 + self.copies)
+        if rng is None:
+            return self.features[first].astype(np.float32)
+        copy = 0 if rng.random() < AS_IT_IS else rng.integers(1 + self.copies)
+        x = self.features[first + copy].astype(np.float32)
+        n = min(len(x), LONGEST_TRAINED)
+        if rng.random() < 0.3:  # the running estimate hears only part of an utterance
+            n = int(rng.integers(-(-n // 2), n + 1))
+        start = rng.integers(len(x) - n + 1)
+        x = x[start : start + n]
+        x[:, :N_MFCC] += rng.normal(0, 1, N_MFCC) * (4 / (1 + np.arange(N_MFCC) / 4))  # yet another microphone
+        return x
+
+    def parts(self) -> Sequence[np.ndarray]:
+        return self.features.rows, self.features.starts, self.items, self.labels
+
+
+@dataclass(frozen=True)
+class Faces:
+    """``vectors`` (N, K, 128) float32: K jittered crops of each still, the second half of them mirrored."""
+
+    vectors: np.ndarray
+    labels: np.ndarray
+
+    def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        half = self.vectors.shape[1] // 2
+        if rng is None:
+            return self.vectors[i, np.arange(20) % half]  # 2 s at 10 fps
+        side = half * rng.integers(2)
+        frames = side + rng.integers(half, size=rng.integers(1, 51))
+        return self.vectors[i, frames] + rng.normal(0, 0.15, (len(frames), self.vectors.shape[2])).astype(np.float32)
+
+    def parts(self) -> Sequence[np.ndarray]:
+        return self.vectors, self.labels
+
+
+@dataclass(frozen=True)
+class Lines:
+    """``words``: each text as numbers of ``vocabulary``; ``vectors`` (vocabulary, D): their vectors."""
+
+    words: Sequence[np.ndarray]
+    vocabulary: Vocabulary
+    vectors: np.ndarray
+    labels: np.ndarray
+
+    def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        words = self.words[i]
+        return self.vectors[words if rng is None else self.vocabulary.misheard(words, rng)]
+
+    def parts(self) -> Sequence[np.ndarray]:
+        return *self.words, self.vectors, self.labels
+
+
+def batch_of(rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Sequences of each modality, (T, D) with T = 0 where absent → the padded arguments of ``Fusion.forward``."""
+    out: dict[str, torch.Tensor] = {}
+    for m, sequences in rows.items():
+        length = [min(len(x), MAX_ROWS[m]) for x in sequences]
+        padded = np.zeros((len(sequences), max(1, *length), sequences[0].shape[1]), np.float32)
+        for i, (x, n) in enumerate(zip(sequences, length, strict=True)):
+            padded[i, :n] = x[-n:] if n else 0  # the newest rows, as a window keeps
+        out[m], out[f"{m}_len"] = torch.from_numpy(padded), torch.tensor(length)
+    return out
+
+
+def normalise(model: Fusion, pools: Mapping[str, Pool], rng: np.random.Generator, sample: int = 2000) -> None:
+    """Put mean and deviation of the training features, as training varies them, into the model."""
+    for m, encoder in model.encoders.items():
+        assert isinstance(encoder, Encoder)
+        chosen = rng.integers(len(pools[m].labels), size=sample)
+        rows = np.concatenate([pools[m].rows(i, rng) for i in chosen])
+        encoder.mean.copy_(torch.from_numpy(rows.mean(0)))
+        encoder.std.copy_(torch.from_numpy(rows.std(0).clip(1e-3)))
+
+
+def label_shares(pools: Mapping[str, Pool], subset: Sequence[str]) -> np.ndarray:
+    """How often each label is drawn for a batch of these modalities, (labels,), sum 1; see ``PRIOR``."""
+    share = np.mean(
+        [np.bincount(pools[m].labels, minlength=len(LABELS)) / len(pools[m].labels) for m in subset], axis=0
+    )
+    share = share ** PRIOR[len(subset)]
+    return share / share.sum()
+
+
+def fit(
+    pools: Mapping[str, Pool],
+    steps: int,
+    seed: int,
+    attention: str = "self",
+    share: Mapping[tuple[str, ...], float] = SHARE,
+    batch: int = 64,
+    step_done: Callable[[int, int, float], None] = lambda done, total, loss: None,
+) -> Fusion:
+    """Train on the pools; returns the model after the last step.
+
+    The modalities of a batch are drawn by ``share``; one set for the whole of it, so that what is absent costs nothing.
+    Raises CorpusError if a pool lacks a label.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    by_label = {}
+    for m, pool in pools.items():
+        by_label[m] = [np.flatnonzero(pool.labels == k) for k in range(len(LABELS))]
+        if lacking := [label for label, at in zip(LABELS, by_label[m], strict=True) if not len(at)]:
+            raise CorpusError(f"{m}: no training item is labelled {', '.join(lacking)}")
+    plain = {m: by_label[m][LABELS.index("neutral")] for m in pools}
+    model = build(
+        attention=attention, modalities=list(pools), dims={m: pool.rows(0).shape[1] for m, pool in pools.items()}
+    )
+    normalise(model, pools, rng)
+    subsets = list(share)
+    drawn = rng.choice(len(subsets), steps, p=list(share.values()))
+    shares = {subset: label_shares(pools, subset) for subset in subsets}
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=2e-2)
+    schedule = one_cycle(optimiser, 2e-3, steps, warm_up=0.1)
+    model.train()
+    for step in range(steps):
+        subset = subsets[drawn[step]]
+        labels = rng.choice(len(LABELS), batch, p=shares[subset])
+        rows = {}
+        for m in subset:
+            off = rng.random(batch) < (PLAIN.get(m, 0) if len(subset) > 1 else 0)
+            chosen = [rng.choice(plain[m] if o else by_label[m][k]) for o, k in zip(off, labels, strict=True)]
+            rows[m] = [pools[m].rows(i, rng) for i in chosen]
+        loss = F.cross_entropy(model(**batch_of(rows)), torch.from_numpy(labels), label_smoothing=0.1)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        step_done(step + 1, steps, loss.item())
+    return model.eval()
+
+
+@torch.inference_mode()
+def logits_of(
+    model: Fusion, pools: Mapping[str, Pool], drawn: Mapping[str, Sequence[int] | np.ndarray], batch: int = 64
+) -> np.ndarray:
+    """Logits (N, labels) of examples whose modality m is item ``drawn[m][i]``; a modality not drawn is absent."""
+    out = []
+    for start in range(0, len(next(iter(drawn.values()))), batch):
+        rows = {m: [pools[m].rows(i) for i in items[start : start + batch]] for m, items in drawn.items()}
+        out.append(model(**batch_of(rows)).numpy())
+    return np.concatenate(out)
+
+
+def paired(
+    labels: Mapping[str, np.ndarray], subset: Sequence[str], each: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """``each`` label-paired examples of every label that all modalities of the subset hold: item numbers by modality.
+
+    ``labels``: (N,) by modality, -1 for an item that is not to be drawn.
+    """
+    shared = [k for k in range(len(LABELS)) if all((labels[m] == k).any() for m in subset)]
+    return {m: np.concatenate([rng.choice(np.flatnonzero(labels[m] == k), each) for k in shared]) for m in subset}
+
+
+def report(truth: np.ndarray, logits: np.ndarray) -> dict:
+    """Scores, and the recall of each label."""
+    found = logits.argmax(1)
+    recall = {LABELS[k]: round(float((found[truth == k] == k).mean()), 3) for k in np.unique(truth)}
+    return {**scores(truth, found), "recall": recall}

@@ -1,0 +1,48 @@
+"""How good are the labels that ``stream-label`` wrote for a corpus's held-out recordings?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from emostream.errors import CorpusError
+from emostream.stream.messages import Emotion, decode_emotion
+from emostream.train.corpora import LABELS, Item
+from emostream.train.metrics import scores
+
+
+def read_labels(path: Path) -> list[Emotion]:
+    """Utterances of a JSON-lines file. Raises CorpusError if it cannot be read or is none."""
+    try:
+        lines = path.read_bytes().splitlines()
+        return [message for line in lines if (message := decode_emotion(line)).kind == "utterance"]
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{path}: not the output of stream-label ({error})") from error
+
+
+def score(items: Iterable[Item], labels: Iterable[Emotion]) -> dict[str, float]:
+    """Scores of whole recordings against the corpus's labels, ``items`` whose file name is a stream's name.
+
+    A recording with several utterances gets the mean of their probabilities, weighted by length; one without any
+    counts as wrong (``without_utterance`` tells how many). Raises CorpusError if an item has no path.
+    """
+    by_stream: dict[str, list[Emotion]] = defaultdict(list)
+    for label in labels:
+        by_stream[label.stream].append(label)
+    truth, found, without = [], [], 0
+    for item in items:
+        if not isinstance(item.content, Path):
+            raise CorpusError("only recordings can be scored")
+        utterances = by_stream.get(item.content.name, [])
+        weights = np.array([max(u.end_s - u.start_s, 1e-3) for u in utterances])
+        truth.append(LABELS.index(item.label))
+        if not utterances:
+            without += 1
+            found.append(len(LABELS))  # none of the labels
+            continue
+        probabilities = np.array([[u.probabilities[name] for name in LABELS] for u in utterances])
+        found.append(int((weights @ probabilities).argmax()))
+    return {**scores(np.array(truth), np.array(found)), "without_utterance": without}

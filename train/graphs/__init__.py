@@ -1,0 +1,1 @@
+"""Torch modules written as ONNX graphs."""

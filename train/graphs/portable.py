@@ -1,0 +1,119 @@
+"""Torch modules → ONNX graphs, each held to the torch result before it is accepted.
+
+The older exporter (``dynamo=False``) is used on purpose: it traces GRUs to ONNX's own GRU operator.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from emostream.engines.onnx import OnnxRuntime
+from emostream.errors import ExportError
+from emostream.train.bundle.face import FaceNet
+from emostream.train.graphs.cpu import OPSET, cpu_graph
+from emostream.train.model import MODALITIES, Fusion
+
+TOLERANCE = 1e-4
+LENGTHS = (1, 7, 50, 300)
+BATCHES = (1, 2, 3, 4)
+
+
+def _export(
+    module: torch.nn.Module, args: tuple, path: Path, inputs: list[str], outputs: list[str], axes: dict
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it announces its own retirement and each traced shape
+        torch.onnx.export(
+            module.eval(), args, str(path), input_names=inputs, output_names=outputs, dynamic_axes=axes,
+            opset_version=OPSET, dynamo=False,
+        )  # fmt: skip
+
+
+def fusion_inputs(
+    dims: dict[str, int], lengths: dict[str, list[int]], rng: np.random.Generator, padding: int = 0
+) -> dict[str, np.ndarray]:
+    """Random features for a batch; beyond the lengths there is random stuff, ``padding`` rows more than needed."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, dim in dims.items():
+        rows = max(1, *lengths[name]) + padding
+        arrays[name] = rng.normal(0, 3, (len(lengths[name]), rows, dim)).astype(np.float32)
+        arrays[f"{name}_len"] = np.array(lengths[name], np.int64)
+    return arrays
+
+
+def export_fusion(model: Fusion, path: Path) -> float:
+    """Write ``fusion.onnx`` and check it; returns the largest difference found.
+
+    Inputs: audio (B, Ta, 120), video (B, Tv, 128), text (B, Tt, Dt) float32, each with its ``_len`` (B,) int64;
+    output: logits (B, labels). Batch and times are free. An absent modality is length 0 with one row of anything.
+    Raises ExportError above ``TOLERANCE``.
+    """
+    if tuple(model.dims) != MODALITIES:
+        raise ExportError(f"a bundle wants {', '.join(MODALITIES)}; this model has {', '.join(model.dims)}")
+    rng = np.random.default_rng(0)
+    names = [name for m in MODALITIES for name in (m, f"{m}_len")]
+    example = fusion_inputs(model.dims, {m: [9, 6] for m in MODALITIES}, rng)
+    axes: dict[str, dict[int, str]] = {"logits": {0: "batch"}}
+    for m in MODALITIES:
+        axes[m] = {0: "batch", 1: f"{m}_rows"}
+        axes[f"{m}_len"] = {0: "batch"}
+    _export(model, tuple(torch.from_numpy(example[name]) for name in names), path, names, ["logits"], axes)
+    return check_fusion(model, path)
+
+
+def export_fusion_cpu(model: Fusion, path: Path) -> float:
+    """Write the model once more in the form that is fastest on a CPU (``train.cpu_graph``) and check it like the first;
+    returns the largest difference found."""
+    onnx.save(cpu_graph(model), path)
+    return check_fusion(model, path)
+
+
+@torch.inference_mode()
+def check_fusion(model: Fusion, path: Path) -> float:
+    """Compare ``path`` with ``model`` at several lengths and batches, padded, with each subset of modalities."""
+    graph = OnnxRuntime(path)
+    rng = np.random.default_rng(1)
+    worst = 0.0
+    for length in LENGTHS:
+        for batch in BATCHES:
+            for present in range(1, 2 ** len(MODALITIES)):
+                lengths = {}
+                for bit, m in enumerate(MODALITIES):
+                    most = length if present >> bit & 1 else 0
+                    lengths[m] = [int(n) for n in rng.integers(min(1, most), most + 1, batch)]
+                    lengths[m][0] = most
+                arrays = fusion_inputs(model.dims, lengths, rng, padding=int(rng.integers(0, 5)))
+                want = model(**{name: torch.from_numpy(a) for name, a in arrays.items()}).numpy()
+                got = graph.run(arrays)["logits"]
+                worst = max(worst, float(np.abs(got - want).max()))
+                alone = {  # the first clip by itself and cut to its length: neither padding nor batch mates count
+                    name: a[:1] if name.endswith("_len") else a[:1, : max(1, lengths[name][0])]
+                    for name, a in arrays.items()
+                }
+                worst = max(worst, float(np.abs(graph.run(alone)["logits"] - got[:1]).max()))
+    if not worst <= TOLERANCE:  # also for NaN
+        raise ExportError(f"{path}: differs from the torch model by {worst:.2g}, more than {TOLERANCE:.0e}")
+    return worst
+
+
+@torch.inference_mode()
+def export_face(net: FaceNet, path: Path) -> float:
+    """Write ``face.onnx``, crops (N, 48, 48) uint8 → vectors (N, 128) float32, and check it."""
+    rng = np.random.default_rng(0)
+    example = torch.from_numpy(rng.integers(0, 256, (2, 48, 48), np.uint8))
+    _export(net, (example,), path, ["crops"], ["vectors"], {"crops": {0: "crops"}, "vectors": {0: "crops"}})
+    graph = OnnxRuntime(path)
+    worst = 0.0
+    for n in (1, 2, 7):
+        crops = rng.integers(0, 256, (n, 48, 48), np.uint8)
+        crops[0] = 128  # a flat crop has no contrast to divide by
+        want = net(torch.from_numpy(crops)).numpy()
+        worst = max(worst, float(np.abs(graph.run({"crops": crops})["vectors"] - want).max()))
+    if not worst <= TOLERANCE:
+        raise ExportError(f"{path}: differs from the torch network by {worst:.2g}, more than {TOLERANCE:.0e}")
+    return worst
