@@ -20,14 +20,14 @@ import zmq
 
 from emostream.errors import BusError
 from emostream.stream.clock import Clock
-from emostream.stream.messages import Codec, Emotion, End, Face, Message, Mfcc, Pcm, encode_emotion
+from emostream.stream.messages import Codec, Emotion, End, Face, Message, MfccRows, Pcm, encode_emotion
 
 log = logging.getLogger(__name__)
 
 LINGER_MS = 500  # at exit: long enough for the last message, short enough not to hang on a dead subscriber
 _LONGEST_DIR = 70  # a Unix socket's path has at most 107 bytes, 35 of which are ours
 SEND_TIMEOUT_MS = 100  # of one try, at fast pace: between two a node looks whether it is to stop
-_DROPPABLE = (Pcm, Mfcc, Face)
+_DROPPABLE = (Pcm, MfccRows, Face)
 
 
 def make_run_dir(configured: str = "") -> Path:

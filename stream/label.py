@@ -62,7 +62,9 @@ class Labeller:
         expected = tracks | ({"speech"} if "audio" in tracks else set())
         audio, video = AudioCore(name, None), VideoCore(name, self._detector, None)
         speech = SpeechCore(name, self._vad, self._recognizer, self._config.speech, self._clock)
-        fusion = FusionCore({name: expected}, self._classifier, self._config, self._clock, realtime=False, hops=False)
+        fusion = FusionCore(
+            {name: expected}, self._classifier, self._config, self._clock, realtime=False, estimates=False
+        )
 
         def take(messages: list[Message]) -> Iterator[Emotion]:
             for message in messages:

@@ -36,10 +36,14 @@ class Pcm(Message):
     samples: np.ndarray
 
 
-class Mfcc(Message):
+class MfccRows(Message):
     """``rows``: (frames, 120) float32; row i describes the 25 ms from ``media_start_ns`` + 10 ms · i."""
 
     rows: np.ndarray
+
+    @property
+    def topic(self) -> str:
+        return f"mfcc.{self.stream}"
 
 
 class Face(Message):
@@ -64,7 +68,7 @@ class Word(msgspec.Struct):
     confidence: float
 
 
-class Speech(Message):
+class SpeechEvent(Message):
     """What is said. ``event``: ``started``; ``words`` (so far, replaces the last); ``paused`` (first silence, words
     final unless speech goes on); ``ended``; ``progress`` (nothing new, but everything before ``media_end_ns`` is
     known). ``start_ns`` and ``end_ns`` bound the utterance's speech; ``speech_captured_ns`` is when its last sample
@@ -79,6 +83,10 @@ class Speech(Message):
     speech_captured_ns: int = 0
     received_ns: int = 0
     recognition_ns: int = 0
+
+    @property
+    def topic(self) -> str:
+        return f"speech.{self.stream}"
 
 
 class End(Message):
@@ -132,7 +140,7 @@ class Control(Message):
         return "control"
 
 
-_ANY = Pcm | Mfcc | Face | Speech | End | Health | Log | Control
+_ANY = Pcm | MfccRows | Face | SpeechEvent | End | Health | Log | Control
 
 
 class Codec:

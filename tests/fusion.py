@@ -11,7 +11,7 @@ from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
 from emostream.stream.cores.classifier import Features, Result
 from emostream.stream.cores.fusion import FusionCore
-from emostream.stream.messages import Emotion, End, Face, Message, Mfcc, Speech, Word
+from emostream.stream.messages import Emotion, End, Face, Message, MfccRows, SpeechEvent, Word
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
@@ -61,12 +61,12 @@ def nanoseconds(seconds: float) -> int:
     return round(seconds * SECOND)
 
 
-def mfcc_message(at_s: float, rows: int = 10, stream: str = "a") -> Mfcc:
+def mfcc_message(at_s: float, rows: int = 10, stream: str = "a") -> MfccRows:
     """Rows whose values tell their time."""
     first = round(at_s * 100)
     values = np.arange(first, first + rows, dtype=np.float32)[:, None] * np.ones((1, 120), np.float32)
     end = first + rows
-    return Mfcc(
+    return MfccRows(
         stream=stream, media_start_ns=first * 10 * MILLISECOND, media_end_ns=end * 10 * MILLISECOND,
         captured_ns=T0 + end * 10 * MILLISECOND, rows=values,
     )  # fmt: skip
@@ -98,7 +98,7 @@ def speech_message(
         "end_ns": nanoseconds(end_s), "words": listed, "speech_captured_ns": T0 + nanoseconds(end_s),
         "received_ns": T0 + nanoseconds(now_s), "sent_ns": T0 + nanoseconds(now_s),
     }  # fmt: skip
-    return Speech(**(fields | more))
+    return SpeechEvent(**(fields | more))
 
 
 def end_message(of: str, stream: str = "a") -> End:
@@ -138,11 +138,11 @@ def all_topics(length_s: float, spoken: list[tuple[float, float, str]], stream: 
 class Run:
     """A core with its clock and everything that it published."""
 
-    def __init__(self, *, realtime=True, hops=False, streams=None, encode_ns=0, classify_ns=0, **sections) -> None:
+    def __init__(self, *, realtime=True, estimates=False, streams=None, encode_ns=0, classify_ns=0, **sections) -> None:
         self.clock = VirtualClock(T0)
         self.classifier = FakeClassifier(self.clock, encode_ns, classify_ns)
         self.core = FusionCore(
-            streams or {"a": ALL}, self.classifier, Config(**sections), self.clock, realtime, hops  # type: ignore[arg-type]
+            streams or {"a": ALL}, self.classifier, Config(**sections), self.clock, realtime, estimates  # type: ignore[arg-type]
         )  # fmt: skip
         self.published: list[Emotion] = []
 

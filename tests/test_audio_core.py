@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from emostream.stream.cores.audio import AudioCore
 from emostream.stream.features.mfcc import mfcc
-from emostream.stream.messages import Message, Mfcc, Pcm
+from emostream.stream.messages import Message, MfccRows, Pcm
 from emostream.stream.sources.base import AudioChunk
 from tests import media
 
@@ -54,7 +54,7 @@ def _start_ns(rate: int, media_ns: int) -> int:
 
 def _rows(messages: list[Message]) -> tuple[np.ndarray, np.ndarray]:
     """Times and rows."""
-    parts = [message for message in messages if isinstance(message, Mfcc)]
+    parts = [message for message in messages if isinstance(message, MfccRows)]
     times = [part.media_start_ns + 10_000_000 * np.arange(len(part.rows)) for part in parts]
     return np.concatenate([[], *times]), np.concatenate([np.zeros((0, 120)), *(part.rows for part in parts)])
 
@@ -120,7 +120,7 @@ def test_the_timeline_has_no_holes_and_begins_where_the_sound_does(rate):
     times, rows = _rows(messages)
     np.testing.assert_array_equal(times, start_ns + 10_000_000 * np.arange(len(rows)))
     assert len(rows) in (147, 148)
-    parts = [message for message in messages if isinstance(message, Mfcc)]
+    parts = [message for message in messages if isinstance(message, MfccRows)]
     assert all(part.media_end_ns == part.media_start_ns + 10_000_000 * len(part.rows) for part in parts)
 
 

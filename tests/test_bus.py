@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from emostream.errors import BusError
 from emostream.stream.bus import EmotionPublisher, Inbox, Publisher, bind, ipc, make_run_dir
 from emostream.stream.clock import VirtualClock
-from emostream.stream.messages import Codec, Emotion, End, Message, Pcm, Speech
+from emostream.stream.messages import Codec, Emotion, End, Message, Pcm, SpeechEvent
 
 _AT = {"stream": "a", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
 TOPICS = ["pcm.a", "speech.a"]
@@ -41,8 +41,8 @@ def _pcm(n: int = 0) -> Pcm:
     return Pcm(**_AT, samples=np.full(4, n, np.int16))
 
 
-def _said(n: int = 0) -> Speech:
-    return Speech(**_AT, event="words", utterance=n)
+def _said(n: int = 0) -> SpeechEvent:
+    return SpeechEvent(**_AT, event="words", utterance=n)
 
 
 def _end(of: str = "pcm") -> End:
@@ -83,7 +83,7 @@ def test_each_topic_is_numbered_without_gaps_and_stamped(short_path, context):
         clock.advance_ns(1)
     received = _all(inbox)
     sounds = [message for message in received if isinstance(message, Pcm)]
-    said = [message for message in received if isinstance(message, Speech)]
+    said = [message for message in received if isinstance(message, SpeechEvent)]
     assert [message.seq for message in sounds] == list(range(20))
     assert [message.seq for message in said] == list(range(7))
     assert [message.sent_ns for message in sounds] == list(range(1000, 1020))
@@ -95,7 +95,7 @@ def test_only_what_was_subscribed_to_comes(context):
     publisher, inbox = _join(context, topics=["speech.a"])
     publisher.send(_pcm())
     publisher.send(_said())
-    assert [type(message) for message in _all(inbox)] == [Speech]
+    assert [type(message) for message in _all(inbox)] == [SpeechEvent]
 
 
 def _raw(context) -> tuple[zmq.Socket, Inbox]:
@@ -181,7 +181,7 @@ def test_a_full_queue_keeps_the_newest_sound_and_all_that_was_said(context):
         publisher.send(_pcm(n))
     publisher.send(_end())
     received = _all(inbox)
-    assert [message.utterance for message in received if isinstance(message, Speech)] == [1, 2, 3]
+    assert [message.utterance for message in received if isinstance(message, SpeechEvent)] == [1, 2, 3]
     assert [message.samples[0] for message in received if isinstance(message, Pcm)] == [4, 5, 6, 7]
     assert isinstance(received[-1], End)
     assert inbox.dropped == {"pcm.a": 4}
@@ -201,18 +201,18 @@ def test_whatever_comes_when_speech_and_order_are_kept(rounds):
                 publisher.send(message)
                 sent.append(message)
             received += [message for _ in range(reads) if (message := inbox.receive(0)) is not None]
-            assert len(inbox) <= max(8, sum(isinstance(message, Speech) for message in sent))
+            assert len(inbox) <= max(8, sum(isinstance(message, SpeechEvent) for message in sent))
         received += _all(inbox, 2)
         publisher.close()
         inbox.close()
 
     def number(message):
-        return message.utterance if isinstance(message, Speech) else int(message.samples[0])
+        return message.utterance if isinstance(message, SpeechEvent) else int(message.samples[0])
 
     numbers = [number(message) for message in received]
     assert numbers == sorted(set(numbers))
-    assert [m.utterance for m in received if isinstance(m, Speech)] == [
-        m.utterance for m in sent if isinstance(m, Speech)
+    assert [m.utterance for m in received if isinstance(m, SpeechEvent)] == [
+        m.utterance for m in sent if isinstance(m, SpeechEvent)
     ]
     assert len(sent) - len(received) == inbox.dropped.total()
     assert not inbox.missed
@@ -279,7 +279,7 @@ def test_a_held_publisher_is_not_read_and_loses_nothing(context):
     for n in range(5):
         one.send(_pcm(n))
         other.send(_said(n))
-    assert {type(message) for message in _all(inbox)} == {Speech}
+    assert {type(message) for message in _all(inbox)} == {SpeechEvent}
     inbox.hold("inproc://one", False)
     inbox.hold("inproc://one", False)
     assert [message.seq for message in _all(inbox)] == [0, 1, 2, 3, 4]
@@ -310,7 +310,7 @@ def test_a_publisher_knows_when_all_have_read_the_end(context):
     _until(lambda: publisher.was_heard(["pcm.a"]))
     assert not publisher.was_heard(["speech.a"])
     publisher.send(_said())
-    assert isinstance(inbox.receive(1000), Speech)
+    assert isinstance(inbox.receive(1000), SpeechEvent)
 
 
 def test_an_inbox_can_wait_for_one_publisher_and_loses_nothing_of_the_others(context):
@@ -329,7 +329,7 @@ def test_an_inbox_can_wait_for_one_publisher_and_loses_nothing_of_the_others(con
     begun = time.monotonic()
     inbox.wait_for(["inproc://speech"], 5000)
     assert time.monotonic() - begun < 2
-    assert {type(message) for message in _all(inbox)} == {Pcm, Speech}
+    assert {type(message) for message in _all(inbox)} == {Pcm, SpeechEvent}
     inbox.close()
     for publisher in publishers.values():
         publisher.close()

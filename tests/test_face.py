@@ -18,8 +18,8 @@ from emostream.stream.features.face import (
     Detection,
     FaceTracker,
     HaarCascade,
-    bounds,
     crop_face,
+    expanded_box,
     find_faces,
 )
 from tests import media
@@ -156,7 +156,7 @@ def test_moving_moves_the_eyes_too():
 @given(boxes, st.floats(0, 1))
 def test_bounds_lie_within_the_picture(face, margin):
     image = np.zeros((120, 160), np.uint8)
-    left, top, right, bottom = bounds(face, margin, image)
+    left, top, right, bottom = expanded_box(face, margin, image)
     assert image[top:bottom, left:right].size >= 0
     assert 0 <= left <= 160 and 0 <= right <= 160 and 0 <= top <= 120 and 0 <= bottom <= 120
     if 0 <= face.x and face.x + face.width <= 160:  # all of the face is within

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emostream.stream.config import Speech as SpeechConfig
-from emostream.stream.cores.face_endpoint import FaceTurns
-from emostream.stream.messages import Face, Speech
+from emostream.stream.config import Speech
+from emostream.stream.cores.face_endpoint import FaceEndpointer
+from emostream.stream.messages import Face, SpeechEvent
 
 _MS = 1_000_000
 _T0 = 1_700_000_000_000 * _MS
@@ -26,15 +26,15 @@ def _face(ms: int, seen: bool, live: bool = True) -> Face:
     )
 
 
-def _run(*runs: tuple[bool, int], fps: float = 10, live: bool = True, **config) -> list[Speech]:
+def _run(*runs: tuple[bool, int], fps: float = 10, live: bool = True, **config) -> list[SpeechEvent]:
     """Events of runs of frames (seen, how many)."""
-    turns = FaceTurns("a", fps, SpeechConfig(**config))
+    turns = FaceEndpointer("a", fps, Speech(**config))
     seen = [flag for flag, n in runs for _ in range(n)]
     events = [e for i, flag in enumerate(seen) for e in turns.push(_face(int(i * 1000 / fps), flag, live), 5)]
     return events + turns.finish(9)
 
 
-def _kinds(events: list[Speech]) -> list[str]:
+def _kinds(events: list[SpeechEvent]) -> list[str]:
     """Without repetitions, which say that nothing changed."""
     kinds = [event.event for event in events if event.event != "progress"]
     return [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
@@ -76,7 +76,7 @@ def test_the_end_of_the_frames_ends_the_turn():
 
 
 def test_no_frames_no_turn():
-    assert FaceTurns("a", 10, SpeechConfig()).finish(0) == []
+    assert FaceEndpointer("a", 10, Speech()).finish(0) == []
 
 
 @pytest.mark.parametrize("fps", [2.5, 10, 30])
@@ -112,7 +112,7 @@ def test_events_come_in_order(runs):
 
 @given(st.lists(st.booleans(), max_size=60))
 def test_every_frame_says_how_far_things_are_known(seen):
-    turns = FaceTurns("a", 10, SpeechConfig())
+    turns = FaceEndpointer("a", 10, Speech())
     for i, flag in enumerate(seen):
         events = turns.push(_face(100 * i, flag), 0)
         assert events
@@ -120,7 +120,7 @@ def test_every_frame_says_how_far_things_are_known(seen):
 
 
 def test_a_hole_in_the_pictures_ends_the_turn():
-    turns = FaceTurns("a", 10, SpeechConfig())
+    turns = FaceEndpointer("a", 10, Speech())
     times = [*range(0, 2000, 100), *range(12_000, 14_000, 100)]
     events = [event for ms in times for event in turns.push(_face(ms, True), 0)] + turns.finish(0)
     ended = [event for event in events if event.event == "ended"]

@@ -122,13 +122,13 @@ _order = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 60)), max_size=20)
 
 @pytest.fixture(scope="module")
 def in_order() -> list[Emotion]:
-    return Run(realtime=False, hops=True).live(_TOPICS).published
+    return Run(realtime=False, estimates=True).live(_TOPICS).published
 
 
 @settings(max_examples=60)
 @given(choices=_order, steps=st.randoms(use_true_random=False))
 def test_at_fast_pace_labels_do_not_depend_on_the_order_of_arrival(in_order, choices, steps):
-    run = Run(realtime=False, hops=True)
+    run = Run(realtime=False, estimates=True)
     for message in _merged(_TOPICS, choices):
         run.push(message)
         if steps.random() < 0.3:
@@ -226,7 +226,7 @@ def test_a_pause_that_an_end_overtakes_costs_nothing():
 
 
 def test_faces_are_encoded_once():
-    run = Run(hops=True).live(all_topics(8, SPOKEN))
+    run = Run(estimates=True).live(all_topics(8, SPOKEN))
     seen_and_spoken = [i for i in range(80) if i % 7 != 3 and any(s <= i / 10 < e for s, e, _ in SPOKEN)]
     assert run.classifier.crops <= len(seen_and_spoken) + 3  # and one beside each hop's edge
 

@@ -57,7 +57,7 @@ def test_the_parts_of_the_latency_sum_to_the_total(endpoint, receive, recognitio
 
 
 def test_running_estimates_have_no_latency():
-    run = Run(hops=True).live(all_topics(8, SPOKEN))
+    run = Run(estimates=True).live(all_topics(8, SPOKEN))
     assert run.windows
     assert {window.latency_ms for window in run.windows} == {None}
     assert all(label.latency_ms is not None for label in run.labels)
@@ -68,7 +68,7 @@ def test_running_estimates_have_no_latency():
 
 @pytest.mark.parametrize("hop_ms", [100, 250, 1000])
 def test_a_running_estimate_each_hop_while_someone_speaks(hop_ms):
-    run = Run(hops=True, realtime=False, window={"hop_ms": hop_ms, "length_s": 1.0}).live(all_topics(8, SPOKEN))
+    run = Run(estimates=True, realtime=False, window={"hop_ms": hop_ms, "length_s": 1.0}).live(all_topics(8, SPOKEN))
     for n, (start, end, _) in enumerate(SPOKEN, 1):
         ends = [e.end_s for e in run.windows if e.utterance == n]
         assert ends == [round(start + hop_ms / 1000 * (i + 1), 3) for i in range(len(ends))]
@@ -80,14 +80,18 @@ def test_a_running_estimate_each_hop_while_someone_speaks(hop_ms):
 
 
 def test_an_estimate_that_a_newer_one_overtakes_is_left_out():
-    run = Run(hops=True).push(*(mfcc_message(i / 10) for i in range(60)), *(face_message(i / 10) for i in range(60)))
+    run = Run(estimates=True).push(
+        *(mfcc_message(i / 10) for i in range(60)), *(face_message(i / 10) for i in range(60))
+    )
     run.push(speech_message("started", 1.2, 1, 1.0, 1.2))
     run.push(*(speech_message("words", 2.0 + i, 1, 1.0, 2.0 + i, "on and on") for i in range(4))).step()
     assert [window.end_s for window in run.windows] == [5.0]
 
 
 def test_an_end_overtakes_estimates():
-    run = Run(hops=True).push(*(mfcc_message(i / 10) for i in range(60)), *(face_message(i / 10) for i in range(60)))
+    run = Run(estimates=True).push(
+        *(mfcc_message(i / 10) for i in range(60)), *(face_message(i / 10) for i in range(60))
+    )
     run.push(speech_message("started", 1.2, 1, 1.0, 1.2), speech_message("words", 3.0, 1, 1.0, 3.0, "on"))
     run.push(speech_message("ended", 3.9, 1, 1.0, 3.5, "on")).step()
     assert [e.kind for e in run.published] == ["utterance"]
@@ -236,15 +240,15 @@ def _minutes(run: Run, minutes: float, spoken_s: float, speech: bool = True) -> 
     return most
 
 
-@pytest.mark.parametrize("hops", [True, False])
-def test_ten_minutes_of_silence_are_forgotten(hops):
-    run = Run(hops=hops)
+@pytest.mark.parametrize("estimates", [True, False])
+def test_ten_minutes_of_silence_are_forgotten(estimates):
+    run = Run(estimates=estimates)
     assert _minutes(run, 10, 0) < 100 * 5
     assert run.published == []
 
 
 def test_ten_minutes_of_speech_are_forgotten():
-    run = Run(hops=True, window={"hop_ms": 1000})
+    run = Run(estimates=True, window={"hop_ms": 1000})
     assert _minutes(run, 10, 15) < 100 * (15 + 5)
     assert len(run.labels) >= 38
     assert not run.core._streams["a"].jobs

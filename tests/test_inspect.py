@@ -129,7 +129,7 @@ def test_inspect_without_tensorrt_says_so(empty_cache, monkeypatch, capsys):
         (["build", "none", "--runtime", "tensorrt_rtx", "--compute", "SM86"], 1, "bundle 'none' not found"),
         (["inspect", "none"], 1, "bundle 'none' not found"),
         (["inspect", "ekman7", "--max-batch", "0"], 2, "--max-batch must be at least 1"),
-        (["inspect", "ekman7", "--json", "/nowhere/x"], 1, "/nowhere/x: cannot be written"),
+        (["inspect", "ekman7", "--json", "/nowhere/x"], 1, "/nowhere/x: cannot be read or written"),
     ],
 )
 def test_what_fails_is_said_in_words(empty_cache, capsys, arguments, code, said):

@@ -22,9 +22,9 @@ from emostream.stream.messages import (
     Health,
     Latency,
     Log,
-    Mfcc,
+    MfccRows,
     Pcm,
-    Speech,
+    SpeechEvent,
     Word,
     decode_emotion,
     emotion_json_schema,
@@ -44,7 +44,7 @@ COMMON = {
     "sent_ns": ns,
 }
 pcm = st.builds(Pcm, **COMMON, samples=arrays(np.int16, st.integers(0, 600)))
-mfcc = st.builds(Mfcc, **COMMON, rows=arrays(np.float32, st.tuples(st.integers(0, 3), st.just(120))))
+mfcc = st.builds(MfccRows, **COMMON, rows=arrays(np.float32, st.tuples(st.integers(0, 3), st.just(120))))
 face = st.builds(
     Face,
     **COMMON,
@@ -53,7 +53,7 @@ face = st.builds(
     score=st.floats(0, 1),
 )
 speech = st.builds(
-    Speech,
+    SpeechEvent,
     **COMMON,
     event=st.sampled_from(["started", "words", "paused", "ended", "progress"]),
     utterance=st.integers(0, 10**6),
@@ -213,7 +213,7 @@ def test_a_description_of_no_array_is_refused_or_gives_an_array(dtype, shape, pa
     ],
 )
 def test_fields_of_other_types_are_refused(change):
-    fields = {"type": "Speech", **_AT, "event": "words"}
+    fields = {"type": "SpeechEvent", **_AT, "event": "words"}
     assert Codec().decode([msgspec.msgpack.encode(fields)]).event == "words"
     _refused([msgspec.msgpack.encode(fields | change)])
 
@@ -229,9 +229,9 @@ def test_objects_are_not_for_the_bus():
 def test_topics():
     empty = np.zeros(0, np.int16)
     assert Pcm(**_AT, samples=empty).topic == "pcm.a"
-    assert Mfcc(**_AT, rows=empty).topic == "mfcc.a"
+    assert MfccRows(**_AT, rows=empty).topic == "mfcc.a"
     assert Face(**_AT, crop=empty).topic == "face.a"
-    assert Speech(**_AT, event="words").topic == "speech.a"
+    assert SpeechEvent(**_AT, event="words").topic == "speech.a"
     assert [End(**_AT, of=of, reason="").topic for of in ("pcm", "mfcc", "face", "speech")] == [
         "pcm.a", "mfcc.a", "face.a", "speech.a",
     ]  # fmt: skip

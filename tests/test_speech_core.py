@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emostream.stream.clock import VirtualClock
-from emostream.stream.config import Speech as SpeechConfig
+from emostream.stream.config import Speech
 from emostream.stream.cores.speech import SpeechCore
-from emostream.stream.messages import Message, Pcm, Speech, Word
+from emostream.stream.messages import Message, Pcm, SpeechEvent, Word
 from emostream.stream.speech.vad import FRAME_NS
 
 _S = 1_000_000_000
@@ -80,9 +80,9 @@ class Run:
         self.clock = VirtualClock(_T0)
         self.vad = FakeVad()
         self.recognizer = FakeRecognizer(self.clock) if recognizer else None
-        self.core = SpeechCore("a", self.vad, self.recognizer, SpeechConfig(**config), self.clock)  # type: ignore[arg-type]
+        self.core = SpeechCore("a", self.vad, self.recognizer, Speech(**config), self.clock)  # type: ignore[arg-type]
         self.live = live
-        self.events: list[Speech] = []
+        self.events: list[SpeechEvent] = []
         self.starts: list[int] = []  # media time of each block
         self.media_ns = 0
 
@@ -111,7 +111,7 @@ class Run:
 
     def take(self, messages: list[Message]) -> None:
         for message in messages:
-            assert isinstance(message, Speech)
+            assert isinstance(message, SpeechEvent)
             self.events.append(message)
 
     def skip(self, ns: int) -> Run:
@@ -122,7 +122,7 @@ class Run:
         self.take(self.core.finish())
         return self
 
-    def of(self, *kinds: str) -> list[Speech]:
+    def of(self, *kinds: str) -> list[SpeechEvent]:
         return [event for event in self.events if event.event in kinds]
 
     def kinds(self) -> list[str]:

@@ -82,7 +82,7 @@ class Progress(Protocol):
 def version() -> str:
     """Of what turns a bundle's graph into an engine: the hash of the code that does so."""
     code = hashlib.sha256()
-    for name in ("build.py", "forms.py", "precision.py"):
+    for name in ("build.py", "../forms.py", "precision.py"):
         code.update((Path(__file__).parent / name).read_bytes())
     return code.hexdigest()[:12]
 

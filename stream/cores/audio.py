@@ -5,9 +5,8 @@ from __future__ import annotations
 import av
 import numpy as np
 
-from emostream.stream.features.mfcc import DIM, HOP_NS, to_int16
-from emostream.stream.features.mfcc import Mfcc as MfccExtractor
-from emostream.stream.messages import Message, Mfcc, Pcm
+from emostream.stream.features.mfcc import DIM, HOP_NS, Mfcc, to_int16
+from emostream.stream.messages import Message, MfccRows, Pcm
 from emostream.stream.sources.base import AudioChunk
 from emostream.stream.speech.vad import FRAME_SAMPLES, RATE_HZ
 
@@ -17,7 +16,7 @@ _JUMP_NS = 60_000_000  # time stamps that are off by less are rounding or jitter
 
 
 class AudioCore:
-    """Cuts sound into ``Pcm`` messages of 512 samples, every second one followed by an ``Mfcc`` message of the rows
+    """Cuts sound into ``Pcm`` messages of 512 samples, every second one followed by an ``MfccRows`` message of the rows
     that the two completed.
 
     Features are not computed more often, since a call costs the same for 160 samples as for 1024; so they do not
@@ -31,7 +30,7 @@ class AudioCore:
 
     def __init__(self, stream: str, t0_ns: int | None) -> None:
         self._stream, self._t0_ns = stream, t0_ns
-        self._mfcc = MfccExtractor()
+        self._mfcc = Mfcc()
         self._resampler: av.AudioResampler | None = None
         self._rate_hz = 0
         self._held = np.zeros(0, np.int16)  # less than a block
@@ -130,7 +129,7 @@ class AudioCore:
         start_ns = self._mfcc_ns
         self._mfcc_ns += len(rows) * HOP_NS
         return [
-            Mfcc(
+            MfccRows(
                 stream=self._stream,
                 media_start_ns=start_ns,
                 media_end_ns=self._mfcc_ns,

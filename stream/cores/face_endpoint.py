@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from emostream.stream.config import Speech as SpeechConfig
-from emostream.stream.messages import Face, Speech
-from emostream.stream.speech.vad import Bound, Endpointer
+from emostream.stream.config import Speech
+from emostream.stream.messages import Face, SpeechEvent
+from emostream.stream.speech.vad import Endpointer, EndpointEvent
 
 _STALL_NS = 500_000_000
 _MIN_FACE_MS = 500  # a face seen for less is a passer-by, or the detector's mistake
 
 
-class FaceTurns:
+class FaceEndpointer:
     """Cuts ``Face`` messages into turns with the rules of utterances: hangover, longest length. Gives the events
     that a speech node would, without words."""
 
-    def __init__(self, stream: str, fps: float, config: SpeechConfig) -> None:
+    def __init__(self, stream: str, fps: float, config: Speech) -> None:
         self._stream = stream
         self._length_ns = int(1e9 / fps)
         self._endpointer = Endpointer(0.5, _MIN_FACE_MS, config.pause_ms, config.hangover_ms, config.max_utterance_s)
@@ -22,16 +22,16 @@ class FaceTurns:
         self._turn = 0
         self._last: Face | None = None
 
-    def push(self, face: Face, received_ns: int) -> list[Speech]:
+    def push(self, face: Face, received_ns: int) -> list[SpeechEvent]:
         """Take a frame's face, or "no face"; a hole in the frames as long as the hangover ends a turn."""
-        events: list[Speech] = []
+        events: list[SpeechEvent] = []
         if self._last is not None and face.media_start_ns - self._last.media_end_ns > self._hole_ns:
             events = self.finish(received_ns)
             self._endpointer.reset()
         self._last = face
         return events + self._step(face, received_ns)
 
-    def stalled(self, now_ns: int) -> list[Speech]:
+    def stalled(self, now_ns: int) -> list[SpeechEvent]:
         """To be called now and then in real time: pictures that have stopped coming end the turn."""
         last = self._last
         if last is None or not self._endpointer.speaking or now_ns - last.captured_ns < self._hole_ns + _STALL_NS:
@@ -40,25 +40,25 @@ class FaceTurns:
         event.captured_ns = now_ns
         return [event]
 
-    def _step(self, face: Face, received_ns: int) -> list[Speech]:
+    def _step(self, face: Face, received_ns: int) -> list[SpeechEvent]:
         bounds = self._endpointer.push(1.0 if face.found else 0.0, face.media_start_ns, self._length_ns)
         if bounds:
             return [self._event(bound, received_ns) for bound in bounds]
         so_far = self._endpointer.so_far()
         return [self._event(so_far if so_far and so_far.kind == "resumed" else None, received_ns)]
 
-    def finish(self, received_ns: int) -> list[Speech]:
+    def finish(self, received_ns: int) -> list[SpeechEvent]:
         """No more frames: ends the turn that is open."""
         return [self._event(self._endpointer.end(), received_ns)] if self._endpointer.speaking else []
 
-    def _event(self, bound: Bound | None, received_ns: int) -> Speech:
+    def _event(self, bound: EndpointEvent | None, received_ns: int) -> SpeechEvent:
         face = self._last
         assert face is not None
         kind = "progress" if bound is None else "words" if bound.kind == "resumed" else bound.kind
         if kind == "started":
             self._turn += 1
         end_ns = bound.end_ns if bound else 0
-        return Speech(
+        return SpeechEvent(
             stream=self._stream,
             media_start_ns=face.media_start_ns,
             media_end_ns=face.media_end_ns,

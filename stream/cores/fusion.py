@@ -18,11 +18,11 @@ import numpy as np
 from emostream.stream.clock import Clock
 from emostream.stream.config import Config
 from emostream.stream.cores.classifier import Classifier, Features, Result
-from emostream.stream.cores.face_endpoint import FaceTurns
+from emostream.stream.cores.face_endpoint import FaceEndpointer
 from emostream.stream.cores.window import SlidingWindow
 from emostream.stream.features.face import CROP
 from emostream.stream.features.mfcc import DIM, FRAME_NS, HOP_NS
-from emostream.stream.messages import Emotion, End, Evidence, Face, Latency, Message, Mfcc, Speech, Word
+from emostream.stream.messages import Emotion, End, Evidence, Face, Latency, Message, MfccRows, SpeechEvent, Word
 
 log = logging.getLogger(__name__)
 
@@ -40,23 +40,23 @@ class _Job:
     end_ns: int
     begun_ns: int  # where the utterance began
     words: list[Word]
-    cause: Speech
+    cause: SpeechEvent
     deadline_ns: int
     arrived_ns: int
 
 
 @dataclass
 class _Stream:
-    """What is known of one stream. ``known_ns``: by modality, the media time up to which everything has come."""
+    """What is known of one stream. ``watermark_ns``: by modality, the media time up to which everything has come."""
 
     name: str
     expected: set[str]
     audio: SlidingWindow
     crops: SlidingWindow  # faces not encoded yet
     video: SlidingWindow  # their vectors
-    turns: FaceTurns | None
+    turns: FaceEndpointer | None
     undecided: deque[Face] = field(default_factory=lambda: deque(maxlen=_UNDECIDED))  # came before any word of speech
-    known_ns: dict[str, int] = field(default_factory=lambda: {"audio": 0, "video": 0, "speech": 0})
+    watermark_ns: dict[str, int] = field(default_factory=lambda: {"audio": 0, "video": 0, "speech": 0})
     utterance: int | None = None
     begun_ns: int = 0
     next_hop_ns: int = 0
@@ -68,8 +68,8 @@ class _Stream:
 
 
 class FusionCore:
-    """``streams``: names of the streams and which of ``audio``, ``video`` and ``speech`` each has. ``hops``: whether
-    to give running estimates; ``realtime``: whether to wait for late modalities no longer than configured."""
+    """``streams``: names of the streams and which of ``audio``, ``video`` and ``speech`` each has. ``estimates``:
+    whether to give running estimates; ``realtime``: whether to wait for late modalities no longer than configured."""
 
     def __init__(
         self,
@@ -78,10 +78,10 @@ class FusionCore:
         config: Config,
         clock: Clock,
         realtime: bool,
-        hops: bool = True,
+        estimates: bool = True,
     ) -> None:
         self._classifier, self._config, self._clock = classifier, config, clock
-        self._realtime, self._hops = realtime, hops
+        self._realtime, self._estimates = realtime, estimates
         self._hop_ns = config.window.hop_ms * 1_000_000
         self._length_ns = int(config.window.length_s * 1e9)
         self._wait_ns = config.fusion.wait_ms * 1_000_000
@@ -97,7 +97,7 @@ class FusionCore:
             SlidingWindow((DIM,), np.float32),
             SlidingWindow((CROP, CROP), np.uint8),
             SlidingWindow((dim,), np.float32),
-            None if "speech" in expected else FaceTurns(name, self._config.video.fps, self._config.speech),
+            None if "speech" in expected else FaceEndpointer(name, self._config.video.fps, self._config.speech),
         )
 
     @property
@@ -123,7 +123,7 @@ class FusionCore:
         state = self._streams[stream]
         if not {"video", "speech"} <= state.expected:
             return 0
-        return state.known_ns["video"] - state.known_ns["speech"]
+        return state.watermark_ns["video"] - state.watermark_ns["speech"]
 
     def push(self, message: Message) -> None:
         """Take a message of a producer. What it makes possible comes from ``step``."""
@@ -131,23 +131,23 @@ class FusionCore:
         if stream is None:
             return
         match message:
-            case Mfcc():
+            case MfccRows():
                 times = message.media_start_ns + HOP_NS * np.arange(len(message.rows), dtype=np.int64)
                 self._append(stream.audio, times, message.rows)
-                stream.known_ns["audio"] = max(stream.known_ns["audio"], message.media_end_ns)
+                stream.watermark_ns["audio"] = max(stream.watermark_ns["audio"], message.media_end_ns)
             case Face():
                 if message.found:
                     self._append(stream.crops, np.array([message.media_start_ns]), message.crop[None])
-                stream.known_ns["video"] = max(stream.known_ns["video"], message.media_end_ns)
+                stream.watermark_ns["video"] = max(stream.watermark_ns["video"], message.media_end_ns)
                 if stream.turns is not None:
                     self._turn(stream, stream.turns.push(message, self._clock.now_ns()))
-                elif not stream.known_ns["speech"]:
+                elif not stream.watermark_ns["speech"]:
                     stream.undecided.append(message)
-            case Speech():
+            case SpeechEvent():
                 self._on_speech(stream, message)
             case End():
                 self._on_end(stream, message)
-        self._forget(stream)
+        self._evict(stream)
 
     def step(self, flush: bool = False) -> list[Emotion]:
         """Run all jobs that are ready (``flush``: all jobs) and return their messages, stamped with the time."""
@@ -166,8 +166,8 @@ class FusionCore:
         except ValueError:  # a producer that was started again repeats what it had sent
             self.counters["rows_out_of_order"] += len(rows)
 
-    def _on_speech(self, stream: _Stream, event: Speech) -> None:
-        stream.known_ns["speech"] = event.media_end_ns
+    def _on_speech(self, stream: _Stream, event: SpeechEvent) -> None:
+        stream.watermark_ns["speech"] = event.media_end_ns
         stream.undecided.clear()
         if event.event == "progress":
             return
@@ -186,7 +186,7 @@ class FusionCore:
         elif event.event == "paused" and self._realtime:
             stream.jobs = deque(job for job in stream.jobs if job.kind == "utterance")
             self._add(stream, "pause", event, event.start_ns, event.end_ns)
-        elif self._hops and event.event in ("started", "words"):
+        elif self._estimates and event.event in ("started", "words"):
             while stream.next_hop_ns <= event.media_end_ns:
                 if self._realtime:  # an estimate that a newer one overtakes is of no use
                     stream.jobs = deque(job for job in stream.jobs if job.kind != "window")
@@ -196,7 +196,12 @@ class FusionCore:
                     self._add(stream, "window", event, max(stream.begun_ns, end_ns - self._length_ns), end_ns)
 
     def _add(
-        self, stream: _Stream, kind: Literal["window", "pause", "utterance"], cause: Speech, start_ns: int, end_ns: int
+        self,
+        stream: _Stream,
+        kind: Literal["window", "pause", "utterance"],
+        cause: SpeechEvent,
+        start_ns: int,
+        end_ns: int,
     ) -> None:
         now_ns = self._clock.now_ns()
         deadline_ns = now_ns + self._wait_ns if self._realtime else _FOREVER
@@ -208,10 +213,10 @@ class FusionCore:
         modality = {"mfcc": "audio", "face": "video"}.get(end.of, end.of)
         stream.expected.discard(modality)
         now_ns = self._clock.now_ns()
-        if modality == "speech" and stream.known_ns["speech"]:
-            stream.known_ns["speech"] = _FOREVER  # no utterance can begin any more
+        if modality == "speech" and stream.watermark_ns["speech"]:
+            stream.watermark_ns["speech"] = _FOREVER  # no utterance can begin any more
         elif modality == "speech":
-            stream.turns = FaceTurns(stream.name, self._config.video.fps, self._config.speech)
+            stream.turns = FaceEndpointer(stream.name, self._config.video.fps, self._config.speech)
             for face in list(stream.undecided):
                 self._turn(stream, stream.turns.push(face, now_ns))
             if "video" in stream.expected:
@@ -219,19 +224,19 @@ class FusionCore:
         if stream.turns is not None and "video" not in stream.expected:
             self._turn(stream, stream.turns.finish(now_ns))
 
-    def _turn(self, stream: _Stream, events: list[Speech]) -> None:
+    def _turn(self, stream: _Stream, events: list[SpeechEvent]) -> None:
         for event in events:
             self.counters["turns"] += event.event == "started"
             self._on_speech(stream, event)
 
-    def _forget(self, stream: _Stream) -> None:
+    def _evict(self, stream: _Stream) -> None:
         """Drop rows that no job can need any more."""
-        needed = [stream.known_ns["speech"] - _KEEP_NS, *(job.start_ns for job in stream.jobs)]
+        needed = [stream.watermark_ns["speech"] - _KEEP_NS, *(job.start_ns for job in stream.jobs)]
         if stream.utterance is not None:
             needed.append(stream.begun_ns)
         before_ns = min(needed)
         if self._realtime:  # bounded even if speech does not come, or does not go on
-            newest_ns = max(stream.known_ns["audio"], stream.known_ns["video"])
+            newest_ns = max(stream.watermark_ns["audio"], stream.watermark_ns["video"])
             before_ns = max(before_ns, newest_ns - self._cap_ns)
         for window in (stream.audio, stream.crops, stream.video):
             window.forget_before(before_ns)
@@ -239,7 +244,7 @@ class FusionCore:
     def _is_ready(self, stream: _Stream, job: _Job, now_ns: int) -> bool:
         if now_ns >= job.deadline_ns:
             return True
-        behind = [job.end_ns - stream.known_ns[name] for name in ("audio", "video") if name in stream.expected]
+        behind = [job.end_ns - stream.watermark_ns[name] for name in ("audio", "video") if name in stream.expected]
         return all(by <= 0 or (self._realtime and by > _LATE_NS) for by in behind)
 
     def _take_ready(self, flush: bool) -> list[tuple[_Stream, _Job]]:

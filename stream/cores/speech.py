@@ -7,10 +7,10 @@ from collections import deque
 import numpy as np
 
 from emostream.stream.clock import Clock
-from emostream.stream.config import Speech as SpeechConfig
-from emostream.stream.messages import Message, Pcm, Speech, Word
+from emostream.stream.config import Speech
+from emostream.stream.messages import Message, Pcm, SpeechEvent, Word
 from emostream.stream.speech.recognizer import Recognizer
-from emostream.stream.speech.vad import RATE_HZ, Bound, Endpointer, SileroVad
+from emostream.stream.speech.vad import RATE_HZ, Endpointer, EndpointEvent, SileroVad
 
 _PREROLL_BLOCKS = 8  # 256 ms before the first speech frame go to the recogniser: onsets are soft
 _PROGRESS_NS = 250_000_000
@@ -25,7 +25,7 @@ class SpeechCore:
     """
 
     def __init__(
-        self, stream: str, vad: SileroVad, recognizer: Recognizer | None, config: SpeechConfig, clock: Clock
+        self, stream: str, vad: SileroVad, recognizer: Recognizer | None, config: Speech, clock: Clock
     ) -> None:
         self._stream, self._vad, self._recognizer, self._clock = stream, vad, recognizer, clock
         self._endpointer = Endpointer(
@@ -99,7 +99,7 @@ class SpeechCore:
             return []
         return [self._on_bound(self._endpointer.end(), received_ns)]
 
-    def _on_bound(self, bound: Bound, received_ns: int) -> Message:
+    def _on_bound(self, bound: EndpointEvent, received_ns: int) -> Message:
         begun_ns = self._clock.now_ns()
         if bound.kind == "started":
             self._utterance += 1
@@ -146,13 +146,13 @@ class SpeechCore:
         ]
 
     def _event(
-        self, event: str, bound: Bound | None, words: list[Word], received_ns: int, recognition_ns: int
+        self, event: str, bound: EndpointEvent | None, words: list[Word], received_ns: int, recognition_ns: int
     ) -> Message:
         pcm = self._last
         assert pcm is not None
         live = pcm.captured_ns > 0
         end_ns = bound.end_ns if bound else 0
-        return Speech(
+        return SpeechEvent(
             stream=self._stream,
             media_start_ns=pcm.media_start_ns,
             media_end_ns=pcm.media_end_ns,

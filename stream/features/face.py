@@ -108,7 +108,7 @@ class HaarCascade:
         least, most, left, top = max(24, min(gray.shape) // 8), max(gray.shape), 0, 0
         if near is not None:  # few places and sizes: an eighth of the time
             least, most = int(near.width / _GROWTH), math.ceil(near.width * _GROWTH)
-            left, top, right, bottom = bounds(near, _REACH, gray)
+            left, top, right, bottom = expanded_box(near, _REACH, gray)
             gray = gray[top:bottom, left:right]
         boxes, _, weights = self._cascade.detectMultiScale3(
             gray, 1.1, 5, minSize=(least, least), maxSize=(most, most), outputRejectLevels=True
@@ -120,7 +120,7 @@ class HaarCascade:
         ]
 
 
-def bounds(face: Detection, margin: float, image: np.ndarray) -> tuple[int, int, int, int]:
+def expanded_box(face: Detection, margin: float, image: np.ndarray) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a face's box, grown on each side by ``margin`` of its size, within ``image``."""
     height, width = image.shape[:2]
     left, top = face.x - margin * face.width, face.y - margin * face.height

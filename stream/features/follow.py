@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from emostream.stream.features.face import Detection, Detector, FaceTracker, bounds, find_faces
+from emostream.stream.features.face import Detection, Detector, FaceTracker, expanded_box, find_faces
 
 DETECT_MS = 250  # at 10 frames a second a detector runs on every third
 SIZE = 32  # pixels of the face's width in the pictures that are compared
@@ -54,12 +54,12 @@ class _Picture:
 
     def __init__(self, image: np.ndarray, face: Detection) -> None:
         self._face, self._scale = face, min(1.0, SIZE / face.width)
-        self._left, self._top, right, bottom = bounds(face, 0, image)
+        self._left, self._top, right, bottom = expanded_box(face, 0, image)
         self._pixels = self._shrunk(image[self._top : bottom, self._left : right])
 
     def find(self, image: np.ndarray, near: Detection) -> Detection | None:
         """The face where it fits best, no farther from ``near`` than a quarter of its size; None if it does not fit."""
-        left, top, right, bottom = bounds(near, _REACH, image)
+        left, top, right, bottom = expanded_box(near, _REACH, image)
         part = self._shrunk(image[top:bottom, left:right])
         if not self._pixels.size or part.shape[0] < self._pixels.shape[0] or part.shape[1] < self._pixels.shape[1]:
             return None

@@ -47,7 +47,7 @@ SURE_FRAMES = 4  # of 32 ms
 
 
 @dataclass(frozen=True)
-class Bound:
+class EndpointEvent:
     """A change in who speaks. ``start_ns`` and ``end_ns`` are media times of the utterance's first and last speech
     (``end_ns``: so far); ``forced`` marks an end that came from the longest allowed utterance, not from silence."""
 
@@ -98,7 +98,7 @@ class Endpointer:
         """Whether nobody speaks, nor may just have begun to."""
         return self._start is None
 
-    def push(self, probability: float, start_ns: int, length_ns: int = FRAME_NS) -> list[Bound]:
+    def push(self, probability: float, start_ns: int, length_ns: int = FRAME_NS) -> list[EndpointEvent]:
         """Take the probability of the frame that begins at media time ``start_ns``; returns what changed."""
         end_ns = start_ns + length_ns
         if not self.speaking:
@@ -111,12 +111,12 @@ class Endpointer:
             if end_ns - self._start < self._min_speech_ns:
                 return []
             self.speaking, self._paused = True, False
-            return [Bound("started", self._start, self._end)]
+            return [EndpointEvent("started", self._start, self._end)]
         assert self._start is not None
         self._silent = self._silent + 1 if probability < SURE else 0
         if probability >= (self._on if self._paused else self._off):
             self._end = end_ns
-            bounds = [Bound("resumed", self._start, self._end)] if self._paused else []
+            bounds = [EndpointEvent("resumed", self._start, self._end)] if self._paused else []
             self._paused = False
             if end_ns - self._start >= self._longest_ns:
                 bounds.append(self.end(forced=True))
@@ -128,19 +128,19 @@ class Endpointer:
             return [self.end(forced=True)]
         if silence >= self._pause_ns and not self._paused:
             self._paused = True
-            return [Bound("paused", self._start, self._end)]
+            return [EndpointEvent("paused", self._start, self._end)]
         return []
 
-    def so_far(self) -> Bound | None:
+    def so_far(self) -> EndpointEvent | None:
         """Bounds of the utterance that is open, or None. Its kind is ``paused`` or ``resumed``."""
         if not self.speaking or self._start is None:
             return None
-        return Bound("paused" if self._paused else "resumed", self._start, self._end)
+        return EndpointEvent("paused" if self._paused else "resumed", self._start, self._end)
 
-    def end(self, forced: bool = False) -> Bound:
+    def end(self, forced: bool = False) -> EndpointEvent:
         """End the utterance that is open, now."""
         assert self.speaking and self._start is not None
-        bound = Bound("ended", self._start, self._end, forced)
+        bound = EndpointEvent("ended", self._start, self._end, forced)
         self.speaking, self._start = False, None
         return bound
 

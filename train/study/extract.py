@@ -41,7 +41,7 @@ from emostream.stream.cores.video import VideoCore, make_detector
 from emostream.stream.cores.window import SlidingWindow
 from emostream.stream.features import face, follow, mfcc
 from emostream.stream.features.words import tokens
-from emostream.stream.messages import Face, Message, Mfcc
+from emostream.stream.messages import Face, Message, MfccRows
 from emostream.stream.sources.base import AudioChunk, VideoFrame
 from emostream.stream.sources.file import FileSource
 from emostream.train.corpora import Clip
@@ -183,7 +183,7 @@ class _Recording:
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:
-            if isinstance(message, Mfcc):
+            if isinstance(message, MfccRows):
                 times = message.media_start_ns + mfcc.HOP_NS * np.arange(len(message.rows), dtype=np.int64)
                 with contextlib.suppress(ValueError):  # rows that go back in time are left out, as in a live run
                     self._rows.append(times, message.rows)
