@@ -231,3 +231,6 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
         elif isinstance(part, str):
             model = model.model_fields[part].annotation  # type: ignore[assignment]
     return sorted(model.model_fields)
+
+
+load_config = load
