@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -163,7 +164,9 @@ def parse_stream(text: str) -> Stream:
         raise ConfigError(f"--stream {text}: {_lines(error)[0]}") from error
 
 
-def load(path: Path | None, changes: list[str] = [], streams: list[str] = [], pace: str | None = None) -> Config:  # noqa: B006
+def load_config(
+    path: str | Path | None = None, changes: Sequence[str] = (), streams: Sequence[str] = (), pace: str | None = None
+) -> Config:
     """Read a configuration; ``changes`` are ``section.key=value``, ``streams`` replace the file's.
 
     Raises ConfigError with all problems, one a line.
@@ -173,7 +176,7 @@ def load(path: Path | None, changes: list[str] = [], streams: list[str] = [], pa
     if path is not None:
         where = str(path)
         try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -231,6 +234,3 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
         elif isinstance(part, str):
             model = model.model_fields[part].annotation  # type: ignore[assignment]
     return sorted(model.model_fields)
-
-
-load_config = load

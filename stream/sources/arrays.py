@@ -91,7 +91,7 @@ def _checked_samples(samples: np.ndarray, rate_hz: int | None) -> np.ndarray:
         raise SourceError("samples contain NaN or infinity")
     if samples.dtype == np.int16:
         values /= 32768.0
-    return values.reshape(len(values), -1)
+    return values[:, None] if values.ndim == 1 else values
 
 
 def _checked_frames(frames: np.ndarray, fps: float | None) -> np.ndarray:
