@@ -63,8 +63,8 @@ class PlainView:
 
 
 class LiveView:
-    """A display that is redrawn in place: for each stream whether someone speaks, the words so far and a bar per emotion;
-    the last labels; the nodes' health."""
+    """A display redrawn in place: for each stream whether someone speaks, the words so far and a bar per emotion; the
+    last labels; the nodes' health."""
 
     def __init__(self, console: Console, streams: list[str], title: str) -> None:
         self._console, self._title = console, title

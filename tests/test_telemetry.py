@@ -75,7 +75,7 @@ def test_the_library_sends_nothing_and_the_trap_would_catch_it(tmp_path):
 LONG = {
     "stream-run": ["stream-run", "--stream", "demo", "--set", "bus.emotion=tcp://127.0.0.1:5999"],
     "stream-label": ["stream-label", *[DEMO] * 8],
-    "stream-engines compare": ["stream-engines", "compare", "ekman7", "--runs", "400"],
+    "stream-engines compare": ["stream-engines", "compare", "ekman7", "--runs", "60"],
 }
 
 
