@@ -178,9 +178,10 @@ def play(
                 what = "started" if watch.t0_ns is None else "ended after its last word"
                 watch.late.append(f"it had not {what} in {spare_s:g} s")
                 break
-            match seen.message if seen is not None else None:
+            if seen is None:
+                continue
+            match seen.message:
                 case Emotion(kind="utterance") as emotion:
-                    assert seen is not None
                     watch.labels.append(Label(seen.received_ns, emotion))
                 case Health() as health:
                     watch.beats[health.node].append(health)

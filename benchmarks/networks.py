@@ -86,26 +86,26 @@ def fusion_systems(bundle: Bundle, folder: Path, compiled: bool) -> dict[str, Sy
         paper = model.build("paper", rows=rows_of(seconds)).eval()
         inputs = {m: array for m, array in arrays(model.PAPER_DIMS, batch, seconds).items() if m in MODALITIES}
         path = folder / f"paper-{batch}-{seconds:g}.onnx"
-        return _repeat(_export(paper, inputs, path), inputs)
+        return _run_on(_export(paper, inputs, path), inputs)
 
     ours = model.build().eval()  # its weights do not affect its speed
     dims = {m: getattr(bundle.manifest, m).dim for m in MODALITIES}
 
-    def inputs(batch: int, seconds: float) -> dict[str, np.ndarray]:
+    def our_inputs(batch: int, seconds: float) -> dict[str, np.ndarray]:
         return arrays(dims, batch, seconds)
 
     systems: dict[str, System] = {
         PAPER_EAGER: paper_eager,
         PAPER_ONNX: paper_onnx,
-        "ours, torch eager": lambda batch, seconds: _eager(ours, inputs(batch, seconds)),
+        "ours, torch eager": lambda batch, seconds: _eager(ours, our_inputs(batch, seconds)),
     }
     if compiled:
         optimised = torch.compile(ours, dynamic=False)
-        systems["ours, torch.compile"] = lambda batch, seconds: _eager(optimised, inputs(batch, seconds))
-    systems["ours, onnxruntime, as exported"] = _on(OnnxRuntime(bundle.path(FUSION)), inputs)
+        systems["ours, torch.compile"] = lambda batch, seconds: _eager(optimised, our_inputs(batch, seconds))
+    systems["ours, onnxruntime, as exported"] = _on(OnnxRuntime(bundle.path(FUSION)), our_inputs)
     for backend, lacking in available().items():
         if not lacking and backend != "torch":  # which would be ours in eager mode once more
-            systems[f"ours, {backend}"] = _on(load(bundle, FUSION, backend), inputs)
+            systems[f"ours, {backend}"] = _on(load(bundle, FUSION, backend), our_inputs)
     return systems
 
 
@@ -120,10 +120,10 @@ def face_systems(bundle: Bundle) -> dict[str, System]:
 
 
 def _on(backend: Backend, make_inputs: Callable[[int, float], dict[str, np.ndarray]]) -> System:
-    return lambda batch, seconds: _repeat(backend, make_inputs(batch, seconds))
+    return lambda batch, seconds: _run_on(backend, make_inputs(batch, seconds))
 
 
-def _repeat(backend: Backend, inputs: dict[str, np.ndarray]) -> Run:
+def _run_on(backend: Backend, inputs: dict[str, np.ndarray]) -> Run:
     return lambda: backend.run(inputs)
 
 
