@@ -2,13 +2,15 @@
 
     python benchmarks/endpoint.py --data DIR [--quick]
 
-RAVDESS sentences, and GRID's where DIR has them, each with silence before and after it and noise 50 dB below its
-loudest sample, go through Silero VAD and the endpointer that runs live, without processes. The true end of speech is
-the end of the last 10 ms whose level is within 26 dB of the loudest, so very soft tails do not count. Every clip is one
-utterance. For each rule: how long after the true end it is confirmed, and how many are cut early, which is that voice
-activity heard more speech after the rule had ended the utterance. "lost" are those of which it heard nothing more
-although the level stayed up, so that the end was confirmed 100 ms or more before the true one; breath, a laugh, a
-scream: no wait mends that. A rule is chosen on the speakers with odd numbers and judged on those with even ones.
+RAVDESS sentences, and GRID's if DIR has them, each with silence before and after it and noise 50 dB below its loudest
+sample, go through Silero VAD and the endpointer that runs live, without processes. The true end of speech is the end of
+the last 10 ms whose level is within 26 dB of the loudest, so very soft tails do not count. Every clip is one utterance.
+
+For each rule, the benchmark reports how long after the true end the end is confirmed, and how many utterances are cut
+early, which means that voice activity heard more speech after the rule had ended the utterance. Utterances are "lost"
+if voice activity heard nothing more although the level stayed up, so that the end was confirmed 100 ms or more before
+the true one: breath, a laugh, a scream. No wait mends that. A rule is chosen on the speakers with odd numbers and
+judged on those with even ones.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import common
-from benchmarks.script import RATE_HZ, _read
+from benchmarks.script import LEVEL_FRAME, RATE_HZ, levels, ravdess_clips, read_sound
+from emostream.commands import exit_code
+from emostream.errors import ConfigError
 from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, Endpointer
 
 RULES = {  # name → (hangover_ms, min_hangover_ms)
@@ -34,17 +38,18 @@ DEFAULT = "192 ms if sure, else 400 ms"
 _LEVEL = 10 ** (-26 / 20)
 _NOISE = 10 ** (-50 / 20)
 _EARLY_S = 0.1
+_LEAD_S, _TAIL_S = 0.5, 1.5  # silence around a clip
 BIAS = [
-    "acted sentences of one breath: people who think while they speak pause more, and are cut more often",
-    "the noise is white and steady; voices in the background keep voice activity from being sure",
-    "the true end is defined by level, so breath and reverberation after the last sound do not count as speech",
-    "what the pipeline adds after the end is confirmed is not in it: see latency.py",
+    "Acted sentences of one breath: people who think while they speak pause more, and are cut more often.",
+    "The noise is white and steady; voices in the background keep voice activity from being sure.",
+    "The true end is defined by level, so breath and reverberation after the last sound do not count as speech.",
+    "What the pipeline adds after the end is confirmed is not included: see latency.py.",
 ]
 
 
 @dataclass(frozen=True)
 class Clip:
-    """``probabilities``: of speech, (frames,), one each 32 ms. Start and end of speech in seconds."""
+    """``probabilities``: of speech, (frames,), one every 32 ms. Start and end of speech in seconds."""
 
     name: str
     probabilities: np.ndarray
@@ -53,7 +58,7 @@ class Clip:
 
     @property
     def even(self) -> bool:
-        """Whether it is of the speakers that rules are judged on."""
+        """Whether its speaker is one that rules are judged on."""
         digits = self.name.rpartition("-")[2]
         return not digits.isdigit() or int(digits) % 2 == 0
 
@@ -64,34 +69,36 @@ def hear(paths: Sequence[Path]) -> list[Clip]:
 
     vad, rng, clips = load_vad(), np.random.default_rng(0), []
     for path in paths:
-        sound = _read(path)
-        frames = sound[: len(sound) // 160 * 160].reshape(-1, 160)
-        level = np.sqrt((frames**2).mean(axis=1))
+        sound = read_sound(path)
+        level = levels(sound)
         loud = np.flatnonzero(level > _LEVEL * level.max())
-        lead = RATE_HZ // 2
-        whole = np.concatenate([np.zeros(lead), sound, np.zeros(RATE_HZ * 3 // 2)])
+        start_s, end_s = (_LEAD_S + i * LEVEL_FRAME / RATE_HZ for i in (loud[0], loud[-1] + 1))
+        whole = np.concatenate([np.zeros(round(_LEAD_S * RATE_HZ)), sound, np.zeros(round(_TAIL_S * RATE_HZ))])
         whole = whole + rng.normal(0, np.abs(sound).max() * _NOISE, len(whole))
         pcm = np.round(np.clip(whole, -1, 1) * 32767).astype(np.int16)
         vad.reset()
         blocks = pcm[: len(pcm) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
         probabilities = np.array([vad.push(block) for block in blocks])
-        clips.append(Clip(path.stem, probabilities, 0.5 + loud[0] / 100, 0.5 + (loud[-1] + 1) / 100))
+        clips.append(Clip(path.stem, probabilities, start_s, end_s))
     return clips
 
 
-def judge(clips: Sequence[Clip], hangover_ms: int, min_hangover_ms: int) -> dict:
-    """One rule on all clips. ``delay``: true end → confirmed; ``wait``: end by voice activity → confirmed, both
-    percentiles in ms of the last utterance of each clip. ``cut_early``: share of the clips that were heard, of which
-    ``cut`` is the number; ``lost``: see above."""
+def judge(clips: Sequence[Clip], hangover_ms: int, min_hangover_ms: int) -> common.Figures:
+    """One rule on all clips.
+
+    ``delay``: true end → confirmed, and ``wait``: end by voice activity → confirmed: percentiles in milliseconds over
+    the last utterance of each clip. ``cut``: number of clips cut early; ``cut_early``: their share of the clips that
+    were heard; ``lost``: see the module.
+    """
     delays, waits = [], []
     cut = lost = unheard = 0
     for clip in clips:
         endpointer = Endpointer(hangover_ms=hangover_ms, min_hangover_ms=min_hangover_ms)
         ended = []
         for i, probability in enumerate(clip.probabilities):
-            for bound in endpointer.push(float(probability), i * FRAME_NS):
-                if bound.kind == "ended":
-                    ended.append((bound.end_ns / 1e9, (i + 1) * FRAME_NS / 1e9))
+            for event in endpointer.push(float(probability), i * FRAME_NS):
+                if event.kind == "ended":
+                    ended.append((event.end_ns / 1e9, (i + 1) * FRAME_NS / 1e9))
         if not ended:
             unheard += 1
             continue
@@ -107,77 +114,69 @@ def judge(clips: Sequence[Clip], hangover_ms: int, min_hangover_ms: int) -> dict
     }  # fmt: skip
 
 
-def tables(figures: dict[str, dict[str, dict]]) -> str:
+def tables(figures: dict[str, common.Figures]) -> str:
+    """One table for each half of the speakers, one row per rule."""
     parts = []
     for half, rules in figures.items():
         rows = [
             [
-                f"**{name}**" if name == DEFAULT else name, of["delay"]["p50"], of["delay"]["p90"], of["wait"]["p50"],
-                of["lost"], of["cut"], f"{of['cut_early']:.1%}",
+                f"**{name}**" if name == DEFAULT else name, rule["delay"]["p50"], rule["delay"]["p90"],
+                rule["wait"]["p50"], rule["lost"], rule["cut"], f"{rule['cut_early']:.1%}",
             ]
-            for name, of in rules.items()
+            for name, rule in rules.items()
         ]  # fmt: skip
-        some = next(iter(rules.values()))
-        title = f"{half}: {some['clips']} clips, {some['unheard']} unheard"
+        first = next(iter(rules.values()))
+        title = f"{half}: {first['clips']} clips, {first['unheard']} unheard"
         header = [title, "delay p50, ms", "p90", "wait p50", "lost", "cut", "cut early"]
         parts.append(common.table(header, rows))
     return "\n\n".join(parts)
 
 
-def plot(figures: dict[str, dict[str, dict]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for kind, colour in (("fixed", "#9a9a9a"), ("sure", "#0072B2")):
-        rules = {name: of for name, of in figures["judged"].items() if kind in name}
-        x, y = zip(*((of["delay"]["p50"], 100 * of["cut_early"]) for of in rules.values()), strict=True)
-        axes.plot(x, y, "o-", color=colour)
-        for name, at, up in zip(rules, x, y, strict=True):
-            axes.annotate(
-                name.split(" ms")[0].replace("fixed ", ""), (at, up), xytext=(5, 5), textcoords="offset points"
-            )
-        axes.annotate(
-            "always so long" if kind == "fixed" else "so long if sure, else 400 ms", (x[-1], y[-1]), color=colour,
-            xytext=(0, -16), textcoords="offset points", ha="right",
-        )  # fmt: skip
-    axes.axhline(3, color="#E69F00", linewidth=1)
-    axes.set_xlabel("true end of speech → end confirmed, p50, ms")
-    axes.set_ylabel("utterances cut early, %")
-    axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+def plot(path: Path, figures: dict[str, common.Figures]) -> None:
+    """The delay of each rule against how often it cuts utterances early."""
+    beside = {"textcoords": "offset points"}
+    with common.drawing(path, (7, 4.5)) as (_, ((axes,),)):
+        for kind, colour in (("fixed", common.GREY), ("sure", common.BLUE)):
+            rules = {name: rule for name, rule in figures["judged"].items() if kind in name}
+            points = [(rule["delay"]["p50"], 100 * rule["cut_early"]) for rule in rules.values()]
+            axes.plot(*zip(*points, strict=True), "o-", color=colour)
+            for name, point in zip(rules, points, strict=True):
+                axes.annotate(name.split(" ms")[0].replace("fixed ", ""), point, xytext=(5, 5), **beside)
+            text = "always this long" if kind == "fixed" else "this long if sure, else 400 ms"
+            axes.annotate(text, points[-1], color=colour, xytext=(0, -16), ha="right", **beside)
+        axes.axhline(3, color=common.ORANGE, linewidth=1)
+        axes.set_xlabel("true end of speech → end confirmed, p50, ms")
+        axes.set_ylabel("utterances cut early, %")
+        axes.set_ylim(bottom=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = common.parser(__doc__)
+    parser = common.make_parser(__doc__)
     parser.add_argument(
-        "--data", type=Path, default=os.environ.get("EMOSTREAM_DATA"), metavar="DIR",
-        help="folder with ravdess/, and clips/ perhaps (default: EMOSTREAM_DATA)",
+        "--data", type=Path, default=os.environ.get(common.DATA), metavar="DIR",
+        help=f"folder with ravdess/ and, if there, clips/ (default: {common.DATA})",
     )  # fmt: skip
-    given = parser.parse_args(arguments)
-    if given.data is None:
-        print("error: where are the recordings? give --data DIR or set EMOSTREAM_DATA", file=sys.stderr)
-        return 2
-    return _measure(given)
+    options = parser.parse_args(arguments)
+    if options.data is None:
+        raise ConfigError(f"where are the recordings? give --data DIR or set {common.DATA}")
+    return _run(options)
 
 
-def _measure(given: argparse.Namespace) -> int:
-    paths = sorted(p for p in (given.data / "ravdess").rglob("03-01-*") if p.suffix.lower() in (".wav", ".flac"))
-    if given.quick:
+def _run(options: argparse.Namespace) -> int:
+    paths = ravdess_clips(options.data / "ravdess")
+    if options.quick:
         paths = paths[::5]
-    paths += sorted((given.data / "clips").glob("grid_*"))
-    if not paths:
-        print(f"error: {given.data}: no ravdess/**/03-01-*.wav or .flac there", file=sys.stderr)
-        return 2
+    paths += sorted((options.data / "clips").glob("grid_*"))
     print(f"{len(paths)} recordings", file=sys.stderr)
     clips = hear(paths)
     halves = {"chosen": [c for c in clips if not c.even], "judged": [c for c in clips if c.even]}
-    figures = {half: {name: judge(some, *rule) for name, rule in RULES.items()} for half, some in halves.items()}
-    settings = {"recordings": len(paths), "noise": "-50 dB of the peak", "default rule": DEFAULT, "quick": given.quick}
+    figures = {half: {name: judge(part, *rule) for name, rule in RULES.items()} for half, part in halves.items()}
+    settings = {
+        "recordings": len(paths), "noise": "-50 dB of the peak", "default rule": DEFAULT, "quick": options.quick,
+    }  # fmt: skip
     result = common.Result("endpoint", settings, BIAS, figures)
-    return common.finish(given.out, result, tables(figures), lambda path: plot(figures, path))
+    return common.finish(options.out, result, tables(figures), lambda path: plot(path, figures))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

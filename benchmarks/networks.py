@@ -2,13 +2,15 @@
 
     python benchmarks/networks.py [--quick]
 
-Fusion on windows of 1, 3, 5, 10 and 15 s with all three modalities, and at 5 s on batches of up to 16; the face encoder
-on batches of crops. Systems: the published network in torch (eager) and exported plainly to ONNX Runtime, on arrays of
-the same lengths; this project's in torch (eager, and compiled where a compiler is there), and on every backend of
-``engines`` that works on this machine, ONNX Runtime with the graph as exported and with the form for a CPU that it
-uses. One thread each. All systems take turns on the same kind of inputs, in another order in each round, so that what
-else the machine does hits all alike; ratios are those of medians of one such run. At its turn a system runs several
-times: the first run finds the processor's caches full of the others' data ("first"), the rest find its own ("again").
+Fusion runs on windows of 1, 3, 5, 10 and 15 s with all three modalities, and at 5 s on batches of up to 16; the face
+encoder on batches of crops. The systems are: the published network in torch (eager) and exported plainly to ONNX
+Runtime, on arrays of the same lengths; this project's in torch (eager, and compiled if a compiler is there), and on
+every backend of ``engines`` that works on this machine, where ONNX Runtime runs both the graph as exported and the form
+for a CPU that it uses. Each has one thread.
+
+All systems take turns on inputs of the same kind, in another order in each round, so that other work of the machine
+hits all alike; ratios are those of medians of one such run. A system runs several times in its turn: the first run
+finds the processor's caches full of the others' data ("first"), the rest find its own ("again").
 """
 
 from __future__ import annotations
@@ -17,16 +19,22 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks import common
+from emostream.commands import exit_code
+from emostream.engines.backend import Backend
 from emostream.engines.bundle import FACE, FUSION, MODALITIES, Bundle, open_bundle
 from emostream.engines.load import available, load
 from emostream.engines.onnx import OnnxRuntime
 from emostream.errors import BackendError
+
+if TYPE_CHECKING:
+    import torch
 
 WINDOWS_S = (1, 3, 5, 10, 15)
 BATCHES = (1, 2, 4, 8, 16)
@@ -37,23 +45,25 @@ ROWS_PER_S = {"audio": 100, "video": 10, "text": 3}
 PAPER_EAGER, PAPER_ONNX, OURS = "published, torch eager", "published, onnxruntime", "ours, onnxruntime"
 AIMS = {PAPER_EAGER: 20.0, PAPER_ONNX: 4.0}  # how many times faster ours is to be, at 5 s
 BIAS = [
-    "lengths are the same in every round; a backend that prepares anew for each length is flattered "
-    "(python -m engines compare varies them)",
-    "a live system runs the network a few times a second among other work, which is nearer to the first runs; a "
-    "benchmark of one system in a loop shows the repeated ones",
-    "the published network has features of its own width (2048 per face, 300 per word) and fixed numbers of rows, "
-    "which are here set to those of each window",
+    "Lengths are the same in every round, which flatters a backend that has to prepare for each new length "
+    "(stream-engines compare varies them).",
+    "A live system runs the network a few times a second among other work, which is closer to the first runs; a "
+    "benchmark of one system in a loop shows the repeated ones.",
+    "The published network has features of its own width (2048 per face, 300 per word) and fixed numbers of rows, "
+    "which are set to those of each window here.",
 ]
-System = Callable[[int, float], Callable[[], object]]  # (batch, seconds) → one run
+Run = Callable[[], object]
+System = Callable[[int, float], Run]  # batch, seconds → one run
+Times = dict[str, dict[str, dict[str, float]]]  # case → system → percentiles in milliseconds
 
 
 def rows_of(seconds: float) -> dict[str, int]:
-    """Rows of each modality in a window."""
+    """How many rows of each modality a window has."""
     return {m: max(1, round(seconds * rate)) for m, rate in ROWS_PER_S.items()}
 
 
 def fusion_systems(bundle: Bundle, folder: Path, compiled: bool) -> dict[str, System]:
-    """By name. The published network is built anew for each length, which it needs."""
+    """All systems that run fusion, by name. The published network needs its lengths fixed, so each case builds it."""
     import torch
 
     from emostream.train import model
@@ -62,97 +72,98 @@ def fusion_systems(bundle: Bundle, folder: Path, compiled: bool) -> dict[str, Sy
     rng = np.random.default_rng(0)
 
     def arrays(dims: dict[str, int], batch: int, seconds: float) -> dict[str, np.ndarray]:
-        made: dict[str, np.ndarray] = {}
+        inputs: dict[str, np.ndarray] = {}
         for m, rows in rows_of(seconds).items():
-            made[m] = rng.normal(0, 1, (batch, rows, dims[m])).astype(np.float32)
-            made[f"{m}_len"] = np.full(batch, rows, np.int64)
-        return made
+            inputs[m] = rng.normal(0, 1, (batch, rows, dims[m])).astype(np.float32)
+            inputs[f"{m}_len"] = np.full(batch, rows, np.int64)
+        return inputs
 
-    def paper(seconds: float) -> torch.nn.Module:
-        return model.build("paper", rows=rows_of(seconds)).eval()
+    def paper_eager(batch: int, seconds: float) -> Run:
+        paper = model.build("paper", rows=rows_of(seconds)).eval()
+        return _eager(paper, arrays(model.PAPER_DIMS, batch, seconds))
 
-    def eager(net: torch.nn.Module, inputs: dict[str, np.ndarray]) -> Callable[[], object]:
-        given = {name: torch.from_numpy(array) for name, array in inputs.items()}
-
-        def once() -> object:
-            with torch.inference_mode():
-                return net(**given)
-
-        return once
-
-    def paper_eager(batch: int, seconds: float) -> Callable[[], object]:
-        return eager(paper(seconds), arrays(model.PAPER_DIMS, batch, seconds))
-
-    def paper_onnx(batch: int, seconds: float) -> Callable[[], object]:
-        path = folder / f"paper-{batch}-{seconds:g}.onnx"
+    def paper_onnx(batch: int, seconds: float) -> Run:
+        paper = model.build("paper", rows=rows_of(seconds)).eval()
         inputs = {m: array for m, array in arrays(model.PAPER_DIMS, batch, seconds).items() if m in MODALITIES}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _Positional(paper(seconds)), tuple(torch.from_numpy(inputs[m]) for m in MODALITIES), str(path),
-                input_names=list(MODALITIES), output_names=["logits"], opset_version=17, dynamo=False,
-            )  # fmt: skip
-        graph = OnnxRuntime(path)
-        return lambda: graph.run({m: inputs[m] for m in MODALITIES})
+        path = folder / f"paper-{batch}-{seconds:g}.onnx"
+        return _run_on(_export(paper, inputs, path), inputs)
 
-    class _Positional(torch.nn.Module):
-        def __init__(self, net: torch.nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, audio: torch.Tensor, video: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-            return self.net(audio=audio, video=video, text=text)
-
-    ours = model.build().eval()  # its weights do not matter to time
+    ours = model.build().eval()  # its weights do not affect its speed
     dims = {m: getattr(bundle.manifest, m).dim for m in MODALITIES}
-    found: dict[str, System] = {
+
+    def our_inputs(batch: int, seconds: float) -> dict[str, np.ndarray]:
+        return arrays(dims, batch, seconds)
+
+    systems: dict[str, System] = {
         PAPER_EAGER: paper_eager,
         PAPER_ONNX: paper_onnx,
-        "ours, torch eager": lambda batch, seconds: eager(ours, arrays(dims, batch, seconds)),
+        "ours, torch eager": lambda batch, seconds: _eager(ours, our_inputs(batch, seconds)),
     }
     if compiled:
         optimised = torch.compile(ours, dynamic=False)
-
-        def torch_compile(batch: int, seconds: float) -> Callable[[], object]:
-            once = eager(optimised, arrays(dims, batch, seconds))  # type: ignore[arg-type]
-            once()
-            return once
-
-        found["ours, torch.compile"] = torch_compile
-
-    def on(backend) -> System:
-        def system(batch: int, seconds: float) -> Callable[[], object]:
-            inputs = arrays(dims, batch, seconds)
-            return lambda: backend.run(inputs)
-
-        return system
-
-    found["ours, onnxruntime, as exported"] = on(OnnxRuntime(bundle.path(FUSION)))
+        systems["ours, torch.compile"] = lambda batch, seconds: _eager(optimised, our_inputs(batch, seconds))
+    systems["ours, onnxruntime, as exported"] = _on(OnnxRuntime(bundle.path(FUSION)), our_inputs)
     for backend, lacking in available().items():
-        if not lacking and backend != "torch":  # which is ours in eager mode once more
-            found[f"ours, {backend}"] = on(load(bundle, FUSION, backend))
-    return found
+        if not lacking and backend != "torch":  # which would be ours in eager mode once more
+            systems[f"ours, {backend}"] = _on(load(bundle, FUSION, backend), our_inputs)
+    return systems
 
 
 def face_systems(bundle: Bundle) -> dict[str, System]:
+    """The face encoder on every backend that works here, by name."""
     rng = np.random.default_rng(0)
 
-    def on(backend) -> System:
-        def system(batch: int, _: float) -> Callable[[], object]:
-            crops = rng.integers(0, 256, (batch, 48, 48), np.uint8)
-            return lambda: backend.run({"crops": crops})
+    def crops(batch: int, _: float) -> dict[str, np.ndarray]:
+        return {"crops": rng.integers(0, 256, (batch, 48, 48), np.uint8)}
 
-        return system
+    return {name: _on(load(bundle, FACE, name), crops) for name, lacking in available().items() if not lacking}
 
-    return {name: on(load(bundle, FACE, name)) for name, lacking in available().items() if not lacking}
+
+def _on(backend: Backend, make_inputs: Callable[[int, float], dict[str, np.ndarray]]) -> System:
+    return lambda batch, seconds: _run_on(backend, make_inputs(batch, seconds))
+
+
+def _run_on(backend: Backend, inputs: dict[str, np.ndarray]) -> Run:
+    return lambda: backend.run(inputs)
+
+
+def _eager(net: Callable[..., object], arrays: dict[str, np.ndarray]) -> Run:
+    import torch
+
+    inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def once() -> object:
+        with torch.inference_mode():
+            return net(**inputs)
+
+    return once
+
+
+def _export(net: torch.nn.Module, arrays: dict[str, np.ndarray], path: Path) -> OnnxRuntime:
+    """The published network in ONNX Runtime, exported without any change for speed."""
+    import torch
+
+    class Positional(torch.nn.Module):  # the exporter takes positional inputs only
+        def forward(self, audio: torch.Tensor, video: torch.Tensor, text: torch.Tensor) -> Any:
+            return net(audio=audio, video=video, text=text)
+
+    wrapped = Positional()
+    wrapped.net = net
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            wrapped, tuple(torch.from_numpy(arrays[m]) for m in MODALITIES), str(path),
+            input_names=list(MODALITIES), output_names=["logits"], opset_version=17, dynamo=False,
+        )  # fmt: skip
+    return OnnxRuntime(path)
 
 
 def measure(
     systems: dict[str, System], cases: list[tuple[int, float]], rounds: int, progress: Callable[[str], None]
-) -> tuple[dict[str, dict[str, dict[str, float]]], list[str]]:
-    """By case and system: percentiles in milliseconds of the repeated runs, and ``first`` p50 of the first ones. A
-    system that fails is a fault in words, and left out."""
-    figures: dict[str, dict[str, dict[str, float]]] = {}
+) -> tuple[Times, list[str]]:
+    """Percentiles of the repeated runs, and as ``first`` the median of the first ones. A system that fails is left out
+    and is a fault."""
+    figures: Times = {}
     faults = []
     rng = np.random.default_rng(1)
     for batch, seconds in cases:
@@ -185,15 +196,19 @@ def name_of(batch: int, seconds: float) -> str:
     return f"{seconds:g} s × {batch}" if seconds else f"{batch} crops"
 
 
-def ratios(figures: dict[str, dict[str, dict[str, float]]], of: str) -> dict[str, float]:
-    """How many times faster than each system of AIMS ours is at the typical window, batch 1, by medians; ``of``: "p50",
-    of repeated runs, or "first"."""
-    at = figures[name_of(1, TYPICAL_S)]
-    return {name: round(at[name][of] / at[OURS][of], 2) for name in AIMS if name in at}
+def ratios(figures: Times, runs: str) -> dict[str, float]:
+    """How many times faster than each system of AIMS ours is at the typical window, batch 1, by medians of ``runs``:
+    "p50" for the repeated ones, or "first"."""
+    typical = figures[name_of(1, TYPICAL_S)]
+    return {name: round(typical[name][runs] / typical[OURS][runs], 2) for name in AIMS if name in typical}
 
 
-def tables(fusion: dict, faces: dict) -> str:
-    """Medians by window, by batch, and of the face encoder; and the ratios that are aimed at."""
+def tables(fusion: Times, faces: Times) -> str:
+    """Medians by window, by batch, and for the face encoder; and the ratios that are aimed at."""
+
+    def cell(times: dict[str, dict[str, float]], name: str) -> str:
+        return f"{times[name]['p50']:.2f} ({times[name]['first']:.2f})" if name in times else ""
+
     parts = []
     for title, figures, cases in (
         ("fusion, p50 ms", fusion, [name_of(1, s) for s in WINDOWS_S]),
@@ -202,80 +217,65 @@ def tables(fusion: dict, faces: dict) -> str:
     ):
         cases = [case for case in cases if case in figures]
         systems = list(dict.fromkeys(name for case in cases for name in figures[case]))
-        rows = [
-            [
-                name,
-                *(
-                    f"{figures[case][name]['p50']:.2f} ({figures[case][name]['first']:.2f})"
-                    if name in figures[case]
-                    else ""
-                    for case in cases
-                ),
-            ]
-            for name in systems
-        ]
+        rows = [[name, *(cell(figures[case], name) for case in cases)] for name in systems]
         parts.append(common.table([title, *cases], rows))
     again, first = ratios(fusion, "p50"), ratios(fusion, "first")
     rows = [[name, f"{again[name]:.1f} ×", f"{first[name]:.1f} ×", f"{AIMS[name]:g} ×"] for name in again]
     parts.append(common.table(["ours at 5 s × 1 is faster than", "again", "first", "aim"], rows))
-    parts.append("p50 of repeated runs, in brackets of the first ones of a turn.")
+    parts.append("p50 of the repeated runs of a turn; in brackets, of its first run.")
     return "\n\n".join(parts)
 
 
-def plot(fusion: dict, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, cases, x, label in (
-        (left, [name_of(1, s) for s in WINDOWS_S], WINDOWS_S, "window, s (batch 1)"),
-        (right, [name_of(b, TYPICAL_S) for b in BATCHES], BATCHES, "batch (5 s)"),
-    ):
-        for name in fusion[name_of(1, TYPICAL_S)]:
-            points = [
-                (at, fusion[case][name]["p50"])
-                for at, case in zip(x, cases, strict=True)
-                if name in fusion.get(case, {})
-            ]
-            axes.plot(*zip(*points, strict=True), "o-", label=name, linewidth=2.5 if name == OURS else 1)
-        axes.set_xlabel(label)
-        axes.set_yscale("log")
-        axes.grid(color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
-    left.set_ylabel("p50 of one run, ms")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+def plot(path: Path, fusion: Times) -> None:
+    """p50 of every system against the window's length, and against the batch."""
+    with common.drawing(path, (9, 4), 1, 2, sharey=True) as (figure, ((left, right),)):
+        for axes, cases, x, label in (
+            (left, [name_of(1, s) for s in WINDOWS_S], WINDOWS_S, "window, s (batch 1)"),
+            (right, [name_of(b, TYPICAL_S) for b in BATCHES], BATCHES, "batch (5 s)"),
+        ):
+            for name in fusion[name_of(1, TYPICAL_S)]:
+                points = [
+                    (position, fusion[case][name]["p50"])
+                    for position, case in zip(x, cases, strict=True)
+                    if name in fusion.get(case, {})
+                ]
+                axes.plot(*zip(*points, strict=True), "o-", label=name, linewidth=2.5 if name == OURS else 1)
+            axes.set_xlabel(label)
+            axes.set_yscale("log")
+            axes.grid(color="0.9")
+        left.set_ylabel("p50 of one run, ms")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
 
 
-def main() -> int:
-    parser = common.parser(__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = common.make_parser(__doc__)
     parser.add_argument("--bundle", default="ekman7", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, metavar="N", help="of each case (default: 200, quick 40)")
-    arguments = parser.parse_args()
-    rounds = arguments.rounds or (40 if arguments.quick else 200)
-    bundle = open_bundle(arguments.bundle)
-    windows = (1, TYPICAL_S, 15) if arguments.quick else WINDOWS_S
-    batches = (4,) if arguments.quick else BATCHES[1:]
+    parser.add_argument("--rounds", type=int, metavar="N", help="of each case (default: 200; --quick: 40)")
+    options = parser.parse_args(arguments)
+    rounds = options.rounds or (40 if options.quick else 200)
+    bundle = open_bundle(options.bundle)
+    windows = (1, TYPICAL_S, 15) if options.quick else WINDOWS_S
+    batches = (4,) if options.quick else BATCHES[1:]
     cases = [(1, float(s)) for s in windows] + [(b, float(TYPICAL_S)) for b in batches]
 
     def progress(case: str) -> None:
         print(f"  {case}", file=sys.stderr)
 
     with tempfile.TemporaryDirectory() as folder:
-        fusion, faults = measure(fusion_systems(bundle, Path(folder), not arguments.quick), cases, rounds, progress)
-    crops = CROPS[:2] if arguments.quick else CROPS
+        fusion, faults = measure(fusion_systems(bundle, Path(folder), not options.quick), cases, rounds, progress)
+    crops = CROPS[:2] if options.quick else CROPS
     faces, more = measure(face_systems(bundle), [(c, 0.0) for c in crops], rounds, progress)
-    settings = {"bundle": bundle.id, "rounds": rounds, "threads": 1, "quick": arguments.quick}
-    bias = BIAS + (["too few rounds to quote"] if arguments.quick else [])
-    figures = {
+    settings = {"bundle": bundle.id, "rounds": rounds, "threads": 1, "quick": options.quick}
+    bias = BIAS + ([common.QUICK_BIAS] if options.quick else [])
+    figures: common.Figures = {
         "fusion": fusion,
         "face": faces,
-        "faster than": {of: ratios(fusion, of) for of in ("p50", "first")},
-        "missing": {k: v for k, v in available().items() if v},
+        "faster than": {runs: ratios(fusion, runs) for runs in ("p50", "first")},
+        "missing": {backend: lacking for backend, lacking in available().items() if lacking},
     }
     result = common.Result("networks", settings, bias, figures, faults + more)
-    return common.finish(arguments.out, result, tables(fusion, faces), lambda path: plot(fusion, path))
+    return common.finish(options.out, result, tables(fusion, faces), lambda path: plot(path, fusion))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -1,10 +1,10 @@
-"""All benchmarks in one go, and the page that shows them.
+"""All benchmarks in one run, and the page that shows them.
 
     python -m benchmarks.report [--full] [--only NAME …]
 
-Runs each benchmark as its user would, one after the other, and writes docs/benchmarks.md with their tables and
-pictures, a line of key figures to docs/benchmarks-history.json, and README's table between its two marks. A benchmark
-that has faults is shown with them; its key figures are left out. ``--full`` takes hours, of which soak.py takes one.
+Runs each benchmark as its user would, one after the other. Their tables and pictures go to docs/benchmarks.md, a line
+of key figures to docs/benchmarks-history.json, and README's table between its two marks is replaced. A benchmark that
+has faults is shown with them; its key figures are left out. ``--full`` takes hours, of which soak.py takes one.
 endpoint.py needs recordings (EMOSTREAM_DATA) and is left out without them; the others play the demo clip's sentences.
 """
 
@@ -18,16 +18,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.common import DATA, ROOT
+from emostream.commands import exit_code, make_parser
+
 NAMES = ("latency", "endpoint", "networks", "throughput", "cost", "startup", "soak")
-DATA, _NEED_DATA = "EMOSTREAM_DATA", ("endpoint",)
+_NEED_DATA = ("endpoint",)
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 _HISTORY = "benchmarks-history.json"
 
-Figures = Mapping[str, dict]
-KEYS: dict[str, tuple[str, str, Callable[[dict], object]]] = {
-    # key figure: (benchmark, command, where it is in the benchmark's figures)
+Results = Mapping[str, dict[str, Any]]  # benchmark → what it wrote as JSON
+KEYS: dict[str, tuple[str, str, Callable[[dict[str, Any]], object]]] = {
+    # key figure: (benchmark, command, its place in the benchmark's figures)
     "true end of speech → label, all modalities, p50 ms": (
         "latency", "benchmarks/latency.py", lambda f: f["all"]["total"]["p50"]),
     "confirmed end → label, all modalities, p50 ms": (
@@ -47,22 +50,22 @@ KEYS: dict[str, tuple[str, str, Callable[[dict], object]]] = {
 }  # fmt: skip
 
 
-def key_figures(results: Mapping[str, dict]) -> dict[str, object]:
-    """What is kept of a run: figures of benchmarks that ran without faults."""
-    found = {}
-    for key, (name, _, where) in KEYS.items():
-        if name in results and not results[name]["faults"]:
-            found[key] = where(results[name]["figures"])
-    return found
+def key_figures(results: Results) -> dict[str, object]:
+    """What is kept of a run: the key figures of benchmarks that ran without faults."""
+    return {
+        key: place(results[name]["figures"])
+        for key, (name, _, place) in KEYS.items()
+        if name in results and not results[name]["faults"]
+    }
 
 
-def page(folder: Path, results: Mapping[str, dict], history: Sequence[dict]) -> str:
-    """docs/benchmarks.md, from the Markdown of each benchmark in ``folder``."""
+def page(folder: Path, results: Results, history: Sequence[dict[str, Any]]) -> str:
+    """docs/benchmarks.md, from the Markdown that each benchmark wrote to ``folder``."""
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench` (quick) or `python -m benchmarks.report --full`; each part by the command that it "
-        "names. Absolute times are this machine's, which is shared and noisy: compare within a run. What was made "
+        "Written by `make bench` (quick) or `python -m benchmarks.report --full`; each part names its own command. "
+        "Absolute times are those of this machine, which is shared and noisy: compare within a run. What was made "
         "faster, what was tried in vain, and which aims are not met: [performance.md](performance.md).",
         "",
     ]
@@ -73,7 +76,7 @@ def page(folder: Path, results: Mapping[str, dict], history: Sequence[dict]) -> 
     lines += [
         "## History",
         "",
-        "Key figures of runs without faults, newest first; quick runs are too short to quote.",
+        "Key figures of runs without faults, newest first. Quick runs are too short to quote.",
         "",
     ]
     lines += ["| when | commit | processor | kind | figures |", "|---|---|---|---|---|"]
@@ -92,7 +95,7 @@ def readme_table(figures: Mapping[str, object]) -> str:
 
 
 def into_readme(text: str, figures: Mapping[str, object]) -> str:
-    """README with its table anew. Raises ValueError if it lacks the marks."""
+    """README's text with a new table. Raises ValueError if it lacks the marks."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
@@ -101,7 +104,7 @@ def into_readme(text: str, figures: Mapping[str, object]) -> str:
 
 
 def write(folder: Path, names: Sequence[str], docs: Path, readme: Path) -> None:
-    """Make the page, the history and README's table from the results in ``folder``."""
+    """Write the page, the history and README's table from the results in ``folder``."""
     results = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     path = docs / _HISTORY
     history = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -126,31 +129,32 @@ def write(folder: Path, names: Sequence[str], docs: Path, readme: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="as long as it takes; else each is a look of a minute")
+    parser = make_parser("benchmarks.report", __doc__ or "")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--full", action="store_true", help="as long as it takes; otherwise a look of a minute each")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=", ".join(NAMES))
     parser.add_argument(
         "--out", type=Path, default=ROOT / "build/benchmarks", metavar="DIR", help="default: %(default)s"
     )
-    parser.add_argument("--keep", action="store_true", help="run nothing: write the page from what is in DIR")
-    given = parser.parse_args(arguments)
-    worst = 0
-    names = [name for name in given.only if name not in _NEED_DATA or DATA in os.environ]
-    for name in sorted(set(given.only) - set(names)):
+    parser.add_argument("--keep", action="store_true", help="run nothing; write the page from the results in DIR")
+    options = parser.parse_args(arguments)
+    names = [name for name in options.only if name not in _NEED_DATA or DATA in os.environ]
+    for name in sorted(set(options.only) - set(names)):
         print(f"{name} is left out: set {DATA} to a folder with recordings", file=sys.stderr)
-    for name in () if given.keep else names:
+    faulty = False
+    for name in () if options.keep else names:
         print(f"== {name}", file=sys.stderr)
         environment = {key: value for key, value in os.environ.items() if key != DATA or name in _NEED_DATA}
-        command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--out", str(given.out)]
-        code = subprocess.run(command if given.full else [*command, "--quick"], cwd=ROOT, env=environment).returncode
-        worst = max(worst, abs(code))
+        command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--out", str(options.out)]
+        code = subprocess.run(command if options.full else [*command, "--quick"], cwd=ROOT, env=environment).returncode
+        faulty |= code != 0
         if code not in (0, 1):
             print(f"error: {name} ended with exit code {code}", file=sys.stderr)
             return 1
-    write(given.out, names, ROOT / "docs", ROOT / "README.md")
+    write(options.out, names, ROOT / "docs", ROOT / "README.md")
     print(f"written: {ROOT / 'docs/benchmarks.md'}", file=sys.stderr)
-    return min(worst, 1)
+    return int(faulty)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

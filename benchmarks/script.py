@@ -1,27 +1,28 @@
 """A scripted conversation: utterances whose ends are known, in a media file that plays in real time.
 
-Speech comes from the demo clip, or from RAVDESS clips. It is put on a timeline with pauses between; over all of it
-lies the noise of a quiet room. Where an utterance ends is known by construction:
+Speech comes from the demo clip or from RAVDESS clips. It is put on a timeline with pauses in between, and the noise of
+a quiet room is added throughout. Where an utterance ends is known by construction:
 
-- demo clip: a sentence is cut where ``demo.json`` says that its voice ends, so its end is the cut.
-- RAVDESS: a clip's end is that of its last 10 ms whose level is above −30 dB of its loudest 10 ms. What the clip has
-  after that (half a second of it) stays. Clips with a pause of over 0.25 s inside are passed over: two labels for one
-  of them would be no fault.
+- demo clip: a sentence is cut where ``demo.json`` says that the voice ends, so the cut is its end.
+- RAVDESS: a clip ends with its last 10 ms whose level is within 30 dB of its loudest 10 ms. Half a second of what
+  follows is kept. Clips with a pause of more than 0.25 s are skipped: two labels for one of them would be no fault.
 
-Its packets are as long as a microphone's blocks (``audio.block_ms``), since what is read waits for its block's end.
+The file's packets are as long as a microphone's blocks (``audio.block_ms``), because a sample waits for the end of its
+block.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
+from emostream.errors import ConfigError
 from emostream.stream.config import Config
 from emostream.stream.sources import DEMO
 
@@ -29,39 +30,47 @@ RATE_HZ = 16_000
 BLOCK = RATE_HZ * Config().audio.block_ms // 1000  # samples in a packet
 LEAD_IN_S = 0.5
 NOISE = 10 ** (-55 / 20)  # root mean square, of full scale
-TAIL_S = 0.5  # of a real recording after its end
-_FRAME = 160  # samples, 10 ms
+TAIL_S = 0.5  # how much of a real recording is kept after its end
+LEVEL_FRAME = 160  # samples, 10 ms
 _BELOW_LOUDEST_DB = 30.0
 _LONGEST_PAUSE_S = 0.25
 _LONGEST_S = 12.0  # below speech.max_utterance_s, which would cut
 _SEED = 11
 
 
-class ScriptError(RuntimeError):
-    """There is no speech to make a script of; the message says why."""
-
-
 @dataclass(frozen=True)
 class Segment:
-    """``samples``: (n,) float32 in [-1, 1] at 16 kHz, of which ``start`` to ``end`` are speech."""
+    """``samples``: (n,) float32 in [-1, 1] at 16 kHz; those from ``start`` to ``end`` are speech."""
 
     name: str
     samples: np.ndarray
     start: int
     end: int
 
+    def after_silence(self, count: int) -> Segment:
+        """The same with ``count`` samples of silence in front."""
+        samples = np.concatenate([np.zeros(count, np.float32), self.samples])
+        return replace(self, samples=samples, start=self.start + count, end=self.end + count)
+
 
 @dataclass(frozen=True)
 class Utterance:
-    """What is said where, in nanoseconds of media time."""
+    """What is said when, in nanoseconds of media time."""
 
     name: str
     start_ns: int
     end_ns: int
 
+    @property
+    def place(self) -> str:
+        """Its name and times, for messages."""
+        return f"{self.name}, {self.start_ns / 1e9:.2f} to {self.end_ns / 1e9:.2f} s"
+
 
 @dataclass(frozen=True)
 class Script:
+    """A file and what is said in it. ``source``: where the speech is from, in words."""
+
     path: Path
     utterances: list[Utterance]
     length_s: float
@@ -70,7 +79,7 @@ class Script:
 
 def demo_segments() -> list[Segment]:
     """The sentences of the demo clip."""
-    sound = _read(DEMO)
+    sound = read_sound(DEMO)
     sentences = json.loads(DEMO.with_suffix(".json").read_text(encoding="utf-8"))["sentences"]
     segments = []
     for i, sentence in enumerate(sentences):
@@ -79,35 +88,40 @@ def demo_segments() -> list[Segment]:
     return segments
 
 
-def ravdess_segments(folder: Path, limit: int) -> list[Segment]:
-    """Up to ``limit`` RAVDESS speech clips below ``folder``, spread over the actors. Raises ScriptError."""
+def ravdess_clips(folder: Path) -> list[Path]:
+    """RAVDESS speech clips below ``folder``, sorted. Raises ConfigError if there are none."""
     paths = sorted(p for p in folder.rglob("03-01-*") if p.suffix.lower() in (".wav", ".flac"))
     if not paths:
-        raise ScriptError(f"{folder}: no RAVDESS speech clips there (03-01-05-01-02-01-12.wav); set --data")
+        raise ConfigError(f"{folder}: no RAVDESS speech clips there (such as 03-01-05-01-02-01-12.wav); set --data")
+    return paths
+
+
+def ravdess_segments(folder: Path, limit: int) -> list[Segment]:
+    """Up to ``limit`` RAVDESS speech clips below ``folder``, spread over the actors. Raises ConfigError."""
+    paths = ravdess_clips(folder)
     segments = []
     for i in np.random.default_rng(_SEED).permutation(len(paths)):
-        segment = find_speech(paths[i].stem, _read(paths[i]))
+        segment = find_speech(paths[i].stem, read_sound(paths[i]))
         if segment is not None:
             segments.append(segment)
         if len(segments) == limit:
             break
     if not segments:
-        raise ScriptError(f"{folder}: no clip there is free of pauses over {_LONGEST_PAUSE_S} s")
+        raise ConfigError(f"{folder}: every clip there has a pause of more than {_LONGEST_PAUSE_S} s")
     return segments
 
 
 def find_speech(name: str, samples: np.ndarray) -> Segment | None:
-    """Where a recording's speech starts and ends, by the rule above; None if it has a pause inside or is too long.
+    """Where a recording's speech starts and ends, by the rule above; None if it is silent, has a pause or is too long.
 
     ``samples``: (n,) float32 at 16 kHz.
     """
-    whole = samples[: len(samples) // _FRAME * _FRAME].reshape(-1, _FRAME)
-    level = np.sqrt(np.mean(whole**2, axis=1)) if len(whole) else np.zeros(1)
-    if not level.max() > 0:
+    level = levels(samples)
+    if not level.max(initial=0) > 0:
         return None
     loud = np.flatnonzero(level > level.max() * 10 ** (-_BELOW_LOUDEST_DB / 20))
-    start, end = int(loud[0]) * _FRAME, int(loud[-1] + 1) * _FRAME
-    pause_s = (np.diff(loud).max(initial=1) - 1) * _FRAME / RATE_HZ
+    start, end = int(loud[0]) * LEVEL_FRAME, int(loud[-1] + 1) * LEVEL_FRAME
+    pause_s = (np.diff(loud).max(initial=1) - 1) * LEVEL_FRAME / RATE_HZ
     if pause_s > _LONGEST_PAUSE_S or end - start > _LONGEST_S * RATE_HZ:
         return None
     first = max(0, start - round(0.1 * RATE_HZ))
@@ -115,14 +129,21 @@ def find_speech(name: str, samples: np.ndarray) -> Segment | None:
     return Segment(name, cut, start - first, end - first)
 
 
+def levels(samples: np.ndarray) -> np.ndarray:
+    """Root mean square of each whole 10 ms of (n,) samples at 16 kHz: (n // 160,)."""
+    frames = samples[: len(samples) // LEVEL_FRAME * LEVEL_FRAME].reshape(-1, LEVEL_FRAME)
+    level: np.ndarray = np.sqrt(np.mean(frames**2, axis=1))
+    return level
+
+
 def make_script(
     path: Path, segments: Sequence[Segment], count: int, pause_s: float, video: bool, source: str
 ) -> Script:
-    """Write ``count`` utterances, ``segments`` over and over, to ``path`` (.mkv: sound as 16-bit PCM; with ``video``
-    the demo clip's picture beside it, which loops and does not follow the words).
+    """Write ``count`` utterances, taken from ``segments`` in a circle, to ``path`` (.mkv with 16-bit PCM sound).
 
-    The silence after an utterance is ``pause_s`` and up to 0.25 s more, so that ends fall anywhere between the steps
-    of 32 ms, 100 ms and 250 ms in which the pipeline works.
+    With ``video`` it also has the demo clip's picture, which loops and does not follow the words. The silence after an
+    utterance is ``pause_s`` and up to 0.25 s more, so that ends fall anywhere between the steps of 32 ms, 100 ms and
+    250 ms in which the pipeline works.
     """
     rng = np.random.default_rng(_SEED)
     parts, utterances = [np.zeros(round(LEAD_IN_S * RATE_HZ), np.float32)], []
@@ -146,8 +167,8 @@ def _ns(samples: int) -> int:
     return samples * 1_000_000_000 // RATE_HZ
 
 
-def _read(path: Path) -> np.ndarray:
-    """A file's sound, (n,) float32 mono at 16 kHz."""
+def read_sound(path: Path) -> np.ndarray:
+    """A file's sound: (n,) float32 mono at 16 kHz."""
     resampler = av.AudioResampler("flt", "mono", RATE_HZ)
     with av.open(str(path)) as container:
         frames = [*container.decode(audio=0), None]
@@ -158,7 +179,7 @@ def _write(path: Path, pcm: np.ndarray, video: bool) -> None:
     with av.open(str(path), "w", format="matroska") as container, av.open(str(DEMO)) as demo:
         audio = container.add_stream("pcm_s16le", rate=RATE_HZ, layout="mono")
         picture = demo.streams.video[0]
-        pictures: Iterator[av.Packet] = iter(())
+        pictures: Iterator[av.Packet[av.VideoStream]] = iter(())
         if video:
             track = container.add_stream_from_template(picture)
             pictures = _loop(demo, picture, track, len(pcm) / RATE_HZ)
@@ -173,22 +194,22 @@ def _write(path: Path, pcm: np.ndarray, video: bool) -> None:
         container.mux(audio.encode(None))
 
 
-def _due(packet: av.Packet) -> Fraction:
-    """When it has to be decoded, in seconds."""
+def _due(packet: av.Packet[av.VideoStream]) -> Fraction:
+    """When the packet has to be decoded, in seconds."""
     assert packet.dts is not None and packet.time_base is not None
     return packet.dts * packet.time_base
 
 
 def _loop(
     demo: av.container.InputContainer, picture: av.VideoStream, track: av.VideoStream, length_s: float
-) -> Iterator[av.Packet]:
-    """The demo clip's pictures over and over, as they are encoded: it begins with a key frame."""
+) -> Iterator[av.Packet[av.VideoStream]]:
+    """The demo clip's encoded pictures, over and over. That works because the clip begins with a key frame."""
     assert picture.duration is not None and picture.time_base is not None
     begin = 0
     while begin * picture.time_base < length_s:
         demo.seek(0)
         for packet in demo.demux(picture):
-            if packet.pts is None or packet.dts is None:  # the empty packet at the end
+            if packet.pts is None or packet.dts is None:  # the empty packet that ends a stream
                 continue
             packet.pts += begin
             packet.dts += begin

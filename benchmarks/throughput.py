@@ -2,11 +2,11 @@
 
     python benchmarks/throughput.py [--quick] [--max N] [--bound-ms MS] [--settings NAME …]
 
-A step is a ``stream-run`` of N streams, each a scripted conversation of its own (another order of sentences, another
-offset, other pauses), seen by a subscriber in a process of its own. It holds if the 99th percentile of the time from
-the confirmed end of an utterance to its label at the subscriber is within the bound, each utterance has one label,
-nothing was dropped and no label lacks the picture that was there. The largest N that holds is found by doubling N
-until a step does not hold, or ``--max`` does, and then halving the interval.
+A step is a ``stream-run`` of N streams, each a scripted conversation of its own (with its own order of sentences,
+offset and pauses), observed by a subscriber in a process of its own. A step holds if the 99th percentile of the time
+from the confirmed end of an utterance to its label at the subscriber is within the bound, each utterance has one label,
+nothing was dropped and no label lacks the picture that was there. The search for the largest N that holds doubles N
+until a step does not hold, or ``--max`` does, and then halves the interval.
 
 A step that does not hold is a finding and no fault. A node or run that crashes is a fault: exit code 1.
 """
@@ -14,50 +14,47 @@ A step that does not hold is a finding and no fault. A node or run that crashes 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import math
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import psutil
 
 from benchmarks import common, latency
+from benchmarks.labels import CONFIRMED, Label, all_parts, losses, match, restarted, span_ms
+from benchmarks.live_run import START_S, LiveRun, Watch, play
 from benchmarks.script import RATE_HZ, Script, Segment, demo_segments, make_script
-from emostream.stream.messages import Control, Emotion, Health
+from emostream.commands import exit_code
 
-CONFIRMED = "confirmed end → label"
-KINDS = ("audio", "video", "speech", "fusion", "supervisor")
+KINDS = {  # of process → its colour in pictures
+    "audio": common.LIGHT_BLUE, "video": common.ORANGE, "speech": common.BLUE, "fusion": common.GREEN,
+    "supervisor": common.GREY,
+}  # fmt: skip
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, are spread evenly, however many there are
 _CYCLE_S = 4.0  # about a sentence and its pause: offsets fall anywhere in it
-_START_S = 90.0  # for the processes to start and to end, and for each stream more:
-_START_STREAM_S = 3.0
-_COVERED = 0.5  # of a label's time, at least, the picture has to cover; alone a stream has nearly all of it
+_START_STREAM_S = 3.0  # more time to start and to end, for each stream
+_COVERED = 0.5  # the least share of a label's time that the picture has to cover; a stream alone has nearly all of it
+_LOOK_S = 1.0
 
 
 @dataclass
-class Watch:
-    """What the observer saw of a step. ``supervisor``: when, and the processor time that it had used by then;
-    ``busy``: the part of the machine's time that anything at all used while the run went on."""
+class Load:
+    """``supervisor``: its processor time at several moments, as (nanoseconds, seconds); ``busy``: the share of the
+    machine's time that was used, by anything at all, during the run."""
 
-    t0_ns: int | None = None
-    labels: dict[str, list[latency.Label]] = field(default_factory=lambda: defaultdict(list))
-    beats: dict[str, list[Health]] = field(default_factory=lambda: defaultdict(list))
     supervisor: list[tuple[int, float]] = field(default_factory=list)
     busy: float = 0.0
-    late: str = ""
-    faults: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Step:
-    """One N. ``reasons``: why it does not hold. ``cpu``: by kind of process, processor seconds that one stream takes in
-    a second. Times in milliseconds; None where there was no label."""
+    """One N. ``reasons``: why it does not hold. ``cpu``: by kind of process, the processor seconds that one stream
+    takes per second. Times in milliseconds; None if there was no label."""
 
     streams: int
     utterances: int
@@ -75,8 +72,8 @@ class Step:
 
 
 def conversation(index: int, segments: Sequence[Segment], seconds: float) -> tuple[list[Segment], float]:
-    """What stream ``index`` says in about ``seconds``, and its pause: it begins with another sentence and at another
-    moment than its neighbours, and its pauses are its own, so that streams do not speak in step."""
+    """What stream ``index`` says in about ``seconds``, and its pause. Its first sentence, offset and pauses differ
+    from its neighbours', so that streams do not speak in step."""
     offset_s = index * _GOLDEN % 1 * _CYCLE_S
     pause_s = latency.PAUSE_S + index * _GOLDEN**2 % 1 * 0.5
     said: list[Segment] = []
@@ -85,15 +82,12 @@ def conversation(index: int, segments: Sequence[Segment], seconds: float) -> tup
         segment = segments[(index + len(said)) % len(segments)]
         said.append(segment)
         length_s += len(segment.samples) / RATE_HZ + pause_s
-    silence = round(offset_s * RATE_HZ)
-    first = said[0]
-    samples = np.concatenate([np.zeros(silence, np.float32), first.samples])
-    said[0] = replace(first, samples=samples, start=first.start + silence, end=first.end + silence)
+    said[0] = said[0].after_silence(round(offset_s * RATE_HZ))
     return said, pause_s
 
 
 def search(holds: Callable[[int], bool], most: int) -> int:
-    """The largest N up to ``most`` that holds, 0 if not even 1 does; taking it that what holds for N does for fewer."""
+    """The largest N up to ``most`` that holds, 0 if not even 1 does. Assumes that if N holds, so does any fewer."""
     good, bad, n = 0, most + 1, 1
     while n < bad:
         if holds(n):
@@ -109,144 +103,111 @@ def search(holds: Callable[[int], bool], most: int) -> int:
     return good
 
 
-def play(scripts: Mapping[str, Script], setting: str, progress: Callable[[float], None]) -> Watch:
-    """Play all scripts at once, each as a stream of its own; ``progress`` is told the part that has been played."""
+def measure(scripts: Mapping[str, Script], setting: str, progress: Callable[[float], None]) -> tuple[Watch, Load]:
+    """Play all scripts at once, each as its own stream; ``progress`` is called with the share that has been played."""
     medium, recognizer = latency.SETTINGS[setting]
-    streams = ", ".join(
-        f"{{name = {json.dumps(name)}, {medium} = {json.dumps(f'file:{script.path}')}}}"
-        for name, script in scripts.items()
-    )
-    captures = ("audio",) if medium == "audio" else ("audio", "video")
-    nodes = [f"{kind}.{name}" for name in scripts for kind in (*captures, "speech")] + ["fusion"]
-    arguments = ["--quiet", "--set", f"streams=[{streams}]", "--set", f"speech.recognizer={recognizer}"]
+    streams = {name: {medium: script.path} for name, script in scripts.items()}
     length_s = max(script.length_s for script in scripts.values())
-    spare_s = _START_S + _START_STREAM_S * len(scripts)
-    watch = Watch()
-    times = psutil.cpu_times()
-    with common.LiveRun(arguments, nodes) as live:
-        give_up_ns = live.started_ns + int(spare_s * 1e9)
-        for seen in live.seen():
-            now_ns = live.clock.now_ns()
-            if watch.t0_ns is not None:
-                progress(min(1.0, (now_ns - watch.t0_ns) / 1e9 / length_s))
-            if now_ns > give_up_ns:
-                what = "started" if watch.t0_ns is None else "ended after its last word"
-                watch.late = f"it had not {what} in {spare_s:g} s"
-                break
-            if seen is None:
-                continue
-            match seen.what:
-                case Emotion(kind="utterance") as emotion:
-                    watch.labels[emotion.stream].append(latency.Label(seen.received_ns, emotion))
-                case Health() as health:
-                    watch.beats[health.node].append(health)
-                    if health.node == "fusion" and health.state == "running":
-                        spent = live.process.cpu_times()
-                        watch.supervisor.append((now_ns, spent.user + spent.system))
-                case Control(command="go") as control if watch.t0_ns is None:
-                    watch.t0_ns = control.at_ns
-                    give_up_ns = control.at_ns + int((length_s + spare_s) * 1e9)
-                    times = psutil.cpu_times()
-        else:
-            watch.faults += live.faults()
-        watch.busy = _busy(times, psutil.cpu_times())
-    return watch
+    load, next_s, times = Load(), 0.0, psutil.cpu_times()
+
+    def tick(live: LiveRun, passed_s: float) -> None:
+        nonlocal next_s, times
+        progress(min(1.0, passed_s / length_s))
+        if passed_s < next_s or live.process.poll() is not None:
+            return
+        if not load.supervisor:
+            times = psutil.cpu_times()
+        next_s = passed_s + _LOOK_S
+        spent = live.process.cpu_times()
+        load.supervisor.append((live.clock.now_ns(), spent.user + spent.system))
+        load.busy = _busy(times, psutil.cpu_times())
+
+    return play(streams, recognizer, length_s, tick, START_S + _START_STREAM_S * len(scripts)), load
 
 
-def _busy(before, after) -> float:
-    spent = {name: getattr(after, name) - getattr(before, name) for name in ("user", "nice", "system", "idle")}
-    spent["idle"] += getattr(after, "iowait", 0.0) - getattr(before, "iowait", 0.0)
-    return round(1 - spent["idle"] / max(sum(spent.values()), 1e-9), 3)
+def _busy(before: Any, after: Any) -> float:
+    """The share of the time between two ``psutil.cpu_times()`` that was not idle."""
+    names = ("user", "nice", "system", "idle", "iowait")
+    spent: dict[str, float] = {name: getattr(after, name, 0.0) - getattr(before, name, 0.0) for name in names}
+    return round(1 - (spent["idle"] + spent["iowait"]) / max(sum(spent.values()), 1e-9), 3)
 
 
-def cpu_by_kind(watch: Watch, streams: int) -> dict[str, float]:
-    """Processor seconds by kind of process in a second of one stream, over the time that the run went on; what the
-    processes need to start is not in it."""
-    spent = dict.fromkeys(KINDS, 0.0)
+def cpu_by_kind(watch: Watch, load: Load, streams: int) -> dict[str, float]:
+    """Processor seconds that one stream takes per second, by kind of process. Starting the processes is not
+    included."""
     samples = {
         node: [(beat.sent_ns, beat.cpu_s) for beat in beats if beat.state == "running"]
         for node, beats in watch.beats.items()
     }
-    samples["supervisor"] = watch.supervisor
-    for node, of in samples.items():
-        if len(of) > 1 and (passed_ns := of[-1][0] - of[0][0]) > 0:
-            spent[node.partition(".")[0]] += (of[-1][1] - of[0][1]) / (passed_ns / 1e9)
+    samples["supervisor"] = load.supervisor
+    spent = dict.fromkeys(KINDS, 0.0)
+    for node, readings in samples.items():
+        if len(readings) > 1 and (passed_ns := readings[-1][0] - readings[0][0]) > 0:
+            spent[node.partition(".")[0]] += (readings[-1][1] - readings[0][1]) / (passed_ns / 1e9)
     return {kind: round(value / streams, 4) for kind, value in spent.items() if value}
 
 
-def judge(scripts: Mapping[str, Script], watch: Watch, setting: str, bound_ms: float) -> tuple[Step, list[str]]:
+def judge(
+    scripts: Mapping[str, Script], watch: Watch, load: Load, setting: str, bound_ms: float
+) -> tuple[Step, list[str]]:
     """A step and its verdict; and what went wrong with the run itself."""
     faults = list(watch.faults)
     faults += [f"{node} was started again, since it crashed or gave no sign of life" for node in restarted(watch.beats)]
+    labels: dict[str, list[Label]] = defaultdict(list)
+    for label in watch.labels:
+        labels[label.emotion.stream].append(label)
     counts = dict.fromkeys(("missed", "doubled", "unexpected", "lost on the way", "without half its picture"), 0)
-    waits: list[float] = []
+    waits_ms: list[float] = []
     for name, script in scripts.items():
-        labels = watch.labels.get(name, [])
-        found = latency.match(script.utterances, labels)
-        counts["missed"] += len(found.missed)
-        counts["doubled"] += len(found.doubled)
-        counts["unexpected"] += len(found.unexpected)
-        numbers = {label.emotion.seq for label in labels}
+        matching = match(script.utterances, labels[name])
+        for what, count in matching.counts().items():
+            counts[what] += count
+        numbers = {label.emotion.seq for label in labels[name]}
         counts["lost on the way"] += max(numbers, default=-1) + 1 - len(numbers)
         if "video" in latency.MODALITIES[setting]:
-            covered = [label.emotion.modalities["video"].coverage for label in labels]
-            counts["without half its picture"] += sum(part < _COVERED for part in covered)
-        for utterance, label in found.pairs if watch.t0_ns is not None else []:
-            try:
-                parts = latency.parts(utterance, label, watch.t0_ns or 0)
-            except ValueError as error:
-                faults.append(f"{name}, {utterance.start_ns / 1e9:.2f} s: {error}")
-            else:
-                waits.append(parts["total"] - sum(parts[part] for part in latency.SPANS[CONFIRMED]))
-    lost = latency.losses(beats[-1] for beats in watch.beats.values() if beats)
-    told = common.percentiles(waits) if waits else {"p50": None, "p99": None}
+            covered = [label.emotion.modalities["video"].coverage for label in labels[name]]
+            counts["without half its picture"] += sum(share < _COVERED for share in covered)
+        rows, odd = all_parts(matching.pairs, watch.t0_ns)
+        faults += [f"{name}, {fault}" for fault in odd]
+        waits_ms += [span_ms(row, CONFIRMED) for _, row in rows]
+    lost = losses(watch.last_beats)
+    summary = common.percentiles(waits_ms) if waits_ms else {}
     reasons = [f"{count} {what}" for what, count in counts.items() if count]
     reasons += [f"dropped: {node} {count}" for node, count in lost.items()]
-    reasons += [watch.late] if watch.late else []
-    reasons += ["crashed"] if faults else []
-    if told["p99"] is None:
+    reasons += [*watch.late, *(["crashed"] if faults else [])]
+    if not summary:
         reasons.append("no label")
-    elif told["p99"] > bound_ms:
-        reasons.append(f"p99 {told['p99']:.0f} ms")
+    elif summary["p99"] > bound_ms:
+        reasons.append(f"p99 {summary['p99']:.0f} ms")
     step = Step(
         streams=len(scripts),
         utterances=sum(len(script.utterances) for script in scripts.values()),
-        labels=sum(map(len, watch.labels.values())),
-        p50=told["p50"],
-        p99=told["p99"],
-        cpu=cpu_by_kind(watch, len(scripts)),
-        busy=watch.busy,
+        labels=len(watch.labels),
+        p50=summary.get("p50"),
+        p99=summary.get("p99"),
+        cpu=cpu_by_kind(watch, load, len(scripts)),
+        busy=load.busy,
         lost=lost,
         reasons=reasons,
     )
     return step, faults
 
 
-def restarted(beats: Mapping[str, Sequence[Health]]) -> list[str]:
-    """Nodes whose processor time fell from one heartbeat to the next: another process goes on under the name. One that
-    was too slow to start, and killed for it, is not told."""
-    return [
-        node
-        for node, of in beats.items()
-        if any(a.state == "running" and b.cpu_s < a.cpu_s for a, b in itertools.pairwise(of))
-    ]
-
-
-def tables(figures: Mapping[str, dict], bound_ms: float, most: int) -> str:
+def tables(figures: Mapping[str, common.Figures], bound_ms: float, most: int) -> str:
     """The largest N of each setting, and all steps."""
     if not figures:
         return "Nothing was measured."
     head = ["", "streams", "p50 ms", "p99 ms", "processor seconds per second of stream", "limit"]
-    rows, steps = [], []
-    for setting, of in figures.items():
-        best = next((step for step in of["steps"] if step["streams"] == of["largest"]), None)
-        failed = [step for step in of["steps"] if step["reasons"]]
-        first = min(failed, key=lambda step: step["streams"], default=None)
-        limit = f"{first['streams']}: {'; '.join(first['reasons'])}" if first else f"--max {most}: held"
+    rows, step_rows = [], []
+    for setting, result in figures.items():
+        steps = sorted(result["steps"], key=lambda step: int(step["streams"]))
+        best = next((step for step in steps if step["streams"] == result["largest"]), None)
+        failed = next((step for step in steps if step["reasons"]), None)
+        limit = f"{failed['streams']}: {'; '.join(failed['reasons'])}" if failed else f"--max {most}: held"
         spent = f"{sum(best['cpu'].values()):.3f}" if best else ""
-        rows.append([setting, of["largest"], *(best[p] if best else "" for p in ("p50", "p99")), spent, limit])
-        for step in sorted(of["steps"], key=lambda step: step["streams"]):
-            steps.append(
+        rows.append([setting, result["largest"], *(best[p] if best else "" for p in ("p50", "p99")), spent, limit])
+        for step in steps:
+            step_rows.append(
                 [setting, step["streams"], f"{step['labels']} of {step['utterances']}",
                  *("" if step[p] is None else step[p] for p in ("p50", "p99")),
                  *(f"{step['cpu'][kind]:.3f}" if kind in step["cpu"] else "" for kind in KINDS),
@@ -258,83 +219,78 @@ def tables(figures: Mapping[str, dict], bound_ms: float, most: int) -> str:
         "",
         common.table(head, rows),
         "",
-        "Each step; by kind of process, the processor seconds that one stream takes in a second:",
+        "Each step; by kind of process, the processor seconds that one stream takes per second:",
         "",
-        common.table(["", "streams", "labels", "p50 ms", "p99 ms", *KINDS, "machine busy", "verdict"], steps),
+        common.table(["", "streams", "labels", "p50 ms", "p99 ms", *KINDS, "machine busy", "verdict"], step_rows),
     ])  # fmt: skip
 
 
-def plot(path: Path, figures: Mapping[str, dict], bound_ms: float) -> None:
+def plot(path: Path, figures: Mapping[str, common.Figures], bound_ms: float) -> None:
     """p99 against N; and what one stream costs, by kind of process, at the largest N that held."""
-    import matplotlib
+    widths = {"gridspec_kw": {"width_ratios": [1.6, 1]}}
+    with common.drawing(path, (11.5, 4.2), 1, 2, **widths) as (figure, ((left, right),)):
+        _plot_p99(left, figures, bound_ms)
+        _plot_cost(right, figures)
+        figure.suptitle("How many streams one machine carries in real time", x=0.01, ha="left", fontsize=12)
 
-    matplotlib.use("Agg")  # draws into files on any machine, with no display
-    import matplotlib.pyplot as plt
+
+def _plot_p99(axes: Any, figures: Mapping[str, common.Figures], bound_ms: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    colours = dict(zip(latency.SETTINGS, ("#0072B2", "#E69F00", "#009E73"), strict=True))
-    shades = dict(zip(KINDS, ("#56B4E9", "#E69F00", "#0072B2", "#009E73", "#9a9a9a"), strict=True))
-    style: dict = {
-        "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-        "savefig.facecolor": "white", "legend.frameon": False,
-    }  # fmt: skip
-    with plt.rc_context(style):
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(11.5, 4.2), layout="constrained", gridspec_kw={"width_ratios": [1.6, 1]}
-        )
-        largest = 1
-        for setting, of in figures.items():
-            steps = sorted((s for s in of["steps"] if s["p99"] is not None), key=lambda step: step["streams"])
-            x, y = [step["streams"] for step in steps], [step["p99"] for step in steps]
-            largest = max(largest, *x)
-            left.plot(x, y, "-", color=colours[setting], linewidth=1.5, label=f"{setting}: {of['largest']} held")
-            for step in steps:
-                face = "white" if step["reasons"] else colours[setting]
-                left.plot(step["streams"], step["p99"], "o", color=colours[setting], mfc=face)
-        left.axhline(bound_ms, color="0.4", linewidth=1, linestyle=":")
-        left.annotate(
-            f"bound {bound_ms:g} ms", (0, bound_ms), xycoords=("axes fraction", "data"), xytext=(4, 3),
-            textcoords="offset points", color="0.3",
-        )  # fmt: skip
-        left.set_xscale("log", base=2)
-        left.set_yscale("log")
-        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        left.minorticks_off()
-        for axis in (left.xaxis, left.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        left.set_xlim(0.9, largest * 1.15)
-        left.set_xlabel("streams (filled: held; hollow: not)")
-        left.set_ylabel(f"p99 of {CONFIRMED}, ms")
-        left.grid(axis="y", color="0.92")
-        left.legend(loc="best")
-        for i, of in enumerate(figures.values()):
-            spent = next(step["cpu"] for step in of["steps"] if step["streams"] == max(of["largest"], 1))
-            at = 0.0
-            for kind in KINDS:
-                right.bar(i, spent.get(kind, 0.0), 0.6, bottom=at, color=shades[kind], label=None if i else kind)
-                at += spent.get(kind, 0.0)
-            right.annotate(f"{at:.2f}", (i, at), xytext=(0, 3), textcoords="offset points", ha="center")
-        names = [f"{setting}\nat {max(of['largest'], 1)}" for setting, of in figures.items()]
-        right.set_xticks(range(len(figures)), names)
-        right.set_xlim(-0.7, len(figures) - 0.3)
-        right.set_ylabel("processor seconds per second of stream")
-        right.margins(y=0.12)
-        right.grid(axis="y", color="0.92")
-        handles, labels = right.get_legend_handles_labels()
-        right.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5))
-        figure.suptitle("How many streams one machine carries in real time", x=0.01, ha="left", fontsize=12)
-        figure.savefig(path, dpi=150, metadata={"Software": None})
-        plt.close(figure)
+    colours = dict(zip(latency.SETTINGS, (common.BLUE, common.ORANGE, common.GREEN), strict=True))
+    largest = 1
+    for setting, result in figures.items():
+        steps = sorted((s for s in result["steps"] if s["p99"] is not None), key=lambda step: int(step["streams"]))
+        x, y = [step["streams"] for step in steps], [step["p99"] for step in steps]
+        largest = max(largest, *x)
+        axes.plot(x, y, "-", color=colours[setting], linewidth=1.5, label=f"{setting}: {result['largest']} held")
+        for step in steps:
+            face = "white" if step["reasons"] else colours[setting]
+            axes.plot(step["streams"], step["p99"], "o", color=colours[setting], mfc=face)
+    axes.axhline(bound_ms, color="0.4", linewidth=1, linestyle=":")
+    axes.annotate(
+        f"bound {bound_ms:g} ms", (0, bound_ms), xycoords=("axes fraction", "data"), xytext=(4, 3),
+        textcoords="offset points", color="0.3",
+    )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.minorticks_off()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlim(0.9, largest * 1.15)
+    axes.set_xlabel("streams (filled: held; hollow: not)")
+    axes.set_ylabel(f"p99 of {CONFIRMED}, ms")
+    axes.grid(axis="y", color="0.92")
+    axes.legend(loc="best")
+
+
+def _plot_cost(axes: Any, figures: Mapping[str, common.Figures]) -> None:
+    for i, result in enumerate(figures.values()):
+        spent = next(step["cpu"] for step in result["steps"] if step["streams"] == max(result["largest"], 1))
+        bottom = 0.0
+        for kind, colour in KINDS.items():
+            axes.bar(i, spent.get(kind, 0.0), 0.6, bottom=bottom, color=colour, label=None if i else kind)
+            bottom += spent.get(kind, 0.0)
+        axes.annotate(f"{bottom:.2f}", (i, bottom), xytext=(0, 3), textcoords="offset points", ha="center")
+    names = [f"{setting}\nat {max(result['largest'], 1)}" for setting, result in figures.items()]
+    axes.set_xticks(range(len(figures)), names)
+    axes.set_xlim(-0.7, len(figures) - 0.3)
+    axes.set_ylabel("processor seconds per second of stream")
+    axes.margins(y=0.12)
+    axes.grid(axis="y", color="0.92")
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], names[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 BIAS = [
-    "The subscriber, the processes that play the files, and all else that runs on the machine share its cores with the "
-    "pipeline ('machine busy' counts all of it), so a machine of its own carries more streams.",
-    "Input is files in real time; a camera's or a network's decoding and drivers cost more or less than these files' "
-    "(480 × 360 at 25 frames per second), and their jitter is not in it.",
-    "The demo clip's voice is synthetic and says the same sentences over and over, its face is always there and large; "
+    "The subscriber, the processes that play the files, and everything else that runs on the machine share its cores "
+    "with the pipeline ('machine busy' counts all of it), so a machine with nothing else to do carries more streams.",
+    "The input is files in real time. Decoding and drivers of a camera or a network cost more or less than these files "
+    "(480 × 360 at 25 frames per second), and their jitter is not included.",
+    "The demo clip's voice is synthetic and says the same sentences over and over; its face is always there and large; "
     "there is speech three quarters of the time, more than in most rooms.",
-    "Each step is one run: one pause of the machine may fail it, and a larger number is not tried then. Below 100 "
+    "Each step is one run: one pause of the machine may fail it, and a larger number is then not tried. Below 100 "
     "labels a step's p99 is its slowest.",
     "Video that falls more than two seconds behind is not waited for and would make labels faster: a label whose "
     f"picture covers less than {_COVERED * 100:.0f} % of its time fails the step.",
@@ -342,8 +298,8 @@ BIAS = [
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = common.parser(__doc__)
-    parser.add_argument("--max", type=int, metavar="N", help="streams at most (default: 32; --quick: 2)")
+    parser = common.make_parser(__doc__)
+    parser.add_argument("--max", type=int, metavar="N", help="most streams to try (default: 32; --quick: 2)")
     parser.add_argument("--bound-ms", type=float, default=150.0, metavar="MS", help="of the p99 (default: %(default)g)")
     parser.add_argument(
         "--seconds", type=float, metavar="S", help="of conversation in a step (default: 40; --quick: 8)"
@@ -351,23 +307,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--settings", nargs="+", choices=latency.SETTINGS, help="default: all three; --quick: audio+video"
     )
-    given = parser.parse_args(arguments)
-    if given.max is not None and given.max < 1:
+    options = parser.parse_args(arguments)
+    if options.max is not None and options.max < 1:
         parser.error("--max: give 1 or more streams")
-    return _measure(given)
+    return _run(options)
 
 
-def _measure(given: argparse.Namespace) -> int:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    most = given.max or (2 if given.quick else 32)
-    seconds = given.seconds or (8.0 if given.quick else 40.0)
-    settings = given.settings or (["audio+video"] if given.quick else list(latency.SETTINGS))
+def _run(options: argparse.Namespace) -> int:
+    most = options.max or (2 if options.quick else 32)
+    seconds = options.seconds or (8.0 if options.quick else 40.0)
+    names = options.settings or (["audio+video"] if options.quick else list(latency.SETTINGS))
     segments = demo_segments()
-    figures: dict[str, dict] = {}
+    figures: dict[str, common.Figures] = {}
     faults: list[str] = []
-    columns = (TextColumn("{task.description:30}"), BarColumn(), TimeElapsedColumn())
-    with tempfile.TemporaryDirectory() as folder, Progress(*columns) as progress:
+    with tempfile.TemporaryDirectory() as folder, common.progress_bars() as progress:
         scripts: dict[str, Script] = {}
 
         def script(index: int) -> Script:
@@ -378,37 +331,35 @@ def _measure(given: argparse.Namespace) -> int:
                 scripts[name] = make_script(path, said, len(said), pause_s, True, "demo clip")
             return scripts[name]
 
-        for setting in settings:
+        for setting in names:
             steps: list[Step] = []
 
             def holds(n: int, setting: str = setting, steps: list[Step] = steps) -> bool:
                 chosen = {f"s{i + 1}": script(i) for i in range(n)}
                 task = progress.add_task(f"{setting}: {n} streams", total=1.0)
-                watch = play(chosen, setting, lambda part: progress.update(task, completed=part))
-                step, found = judge(chosen, watch, setting, given.bound_ms)
+                run = measure(chosen, setting, lambda share: progress.update(task, completed=share))
+                step, wrong = judge(chosen, *run, setting, options.bound_ms)
                 verdict = "; ".join(step.reasons) or f"holds, p99 {step.p99:.0f} ms"
                 progress.update(task, completed=1.0, description=f"{setting}: {n} streams: {verdict}")
-                faults.extend(f"{setting}, {n} streams: {fault}" for fault in found)
+                faults.extend(f"{setting}, {n} streams: {fault}" for fault in wrong)
                 steps.append(step)
                 return step.holds
 
             largest = search(holds, most)
             figures[setting] = {"largest": largest, "steps": [asdict(step) for step in steps]}
-    told = {
-        "bound": f"p99 of {CONFIRMED} within {given.bound_ms:g} ms",
-        "streams": f"up to {most}, each {seconds:g} s of conversation of its own",
-        "settings": ", ".join(settings),
+    settings = {
+        "bound": f"p99 of {CONFIRMED} within {options.bound_ms:g} ms",
+        "streams": f"up to {most}, each with {seconds:g} s of conversation of its own",
+        "settings": ", ".join(names),
         "recogniser of all": latency.SETTINGS["all"][1],
-        "quick": given.quick,
+        "quick": options.quick,
     }
-    bias = [*BIAS]
-    if given.quick:
-        bias.insert(0, "A quick look: a few labels and few streams, too few to quote; the limit was not looked for.")
-    measured = figures if any(step["labels"] for of in figures.values() for step in of["steps"]) else {}
-    result = common.Result("throughput", told, bias, measured, faults)
-    text = tables(figures, given.bound_ms, most)
-    return common.finish(given.out, result, text, lambda path: plot(path, figures, given.bound_ms))
+    bias = [common.QUICK_BIAS + " The limit was not looked for."] if options.quick else []
+    measured = figures if any(step["labels"] for result in figures.values() for step in result["steps"]) else {}
+    result = common.Result("throughput", settings, bias + BIAS, measured, faults)
+    text = tables(figures, options.bound_ms, most)
+    return common.finish(options.out, result, text, lambda path: plot(path, figures, options.bound_ms))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -1,9 +1,9 @@
-"""``stream-run`` whose nodes also count the processor time that sending and receiving takes them: for ``cost.py``.
+"""``stream-run`` whose nodes also count the processor time that they spend sending and receiving, for ``cost.py``.
 
     python benchmarks/timed_run.py [arguments of stream-run]
 
-Heartbeats carry it as the counter ``COUNTER``, in microseconds. Node processes are spawned, and so run this module
-before anything else, under another name.
+Heartbeats carry it as the counter ``COUNTER``, in microseconds. Node processes are spawned, and therefore run this
+module first, under another name.
 """
 
 from __future__ import annotations

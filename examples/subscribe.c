@@ -1,6 +1,6 @@
 /* Print each utterance's JSON as it comes.
  *     sudo apt-get install libzmq3-dev
- *     cc -Wall -o subscribe subscribe.c -lzmq && ./subscribe
+ *     cc -Wall -O2 -o subscribe subscribe.c $(pkg-config --cflags --libs libzmq) && ./subscribe
  */
 #include <stdio.h>
 #include <zmq.h>

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Results of two benchmarks, of which the second has a fault."""
+    """Results of two benchmarks, the second of which has a fault."""
     machine = {"cpu": "A CPU", "cores": 2}
     faster = {"published, torch eager": 9.5, "published, onnxruntime": 1.5}
     results = {
@@ -62,7 +62,7 @@ def test_figures_of_a_run_with_faults_are_not_quoted(folder, readme, tmp_path):
     assert len(entry["figures"]) == 2
 
 
-def test_quick_figures_do_not_come_into_the_readme(folder, readme, tmp_path):
+def test_quick_figures_stay_out_of_the_readme(folder, readme, tmp_path):
     result = json.loads((folder / "networks.json").read_text())
     result["settings"]["quick"] = True
     (folder / "networks.json").write_text(json.dumps(result))

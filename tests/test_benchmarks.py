@@ -1,8 +1,10 @@
-"""Benchmarks: a file holds what its script says, matching finds every fault, parts sum, percentiles are right."""
+"""Benchmarks: a file holds what its script says, matching reveals every fault, parts sum, percentiles are right."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import common, latency, script, startup
-from emostream.stream.messages import Emotion, Evidence, Health, Latency
+from benchmarks import common, endpoint, labels, latency, live_run, networks, script, startup, throughput
+from emostream.commands import exit_code
+from emostream.errors import ConfigError
+from emostream.stream.messages import Latency
 from emostream.stream.sources.file import FileSource
+from tests import benchmark_runs
+from tests.benchmark_runs import T0_NS, beat
 
 SIX_SIGMA = 6.5 * script.NOISE
-T0_NS = 1_700_000_000_000_000_000
+ROOT = Path(__file__).parent.parent
 
 
 # Script
@@ -51,7 +57,7 @@ def test_a_script_says_where_its_speech_is(segments, tmp_path):
         start, end = (round(ns * script.RATE_HZ / 1e9) for ns in (utterance.start_ns, utterance.end_ns))
         assert np.abs(sound[last:start]).max() < SIX_SIGMA
         assert np.abs(sound[start:end] - segment.samples).max() < SIX_SIGMA
-        assert np.abs(segment.samples[-script.RATE_HZ // 50 :]).max() > SIX_SIGMA  # so the end can be told from noise
+        assert np.abs(segment.samples[-script.RATE_HZ // 50 :]).max() > SIX_SIGMA  # the end stands out from the noise
         last = end
     assert np.abs(sound[last:]).max() < SIX_SIGMA
     pauses = [(b.start_ns - a.end_ns) / 1e9 for a, b in zip(made.utterances, made.utterances[1:], strict=False)]
@@ -76,44 +82,33 @@ def test_speech_is_found_in_a_recording(before, speech, after):
 
 
 @pytest.mark.parametrize(("pause_s", "taken"), [(0.2, True), (0.3, False)])
-def test_a_recording_with_a_long_pause_is_passed_over(pause_s, taken):
+def test_a_recording_with_a_long_pause_is_skipped(pause_s, taken):
     tone = 0.3 * np.sin(np.arange(8000) * 0.2, dtype=np.float32)
     recording = np.concatenate([tone, np.zeros(round(pause_s * 16_000), np.float32), tone])
     assert (script.find_speech("two", recording) is not None) is taken
     assert script.find_speech("nothing", np.zeros(16_000, np.float32)) is None
 
 
-def test_a_folder_without_speech_is_told(tmp_path):
-    with pytest.raises(script.ScriptError, match="no RAVDESS speech clips"):
+def test_a_folder_without_speech_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="no RAVDESS speech clips"):
         script.ravdess_segments(tmp_path, 3)
 
 
 # Matching and parts
 
 
-def label(start_s: float, end_s: float, seq: int = 0, late_ms: float = 10.0) -> latency.Label:
-    """A label that was published ``late_ms`` after its end was confirmed, and received 1 ms later."""
-    parts = {"endpoint_wait": 416.0, "recognition": 1.0, "queue": late_ms - 4, "encode": 1.0, "fusion": 1.0}
-    captured_ns = T0_NS + round(end_s * 1e9)
-    published_ns = captured_ns + round((416 + late_ms) * 1e6)
-    emotion = Emotion(
-        kind="utterance", stream="bench", seq=seq, utterance=seq + 1, start_s=start_s, end_s=end_s, label="joy",
-        confidence=1.0, uncertain=False, probabilities={"joy": 1.0}, text="", words=[],
-        modalities={name: Evidence(int(name == "audio"), 1.0, 0.0) for name in ("audio", "video", "text")},
-        latency_ms=Latency(total=416 + late_ms, other=1.0, **parts), captured_ns=captured_ns,
-        published_ns=published_ns, bundle="b", backend="none",
-    )  # fmt: skip
-    return latency.Label(published_ns + 1_000_000, emotion)
+def label(start_s: float, end_s: float, seq: int = 0, late_ms: float = 10.0) -> labels.Label:
+    return benchmark_runs.label("bench", seq, start_s, end_s, late_ms)
 
 
 def said(*spans: tuple[float, float]) -> list[script.Utterance]:
     return [script.Utterance(f"{i}", round(a * 1e9), round(b * 1e9)) for i, (a, b) in enumerate(spans)]
 
 
-def changed(of: latency.Label, **more) -> latency.Label:
+def changed(original: labels.Label, **fields) -> labels.Label:
     from msgspec.structs import replace as with_fields
 
-    return latency.Label(of.received_ns, with_fields(of.emotion, **more))
+    return labels.Label(original.received_ns, with_fields(original.emotion, **fields))
 
 
 TALK = said((1.0, 2.0), (3.0, 4.0), (5.0, 6.0))
@@ -121,14 +116,14 @@ TALK = said((1.0, 2.0), (3.0, 4.0), (5.0, 6.0))
 
 def test_labels_find_their_utterances():
     late = [label(1.1, 2.1), label(3.1, 3.9), label(4.95, 6.1)]
-    found = latency.match(TALK, late)
+    found = labels.match(TALK, late)
     assert found.pairs == list(zip(TALK, late, strict=True))
     assert not (found.missed or found.doubled or found.unexpected)
 
 
-def test_missed_doubled_and_unexpected_are_found():
+def test_missed_doubled_and_unexpected():
     halves = [label(3.0, 3.4), label(3.5, 4.0)]
-    found = latency.match(TALK, [*halves, label(5.0, 6.0), label(8.0, 9.0)])
+    found = labels.match(TALK, [*halves, label(5.0, 6.0), label(8.0, 9.0)])
     assert found.missed == [TALK[0]]
     assert found.doubled == [TALK[1]]
     assert [utterance for utterance, _ in found.pairs] == [TALK[2]]
@@ -136,50 +131,47 @@ def test_missed_doubled_and_unexpected_are_found():
 
 
 def test_a_label_over_two_utterances_leaves_one_missed():
-    found = latency.match(TALK, [label(1.0, 3.5), label(5.0, 6.0)])
+    found = labels.match(TALK, [label(1.0, 3.5), label(5.0, 6.0)])
     assert found.missed == [TALK[1]] and [u for u, _ in found.pairs] == [TALK[0], TALK[2]]
 
 
 @given(st.permutations([0, 1, 2]))
 def test_matching_does_not_depend_on_the_order_of_labels(order):
     late = [label(1.1, 2.1), label(3.1, 3.9), label(4.95, 6.1)]
-    assert latency.match(TALK, [late[i] for i in order]).pairs == list(zip(TALK, late, strict=True))
+    assert labels.match(TALK, [late[i] for i in order]).pairs == list(zip(TALK, late, strict=True))
 
 
 @given(off_ms=st.integers(-200, 300), late_ms=st.integers(4, 500))
 def test_parts_sum_to_the_total(off_ms, late_ms):
     """``total`` counts from the script's end, whatever voice activity made of it."""
-    found = latency.parts(TALK[0], label(1.0, 2 + off_ms / 1000, late_ms=late_ms), T0_NS)
+    found = labels.parts(TALK[0], label(1.0, 2 + off_ms / 1000, late_ms=late_ms), T0_NS)
     assert found["total"] == pytest.approx(off_ms + 416 + late_ms + 1, abs=0.01)
     assert found["vad"] == pytest.approx(off_ms, abs=0.01) and found["transport"] == pytest.approx(1)
-    assert sum(found[name] for name in latency.PARTS) == pytest.approx(found["total"], abs=0.01)
+    assert sum(found[name] for name in labels.PARTS) == pytest.approx(found["total"], abs=0.01)
 
 
-def test_parts_that_do_not_sum_are_told():
+def test_parts_that_do_not_sum_are_an_error():
     good = label(1.0, 2.0)
-    told = good.emotion.latency_ms
-    assert told is not None
+    latency_ms = good.emotion.latency_ms
+    assert latency_ms is not None
 
-    def wrong(**more: float) -> Latency:
-        return Latency(**{name: getattr(told, name) for name in told.__struct_fields__} | more)
+    def wrong(**fields: float) -> Latency:
+        return Latency(**{name: getattr(latency_ms, name) for name in latency_ms.__struct_fields__} | fields)
 
     with pytest.raises(ValueError, match="parts are"):
-        latency.parts(TALK[0], changed(good, latency_ms=wrong(other=3.0)), T0_NS)
+        labels.parts(TALK[0], changed(good, latency_ms=wrong(other=3.0)), T0_NS)
     with pytest.raises(ValueError, match="negative"):
-        latency.parts(TALK[0], changed(good, latency_ms=wrong(other=-2.0, queue=9.0)), T0_NS)
+        labels.parts(TALK[0], changed(good, latency_ms=wrong(other=-2.0, queue=9.0)), T0_NS)
     with pytest.raises(ValueError, match="time of capture"):
-        latency.parts(TALK[0], changed(good, end_s=2.1), T0_NS)
+        labels.parts(TALK[0], changed(good, end_s=2.1), T0_NS)
     with pytest.raises(ValueError, match="no latency"):
-        latency.parts(TALK[0], changed(good, latency_ms=None), T0_NS)
+        labels.parts(TALK[0], changed(good, latency_ms=None), T0_NS)
 
 
-def good_run() -> latency.Run:
-    labels = [label(u.start_ns / 1e9, u.end_ns / 1e9, i) for i, u in enumerate(TALK)]
-    return latency.Run(T0_NS, labels, {"fusion": health("fusion")})
-
-
-def health(node: str, **more) -> Health:
-    return Health(stream="", media_start_ns=0, media_end_ns=0, captured_ns=0, node=node, state="done", **more)
+def good_run() -> live_run.Watch:
+    watch = live_run.Watch(T0_NS, [label(u.start_ns / 1e9, u.end_ns / 1e9, i) for i, u in enumerate(TALK)])
+    watch.beats["fusion"] = [beat("fusion", state="done")]
+    return watch
 
 
 TALK_SCRIPT = script.Script(Path("talk.mkv"), TALK, 7.0, "made up")
@@ -196,22 +188,23 @@ def test_a_good_run_has_no_faults():
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "fault"),
     [
         (lambda run: run.labels.pop(), "missed: 2"),
         (lambda run: run.labels.append(label(5.5, 5.9, 3)), "doubled: 2"),
         (lambda run: run.labels.append(label(8.0, 9.0, 3)), "unexpected label"),
         (lambda run: run.labels.append(label(8.0, 9.0, 5)), "labels lost"),
-        (lambda run: run.health.update(audio=health("audio", dropped=2)), "lost: audio 2"),
-        (lambda run: run.health.update(audio=health("audio", counters={"capture_gaps": 1})), "lost: audio 1"),
+        (lambda run: run.beats["audio"].append(beat("audio", dropped=2)), "lost: audio 2"),
+        (lambda run: run.beats["audio"].append(beat("audio", counters={"capture_gaps": 1})), "lost: audio 1"),
         (lambda run: setattr(run, "t0_ns", T0_NS + 5_000_000), "time of capture"),
         (lambda run: run.faults.append("stream-run ended with exit code 1"), "exit code 1"),
+        (lambda run: run.late.append("it had not started in 90 s"), "not started in 90 s"),
     ],
 )
-def test_every_fault_of_a_run_is_told(spoil, told):
+def test_every_fault_of_a_run_is_reported(spoil, fault):
     run = good_run()
     spoil(run)
-    assert any(told in fault for fault in latency.judge(TALK_SCRIPT, run, "audio")[1])
+    assert any(fault in line for line in latency.judge(TALK_SCRIPT, run, "audio")[1])
 
 
 def test_a_modality_that_no_label_has_is_a_fault():
@@ -263,7 +256,7 @@ def test_faults_make_the_exit_code_and_no_old_picture_stays(result, tmp_path, ca
     faulty = replace(result, figures={}, faults=["missed: 3"])
     assert common.finish(tmp_path, faulty, "nothing", lambda path: pytest.fail("there is nothing to draw")) == 1
     assert not (tmp_path / "trial.png").exists()
-    assert "missed: 3" in capsys.readouterr().err and "not to be quoted" in (tmp_path / "trial.md").read_text()
+    assert "missed: 3" in capsys.readouterr().err and "must not be quoted" in (tmp_path / "trial.md").read_text()
 
 
 def test_import_times_are_summed_by_package():
@@ -282,18 +275,44 @@ def test_import_times_are_summed_by_package():
 
 
 def test_a_missed_utterance_makes_the_commands_exit_code(monkeypatch, tmp_path, capsys):
-    """The files are written all the same, and say that the figures are not to be quoted."""
+    """The files are written nevertheless, and say that the figures must not be quoted."""
 
-    def play(made: script.Script, setting: str, progress) -> latency.Run:
-        first = made.utterances[0]
-        return latency.Run(T0_NS, [label(first.start_ns / 1e9, round(first.end_ns / 1e9, 3))])
+    def measure(played: script.Script, setting: str, progress) -> live_run.Watch:
+        first = played.utterances[0]
+        return live_run.Watch(T0_NS, [label(first.start_ns / 1e9, round(first.end_ns / 1e9, 3))])
 
-    monkeypatch.setattr(latency, "play", play)
+    monkeypatch.setattr(latency, "measure", measure)
     monkeypatch.delenv("EMOSTREAM_DATA", raising=False)
     assert latency.main(["--settings", "audio", "--utterances", "2", "--out", str(tmp_path)]) == 1
     assert "audio: missed: demo 2 (anger)" in capsys.readouterr().err
     assert json.loads((tmp_path / "latency.json").read_text())["faults"]
     assert (tmp_path / "latency.png").exists()
+
+
+@pytest.mark.parametrize("benchmark", [latency, endpoint])
+def test_a_folder_without_recordings_is_wrong_usage(benchmark, tmp_path, capsys):
+    arguments = ["--data", str(tmp_path), "--out", str(tmp_path)]
+    assert exit_code(lambda: benchmark.main(arguments)) == 2
+    assert "no RAVDESS speech clips" in capsys.readouterr().err
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("module", [networks, startup, throughput], ids=lambda module: module.__name__)
+def test_a_benchmark_runs_as_a_file_and_as_a_module(module):
+    """From a checkout's root, as the documents say."""
+    name = module.__name__.rpartition(".")[2]
+    for command in ([f"benchmarks/{name}.py"], ["-m", f"benchmarks.{name}"]):
+        done = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"usage: {name}.py ") and "--quick" in done.stdout
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("process", startup.WORK)
+def test_what_a_process_imports_and_loads_is_there(process):
+    """WORK is code in strings, which no type checker reads."""
+    times = startup.alone(process)
+    assert times["imports"] > 0 and times["loading"] > 0
 
 
 @pytest.mark.process
@@ -311,8 +330,8 @@ def test_latency_of_the_real_pipeline(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.process
 def test_milestones_of_a_real_start():
-    at, faults = startup.measure(to_label=False)
+    times, faults = startup.measure(to_label=False)
     assert not faults
     order = ["supervisor up", "all processes started", "all nodes ready", "go"]
-    assert sorted(order, key=at.__getitem__) == order
-    assert all(at[f"{name} started"] < at[f"{name} ready"] for name in startup.NODES)
+    assert sorted(order, key=times.__getitem__) == order
+    assert all(times[f"{name} started"] < times[f"{name} ready"] for name in startup.NODES)

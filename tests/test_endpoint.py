@@ -15,12 +15,12 @@ PROBABILITIES = st.lists(st.sampled_from([0.0, 0.04, 0.2, 0.34, 0.4, 0.6, 1.0]),
 def ends(probabilities: list[float], **settings: float | None) -> list[tuple[int, int, int]]:
     """(start, end, confirmed) of each utterance, in frames."""
     endpointer = Endpointer(pause_ms=160, hangover_ms=400, **settings)  # type: ignore[arg-type]
-    found = []
+    utterances = []
     for i, probability in enumerate(probabilities):
-        for bound in endpointer.push(probability, i * FRAME_NS):
-            if bound.kind == "ended":
-                found.append((bound.start_ns // FRAME_NS, bound.end_ns // FRAME_NS, i + 1))
-    return found
+        for event in endpointer.push(probability, i * FRAME_NS):
+            if event.kind == "ended":
+                utterances.append((event.start_ns // FRAME_NS, event.end_ns // FRAME_NS, i + 1))
+    return utterances
 
 
 SPEECH = [1.0] * 10
@@ -32,7 +32,7 @@ def test_sure_silence_ends_early_and_doubtful_silence_does_not():
     assert ends(SPEECH + [0.0] * 20) == [(0, 10, 23)]
 
 
-def test_a_breath_puts_it_off_until_the_silence_is_sure_again():
+def test_a_breath_delays_the_end_until_the_silence_is_sure_again():
     assert ends(SPEECH + [0.0] * 5 + [0.2] + [0.0] * 20, min_hangover_ms=256) == [(0, 10, 16 + SURE_FRAMES)]
 
 
@@ -41,7 +41,7 @@ def test_speech_after_a_short_pause_goes_on():
 
 
 @given(PROBABILITIES)
-def test_no_hangover_shorter_than_the_longest_is_the_fixed_rule(probabilities):
+def test_a_shortest_hangover_that_is_not_shorter_is_the_fixed_rule(probabilities):
     assert ends(probabilities, min_hangover_ms=400) == ends(probabilities)
     assert ends(probabilities, min_hangover_ms=5000) == ends(probabilities)
 
@@ -63,7 +63,7 @@ def test_the_first_utterance_never_ends_later_than_by_the_fixed_rule(probabiliti
 
 
 def test_the_benchmark_judges_waits_splits_and_losses():
-    """One clip as it should be, one with a pause of 320 ms inside, one that voice activity does not hear."""
+    """One plain clip, one with a pause of 320 ms, one that voice activity does not hear."""
     quiet = [0.0] * 20
     clips = [
         endpoint.Clip("plain", np.array(quiet + SPEECH + quiet), 20 * 0.032, 30 * 0.032),

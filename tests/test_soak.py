@@ -1,17 +1,22 @@
-"""benchmarks/soak.py: what counts as flat."""
+"""benchmarks/soak.py and trend.py: what counts as flat, and what is a fault."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import latency, soak
+from benchmarks import soak
+from benchmarks.live_run import Watch
 from benchmarks.script import Script, Utterance
-from benchmarks.soak import HOUR_S, Series
+from benchmarks.trend import HOUR_S, Series, slope
 from emostream.stream.messages import Health
 from emostream.stream.sources.file import FileSource
+from tests.benchmark_runs import T0_NS, beat, label
 
 TIMES = np.arange(0, HOUR_S, 5.0)
 
@@ -21,23 +26,23 @@ def series(per_hour: float, noise: float = 0.0, quantity: str = "memory", times:
     return Series(quantity, "fusion", times.tolist(), values.tolist())
 
 
-def flat(of: Series, from_s: float = 60.0) -> bool:
-    found = soak.slope(of, from_s)
-    assert found is not None
-    return found.flat
+def flat(values: Series, from_s: float = 60.0) -> bool:
+    fit = slope(values, from_s)
+    assert fit is not None
+    return fit.flat
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, 5.0])
-def test_what_stays_is_flat_and_what_grows_is_not(noise):
+def test_constant_values_are_flat_and_growing_ones_are_not(noise):
     assert flat(series(0.0, noise))
     assert not flat(series(20.0, noise))
 
 
 @given(st.floats(-500, 500))
 def test_the_slope_is_that_of_the_line(per_hour):
-    found = soak.slope(series(per_hour), 0.0)
-    assert found is not None and found.slope == pytest.approx(per_hour, abs=1e-6)
-    assert found.low <= found.slope <= found.high
+    fit = slope(series(per_hour), 0.0)
+    assert fit is not None and fit.slope == pytest.approx(per_hour, abs=1e-6)
+    assert fit.low <= fit.slope <= fit.high
 
 
 def test_slow_growth_below_the_bound_is_flat_and_above_it_is_not():
@@ -62,36 +67,27 @@ def test_one_wild_value_does_not_count():
 
 
 def test_too_few_values_are_no_slope():
-    assert soak.slope(series(0.0, times=TIMES[:9]), 0.0) is None
+    assert slope(series(0.0, times=TIMES[:9]), 0.0) is None
 
 
-def test_a_script_that_is_looped_finds_its_labels_in_each_time_round():
-    class Said:
-        def __init__(self, start_s: float, end_s: float) -> None:
-            self.start_s, self.end_s, self.kind = start_s, end_s, "utterance"
-
-    script = Script(None, [Utterance("a", 1_000_000_000, 2_000_000_000)], 5.0, "made up")  # type: ignore[arg-type]
-    labels = [latency.Label(0, Said(1.0, 2.0)), latency.Label(0, Said(11.0, 12.0)), latency.Label(0, Said(16.0, 17.0))]  # type: ignore[arg-type]
-    found = soak.match(script, labels, 3)
-    assert [utterance.start_ns for utterance, _ in found.pairs] == [1_000_000_000, 11_000_000_000]
-    assert [utterance.start_ns for utterance in found.missed] == [6_000_000_000]
-    assert found.unexpected == [labels[2]]
+def test_labels_of_a_looped_script_are_matched_round_by_round():
+    script = Script(Path("talk.mkv"), [Utterance("a", 1_000_000_000, 2_000_000_000)], 5.0, "invented")
+    labels = [label("soak", i, start_s, start_s + 1) for i, start_s in enumerate((1.0, 11.0, 16.0))]
+    matching = soak.match(script, labels, 3)
+    assert [utterance.start_ns for utterance, _ in matching.pairs] == [1_000_000_000, 11_000_000_000]
+    assert [utterance.start_ns for utterance in matching.missed] == [6_000_000_000]
+    assert matching.unexpected == [labels[2]]
 
 
 def test_the_longest_silence_of_a_node():
-    class Beat:
-        def __init__(self, at_s: float) -> None:
-            self.sent_ns = int(at_s * 1e9)
-
-    beats = {soak.NODES[0]: [Beat(t) for t in (1, 2, 3, 8, 9)]}  # type: ignore[list-item]
-    found = soak.alive(beats, 0, 10.0)
-    assert found[soak.NODES[0]] == 5.0
-    assert found[soak.NODES[1]] == 10.0
+    sent = {soak.NODES[0]: [beat(soak.NODES[0], t) for t in (1, 2, 3, 8, 9)]}
+    silence_s = soak.longest_silence_s(sent, T0_NS, 10.0)
+    assert silence_s[soak.NODES[0]] == 5.0
+    assert silence_s[soak.NODES[1]] == 10.0
 
 
 def test_nothing_seen_is_a_fault():
-    script = Script(None, [], 5.0, "made up")  # type: ignore[arg-type]
-    assert soak.judge(script, 1, soak.Watch(faults=["the pipeline never began"]), 0.0, True) == (
+    assert soak.judge(SILENT, 1, Watch(faults=["the pipeline never began"]), {}, 0.0, True) == (
         {},
         ["the pipeline never began"],
     )
@@ -117,63 +113,73 @@ def test_sound_and_picture_loop_without_a_gap(tmp_path):
 
 # Faults
 
-T0_NS = 1_700_000_000_000_000_000
-SILENT = Script(None, [], 600.0, "made up")  # type: ignore[arg-type]
+SILENT = Script(Path("silent.mkv"), [], 600.0, "invented")
 
 
-def beats(node: str, **more) -> list[Health]:
-    """A heartbeat each second of ten minutes; ``more``: counters, as rates a second."""
-    where = {"stream": "", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0, "node": node, "state": "running"}
+@dataclass
+class Run:
+    watch: Watch
+    samples: soak.Samples
+
+
+def beats(node: str, **rates: float) -> list[Health]:
+    """A heartbeat every second of ten minutes; ``rates``: of its counters, per second."""
     return [
-        Health(
-            **where, sent_ns=T0_NS + t * 10**9, cpu_s=t / 10, counters={k: round(v * t) for k, v in more.items()}
-        )
+        beat(node, t, cpu_s=t / 10, counters={name: round(rate * t) for name, rate in rates.items()})
         for t in range(1, 601)
-    ]  # fmt: skip
+    ]
 
 
-def good_watch() -> soak.Watch:
-    watch = soak.Watch(t0_ns=T0_NS)
+def good_run() -> Run:
+    watch = Watch(t0_ns=T0_NS)
     rates = {"audio": {"chunks": 31.25}, "video": {"frames": 10}}
     watch.beats.update({node: beats(node, **rates.get(node.partition(".")[0], {})) for node in soak.NODES})
-    watch.samples["fusion"] = [(float(t), 100.0, 30, 4) for t in range(0, 600, 5)]
-    return watch
+    return Run(watch, {"fusion": [(float(t), 100.0, 30, 4) for t in range(0, 600, 5)]})
 
 
-def judged(watch: soak.Watch, quick: bool = False) -> list[str]:
-    """Its faults, but those of labels, of which there are none."""
-    figures, faults = soak.judge(SILENT, 1, watch, 60.0, quick)
+def judged(run: Run, quick: bool = False) -> list[str]:
+    """Its faults without those of the labels, of which there are none."""
+    figures, faults = soak.judge(SILENT, 1, run.watch, run.samples, 60.0, quick)
     assert "fusion" in soak.tables(figures)
     return [fault for fault in faults if "fewer than" not in fault]
 
 
 def test_a_good_run_has_no_faults():
-    assert judged(good_watch()) == [] == judged(good_watch(), quick=True)
+    assert judged(good_run()) == [] == judged(good_run(), quick=True)
 
 
-def grow(at: int):
-    def spoil(watch: soak.Watch) -> None:
-        watch.samples["fusion"] = [
-            (s[0], *(v + (i == at) * s[0] / 60 for i, v in enumerate(s[1:], 1))) for s in watch.samples["fusion"]
+def grow(column: int):
+    def spoil(run: Run) -> None:
+        run.samples["fusion"] = [
+            (s[0], *(v + (i == column) * s[0] / 60 for i, v in enumerate(s[1:], 1))) for s in run.samples["fusion"]
         ]  # type: ignore[misc]
 
     return spoil
 
 
+def replay(node: str, number: int):
+    return lambda run: run.watch.beats[node].append(run.watch.beats[node][number])
+
+
 @pytest.mark.parametrize(
-    ("spoil", "told", "when_quick"),
+    ("spoil", "fault", "when_quick"),
     [
         (grow(1), "memory, fusion", False),
         (grow(2), "descriptors, fusion", True),
         (grow(3), "threads, fusion", False),
-        (lambda watch: watch.beats.update({"video.soak": beats("video.soak", frames=9.99)}), "sound − picture", False),
-        (lambda watch: watch.beats["audio.soak"].append(beats("audio.soak", late_chunks=1)[-1]), "lost: audio", True),
-        (lambda watch: watch.beats.update({"fusion": watch.beats["fusion"][:300]}), "fusion was silent", True),
-        (lambda watch: watch.beats["fusion"].append(watch.beats["fusion"][3]), "fusion was started again", True),
+        (
+            lambda run: run.watch.beats.update({"video.soak": beats("video.soak", frames=9.99)}),
+            "sound − picture",
+            False,
+        ),
+        (lambda run: run.watch.beats["audio.soak"].append(beats("audio.soak", late_chunks=1)[-1]), "lost: audio", True),
+        (lambda run: run.watch.beats.update({"fusion": run.watch.beats["fusion"][:300]}), "fusion was silent", True),
+        (replay("fusion", 3), "fusion was started again", True),
+        (lambda run: run.watch.late.append("it had not ended"), "it had not ended", True),
     ],
 )
-def test_what_grows_drifts_is_lost_or_dies_is_a_fault(spoil, told, when_quick):
+def test_growth_drift_loss_and_death_are_faults(spoil, fault, when_quick):
     for quick in (False, True):
-        watch = good_watch()
-        spoil(watch)
-        assert any(told in fault for fault in judged(watch, quick)) is (when_quick or not quick)
+        run = good_run()
+        spoil(run)
+        assert any(fault in line for line in judged(run, quick)) is (when_quick or not quick)

@@ -1,6 +1,6 @@
-"""Speed, as ratios of what runs in turns on the same machine: never absolute times, which differ from day to day.
+"""Speed, as ratios between systems that take turns on one machine: absolute times differ from day to day.
 
-The bounds leave room for a noisy machine; what was measured is in docs/performance.md.
+The bounds leave room for a noisy machine; the measured figures are in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FRAME = 512  # samples, 32 ms
 
 
 def fastest(runs: dict[str, Callable[[], object]], rounds: int = 30) -> dict[str, float]:
-    """Seconds of the fastest run of each, in turns: what else the machine does only ever adds."""
+    """Seconds of the fastest run of each, in turns: other work of the machine only ever adds to it."""
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for name, run in runs.items():
@@ -60,13 +60,13 @@ def test_fusion_is_many_times_faster_than_the_published_network_in_torch(fusion_
     assert fusion_times["published"] > 14 * fusion_times["cpu"]
 
 
-def test_the_form_for_a_cpu_is_faster_than_what_was_exported(fusion_times):
+def test_the_graph_for_a_cpu_is_faster_than_the_exported_one(fusion_times):
     assert fusion_times["cpu"] < 0.95 * fusion_times["exported"]
 
 
 @pytest.fixture(scope="module")
 def frame_times(vad) -> dict[str, float]:
-    """Of what is done with each 32 ms of sound."""
+    """Seconds for each thing that is done with 32 ms of sound."""
     samples = np.random.default_rng(0).integers(-3000, 3000, FRAME).astype(np.int16)
     mfcc, sender, receiver = Mfcc(), Codec(), Codec()
     message = Pcm(stream="s", media_start_ns=0, media_end_ns=1, captured_ns=0, samples=samples)

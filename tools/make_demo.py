@@ -1,17 +1,17 @@
-"""Make the demo clip: a face that speaks five sentences, each in another mood.
+"""Make the demo clip: a face that speaks five sentences, each in a different mood.
 
     sudo apt-get install flite && pip install scikit-image
     python tools/make_demo.py stream/sources/demo.mp4
 
-writes ``demo.mp4`` (H.264 480×360 at 25 frames per second, AAC mono at 16 kHz) and ``demo.json`` beside it, which
-says when each sentence truly starts and ends, in which mood, and whom to thank. Two runs give the same bytes on one
-machine with the same versions of Flite, PyAV and OpenCV.
+writes ``demo.mp4`` (H.264, 480 × 360 at 25 frames per second, AAC mono at 16 kHz) and beside it ``demo.json``, which
+says when each sentence truly starts and ends, its mood, and whom to credit. Two runs on one machine give the same bytes
+if the versions of Flite, PyAV and OpenCV are the same.
 
-The voice is Flite's ``slt``, which goes with the face. Of ten trial sentences PocketSphinx got 12 % of its words wrong
-(espeak-ng's ``en-us`` voices: 15 to 25 %; Flite's male ``rms``: 2 %), and these five were chosen because it gets every
-word of them right: the clip shows the pipeline, it does not measure the recogniser. Pitch and speed follow the mood.
-The face is a photograph of Eileen Collins that NASA put into the public domain, from scikit-image. It is warped: the
-jaw follows the sound's level, brows, mouth corners and eyelids follow the mood, eyes blink, the camera sways.
+The voice is Flite's ``slt``, which suits the face. PocketSphinx got 12 % of the words of ten trial sentences wrong
+(espeak-ng's ``en-us`` voices: 15 to 25 %; Flite's male ``rms``: 2 %). These five were chosen because it gets every word
+right: the clip shows the pipeline, it does not measure the recogniser. Pitch and speed follow the mood. The face is a
+photograph of Eileen Collins from scikit-image, which NASA put into the public domain. It is warped: the jaw follows the
+sound's level; brows, mouth corners and eyelids follow the mood; the eyes blink; the camera sways.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import wave
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -61,12 +62,12 @@ SENTENCES = [
 
 @dataclass(frozen=True)
 class Expression:
-    """Displacements in pixels of the portrait; down is positive. ``eyes`` stretches (> 0) or narrows the eyes."""
+    """Displacements in pixels of the portrait; positive is down. ``eyes`` widens (> 0) or narrows the eyes."""
 
     brow_inner: float
     brow_outer: float
     corners: float  # of the mouth
-    jaw: float  # at rest: 0 is the portrait's smile that shows teeth, -7 closes the lips
+    jaw: float  # at rest: 0 is the portrait's smile, which shows teeth; -7 closes the lips
     eyes: float
     tilt_deg: float  # of the head, on average
 
@@ -88,7 +89,7 @@ MOUTH_X, TEETH_Y, MOUTH_HALF_WIDTH, CHIN = 224.0, 149.0, 21.0, 30.0
 
 
 def speak(sentence: Sentence) -> np.ndarray:
-    """(n,) float32 in [-1, 1] at 16 kHz, without the silence before and after."""
+    """The sentence's sound, without the silence before and after: (n,) float32 in [-1, 1] at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sentence.wav"
         prosody = ["--setf", f"f0_shift={sentence.pitch}", "--setf", f"duration_stretch={sentence.stretch}"]
@@ -102,8 +103,8 @@ def speak(sentence: Sentence) -> np.ndarray:
     return PEAK * sentence.gain * samples[loud[0] : loud[-1] + 1]
 
 
-def sound() -> tuple[np.ndarray, list[dict]]:
-    """The whole sound track, (n,) float32 at 16 kHz, and each sentence with its true start and end."""
+def sound() -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The whole sound track, (n,) float32 at 16 kHz; and each sentence with its true start and end."""
     parts, spans = [np.zeros(int(LEAD_IN_S * RATE_HZ), np.float32)], []
     position = len(parts[0])
     for sentence in SENTENCES:
@@ -118,7 +119,7 @@ def sound() -> tuple[np.ndarray, list[dict]]:
 
 
 def loudness(track: np.ndarray) -> np.ndarray:
-    """How far the jaw opens for the sound around each video frame: (frames,) in [0, 1]."""
+    """How far the jaw opens in each video frame, from the level of the sound around it: (frames,) in [0, 1]."""
     frames = len(track) * FPS // RATE_HZ
     half = RATE_HZ // FPS
     centres = np.arange(frames) * half + half // 2
@@ -127,8 +128,9 @@ def loudness(track: np.ndarray) -> np.ndarray:
     return np.clip((level - 0.01) / 0.15, 0, 1) ** 0.6
 
 
-def expressions(spans: list[dict], frames: int) -> np.ndarray:
-    """Every field of ``Expression`` for each frame: (frames, 6). A mood comes in 0.8 s, 0.2 s before its sentence."""
+def expressions(spans: list[dict[str, Any]], frames: int) -> np.ndarray:
+    """Every field of ``Expression`` for each frame: (frames, 6). A mood takes 0.8 s to appear and is there 0.2 s before
+    its sentence."""
     times = np.arange(frames) / FPS
     fields = np.array([list(vars(EXPRESSIONS[span["mood"]]).values()) for span in spans])
     values = np.repeat(fields[:1], frames, axis=0)
@@ -138,7 +140,7 @@ def expressions(spans: list[dict], frames: int) -> np.ndarray:
 
 
 def blinks(frames: int) -> np.ndarray:
-    """How far the lids are closed in each frame: (frames,) in [0, 1]; a blink every 2.5 to 5 s lasts about 0.2 s."""
+    """How far the lids are closed in each frame: (frames,) in [0, 1]. A blink every 2.5 to 5 s lasts about 0.2 s."""
     rng = np.random.default_rng(SEED)
     closed, time_s = np.zeros(frames), 1.8
     while time_s < frames / FPS:
@@ -158,7 +160,8 @@ def draw(portrait: np.ndarray, time_s: float, face: Expression, opening: float, 
     y = VIEW_CENTRE[1] + pan_y + u * np.sin(angle) + v * np.cos(angle)
 
     def bump(centre: tuple[float, float], radius_x: float, radius_y: float) -> np.ndarray:
-        return np.exp(-(((x - centre[0]) / radius_x) ** 2 + ((y - centre[1]) / radius_y) ** 2) / 2)
+        weight: np.ndarray = np.exp(-(((x - centre[0]) / radius_x) ** 2 + ((y - centre[1]) / radius_y) ** 2) / 2)
+        return weight
 
     # Each pixel (x, y) of the warped face is fetched from (from_x, from_y) of the portrait.
     from_x, from_y = x.copy(), y.copy()
@@ -168,9 +171,8 @@ def draw(portrait: np.ndarray, time_s: float, face: Expression, opening: float, 
         from_x -= inwards * 0.4 * max(face.brow_inner, 0) * bump(inner, 8, 5)
         from_y -= face.corners * bump((corner[0], corner[1] + face.corners), 8, 8)
         from_y -= face.eyes * (y - eye[1]) * bump(eye, 9, 5)
-        from_y -= (
-            (7.5 - 0.6 * max(face.brow_inner, 0)) * blink * bump((eye[0], eye[1] + 1), 11, 3.5)
-        )  # skin of the upper lid comes down
+        lid = 7.5 - 0.6 * max(face.brow_inner, 0)  # the skin of the upper lid comes down this far
+        from_y -= lid * blink * bump((eye[0], eye[1] + 1), 11, 3.5)
 
     # The lower lip and chin move down by `drop`, below the edge of the upper teeth. The edge bends with the corners.
     across = np.clip(np.abs(x - MOUTH_X) / MOUTH_HALF_WIDTH, 0, 1)
@@ -182,7 +184,8 @@ def draw(portrait: np.ndarray, time_s: float, face: Expression, opening: float, 
     frame = cv2.remap(portrait, *maps, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
     inside = np.clip(1 - below, 0, 1) * np.clip((y - edge) / 1.5, 0, 1) * (across < 1)  # between teeth and lower lip
     inside = np.where(drop > 0, inside * np.clip(drop, 0, 1), 0.0)[..., None]
-    return np.clip(frame * (1 - inside) + np.array([60, 22, 22]) * inside + 0.5, 0, 255).astype(np.uint8)
+    drawn: np.ndarray = np.clip(frame * (1 - inside) + np.array([60, 22, 22]) * inside + 0.5, 0, 255).astype(np.uint8)
+    return drawn
 
 
 def encode(path: Path, frames: list[np.ndarray], track: np.ndarray) -> None:
@@ -237,7 +240,8 @@ def main(out: Path) -> None:
 
 def _smoothstep(x: np.ndarray) -> np.ndarray:
     x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
+    smooth: np.ndarray = x * x * (3 - 2 * x)
+    return smooth
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Draw the terminal's live view as an SVG, from messages of a real run.
+"""Draw the terminal's live view as an SVG, from the messages of a real run.
 
     stream-listen --json --windows > run.jsonl      (in another terminal, while stream-run runs)
     python tools/make_picture.py run.jsonl 12.5 docs/live.svg
 
-Shows the view as it was at a media time, in seconds.
+The picture is of the view at a media time, here 12.5 s.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from emostream.stream.view import LiveView
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("messages", type=Path)
-    parser.add_argument("at_s", type=float)
+    parser.add_argument("time_s", type=float)
     parser.add_argument("out", type=Path)
-    given = parser.parse_args()
-    shown = [decode_emotion(line) for line in given.messages.read_bytes().splitlines()]
-    shown = [message for message in shown if message.end_s <= given.at_s]
+    options = parser.parse_args()
+    messages = [decode_emotion(line) for line in options.messages.read_bytes().splitlines()]
+    shown = [message for message in messages if message.end_s <= options.time_s]
     picture = Console(record=True, width=104, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     view = LiveView(Console(file=io.StringIO()), list(dict.fromkeys(message.stream for message in shown)), "emostream")
     for message in shown:
@@ -34,7 +34,7 @@ def main() -> None:
             picture.print(view.label_line(message))
     view.close()
     picture.print(view.render())
-    picture.save_svg(str(given.out), title="stream-run --config config.toml")
+    picture.save_svg(str(options.out), title="stream-run --config config.toml")
 
 
 if __name__ == "__main__":
