@@ -24,7 +24,9 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.script import RATE_HZ, _read
-from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, Endpointer
+from emostream.stream.config import Speech
+from emostream.stream.speech.endpoint import Endpointer
+from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES
 
 RULES = {  # name → (hangover_ms, min_hangover_ms)
     **{f"fixed {ms} ms": (ms, ms) for ms in (192, 256, 320, 400, 512)},
@@ -60,7 +62,7 @@ class Clip:
 
 def hear(paths: Sequence[Path]) -> list[Clip]:
     """Run voice activity on each file."""
-    from emostream.stream.nodes.speech import load_vad
+    from emostream.stream.speech.vad import load_vad
 
     vad, rng, clips = load_vad(), np.random.default_rng(0), []
     for path in paths:
@@ -86,7 +88,7 @@ def judge(clips: Sequence[Clip], hangover_ms: int, min_hangover_ms: int) -> dict
     delays, waits = [], []
     cut = lost = unheard = 0
     for clip in clips:
-        endpointer = Endpointer(hangover_ms=hangover_ms, min_hangover_ms=min_hangover_ms)
+        endpointer = Endpointer.from_config(Speech(hangover_ms=hangover_ms, min_hangover_ms=min_hangover_ms))
         ended = []
         for i, probability in enumerate(clip.probabilities):
             for bound in endpointer.push(float(probability), i * FRAME_NS):

@@ -15,8 +15,7 @@ from hypothesis import settings
 
 from emostream.engines.bundle import Bundle, open_bundle
 from emostream.stream.cores.classifier import Classifier
-from emostream.stream.nodes.speech import load_vad
-from emostream.stream.speech.vad import SileroVad
+from emostream.stream.speech.vad import SileroVad, load_vad
 from tests import media
 
 cv2.setNumThreads(1)

@@ -84,7 +84,7 @@ def test_no_recogniser_where_there_is_none(monkeypatch, caplog):
     assert "labels come without words" in caplog.text
     with pytest.raises(ModelError, match="set speech.vosk_model to a model's folder"):
         make_recognizer(Speech(recognizer="vosk", language="fr"))
-    with pytest.raises(ModelError, match="English only"):
+    with pytest.raises(ModelError, match="only recognises English"):
         make_recognizer(Speech(recognizer="pocketsphinx", language="fr"))
 
 
