@@ -1,4 +1,4 @@
-"""stream/nodes/audio.py"""
+"""stream/cores/audio.py"""
 
 from __future__ import annotations
 

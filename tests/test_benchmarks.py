@@ -179,7 +179,7 @@ def good_run() -> latency.Run:
 
 
 def health(node: str, **more) -> Health:
-    return Health(stream="", media_start_ns=0, media_end_ns=0, captured_ns=0, node=node, state="done", **more)
+    return Health(node=node, state="done", **more)
 
 
 TALK_SCRIPT = script.Script(Path("talk.mkv"), TALK, 7.0, "made up")

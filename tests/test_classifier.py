@@ -1,4 +1,4 @@
-"""stream/classifier.py, with the shipped bundle."""
+"""stream/cores/classifier.py, with the shipped bundle."""
 
 from __future__ import annotations
 

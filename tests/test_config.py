@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emostream.errors import ConfigError
-from emostream.stream.config import Config, Stream, is_live, load, parse_stream, sources_of
+from emostream.stream.config import Config, SourceSpec, Stream, load, parse_stream
 
 
 def _problems(tmp_path: Path, toml: str = "", changes: list[str] | None = None, **options) -> list[str]:
@@ -251,7 +251,7 @@ def test_parse_stream_gives_no_other_error(text):
         stream = parse_stream(text)
     except ConfigError:
         return
-    assert sources_of(stream)
+    assert stream.sources
 
 
 def test_streams_of_the_command_line_replace_those_of_the_file(tmp_path):
@@ -267,12 +267,45 @@ def test_two_streams_without_a_name(tmp_path):
     assert "streams need different names; twice: main" in line
 
 
+# Sources
+
+
 @pytest.mark.parametrize(
-    ("source", "live"),
-    [("demo", False), ("file:rtsp://x", False), ("microphone", True), ("camera:0", True), ("http://x/y.mp4", True)],
+    ("text", "kind", "location", "live", "media"),
+    [
+        ("demo", "demo", "", False, {"audio", "video"}),
+        ("file:rtsp://x", "file", "rtsp://x", False, {"audio", "video"}),
+        ("file:a:b.mp4", "file", "a:b.mp4", False, {"audio", "video"}),
+        ("microphone", "microphone", "", True, {"audio"}),
+        ("microphone:USB: 2", "microphone", "USB: 2", True, {"audio"}),
+        ("camera", "camera", "", True, {"video"}),
+        ("camera:1", "camera", "1", True, {"video"}),
+        ("http://x/y.mp4", "url", "http://x/y.mp4", True, {"audio", "video"}),
+        ("rtsps://x:5/y", "url", "rtsps://x:5/y", True, {"audio", "video"}),
+    ],
 )
-def test_is_live(source, live):
-    assert is_live(source) is live
+def test_a_source_is_parsed(text, kind, location, live, media):
+    source = SourceSpec.parse(text)
+    assert (str(source), source.kind, source.location) == (text, kind, location)
+    assert (source.is_live, source.media) == (live, media)
+    assert source.scheme == (text.partition(":")[0] if kind == "url" else "")
+
+
+@pytest.mark.parametrize("text", ["", "demo:1", "file:", "microphone:", "cameras", "ftp://x", "rtsp://", " demo"])
+def test_text_that_names_no_source(text):
+    with pytest.raises(ValueError, match="is no source; use demo, file:PATH"):
+        SourceSpec.parse(text)
+
+
+def test_the_sources_of_a_stream_by_medium():
+    def named(**sources):
+        return [(medium, str(source)) for medium, source in Stream(**sources).sources]
+
+    assert named(source="demo") == [("audio", "demo"), ("video", "demo")]
+    assert named(source="microphone") == [("audio", "microphone")]
+    assert named(source="camera:2") == [("video", "camera:2")]
+    assert named(video="camera") == [("video", "camera")]
+    assert named(audio="microphone", video="demo") == [("audio", "microphone"), ("video", "demo")]
 
 
 def test_the_settings_can_be_written_as_toml_and_read_again(tmp_path):

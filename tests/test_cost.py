@@ -15,9 +15,13 @@ _S = 1_000_000_000
 
 def _beats(node: str, **fields) -> list[Health]:
     """Ten, one a second; a second of them costs 1 ms of messages."""
-    at = {"stream": "", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0, "node": node, "state": "running"}
     return [
-        Health(**(at | {"sent_ns": t * _S, "cpu_s": t / 100, "counters": {COUNTER: 1000 * t}} | fields))
+        Health(
+            **(
+                {"node": node, "state": "running", "sent_ns": t * _S, "cpu_s": t / 100, "counters": {COUNTER: 1000 * t}}
+                | fields
+            )
+        )
         for t in range(1, 11)
     ]
 

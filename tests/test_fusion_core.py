@@ -1,4 +1,4 @@
-"""stream/nodes/fusion.py, labels: one for each utterance, the same in any order, in time."""
+"""stream/cores/fusion.py and jobs.py, labels: one per utterance, the same in any order of arrival, in time."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_an_utterance_that_a_crash_broke_off_does_not_lend_its_beginning_to_the_
 def test_what_is_of_another_stream_or_no_concern_of_fusion_is_passed_over():
     run = ready_run(Run())
     run.push(mfcc_message(1.0, stream="b"), speech_message("ended", 2.4, 5, 1.0, 2.0, "so good", stream="b"))
-    run.push(Control(stream="a", media_start_ns=0, media_end_ns=0, captured_ns=0, command="go"))
+    run.push(Control(stream="a", command="go"))
     assert len(run.step().labels) == 1
 
 
@@ -235,7 +235,7 @@ def test_faces_are_encoded_once():
 
 
 @pytest.mark.parametrize("wait_ms", [0, 150, 1000])
-def testlate_video_holds_a_label_up_no_longer_than_configured(wait_ms):
+def test_late_video_holds_a_label_up_no_longer_than_configured(wait_ms):
     run = late_video(Run(fusion={"wait_ms": wait_ms}), 1.5)
     if wait_ms:
         run.clock.advance_ns(wait_ms * MILLISECOND - 1)

@@ -12,6 +12,7 @@ import pytest
 
 from emostream.errors import SourceError
 from emostream.stream.clock import SystemClock
+from emostream.stream.config import SourceSpec
 from emostream.stream.sources import DEMO
 from emostream.stream.sources.base import AudioChunk, VideoFrame
 from emostream.stream.sources.network import LiveSource
@@ -89,7 +90,7 @@ def test_source_that_goes_away_and_comes_back():
 def test_times_are_those_of_capture_and_stale_data_is_thrown_away():
     sender = Sender(port := free_udp_port())
     clock = SystemClock()
-    source = LiveSource(f"udp://127.0.0.1:{port}", frozenset({"audio", "video"}), 10, clock, 2)
+    source = LiveSource(SourceSpec.parse(f"udp://127.0.0.1:{port}"), frozenset({"audio", "video"}), 10, clock, 2)
     source.open()
     late: dict[type, list[float]] = {AudioChunk: [], VideoFrame: []}
     until = clock.now_ns() + 5_000_000_000  # of which the first second is thrown away
@@ -108,7 +109,7 @@ def test_times_are_those_of_capture_and_stale_data_is_thrown_away():
 @pytest.mark.parametrize("source", ["http://127.0.0.1:9/nothing", "rtsp://127.0.0.1:9/nothing", "camera:97"])
 def test_a_source_that_is_not_there_is_told_in_one_line(source: str):
     with pytest.raises(SourceError, match=r"cannot be opened \(.+\); (is its server running|list devices with)"):
-        LiveSource(source, frozenset({"video"}), 10, SystemClock(), 2).open()
+        LiveSource(SourceSpec.parse(source), frozenset({"video"}), 10, SystemClock(), 2).open()
     with Pipeline("--stream", source) as run:
         assert run.finish(30) == 1
     assert f"{source} cannot be opened" in run.output

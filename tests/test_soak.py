@@ -123,10 +123,10 @@ SILENT = Script(None, [], 600.0, "made up")  # type: ignore[arg-type]
 
 def beats(node: str, **more) -> list[Health]:
     """A heartbeat each second of ten minutes; ``more``: counters, as rates a second."""
-    where = {"stream": "", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0, "node": node, "state": "running"}
     return [
         Health(
-            **where, sent_ns=T0_NS + t * 10**9, cpu_s=t / 10, counters={k: round(v * t) for k, v in more.items()}
+            node=node, state="running", sent_ns=T0_NS + t * 10**9, cpu_s=t / 10,
+            counters={k: round(v * t) for k, v in more.items()},
         )
         for t in range(1, 601)
     ]  # fmt: skip

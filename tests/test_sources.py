@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from emostream.errors import SourceError
 from emostream.stream.clock import VirtualClock
-from emostream.stream.config import Config
+from emostream.stream.config import Config, SourceSpec
 from emostream.stream.sources import make_source
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import Sampler
@@ -237,13 +237,13 @@ def test_black_is_0_and_white_255_in_every_picture_format(tmp_path, codec, form,
     assert np.abs(image.astype(int) - ramp).mean() < 1.5
 
 
-def test_pictures_that_stand_alone_are_decoded_only_if_they_are_chosen(tmp_path, monkeypatch):
-    """A camera's MJPEG: the same pictures come as when all were decoded."""
+def test_frames_on_which_no_other_depends_are_decoded_only_if_chosen(tmp_path, monkeypatch):
+    """A camera's MJPEG: the same frames come as if all were decoded."""
     ramp = np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (32, 1))
     path = _lossless(tmp_path / "x.mkv", "mjpeg", "yuvj422p", ramp, n=50, levels=2)
     few = Read(path)
     with monkeypatch.context() as patch:
-        patch.setattr("emostream.stream.sources.decode._alone_s", lambda packet: None)
+        patch.setattr("emostream.stream.sources.decode._skippable_s", lambda packet: None)
         assert [frame.media_ns for frame in Read(path).video] == [frame.media_ns for frame in few.video]
     asked = []
     wants = Sampler.wants
@@ -422,7 +422,7 @@ def test_times_rounded_to_milliseconds_take_no_picture_away(fps):
 def test_make_source_opens_nothing():
     clock, config = VirtualClock(), Config()
     made = {
-        text: make_source(text, BOTH, 10, clock, config)
+        text: make_source(SourceSpec.parse(text), BOTH, clock, config)
         for text in ("demo", "file:/no/such.mp4", "microphone", "microphone:2", "camera:7", "rtsp://127.0.0.1:1/x")
     }
     assert {text: source.live for text, source in made.items()} == {
@@ -436,13 +436,13 @@ def test_make_source_opens_nothing():
 def test_home_is_expanded(monkeypatch, made):
     path = made(media.audio_only, "16k.wav", seconds=2.0)
     monkeypatch.setenv("HOME", str(path.parent))
-    source = make_source("file:~/16k.wav", BOTH, 10, VirtualClock(), Config())
+    source = make_source(SourceSpec.parse("file:~/16k.wav"), BOTH, VirtualClock(), Config())
     source.open()
     source.close()
 
 
 def test_the_demo_is_whole():
-    source = make_source("demo", BOTH, 10, VirtualClock(), Config())
+    source = make_source(SourceSpec.parse("demo"), BOTH, VirtualClock(), Config())
     source.open()
     assert isinstance(source, FileSource)
     assert source.tracks() == BOTH
@@ -452,4 +452,4 @@ def test_the_demo_is_whole():
 @pytest.mark.parametrize("text", ["camera:87", "rtsp://127.0.0.1:9/x"])
 def test_a_live_source_that_is_not_there_says_what_to_do(text):
     with pytest.raises(SourceError, match=r"cannot be opened .*(stream-doctor|is its server running)"):
-        make_source(text, BOTH, 10, VirtualClock(), Config()).open()
+        make_source(SourceSpec.parse(text), BOTH, VirtualClock(), Config()).open()

@@ -29,8 +29,7 @@ def _latency(total: float) -> Latency:
 
 
 def _health(node: str, **fields: Any) -> Health:
-    at = {"stream": "", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
-    return Health(**(at | {"node": node, "state": "running"} | fields))
+    return Health(**({"node": node, "state": "running"} | fields))
 
 
 # The summary

@@ -108,8 +108,8 @@ def label(stream: str, seq: int, late_ms: float = 10.0, coverage: float = 1.0) -
 
 
 def beat(node: str, at_s: float, cpu_s: float, **more) -> Health:
-    where = {"stream": "", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0, "sent_ns": T0_NS + int(at_s * 1e9)}
-    return Health(**where, node=node, cpu_s=cpu_s, **{"state": "running"} | more)
+    sent_ns = T0_NS + int(at_s * 1e9)
+    return Health(node=node, sent_ns=sent_ns, cpu_s=cpu_s, **{"state": "running"} | more)
 
 
 def good_watch() -> throughput.Watch:
