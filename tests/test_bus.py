@@ -26,7 +26,7 @@ TOPICS = ["pcm.a", "speech.a"]
 
 @pytest.fixture
 def short_path():
-    """Sockets' paths are short; pytest's own folders are not."""
+    """A short path, as sockets need; pytest's folders are longer."""
     with tempfile.TemporaryDirectory(prefix="e") as folder:
         yield Path(folder)
 
@@ -71,7 +71,7 @@ def _all(inbox: Inbox, timeout_ms: float = 50) -> list[Message]:
     return list(iter(lambda: inbox.receive(timeout_ms), None))
 
 
-# Numbers and gaps
+# Sequence numbers and gaps
 
 
 def test_each_topic_is_numbered_without_gaps_and_stamped(short_path, context):
@@ -192,7 +192,7 @@ def test_a_full_queue_keeps_the_newest_sound_and_all_speech_events(context):
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.lists(st.booleans(), max_size=20), st.integers(0, 6)), max_size=6))
 def test_speech_events_and_order_are_kept_whenever_messages_come(rounds):
-    """Rounds of sending (True: said, False: sound) and of reading some."""
+    """Rounds of sending (True: a speech event, False: sound) and of reading some."""
     with zmq.Context() as context:
         publisher, inbox = _join(context, capacity=8)
         sent, received = [], []
@@ -329,7 +329,7 @@ def test_an_observer_sees_the_beginning_and_end_of_every_use_of_a_socket(context
     assert record.calls == ["begin", "end"]  # of the attempt that a full subscriber refused
 
 
-# Who listens
+# Subscribers
 
 
 def test_has_subscribers_asks_for_each_topic(context):
@@ -394,7 +394,7 @@ def test_an_inbox_wakes_for_a_foreign_socket_and_does_not_read_it(context):
         socket.close()
 
 
-def test_nothing_comes_within_the_time(context):
+def test_receive_returns_none_after_the_timeout(context):
     _, inbox = _join(context)
     begun = time.monotonic()
     assert inbox.receive(50) is None
@@ -435,7 +435,7 @@ def test_a_publisher_that_cannot_be_bound_leaves_no_socket_open(lossless):
         assert not ending.is_alive()
 
 
-def test_the_run_dir_is_this_users_alone(short_path):
+def test_the_run_dir_is_private_to_the_user(short_path):
     first, second = (make_run_dir(str(short_path / "new" / "runs")) for _ in range(2))
     assert first != second
     assert first.parent == short_path / "new" / "runs"
@@ -483,7 +483,7 @@ def _emotion(n: int) -> Emotion:
     )  # fmt: skip
 
 
-def test_anyone_can_read_the_labels(context):
+def test_any_program_can_read_the_labels(context):
     publisher = EmotionPublisher(context, "inproc://labels")
     stranger = context.socket(zmq.SUB)
     stranger.setsockopt(zmq.SUBSCRIBE, b"emotion.")
@@ -509,7 +509,7 @@ def test_a_stranger_who_writes_nonsense_harms_nobody(context, request_):
     assert reader.poll(1000)
 
 
-def test_a_stranger_who_does_not_read_holds_nobody_up(context):
+def test_a_stranger_who_does_not_read_delays_nobody(context):
     publisher = EmotionPublisher(context, "inproc://labels")
     stranger = context.socket(zmq.SUB)
     stranger.setsockopt(zmq.SUBSCRIBE, b"emotion.")

@@ -14,7 +14,7 @@ from emostream.stream.config import Config, SourceSpec, Stream, load, parse_stre
 
 
 def _problems(tmp_path: Path, toml: str = "", changes: list[str] | None = None, **options) -> list[str]:
-    """The lines of the error that this configuration gives."""
+    """The lines of the error that this configuration raises."""
     path = tmp_path / "config.toml"
     path.write_text(toml, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
@@ -120,7 +120,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(tmp_path, change, says):
     assert says in line
 
 
-def test_all_problems_are_told_at_once(tmp_path):
+def test_all_problems_are_reported_at_once(tmp_path):
     lines = _problems(
         tmp_path, '[speech]\nthreshold = 2\nbogus = 1\n[video]\nfps = -1\n[[streams]]\nname = "a b"\nsource = "demo"\n'
     )
@@ -211,7 +211,7 @@ def test_an_unknown_key_in_a_change(tmp_path):
 
 
 @given(st.text(max_size=30))
-def test_no_change_gives_another_error_than_config_error(change):
+def test_a_bad_change_raises_nothing_but_config_error(change):
     try:
         load(None, [change])
     except ConfigError as error:
@@ -240,13 +240,13 @@ def test_parse_stream(text, stream):
 
 
 @pytest.mark.parametrize("text", ["", "a=", "=demo", "talk.mp4", "ftp://x", "camera:0,microphone", "file:", "a b=demo"])
-def test_what_is_no_stream(text):
+def test_text_that_names_no_stream(text):
     with pytest.raises(ConfigError, match="--stream"):
         parse_stream(text)
 
 
 @given(st.text(max_size=30))
-def test_parse_stream_gives_no_other_error(text):
+def test_parse_stream_raises_nothing_but_config_error(text):
     try:
         stream = parse_stream(text)
     except ConfigError:
@@ -309,7 +309,7 @@ def test_the_sources_of_a_stream_by_medium():
 
 
 def test_the_settings_can_be_written_as_toml_and_read_again(tmp_path):
-    """What the built-in settings are, a file may say."""
+    """A file may spell out the built-in settings."""
     sections = Config().model_dump(exclude_none=True, exclude={"streams", "pace"})
     lines = []
     for name, section in sections.items():

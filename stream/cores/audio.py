@@ -58,7 +58,7 @@ class AudioCore:
         assert self._expected_ns is not None
         self._expected_ns += len(chunk.samples) * 1_000_000_000 // chunk.rate_hz
         mono = chunk.samples.mean(axis=1, dtype=np.float32)
-        return messages + self._cut(self._resampled(mono) if self._resampler else mono)
+        return messages + self._cut(self._resampled(mono) if self._resampler is not None else mono)
 
     def flush(self) -> list[Message]:
         """End the run of samples; returns what is still held back, but for the last incomplete ``Pcm`` block."""

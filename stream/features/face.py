@@ -122,7 +122,7 @@ class HaarCascade:
 
 
 def expanded_box(face: Detection, margin: float, image: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a face's box, expanded by ``margin`` of its size on each side, within the image."""
+    """Left, top, right and bottom of a face's box, expanded by ``margin`` of its size on each side, in the image."""
     height, width = image.shape[:2]
     left, top = face.x - margin * face.width, face.y - margin * face.height
     right, bottom = face.x + (1 + margin) * face.width, face.y + (1 + margin) * face.height

@@ -25,7 +25,7 @@ def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config
     if spec.kind == "microphone":
         from emostream.stream.sources.microphone import Microphone
 
-        return Microphone(spec.location, config.audio.block_ms, clock)
+        return Microphone(spec, config.audio.block_ms, clock)
     from emostream.stream.sources.network import LiveSource
 
     return LiveSource(spec, media, config.video.fps, clock, config.video.open_timeout_s)

@@ -12,6 +12,7 @@ import numpy as np
 
 from emostream.errors import SourceError
 from emostream.stream.clock import Clock
+from emostream.stream.config import SourceSpec
 from emostream.stream.sources.base import AudioChunk
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ _SETTLE_MS = 1000  # for which all blocks must be off by that much before their 
 
 
 class Microphone:
-    """``device``: part of a name, an index, or empty for the default device; ``block_ms``: length of a chunk.
+    """``spec.location``: part of a device's name, its index, or empty for the default; ``block_ms``: length of a chunk.
 
     Media times are Unix times at which samples were converted (PortAudio's ADC time). They follow the count of samples,
     which does not jitter as the times of callbacks do; when all callbacks of a second are off by more than 100 ms
@@ -33,8 +34,9 @@ class Microphone:
 
     live = True
 
-    def __init__(self, device: str, block_ms: int, clock: Clock) -> None:
-        self.name = "microphone" + (f":{device}" if device else "")
+    def __init__(self, spec: SourceSpec, block_ms: int, clock: Clock) -> None:
+        self.name = spec.text
+        device = spec.location
         self._device: str | int | None = int(device) if device.isdigit() else device or None
         self._block_ms, self._clock = block_ms, clock
         self._blocks: queue.SimpleQueue[tuple[np.ndarray, int]] = queue.SimpleQueue()
