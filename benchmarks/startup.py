@@ -44,8 +44,8 @@ WORK = {
     "supervisor": (
         "from emostream.stream import cli, summary, supervisor, view; import emostream.stream.sources.file",
         "from pathlib import Path; from emostream.stream.clock import SystemClock; "
-        "from emostream.stream.config import load; "
-        "emostream.stream.supervisor.make_plan(load(None, ['bus.emotion=ipc://ENDPOINT']), Path('.'), SystemClock())",
+        "from emostream.stream.config import load_config; config = load_config(None, ['bus.emotion=ipc://ENDPOINT']); "
+        "emostream.stream.supervisor.make_plan(config, Path('.'), SystemClock())",
     ),
     "audio.demo": (
         f"{_NODE}, emostream.stream.nodes.capture, emostream.stream.cores.audio; {_FILE}",

@@ -1,12 +1,60 @@
-"""Streaming, real-time, multimodal emotion recognition on an edge device."""
+"""Streaming, real-time, multimodal emotion recognition on an edge device.
+
+    import emostream
+
+    for emotion in emostream.Labeller().label("talk.mp4"):  # a file, as fast as the machine goes
+        print(emotion.start_s, emotion.label, emotion.text)
+
+    for emotion in emostream.listen():                      # whatever stream-run publishes on this machine
+        print(emotion.stream, emotion.label)
+
+    emostream.run(emostream.load_config("config.toml"), on_emotion=print)   # a live run inside your program
+
+What is named here is the public API; everything else may change between versions. Every error that a caller can expect
+is an ``EmostreamError`` (its subclasses: ``emostream.errors``).
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
-from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-# ONNX Runtime reports machine, paths and models to its maker unless this is set before it is imported. Child processes
-# inherit it.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+if TYPE_CHECKING:
+    from emostream.errors import EmostreamError
+    from emostream.stream.config import Config, load_config
+    from emostream.stream.label import Labeller
+    from emostream.stream.listen import listen
+    from emostream.stream.messages import Emotion
+    from emostream.stream.run import run
 
-__version__ = version("emostream")
+__version__ = "0.2.0"
+
+__all__ = ["Config", "EmostreamError", "Emotion", "Labeller", "__version__", "listen", "load_config", "run"]
+
+# Loaded when first used, so that importing this package costs next to nothing.
+_HOMES = {
+    "Config": "emostream.stream.config",
+    "Emotion": "emostream.stream.messages",
+    "EmostreamError": "emostream.errors",
+    "Labeller": "emostream.stream.label",
+    "listen": "emostream.stream.listen",
+    "load_config": "emostream.stream.config",
+    "run": "emostream.stream.run",
+}
+
+# Nothing leaves the machine. ONNX Runtime sends machine, paths and models to its maker unless this is set before its
+# import (its own call for turning that off comes too late), and Ray sends usage statistics. Child processes inherit it.
+os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'emostream' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

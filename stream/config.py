@@ -208,8 +208,8 @@ def parse_stream(text: str) -> Stream:
         raise ConfigError(f"--stream {text}: {_lines(error)[0]}") from error
 
 
-def load(
-    path: Path | None, changes: Sequence[str] = (), streams: Sequence[str] = (), pace: str | None = None
+def load_config(
+    path: str | Path | None = None, changes: Sequence[str] = (), streams: Sequence[str] = (), pace: str | None = None
 ) -> Config:
     """Read a configuration file; without one, the built-in settings.
 
@@ -221,7 +221,7 @@ def load(
     if path is not None:
         where = str(path)
         try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

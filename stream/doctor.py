@@ -1,4 +1,4 @@
-"""What this machine has for a run, and what mends what is missing."""
+"""What this machine has for a run, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from emostream.stream import models
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: ``ok`` True: there; False: missing and needed; None: missing, something else stands in."""
+    """One line of the report. ``ok``: True if present, False if missing and needed, None if missing but replaced by
+    something else. ``mend``: the command that installs it."""
 
     area: str
     name: str
@@ -24,7 +25,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything; opens no device."""
+    """Examine everything; opens no device."""
     return [*_versions(), *_models(), *_bundles(), *_backends(), *_microphones(), *_cameras()]
 
 

@@ -1,10 +1,14 @@
-"""Labelling files as fast as the machine goes: the cores of all nodes in one process, without sockets."""
+"""Labelling recordings as fast as the machine goes: the cores of all nodes in one process, without sockets."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
 
 from emostream.engines.bundle import open_bundle
 from emostream.errors import SourceError
@@ -16,6 +20,7 @@ from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.cores.video import VideoCore, make_detector
 from emostream.stream.messages import Emotion, End, Message, Pcm
+from emostream.stream.sources.arrays import ArraySource
 from emostream.stream.sources.base import AudioChunk, NoTrack
 from emostream.stream.sources.file import FileSource
 from emostream.stream.speech.recognizer import make_recognizer
@@ -24,28 +29,35 @@ from emostream.stream.topics import FUSED
 
 log = logging.getLogger(__name__)
 
+Progress = Callable[[float], None]
+
 
 class Labeller:
-    """Labels one file after another; the models are loaded once.
+    """Labels one recording after another; the models are loaded once.
 
-    The messages are those that a live run publishes for the file, with ``latency_ms`` null.
+    ``config``: as ``load_config`` returns it; its streams are not used. The labels are those that a live run would
+    publish for the recording, with ``latency_ms`` None. Use it in one thread; ``close`` it, or use it in a ``with``.
+
+    Raises BundleError, BackendError or ModelError if something that the configuration asks for cannot be loaded.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config, self._clock = config, SystemClock()
-        bundle = open_bundle(config.fusion.bundle)
-        self._classifier = Classifier(bundle, config.fusion.backend, config.fusion.threads)
-        self._vad = load_vad(config.speech.vad_model)
-        self._recognizer = make_recognizer(config.speech)
-        self._detector = make_detector(config.video)
+    def __init__(self, config: Config | None = None) -> None:
+        self._config, self._clock = config or Config(), SystemClock()
+        bundle = open_bundle(self._config.fusion.bundle)
+        self._classifier = Classifier(bundle, self._config.fusion.backend, self._config.fusion.threads)
+        self._vad = load_vad(self._config.speech.vad_model)
+        self._recognizer = make_recognizer(self._config.speech)
+        self._detector = make_detector(self._config.video)
 
-    def label(self, path: Path, progress: Callable[[float], None] = lambda part: None) -> Iterator[Emotion]:
-        """Utterance labels of a media file, as they become known; ``progress`` is told how much of
-        the file is done, from 0 to 1.
+    def label(self, path: str | Path, progress: Progress = lambda part: None) -> Iterator[Emotion]:
+        """Yield the label of each utterance of a media file, as it becomes known.
 
-        Raises SourceError if the file cannot be opened; one that is damaged later on gives the labels up to there,
-        and a warning in the log.
+        ``path``: anything that FFmpeg reads. ``progress`` is called with the part of the file that is done, 0 to 1.
+
+        Raises SourceError if the file cannot be opened. A file that turns out to be damaged yields the labels up to
+        there, and a warning in the log.
         """
+        path = Path(path)
         source = FileSource(path, frozenset({"audio", "video"}), self._config.video.fps)
         source.open()
         try:
@@ -53,7 +65,39 @@ class Labeller:
         finally:
             source.close()
 
-    def _label(self, source: FileSource, name: str, progress: Callable[[float], None]) -> Iterator[Emotion]:
+    def label_arrays(
+        self,
+        samples: np.ndarray | None = None,
+        rate_hz: int | None = None,
+        frames: np.ndarray | None = None,
+        fps: float | None = None,
+        *,
+        name: str = "array",
+        progress: Progress = lambda part: None,
+    ) -> Iterator[Emotion]:
+        """Yield the label of each utterance of sound, pictures or both that are in memory.
+
+        ``samples``: (n,) or (n, channels), int16 or floating point in [-1, 1], at any ``rate_hz``. ``frames``: (m,
+        height, width) gray or (m, height, width, 3) RGB uint8, at ``fps`` frames a second. Both begin at time 0.
+        ``name`` is the ``stream`` of the labels.
+
+        Raises SourceError if the arrays are not of this form.
+        """
+        yield from self._label(ArraySource(samples, rate_hz, frames, fps, self._config.video.fps, name), name, progress)
+
+    def close(self) -> None:
+        """Free what the networks hold; the labeller cannot be used afterwards."""
+        self._classifier.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _label(self, source: FileSource | ArraySource, name: str, progress: Progress) -> Iterator[Emotion]:
         tracks = source.tracks()
         if not tracks:
             raise SourceError(f"{source.name}: has neither sound nor picture")

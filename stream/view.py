@@ -1,4 +1,4 @@
-"""How a run looks: a live picture in a terminal, plain lines on a pipe."""
+"""What a run shows: a live display in a terminal, plain lines on a pipe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class View(Protocol):
 
 
 def plain_line(message: Emotion) -> str:
-    """One label as one line."""
+    """A label as one line of text."""
     late = f"{message.latency_ms.total:5.0f} ms" if message.latency_ms else "        "
     sure = "?" if message.uncertain else " "
     parts = "".join(
@@ -42,7 +42,7 @@ def plain_line(message: Emotion) -> str:
 
 
 class PlainView:
-    """Lines: one a label, one a warning. ``quiet``: only warnings and errors."""
+    """One line per label and per log message; with ``quiet``, only warnings and errors."""
 
     def __init__(self, console: Console, errors: Console, quiet: bool = False) -> None:
         self._console, self._errors, self._quiet = console, errors, quiet
@@ -63,7 +63,8 @@ class PlainView:
 
 
 class LiveView:
-    """A moving picture: a panel a stream (who speaks, words so far, bars), the last labels, the nodes' health."""
+    """A display redrawn in place: for each stream whether someone speaks, the words so far and a bar per emotion; the
+    last labels; the nodes' health."""
 
     def __init__(self, console: Console, streams: list[str], title: str) -> None:
         self._console, self._title = console, title
@@ -80,7 +81,7 @@ class LiveView:
 
     @staticmethod
     def label_line(message: Emotion) -> Text:
-        """One label as one line, in its colour."""
+        """A label as one line, in its emotion's colour."""
         return Text(plain_line(message), _COLOURS.get(message.label, "white"), no_wrap=True, overflow="ellipsis")
 
     def health(self, message: Health) -> None:
@@ -96,7 +97,7 @@ class LiveView:
         self._live.stop()
 
     def render(self) -> Panel:
-        """The picture as it is now."""
+        """The display's current content."""
         streams = [self._stream(name, message) for name, message in self._now.items()]
         return Panel(Group(*streams, self._nodes()), title=self._title, border_style="dim")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import zmq
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parent.parent
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emostream.errors import ConfigError
-from emostream.stream.config import Config, SourceSpec, Stream, load, parse_stream
+from emostream.stream.config import Config, SourceSpec, Stream, load_config, parse_stream
 
 
 def _problems(tmp_path: Path, toml: str = "", changes: list[str] | None = None, **options) -> list[str]:
@@ -18,7 +18,7 @@ def _problems(tmp_path: Path, toml: str = "", changes: list[str] | None = None, 
     path = tmp_path / "config.toml"
     path.write_text(toml, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        load(path, changes or [], **options)
+        load_config(path, changes or [], **options)
     return str(caught.value).splitlines()
 
 
@@ -26,7 +26,7 @@ def _problems(tmp_path: Path, toml: str = "", changes: list[str] | None = None, 
 
 
 def test_nothing_configured_runs_the_demo():
-    config = load(None)
+    config = load_config(None)
     assert [(stream.name, stream.source) for stream in config.streams] == [("demo", "demo")]
     assert config.pace == "realtime"
 
@@ -34,7 +34,7 @@ def test_nothing_configured_runs_the_demo():
 def test_the_file_changes_what_it_names_and_nothing_else(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text('[speech]\nhangover_ms = 600\n[[streams]]\nname = "door"\nsource = "camera:1"\n')
-    config = load(path)
+    config = load_config(path)
     assert config.speech.hangover_ms == 600
     assert config.speech.model_copy(update={"hangover_ms": 400}) == Config().speech
     assert config.video == Config().video
@@ -45,22 +45,22 @@ def test_the_shipped_configuration_is_valid():
     shipped = Path(__file__).parent.parent / "config.toml"
     if not shipped.exists():
         pytest.skip("no config.toml beside the tests")
-    assert load(shipped).pace in ("realtime", "fast")
+    assert load_config(shipped).pace in ("realtime", "fast")
 
 
 def test_a_configuration_cannot_be_changed_afterwards():
     with pytest.raises(ValueError, match="frozen"):
-        load(None).pace = "fast"
+        load_config(None).pace = "fast"
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read \(No such file"):
-        load(tmp_path / "nowhere.toml")
+        load_config(tmp_path / "nowhere.toml")
 
 
 def test_a_folder_is_no_configuration(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
-        load(tmp_path)
+        load_config(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"[speech\n", b"a = ", b"pace = fast", b"\xff\xfe"])
@@ -68,7 +68,7 @@ def test_a_file_that_is_no_toml(tmp_path, data):
     path = tmp_path / "broken.toml"
     path.write_bytes(data)
     with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML"):
-        load(path)
+        load_config(path)
 
 
 # Unknown keys and bad values
@@ -167,7 +167,7 @@ def test_labels_do_not_leave_the_machine(tmp_path, endpoint):
     "endpoint", ["tcp://127.0.0.1:5556", "tcp://127.1.2.3:80", "tcp://localhost:1", "ipc:///tmp/x"]
 )
 def test_local_endpoints(endpoint):
-    assert load(None, [f"bus.emotion={endpoint}"]).bus.emotion == endpoint
+    assert load_config(None, [f"bus.emotion={endpoint}"]).bus.emotion == endpoint
 
 
 # --set
@@ -187,7 +187,7 @@ def test_local_endpoints(endpoint):
     ],
 )
 def test_set(change, value):
-    config = load(None, [change])
+    config = load_config(None, [change])
     section, _, key = change.partition("=")[0].strip().rpartition(".")
     assert getattr(getattr(config, section) if section else config, key) == value
 
@@ -195,7 +195,7 @@ def test_set(change, value):
 def test_later_changes_win_over_earlier_ones_and_over_the_file(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text("[video]\nfps = 5\ndetector = 'haar'\n")
-    config = load(path, ["video.fps=6", "video.fps=7"])
+    config = load_config(path, ["video.fps=6", "video.fps=7"])
     assert (config.video.fps, config.video.detector) == (7, "haar")
 
 
@@ -213,7 +213,7 @@ def test_an_unknown_key_in_a_change(tmp_path):
 @given(st.text(max_size=30))
 def test_a_bad_change_raises_nothing_but_config_error(change):
     try:
-        load(None, [change])
+        load_config(None, [change])
     except ConfigError as error:
         assert str(error)
 
@@ -257,7 +257,7 @@ def test_parse_stream_raises_nothing_but_config_error(text):
 def test_streams_of_the_command_line_replace_those_of_the_file(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text('[[streams]]\nname = "old"\nsource = "camera:0"\n')
-    config = load(path, streams=["demo", "b=file:x.mp4"], pace="fast")
+    config = load_config(path, streams=["demo", "b=file:x.mp4"], pace="fast")
     assert [stream.name for stream in config.streams] == ["main", "b"]
     assert config.pace == "fast"
 
@@ -317,4 +317,4 @@ def test_the_settings_can_be_written_as_toml_and_read_again(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text("\n".join(lines))
     assert tomllib.loads(path.read_text())
-    assert load(path) == Config()
+    assert load_config(path) == Config()

@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from emostream.stream.bus import EmotionPublisher
-from emostream.stream.config import Config, load
+from emostream.stream.config import Config, load_config
 from emostream.stream.messages import Emotion, Evidence, Word, emotion_json_schema
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def test_schema_in_docs_is_that_of_the_messages():
 def test_config_toml_shows_every_key_with_its_default():
     written = tomllib.loads((ROOT / "config.toml").read_text())
     defaults = Config().model_dump(exclude_none=True)
-    assert load(ROOT / "config.toml") == Config()
+    assert load_config(ROOT / "config.toml") == Config()
     assert written == defaults
 
 

@@ -104,7 +104,7 @@ def test_losses_are_named_by_node_and_the_newest_heartbeat_counts():
     assert lines[-1] == (
         "dropped: 12 (fusion 7, speech.demo 5)   missed in transit: 2 (fusion 2)   gaps in capture: 4 (audio.demo 4)"
     )
-    assert "labels computed at the pause already: 2 of 1" in "\n".join(lines)
+    assert "labels already computed at the pause: 2 of 1" in "\n".join(lines)
 
 
 # One line a label

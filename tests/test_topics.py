@@ -36,3 +36,5 @@ def test_public_topics_begin_with_the_prefix_that_subscribers_use():
     for kind in ("utterance", "window"):
         assert topics.emotion_topic(kind, "a") == f"emotion.{kind}.a"
         assert topics.emotion_topic(kind, "a").startswith(topics.EMOTION)
+    assert topics.emotion_topic("utterance", "a").startswith(topics.UTTERANCE)
+    assert not topics.emotion_topic("window", "a").startswith(topics.UTTERANCE)

@@ -1,0 +1,52 @@
+"""Subscribing to what a running pipeline publishes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+
+import msgspec
+import zmq
+
+from emostream.errors import ConfigError
+from emostream.stream.messages import Emotion, decode_emotion
+from emostream.stream.topics import EMOTION, UTTERANCE
+
+log = logging.getLogger(__name__)
+
+DEFAULT_ENDPOINT = "tcp://127.0.0.1:5556"
+
+
+def listen(
+    endpoint: str = DEFAULT_ENDPOINT, *, estimates: bool = False, timeout_s: float | None = None
+) -> Iterator[Emotion]:
+    """Yield each label that is published at ``endpoint``, from now on.
+
+    ``endpoint``: ZeroMQ address of a running ``stream-run`` (its setting ``bus.emotion``); the pipeline may be started
+    later, or again. ``estimates``: yield the running estimates too (``kind == "window"``). ``timeout_s``: end after so
+    many seconds without a message; by default never. Messages that are not emostream's are skipped with a warning.
+
+    Raises ConfigError if the address is not valid.
+    """
+    for payload in listen_raw(endpoint, estimates=estimates, timeout_s=timeout_s):
+        try:
+            yield decode_emotion(payload)
+        except msgspec.DecodeError as error:
+            log.warning("%s: skipped a message that is not emostream's (%s)", endpoint, error)
+
+
+def listen_raw(
+    endpoint: str = DEFAULT_ENDPOINT, *, estimates: bool = False, timeout_s: float | None = None
+) -> Iterator[bytes]:
+    """As ``listen``, but yield the messages' JSON as it is."""
+    with zmq.Context() as context, closing(context.socket(zmq.SUB)) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SUBSCRIBE, (EMOTION if estimates else UTTERANCE).encode())
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise ConfigError(f"{endpoint}: not a valid endpoint ({error.strerror})") from error
+        while socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
+            parts = socket.recv_multipart()
+            yield parts[-1]

@@ -1,0 +1,66 @@
+"""A live run inside the caller's program."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from emostream.errors import RunError
+from emostream.stream.config import Config
+from emostream.stream.messages import Emotion, Health
+from emostream.stream.summary import Summary
+from emostream.stream.supervisor import Supervisor
+
+
+def run(
+    config: Config,
+    *,
+    on_emotion: Callable[[Emotion], None] = lambda emotion: None,
+    on_health: Callable[[Health], None] = lambda health: None,
+    on_log: Callable[[str, str, str], None] = lambda node, level, text: None,
+    stop: threading.Event | None = None,
+) -> Summary:
+    """Run the pipeline until every stream has ended or ``stop`` is set, and return what it did.
+
+    It blocks; the callbacks are called in the calling thread and should return soon. ``on_emotion`` gets labels and
+    running estimates (``kind``: "utterance" or "window"), ``on_health`` each node's heartbeat once a second, ``on_log``
+    the node, level and text of each line for the user. ``stop`` may be set by a callback or another thread; the last
+    labels still arrive, within three seconds.
+
+    The nodes are processes that import the caller's main module, so a script calls this below
+    ``if __name__ == "__main__":``. Raises RunError if no source can be opened or the run cannot go on, and BundleError,
+    BackendError, BusError, ModelError or SourceError for what cannot be used.
+    """
+    summary = Summary()
+
+    def take_emotion(emotion: Emotion) -> None:
+        summary.add(emotion)
+        on_emotion(emotion)
+
+    def take_health(health: Health) -> None:
+        summary.add_health(health)
+        on_health(health)
+
+    supervisor = Supervisor(config, take_emotion, take_health, on_log)
+    finished = threading.Event()
+    stop = stop or threading.Event()
+    watcher = threading.Thread(target=_stop_on, args=(stop, finished, supervisor), name="stop", daemon=True)
+    watcher.start()
+    try:
+        supervisor.run()
+    finally:
+        finished.set()
+        watcher.join()
+    if supervisor.nothing_ran:
+        raise RunError("no source could be opened")
+    return summary
+
+
+_LOOK_S = 0.05
+
+
+def _stop_on(stop: threading.Event, finished: threading.Event, supervisor: Supervisor) -> None:
+    while not finished.is_set():
+        if stop.wait(_LOOK_S):
+            supervisor.stop()
+            return

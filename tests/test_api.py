@@ -1,0 +1,213 @@
+"""The public API: what emostream/__init__.py names."""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import zmq
+
+import emostream
+from emostream.stream.sources import DEMO
+from tests import media
+from tests.emotions import emotion_message
+from tests.processes import Pipeline, free_port
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_only_the_public_names_are_listed_and_each_is_there():
+    assert dir(emostream) == sorted(emostream.__all__)
+    assert all(getattr(emostream, name) is not None for name in emostream.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Labeler'"):
+        emostream.Labeler  # noqa: B018
+
+
+@pytest.mark.process
+def test_importing_it_loads_nothing_heavy():
+    heavy = {"numpy", "onnxruntime", "av", "zmq", "cv2", "pydantic", "msgspec", "importlib.metadata"}
+    code = f"import sys, os, emostream; print(*sorted({heavy} & set(sys.modules)), os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
+
+
+# Labeller
+
+
+@pytest.fixture(scope="module")
+def labeller():
+    config = emostream.load_config(changes=["fusion.backend=onnxruntime"])
+    with emostream.Labeller(config) as labeller:
+        yield labeller
+
+
+def decoded(seconds: float) -> tuple[np.ndarray, int, np.ndarray]:
+    """The demo clip's first seconds: (n, channels) float32, its rate, and (m, height, width) gray at 25 per second."""
+    with av.open(str(DEMO)) as container:
+        sound = [frame for frame in container.decode(audio=0) if frame.time < seconds]
+        samples = np.concatenate([frame.to_ndarray().T for frame in sound])
+    frames = np.stack([media.gray(image) for image in media.face_frames(round(25 * seconds))])
+    return samples, sound[0].sample_rate, frames
+
+
+def test_arrays_give_the_labels_of_their_file(labeller):
+    (want, *_) = labeller.label(DEMO)
+    samples, rate_hz, frames = decoded(4.5)
+    (label,) = labeller.label_arrays(samples, rate_hz, frames, 25, name="desk")
+    assert (label.stream, label.label, label.text, label.latency_ms) == ("desk", want.label, want.text, None)
+    assert (label.start_s, label.end_s) == pytest.approx((want.start_s, want.end_s), abs=0.064)
+    assert label.probabilities == pytest.approx(want.probabilities, abs=0.05)
+    for name in ("audio", "video"):
+        assert label.modalities[name].frames == pytest.approx(want.modalities[name].frames, abs=3)
+
+
+@pytest.mark.parametrize("form", [(np.int16, 1), (np.float64, 2), (np.float32, 0)])
+def test_samples_of_any_form_give_the_same_label(labeller, form):
+    dtype, channels = form
+    samples = media.speech_samples(4.0)
+    (want,) = labeller.label_arrays(samples, 16_000)
+    if dtype != np.int16:
+        samples = (samples / 32768).astype(dtype)
+    if channels:
+        samples = np.repeat(samples[:, None], channels, axis=1)
+    (label,) = labeller.label_arrays(samples, 16_000)
+    assert (label.label, label.text) == (want.label, want.text)
+    assert label.probabilities == pytest.approx(want.probabilities, abs=1e-3)
+    assert label.modalities["video"].frames == 0
+
+
+def test_colour_pictures_alone_give_a_label(labeller):
+    colour = np.stack([image[..., ::-1] for image in media.face_frames(50)])
+    (label,) = labeller.label_arrays(frames=colour, fps=25)
+    gray = np.stack([media.gray(image) for image in media.face_frames(50)])
+    (same,) = labeller.label_arrays(frames=gray, fps=25)
+    assert label.modalities["video"].frames == 20 and label.modalities["audio"].frames == 0
+    assert label.probabilities == same.probabilities
+
+
+BAD_ARRAYS = {
+    "nothing": ({}, "neither sound nor picture"),
+    "no rate": ({"samples": np.zeros(100, np.int16)}, "rate_hz is None"),
+    "rate 0": ({"samples": np.zeros(100, np.int16), "rate_hz": 0}, "rate_hz is 0"),
+    "int32": ({"samples": np.zeros(100, np.int32), "rate_hz": 16_000}, r"not \(100,\) int32"),
+    "3 axes": ({"samples": np.zeros((9, 9, 9), np.float32), "rate_hz": 16_000}, "samples must be"),
+    "NaN": ({"samples": np.full(100, np.nan), "rate_hz": 16_000}, "NaN"),
+    "no fps": ({"frames": np.zeros((2, 48, 48), np.uint8)}, "fps is None"),
+    "float pictures": ({"frames": np.zeros((2, 48, 48)), "fps": 25}, "frames must be"),
+    "four colours": ({"frames": np.zeros((2, 48, 48, 4), np.uint8), "fps": 25}, "frames must be"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_arrays_of_another_form_are_refused(labeller, arguments, message):
+    with pytest.raises(emostream.EmostreamError, match=message):
+        list(labeller.label_arrays(**arguments))
+
+
+def test_silence_has_no_label_and_no_error(labeller):
+    assert list(labeller.label_arrays(np.zeros(32_000, np.int16), 16_000)) == []
+    assert list(labeller.label_arrays(np.zeros(0, np.int16), 16_000)) == []
+
+
+def test_a_path_may_be_a_string_and_a_missing_file_is_an_error(labeller, tmp_path):
+    clip = media.talking_face(tmp_path / "talk.mp4")
+    assert [e.label for e in labeller.label(str(clip))] == [e.label for e in labeller.label(clip)] != []
+    with pytest.raises(emostream.EmostreamError, match="nowhere.mp4: no such file"):
+        list(labeller.label(tmp_path / "nowhere.mp4"))
+
+
+# listen
+
+
+def test_listen_yields_labels_and_skips_what_is_none(caplog):
+    label, estimate = emotion_message(), emotion_message(kind="window")
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    with zmq.Context() as context, context.socket(zmq.XPUB) as socket:
+        socket.bind(endpoint)
+        heard: list[emostream.Emotion] = []
+        listener = emostream.listen(endpoint, timeout_s=1)
+        thread = threading.Thread(target=lambda: heard.extend(listener))
+        thread.start()
+        assert socket.recv() == b"\1emotion.utterance."
+        socket.send_multipart([b"emotion.utterance.a", b"no label"])
+        socket.send_multipart([b"emotion.utterance.a"])
+        socket.send_multipart([b"emotion.utterance.a", b'{"label": null}'])
+        for message in (estimate, label):
+            socket.send_multipart([message.topic.encode(), emostream_json(message)])
+        thread.join(10)
+    assert heard == [label]
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING and "skipped" in r.message]) == 3
+
+
+def emostream_json(message: emostream.Emotion) -> bytes:
+    from emostream.stream.messages import encode_emotion
+
+    return encode_emotion(message)
+
+
+def test_listen_refuses_an_address_that_is_none():
+    with pytest.raises(emostream.EmostreamError, match="nowhere: not a valid endpoint"):
+        next(emostream.listen("nowhere"))
+
+
+def test_listen_ends_when_nothing_comes():
+    assert list(emostream.listen(f"tcp://127.0.0.1:{free_port()}", timeout_s=0.05)) == []
+
+
+# run
+
+
+@pytest.mark.process
+def test_run_calls_back_and_stops_when_told(tmp_path):
+    config = emostream.load_config(changes=[f"bus.emotion=ipc://{tmp_path}/bus"], streams=["demo"])
+    stop, labels, nodes = threading.Event(), [], set()
+
+    def on_emotion(emotion: emostream.Emotion) -> None:
+        labels.append(emotion)
+        if emotion.kind == "utterance":
+            stop.set()
+
+    summary = emostream.run(config, on_emotion=on_emotion, on_health=lambda h: nodes.add(h.node), stop=stop)
+    assert [emotion.kind for emotion in labels].count("utterance") == summary.utterances == 1
+    assert any(emotion.kind == "window" for emotion in labels)
+    assert nodes == {"audio.main", "video.main", "speech.main", "fusion"}
+
+
+@pytest.mark.process
+def test_run_raises_what_cannot_be_used(tmp_path):
+    changes = [f"bus.emotion=ipc://{tmp_path}/bus"]
+    with pytest.raises(emostream.EmostreamError, match="no such file"):
+        emostream.run(emostream.load_config(changes=changes, streams=["file:nowhere.mp4"]))
+    with pytest.raises(emostream.EmostreamError, match="no source could be opened"):
+        emostream.run(emostream.load_config(changes=changes, streams=["http://127.0.0.1:9/nothing"]))
+
+
+# README
+
+
+@pytest.mark.process
+def test_the_lines_of_the_readme_run(tmp_path):
+    """As they are, but for the port and the time that they wait for more."""
+    block = re.search(r"```python\n(import emostream\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    lines = [line for line in block[1].splitlines() if line.strip()]
+    assert len(lines) == 6
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    media.talking_face(tmp_path / "talk.mp4")
+    with Pipeline("--stream", "demo", "--set", f"bus.emotion={endpoint}") as run:
+        code = block[1].replace("tcp://127.0.0.1:5556", endpoint).replace("timeout_s=60", "timeout_s=9")
+        assert endpoint in code and "timeout_s=9" in code
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert run.finish(60) == 0
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("this is the best day") >= 1
+    assert done.stdout.count("{'anger':") >= 4  # the first sentences may be over before it listens

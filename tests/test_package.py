@@ -1,0 +1,57 @@
+"""One import package over the folders of the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.process
+
+# Modules by the real place of their file, those that were loaded under two names.
+TWICE = """
+import os, runpy, sys
+sys.argv = [{module!r}, *{arguments!r}]
+try:
+    runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+except SystemExit:
+    pass
+places = {{}}
+for name, module in list(sys.modules.items()):
+    if file := getattr(module, "__file__", None):
+        places.setdefault(os.path.realpath(file), set()).add(name)
+print(*sorted(file for file, names in places.items() if len(names) > 1), sep="\\n")
+print("loaded", "emostream.{module}.commands.main" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("module", "arguments"), [("train", ["card", "ekman7"]), ("engines", ["inspect", "ekman7"])])
+def test_no_module_is_loaded_twice_in_a_checkout(module, arguments):
+    """``python -m train`` loads the folder's own empty __init__.py, and everything else by its one name."""
+    code = TWICE.format(module=module, arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    *twice, loaded = done.stdout.splitlines()[-3:]
+    assert loaded == "loaded True"
+    ours = [Path(file) for file in twice if Path(file).is_relative_to(ROOT) and ".venv" not in file]
+    assert ours == [ROOT / module / "__init__.py"]
+    source = (ROOT / module / "__init__.py").read_text()
+    assert source.startswith('"""') and source.count('"""') == 2 and source.endswith('"""\n')  # nothing but a docstring
+
+
+def test_a_bare_import_is_a_lint_error(tmp_path):
+    odd = tmp_path / "odd.py"
+    odd.write_text("from stream.bus import Inbox\nimport engines.load\n\nprint(Inbox, engines)\n")
+    ruff = [sys.executable, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml", "--output-format", "concise"]
+    done = subprocess.run([*ruff, odd], capture_output=True, text=True, check=False)
+    assert done.stdout.count("TID251") == 2, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", ["train", "engines", "emostream.train", "emostream.engines"])
+def test_commands_run_as_modules_of_a_checkout(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], cwd=ROOT, capture_output=True, text=True)
+    name = module.rpartition(".")[2]
+    assert done.returncode == 0 and done.stdout.startswith(f"stream-{name} "), done.stderr
