@@ -28,7 +28,9 @@ from benchmarks import common
 from benchmarks.script import LEVEL_FRAME, RATE_HZ, levels, ravdess_clips, read_sound
 from emostream.commands import exit_code
 from emostream.errors import ConfigError
-from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, Endpointer
+from emostream.stream.config import Speech
+from emostream.stream.speech.endpoint import Endpointer
+from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES
 
 RULES = {  # name → (hangover_ms, min_hangover_ms)
     **{f"fixed {ms} ms": (ms, ms) for ms in (192, 256, 320, 400, 512)},
@@ -65,7 +67,7 @@ class Clip:
 
 def hear(paths: Sequence[Path]) -> list[Clip]:
     """Run voice activity on each file."""
-    from emostream.stream.nodes.speech import load_vad
+    from emostream.stream.speech.vad import load_vad
 
     vad, rng, clips = load_vad(), np.random.default_rng(0), []
     for path in paths:
@@ -93,7 +95,7 @@ def judge(clips: Sequence[Clip], hangover_ms: int, min_hangover_ms: int) -> comm
     delays, waits = [], []
     cut = lost = unheard = 0
     for clip in clips:
-        endpointer = Endpointer(hangover_ms=hangover_ms, min_hangover_ms=min_hangover_ms)
+        endpointer = Endpointer.from_config(Speech(hangover_ms=hangover_ms, min_hangover_ms=min_hangover_ms))
         ended = []
         for i, probability in enumerate(clip.probabilities):
             for event in endpointer.push(float(probability), i * FRAME_NS):

@@ -1,8 +1,8 @@
-"""ZeroMQ between the nodes: one publisher a node, subscribers that count what they miss.
+"""ZeroMQ between the nodes: one publisher per node, and inboxes that count the messages they miss.
 
-A publisher binds an XPUB socket, so that it can wait for its subscribers and, at fast pace, wait for a full one
-instead of dropping (NODROP). A subscriber empties its sockets into a bounded queue of its own; at real-time pace a
-full queue drops its oldest samples and frames, never what was said.
+A publisher binds an XPUB socket, which shows who has subscribed; at fast pace it waits for a full subscriber instead of
+dropping messages (NODROP). An inbox empties its sockets into a bounded queue of its own; at real-time pace a full queue
+drops its oldest samples and frames, but never speech events or ends.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import logging
 import os
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 import zmq
@@ -24,15 +25,36 @@ from emostream.stream.messages import Codec, Emotion, End, Face, Message, MfccRo
 
 log = logging.getLogger(__name__)
 
+_Context = zmq.Context[zmq.Socket[bytes]]
+
 LINGER_MS = 500  # at exit: long enough for the last message, short enough not to hang on a dead subscriber
-_LONGEST_DIR = 70  # a Unix socket's path has at most 107 bytes, 35 of which are ours
-SEND_TIMEOUT_MS = 100  # of one try, at fast pace: between two a node looks whether it is to stop
+_LONGEST_DIR = 70  # the path of a Unix socket has at most 107 bytes, of which 35 are added here
+SEND_TIMEOUT_MS = 100  # of one attempt, at fast pace: between two attempts a node checks whether it has to stop
 _DROPPABLE = (Pcm, MfccRows, Face)
 
 
+class BusObserver(Protocol):
+    """Measures what messages cost a node. All calls come from the thread that owns the sockets, and do not nest."""
+
+    def begin(self) -> None:
+        """A publisher or an inbox starts to use its sockets: to send, receive, wait or read subscriptions."""
+        ...
+
+    def end(self) -> None:
+        """It is done."""
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """What to add to the counters of each heartbeat."""
+        ...
+
+
+observer: BusObserver | None = None  # of the sockets that nodes of this process open from now on; none costs nothing
+
+
 def make_run_dir(configured: str = "") -> Path:
-    """A new folder of mode 0700 for this run's ipc sockets, in ``configured``, else in the user's runtime folder
-    (``XDG_RUNTIME_DIR``), else where temporary files go. Raises BusError."""
+    """Make a folder of mode 0700 for this run's ipc sockets: in ``configured``, else in the user's runtime folder
+    (``XDG_RUNTIME_DIR``), else in the system's temporary folder. Raises BusError."""
     parent = Path(configured).expanduser() if configured else None
     try:
         if parent is not None:
@@ -50,12 +72,12 @@ def make_run_dir(configured: str = "") -> Path:
 
 
 def ipc(run_dir: Path, node: str) -> str:
-    """Endpoint of a node's publisher. Its file's name is short whatever the node's is: a path has its limit."""
+    """Endpoint of a node's publisher. The file name is short however long the node's name is, as paths are limited."""
     return f"ipc://{run_dir}/{hashlib.sha256(node.encode()).hexdigest()[:12]}"
 
 
-def bind(socket: zmq.Socket, endpoint: str) -> None:
-    """Bind, or raise BusError that says what is wrong with the endpoint."""
+def bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Bind a socket. Raises BusError, which says what is wrong with the endpoint."""
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
@@ -66,8 +88,8 @@ def bind(socket: zmq.Socket, endpoint: str) -> None:
         raise BusError(f"{endpoint}: cannot be bound ({reason}){hint}") from error
 
 
-def _take_subscriptions(socket: zmq.Socket, subscribed: set[str]) -> None:
-    """Read what an XPUB socket was told of who came (1) and who went (0). Anyone may write anything to it."""
+def _update_subscriptions(socket: zmq.Socket[bytes], subscribed: set[str]) -> None:
+    """Read an XPUB socket's news: topics subscribed to (1) and unsubscribed from (0). A stranger may write anything."""
     while socket.poll(0):
         request = socket.recv()
         topic = request[1:].decode(errors="replace")
@@ -80,90 +102,124 @@ def _take_subscriptions(socket: zmq.Socket, subscribed: set[str]) -> None:
 class Publisher:
     """Publishes one node's messages at ``endpoint``.
 
-    ``lossless``: wait for a subscriber whose queue is full; otherwise ZeroMQ drops for it, and it will see the gap.
+    ``lossless``: wait for a subscriber whose queue is full; otherwise ZeroMQ drops messages for it, which it sees as
+    gaps. Raises BusError if the endpoint cannot be bound.
     """
 
-    def __init__(self, context: zmq.Context, endpoint: str, clock: Clock, queue: int, lossless: bool) -> None:
-        self._socket = context.socket(zmq.XPUB)
-        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
-        self._socket.setsockopt(zmq.SNDHWM, queue)
-        self._socket.setsockopt(zmq.XPUB_NODROP, int(lossless))
-        self._socket.setsockopt(zmq.SNDTIMEO, SEND_TIMEOUT_MS)
-        bind(self._socket, endpoint)
+    def __init__(
+        self,
+        context: _Context,
+        endpoint: str,
+        clock: Clock,
+        queue: int,
+        lossless: bool,
+        observer: BusObserver | None = None,
+    ) -> None:
+        options = {zmq.SNDHWM: queue, zmq.XPUB_NODROP: int(lossless), zmq.SNDTIMEO: SEND_TIMEOUT_MS}
+        self._socket = _bound(context, endpoint, options)
         self._clock, self._codec = clock, Codec()
+        self._observer = observer
         self._seq: Counter[str] = Counter()
         self._subscribed: set[str] = set()
 
     def has_subscribers(self, topics: Iterable[str]) -> bool:
-        """Whether each topic has been subscribed to by now."""
-        _take_subscriptions(self._socket, self._subscribed)
+        """Whether each topic has a subscriber by now."""
+        if self._observer is not None:
+            self._observer.begin()
+        _update_subscriptions(self._socket, self._subscribed)
+        if self._observer is not None:
+            self._observer.end()
         return self._subscribed >= set(topics)
 
     def was_heard(self, topics: Iterable[str]) -> bool:
-        """Whether nobody subscribes to these topics any more: an inbox leaves a topic when its End has come."""
-        _take_subscriptions(self._socket, self._subscribed)
+        """Whether nobody subscribes to these topics any more: an inbox unsubscribes from a topic when its End comes."""
+        _update_subscriptions(self._socket, self._subscribed)
         return not self._subscribed & set(topics)
 
     def send(self, message: Message) -> bool:
         """Number, time-stamp and send a message. False if a subscriber had no room for ``SEND_TIMEOUT_MS``; the
-        message then keeps its number for the next try."""
+        message then keeps its number for the next attempt."""
+        if self._observer is not None:
+            self._observer.begin()
         topic = message.topic
         message.seq, message.sent_ns = self._seq[topic], self._clock.now_ns()
+        sent = True
         try:
             self._socket.send_multipart([topic.encode(), *self._codec.encode(message)])
+            self._seq[topic] += 1
         except zmq.Again:
-            return False
-        self._seq[topic] += 1
-        return True
+            sent = False
+        if self._observer is not None:
+            self._observer.end()
+        return sent
 
     def close(self) -> None:
         self._socket.close()
 
 
 class EmotionPublisher:
-    """Publishes the public messages. It drops for a stranger who does not keep up: it must never wait for one."""
+    """Publishes the public messages. It drops them for subscribers that do not keep up, since it must never wait for a
+    stranger. Raises BusError if the endpoint cannot be bound."""
 
-    def __init__(self, context: zmq.Context, endpoint: str) -> None:
-        self._socket = context.socket(zmq.XPUB)
+    def __init__(self, context: _Context, endpoint: str, observer: BusObserver | None = None) -> None:
+        self._socket = _bound(context, endpoint, {zmq.SNDHWM: 1000})
+        self._observer = observer
         self._subscribed: set[str] = set()
-        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
-        self._socket.setsockopt(zmq.SNDHWM, 1000)
-        bind(self._socket, endpoint)
 
     def has_subscribers(self, topics: Iterable[str]) -> bool:
-        """Whether each topic has been subscribed to by now."""
-        _take_subscriptions(self._socket, self._subscribed)
+        """Whether each topic has a subscriber by now."""
+        _update_subscriptions(self._socket, self._subscribed)
         return self._subscribed >= set(topics)
 
     def send(self, message: Emotion) -> None:
-        _take_subscriptions(self._socket, self._subscribed)  # or they pile up, one for each who comes and goes
+        if self._observer is not None:
+            self._observer.begin()
+        _update_subscriptions(self._socket, self._subscribed)  # or they pile up as subscribers come and go
         self._socket.send_multipart([message.topic.encode(), encode_emotion(message)])
+        if self._observer is not None:
+            self._observer.end()
 
     def close(self) -> None:
         self._socket.close()
 
 
-class Inbox:
-    """The receiving end of a node: one SUB socket an endpoint, one queue.
+def _bound(context: _Context, endpoint: str, options: dict[zmq.SocketOption, int]) -> zmq.Socket[bytes]:
+    """A bound XPUB socket. It is closed again if it cannot be bound: an open one would block the end of its context."""
+    socket: zmq.Socket[bytes] = context.socket(zmq.XPUB)
+    try:
+        for option, value in {zmq.LINGER: LINGER_MS, **options}.items():
+            socket.setsockopt(option, value)
+        bind(socket, endpoint)
+    except BaseException:
+        socket.close()
+        raise
+    return socket
 
-    ``capacity`` bounds the queue at real-time pace; ``lossless`` leaves what is not yet wanted in the sockets, so
-    that the publisher waits. ``dropped`` and ``missed`` count by topic: thrown away here, and gaps in ``seq``.
+
+class Inbox:
+    """The receiving end of a node: one SUB socket per endpoint, one queue.
+
+    ``capacity`` bounds the queue at real-time pace. ``lossless`` leaves messages in the sockets until they are asked
+    for, so that the publisher waits. ``dropped`` and ``missed`` count messages by topic: those dropped here, and gaps
+    in ``seq``.
     """
 
-    def __init__(self, context: zmq.Context, capacity: int, lossless: bool) -> None:
+    def __init__(self, context: _Context, capacity: int, lossless: bool, observer: BusObserver | None = None) -> None:
         self._context, self._capacity, self._lossless = context, capacity, lossless
-        self._sockets: dict[str, zmq.Socket] = {}
+        self._observer = observer
+        self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._poller = zmq.Poller()
         self._held: set[str] = set()
         self._queue: deque[tuple[str, Message]] = deque()
         self._codec = Codec()
-        self._next: dict[tuple[str, str], int] = {}
+        self._next_seq: dict[tuple[str, str], int] = {}
         self.dropped: Counter[str] = Counter()
         self.missed: Counter[str] = Counter()
 
     def connect(self, endpoint: str, topics: Iterable[str]) -> None:
         """Subscribe to ``topics`` of the publisher at ``endpoint``."""
-        socket = self._context.socket(zmq.SUB)
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
+        self._sockets[endpoint] = socket  # from here on, close() closes it
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.RCVHWM, self._capacity)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
@@ -171,19 +227,18 @@ class Inbox:
         for topic in topics:
             socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
         socket.connect(endpoint)
-        self._sockets[endpoint] = socket
         self._poller.register(socket, zmq.POLLIN)
 
-    def wake_on(self, socket: zmq.Socket) -> None:
-        """Let ``receive`` return at once when there is something to read on a socket that is not this inbox's."""
+    def wake_on(self, socket: zmq.Socket[Any]) -> None:
+        """Let ``receive`` return at once when another socket, which the inbox does not read, has something to read."""
         self._poller.register(socket, zmq.POLLIN)
 
-    def hold(self, endpoint: str, yes: bool) -> None:
-        """Stop or go on reading one publisher, so that at fast pace it waits for the others."""
-        if yes and endpoint not in self._held:
+    def hold(self, endpoint: str, hold: bool) -> None:
+        """Stop reading one publisher, or resume: at fast pace a publisher that is not read waits."""
+        if hold and endpoint not in self._held:
             self._poller.unregister(self._sockets[endpoint])
             self._held.add(endpoint)
-        elif not yes and endpoint in self._held:
+        elif not hold and endpoint in self._held:
             self._poller.register(self._sockets[endpoint], zmq.POLLIN)
             self._held.discard(endpoint)
 
@@ -197,17 +252,26 @@ class Inbox:
         return self._queue.popleft()[1] if self._queue else None
 
     def wait(self, timeout_ms: int) -> None:
-        """Wait until something came or ``timeout_ms`` have passed; leaves it where it is."""
-        self._poller.poll(timeout_ms)
+        """Wait until a message comes or ``timeout_ms`` have passed; the message stays in its socket."""
+        self._poll(self._poller, timeout_ms)
 
     def wait_for(self, endpoints: Iterable[str], timeout_ms: int) -> None:
         """As ``wait``, but for these publishers alone: what the others send stays in the sockets meanwhile."""
         poller = zmq.Poller()
         for endpoint in endpoints:
             poller.register(self._sockets[endpoint], zmq.POLLIN)
+        self._poll(poller, timeout_ms)
+
+    def _poll(self, poller: zmq.Poller, timeout_ms: int) -> None:
+        if self._observer is not None:
+            self._observer.begin()
         poller.poll(timeout_ms)
+        if self._observer is not None:
+            self._observer.end()
 
     def _fill(self, timeout_ms: int) -> None:
+        if self._observer is not None:
+            self._observer.begin()
         ready = {socket for socket, _ in self._poller.poll(timeout_ms)}
         for endpoint, socket in self._sockets.items():
             if socket not in ready:
@@ -220,6 +284,8 @@ class Inbox:
                 self._take(endpoint, parts)
         while not self._lossless and len(self._queue) > self._capacity:
             self._drop_oldest()
+        if self._observer is not None:
+            self._observer.end()
 
     def _take(self, endpoint: str, parts: list[bytes]) -> None:
         topic = parts[0].decode(errors="replace")
@@ -229,11 +295,11 @@ class Inbox:
             self.missed[topic] += 1
             log.warning("%s: a message on %s is not valid: %s", endpoint, topic, error)
             return
-        expected = self._next.get((endpoint, topic))
+        expected = self._next_seq.get((endpoint, topic))
         if expected is not None and message.seq > expected:
             self.missed[topic] += message.seq - expected
             log.warning("%s: %d messages missed", topic, message.seq - expected)
-        self._next[endpoint, topic] = message.seq + 1
+        self._next_seq[endpoint, topic] = message.seq + 1
         self._queue.append((topic, message))
         if isinstance(message, End):
             self._sockets[endpoint].unsubscribe(topic)
@@ -244,7 +310,7 @@ class Inbox:
                 del self._queue[i]
                 self.dropped[topic] += 1
                 return
-        self._capacity = len(self._queue)  # nothing but words and ends, which are few: make room
+        self._capacity = len(self._queue)  # only speech events and ends, which are few: make room
 
     def close(self) -> None:
         for socket in self._sockets.values():

@@ -1,7 +1,7 @@
-"""The clock that everything reads: Unix time that does not step.
+"""The clock that all nodes read: Unix time that never steps.
 
-The system's monotonic clock plus an offset that the supervisor takes once and hands to its children, so that times
-from different processes of one machine can be subtracted. Nothing else calls ``time``.
+It is the system's monotonic clock plus an offset that the supervisor takes once and hands to its nodes, so that times
+from different processes of one machine can be subtracted. No other module calls ``time``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Protocol
 
 class Clock(Protocol):
     def now_ns(self) -> int:
-        """Nanoseconds since the Unix epoch; never goes back."""
+        """Nanoseconds since the Unix epoch; never goes backwards."""
         ...
 
     def wait_until_ns(self, when_ns: int, stop: threading.Event) -> bool:
-        """Wait for a moment, or for ``stop``; returns whether ``stop`` was set."""
+        """Wait until ``when_ns`` or until ``stop`` is set; returns whether it is set."""
         ...
 
 
@@ -27,6 +27,8 @@ def take_offset_ns() -> int:
 
 
 class SystemClock:
+    """The system's monotonic clock plus ``offset_ns``; without one, the offset is taken now."""
+
     def __init__(self, offset_ns: int | None = None) -> None:
         self.offset_ns = take_offset_ns() if offset_ns is None else offset_ns
 
@@ -38,7 +40,7 @@ class SystemClock:
 
 
 class VirtualClock:
-    """A clock that moves only when told to, for tests and replay; waiting moves it."""
+    """A clock for tests and replay that moves only by ``advance_ns`` and by waiting."""
 
     def __init__(self, now_ns: int = 0) -> None:
         self._now_ns = now_ns

@@ -1,10 +1,11 @@
-"""config.toml as checked models. An unknown key or a bad value is an error that names it and says what is allowed."""
+"""config.toml as checked models. An error names each unknown key and bad value, and says what is allowed instead."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,18 +13,61 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from emostream.engines.backend import BACKENDS
 from emostream.errors import ConfigError
+from emostream.stream.topics import Medium
+
+_SOURCE = re.compile(
+    r"demo|file:.+|microphone(:.+)?|camera(:.+)?|(?P<scheme>rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+"
+)
+SOURCE_HELP = "demo, file:PATH, microphone[:NAME or INDEX], camera[:N] or a URL (rtsp://, http://, udp://, …)"
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A source as it is named in a configuration or on the command line.
+
+    ``location``: the path of a file, the name or index of a device (empty: the default one), or a whole URL.
+    """
+
+    text: str
+    kind: Literal["demo", "file", "microphone", "camera", "url"]
+    location: str
+    scheme: str = ""  # of a URL
+
+    @classmethod
+    def parse(cls, text: str) -> SourceSpec:
+        """Raises ValueError if ``text`` does not name a source."""
+        match = _SOURCE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"is no source; use {SOURCE_HELP}")
+        if match["scheme"]:
+            return cls(text, "url", text, match["scheme"])
+        kind, _, location = text.partition(":")
+        return cls(text, kind, location)  # type: ignore[arg-type]  # one of those in _SOURCE
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it goes at its own pace: a device or the network."""
+        return self.kind not in ("demo", "file")
+
+    @property
+    def media(self) -> frozenset[Medium]:
+        """The media that a source of this kind may have."""
+        if self.kind == "microphone":
+            return frozenset({"audio"})
+        if self.kind == "camera":
+            return frozenset({"video"})
+        return frozenset({"audio", "video"})
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-_SOURCE = re.compile(r"demo|file:.+|microphone(:.+)?|camera(:.+)?|(rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+")
-SOURCE_HELP = "demo, file:PATH, microphone[:NAME or INDEX], camera[:N] or a URL (rtsp://, http://, udp://, …)"
-
-
 class Stream(_Section):
-    """One stream: ``source`` gives sound and picture, or ``audio`` and ``video`` give one of them each."""
+    """One stream: ``source`` names one source of sound and picture; or ``audio`` and ``video`` name one of each."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "main"
     source: str | None = None
@@ -33,17 +77,26 @@ class Stream(_Section):
     @field_validator("source", "audio", "video")
     @classmethod
     def _known(cls, value: str | None) -> str | None:
-        if value is not None and not _SOURCE.fullmatch(value):
-            raise ValueError(f"is no source; use {SOURCE_HELP}")
+        if value is not None:
+            SourceSpec.parse(value)
         return value
 
     @model_validator(mode="after")
     def _some(self) -> Self:
         if (self.source is None) == (self.audio is None and self.video is None):
             raise ValueError("give either source, or audio and/or video")
-        if (self.audio or "").startswith("camera") or (self.video or "").startswith("microphone"):
+        if any(self.source is None and medium not in source.media for medium, source in self.sources):
             raise ValueError("a camera gives no audio and a microphone no video")
         return self
+
+    @property
+    def sources(self) -> list[tuple[Medium, SourceSpec]]:
+        """The source of each medium. A source of both media stands there twice, a device once."""
+        if self.source is not None:
+            both = SourceSpec.parse(self.source)
+            return [(medium, both) for medium in sorted(both.media)]
+        named: list[tuple[Medium, str | None]] = [("audio", self.audio), ("video", self.video)]
+        return [(medium, SourceSpec.parse(text)) for medium, text in named if text is not None]
 
 
 class Audio(_Section):
@@ -118,7 +171,7 @@ class Log(_Section):
 
 
 class Config(_Section):
-    """The whole of config.toml."""
+    """All of config.toml. Raises pydantic.ValidationError, as its sections do; ``load`` raises ConfigError instead."""
 
     streams: Annotated[list[Stream], Field(min_length=1)] = [Stream(name="demo", source="demo")]
     pace: Literal["realtime", "fast"] = "realtime"
@@ -135,19 +188,10 @@ class Config(_Section):
         names = [stream.name for stream in self.streams]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"streams need different names; twice: {', '.join(twice)}")
-        if self.pace == "fast" and (live := [s for stream in self.streams for s in sources_of(stream) if is_live(s)]):
+        live = [source for stream in self.streams for _, source in stream.sources if source.is_live]
+        if live and self.pace == "fast":
             raise ValueError(f'pace = "fast" is for files; {live[0]} is live')
         return self
-
-
-def sources_of(stream: Stream) -> list[str]:
-    """The source strings of a stream."""
-    return [source for source in (stream.source, stream.audio, stream.video) if source]
-
-
-def is_live(source: str) -> bool:
-    """Whether a source goes at its own pace: a device or the network."""
-    return source != "demo" and not source.startswith("file:")
 
 
 def parse_stream(text: str) -> Stream:
@@ -157,7 +201,7 @@ def parse_stream(text: str) -> Stream:
         name, rest = match.groups()
     audio, comma, video = rest.rpartition(",")
     try:
-        if comma and _SOURCE.fullmatch(audio) and _SOURCE.fullmatch(video):
+        if comma and _SOURCE.fullmatch(audio) and _SOURCE.fullmatch(video):  # a file name or a URL may hold a comma too
             return Stream(name=name, audio=audio, video=video)
         return Stream(name=name, source=rest)
     except ValidationError as error:
@@ -167,9 +211,10 @@ def parse_stream(text: str) -> Stream:
 def load_config(
     path: str | Path | None = None, changes: Sequence[str] = (), streams: Sequence[str] = (), pace: str | None = None
 ) -> Config:
-    """Read a configuration; ``changes`` are ``section.key=value``, ``streams`` replace the file's.
+    """Read a configuration file; without one, the built-in settings.
 
-    Raises ConfigError with all problems, one a line.
+    ``changes``: each ``section.key=value``; ``streams``: each ``[NAME=]SOURCE``, in place of the file's; ``pace``: in
+    place of the file's. Raises ConfigError with all problems, one per line.
     """
     data: dict[str, Any] = {}
     where = "configuration"
@@ -210,6 +255,7 @@ def _set(data: dict[str, Any], change: str) -> None:
 
 
 def _lines(error: ValidationError) -> list[str]:
+    """One line per problem."""
     lines = []
     for problem in error.errors():
         place = ""
@@ -226,7 +272,7 @@ def _lines(error: ValidationError) -> list[str]:
 
 
 def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at ``location`` knows."""
+    """The keys of the section at ``location``."""
     model: type[BaseModel] = Config
     for part in location:
         if part == "streams":

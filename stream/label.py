@@ -20,11 +20,12 @@ from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.cores.video import VideoCore, make_detector
 from emostream.stream.messages import Emotion, End, Message, Pcm
-from emostream.stream.nodes.speech import load_vad
 from emostream.stream.sources.arrays import ArraySource
 from emostream.stream.sources.base import AudioChunk, NoTrack
 from emostream.stream.sources.file import FileSource
 from emostream.stream.speech.recognizer import make_recognizer
+from emostream.stream.speech.vad import load_vad
+from emostream.stream.topics import FUSED
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +130,6 @@ class Labeller:
             log.warning("%s", error)
         yield from take(audio.flush())
         yield from take(speech.finish())
-        for of in ("speech", "mfcc", "face"):
-            fusion.push(
-                End(stream=name, media_start_ns=0, media_end_ns=0, captured_ns=0, of=of, reason="end")  # type: ignore[arg-type]
-            )
+        for content in FUSED:
+            fusion.push(End(stream=name, content=content, reason="end"))
         yield from fusion.step()

@@ -11,6 +11,7 @@ import zmq
 
 from emostream.errors import ConfigError
 from emostream.stream.messages import Emotion, decode_emotion
+from emostream.stream.topics import EMOTION, UTTERANCE
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def listen_raw(
     """As ``listen``, but yield the messages' JSON as it is."""
     with zmq.Context() as context, closing(context.socket(zmq.SUB)) as socket:
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SUBSCRIBE, b"emotion." if estimates else b"emotion.utterance.")
+        socket.setsockopt(zmq.SUBSCRIBE, (EMOTION if estimates else UTTERANCE).encode())
         try:
             socket.connect(endpoint)
         except zmq.ZMQError as error:

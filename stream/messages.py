@@ -1,7 +1,7 @@
 """Every message on the bus.
 
-Between nodes: multipart of topic, msgpack header and the raw bytes of each array; never pickle. To the world: the
-``emotion.*`` topics, two parts, topic and UTF-8 JSON.
+Between nodes: a multipart message of topic, msgpack header and the raw bytes of each array; never pickle. To the
+world: the ``emotion.*`` topics, each message of two parts, topic and UTF-8 JSON.
 """
 
 from __future__ import annotations
@@ -12,50 +12,67 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from emostream.stream import topics
+
 
 class Message(msgspec.Struct, kw_only=True, tag=True):
-    """What all messages between nodes carry. Media times are nanoseconds on the stream's own timeline;
-    ``captured_ns`` (Unix epoch) is when the last sample in the message was captured. The publisher sets ``seq``
-    (per topic, no gaps) and ``sent_ns``."""
+    """What all messages between nodes carry. ``stream`` is empty if the message is not about one stream. The publisher
+    sets ``seq`` (per topic, without gaps) and ``sent_ns`` (Unix time)."""
 
-    stream: str
-    media_start_ns: int
-    media_end_ns: int
-    captured_ns: int
+    stream: str = ""
     seq: int = 0
     sent_ns: int = 0
 
     @property
     def topic(self) -> str:
-        return f"{type(self).__name__.lower()}.{self.stream}"
+        raise NotImplementedError
 
 
-class Pcm(Message):
+class Media(Message):
+    """A message about a span of media. Media times are nanoseconds on the stream's own timeline; ``captured_ns`` (Unix
+    time) is when the last sample of the span was captured, 0 where nothing is captured live."""
+
+    stream: str
+    media_start_ns: int
+    media_end_ns: int
+    captured_ns: int
+
+
+class Pcm(Media):
     """``samples``: (n,) int16, 16 kHz, mono."""
 
     samples: np.ndarray
 
+    @property
+    def topic(self) -> str:
+        return topics.stream_topic("pcm", self.stream)
 
-class MfccRows(Message):
+
+class MfccRows(Media):
     """``rows``: (frames, 120) float32; row i describes the 25 ms from ``media_start_ns`` + 10 ms · i."""
 
     rows: np.ndarray
 
     @property
     def topic(self) -> str:
-        return f"mfcc.{self.stream}"
+        return topics.stream_topic("mfcc", self.stream)
 
 
-class Face(Message):
-    """One frame at ``media_start_ns``. ``crop``: (48, 48) uint8, or (0, 0) where no face is seen; ``box``: x, y,
-    width, height as parts of the frame's width and height."""
+class Face(Media):
+    """One frame at ``media_start_ns``. ``crop``: (48, 48) uint8, or (0, 0) if no face is seen; ``box``: x, y, width
+    and height as fractions of the frame's width and height."""
 
     crop: np.ndarray
     box: tuple[float, float, float, float] | None = None
     score: float = 0.0
 
     @property
+    def topic(self) -> str:
+        return topics.stream_topic("face", self.stream)
+
+    @property
     def found(self) -> bool:
+        """Whether a face is seen."""
         return self.crop.size > 0
 
 
@@ -68,12 +85,14 @@ class Word(msgspec.Struct):
     confidence: float
 
 
-class SpeechEvent(Message):
-    """What is said. ``event``: ``started``; ``words`` (so far, replaces the last); ``paused`` (first silence, words
-    final unless speech goes on); ``ended``; ``progress`` (nothing new, but everything before ``media_end_ns`` is
-    known). ``start_ns`` and ``end_ns`` bound the utterance's speech; ``speech_captured_ns`` is when its last sample
-    was captured; ``received_ns`` when the node began with the frame that caused this event, and ``recognition_ns``
-    what the recogniser then took."""
+class SpeechEvent(Media):
+    """A step in the recognition of an utterance. ``event``: ``started``; ``words`` (those so far, in place of the last
+    ones); ``paused`` (first silence; the words are final unless speech resumes); ``ended``; ``progress`` (nothing new,
+    but everything before ``media_end_ns`` has been heard).
+
+    ``start_ns`` and ``end_ns`` are the media times of the utterance's first and last speech; ``speech_captured_ns`` is
+    when that last speech was captured, ``received_ns`` when the node received the frame that caused this event, and
+    ``recognition_ns`` how long the recogniser then took."""
 
     event: Literal["started", "words", "paused", "ended", "progress"]
     utterance: int = 0
@@ -86,22 +105,25 @@ class SpeechEvent(Message):
 
     @property
     def topic(self) -> str:
-        return f"speech.{self.stream}"
+        return topics.stream_topic("speech", self.stream)
 
 
 class End(Message):
-    """No more messages on ``of`` (``pcm``, ``mfcc``, ``face`` or ``speech``) of this stream, and why."""
+    """The last message of a topic, and why no more will come."""
 
-    of: Literal["pcm", "mfcc", "face", "speech"]
+    stream: str
+    content: topics.Content
     reason: str
 
     @property
     def topic(self) -> str:
-        return f"{self.of}.{self.stream}"
+        return topics.stream_topic(self.content, self.stream)
 
 
 class Health(Message):
-    """Heartbeat of a node: ``counters`` since its start, messages waiting, dropped and missed, processor and memory."""
+    """Heartbeat of a node. ``counters``: of its core, since the node started; ``queued``, ``dropped`` and ``gaps``:
+    messages that wait in its inbox, that the inbox dropped, and that never arrived; ``cpu_s`` and ``rss_bytes``:
+    processor time and resident memory of the process."""
 
     node: str
     state: Literal["starting", "ready", "running", "done"]
@@ -114,7 +136,7 @@ class Health(Message):
 
     @property
     def topic(self) -> str:
-        return f"health.{self.node}"
+        return topics.health_topic(self.node)
 
 
 class Log(Message):
@@ -126,38 +148,38 @@ class Log(Message):
 
     @property
     def topic(self) -> str:
-        return f"log.{self.node}"
+        return topics.log_topic(self.node)
 
 
 class Control(Message):
-    """From the supervisor: ``go`` (media time 0 is ``at_ns``) or ``stop``."""
+    """From the supervisor: ``go`` (media time 0 is the Unix time ``at_ns``) or ``stop``."""
 
     command: Literal["go", "stop"]
     at_ns: int = 0
 
     @property
     def topic(self) -> str:
-        return "control"
+        return topics.CONTROL
 
 
 _ANY = Pcm | MfccRows | Face | SpeechEvent | End | Health | Log | Control
 
 
 class Codec:
-    """Messages to parts and back. One per socket: it is not for several threads."""
+    """Messages to parts and back. Not thread-safe: one for each socket."""
 
     def __init__(self) -> None:
         self._arrays: list[Any] = []
-        self._encoder = msgspec.msgpack.Encoder(enc_hook=self._lift)
-        self._decoder = msgspec.msgpack.Decoder(_ANY, dec_hook=self._lower)
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=self._take_array_out)
+        self._decoder: msgspec.msgpack.Decoder[_ANY] = msgspec.msgpack.Decoder(_ANY, dec_hook=self._put_array_back)
 
     def encode(self, message: Message) -> list[Any]:
-        """Header and the buffer of each array, without copying the arrays."""
+        """The header, and the buffer of each array; arrays are not copied."""
         self._arrays = []
         return [self._encoder.encode(message), *self._arrays]
 
     def decode(self, parts: Sequence[Any]) -> Message:
-        """The message in ``parts`` (header, buffers); arrays are read-only views of the buffers.
+        """The message in ``parts`` (header, buffers). Its arrays are read-only views of the buffers.
 
         Raises msgspec.DecodeError or msgspec.ValidationError if the parts are not a message.
         """
@@ -167,19 +189,19 @@ class Codec:
         except (IndexError, UnicodeDecodeError) as error:
             raise msgspec.DecodeError(f"not a message ({error})") from error
 
-    def _lift(self, value: Any) -> Any:
+    def _take_array_out(self, value: Any) -> Any:
         if not isinstance(value, np.ndarray):
-            raise NotImplementedError(f"{type(value).__name__} is not for the bus")
+            raise NotImplementedError(f"{type(value).__name__} cannot be sent on the bus")
         self._arrays.append(np.ascontiguousarray(value).data if value.size else b"")
         return [value.dtype.str, value.shape, len(self._arrays) - 1]
 
-    def _lower(self, kind: type, value: Any) -> Any:
+    def _put_array_back(self, kind: type, value: Any) -> Any:
         if kind is not np.ndarray:
-            raise NotImplementedError(f"{kind} is not for the bus")
+            raise NotImplementedError(f"{kind} cannot be sent on the bus")
         try:
             dtype, shape, part = value
             return np.frombuffer(self._arrays[part], np.dtype(dtype)).reshape(shape)
-        except (TypeError, ValueError, IndexError, SyntaxError) as error:  # numpy parses a dtype's text
+        except (TypeError, ValueError, IndexError, SyntaxError) as error:  # numpy parses the text of a dtype
             raise msgspec.ValidationError(f"not an array of this message ({error})") from error
 
 
@@ -235,7 +257,7 @@ class Emotion(msgspec.Struct, kw_only=True):
 
     @property
     def topic(self) -> str:
-        return f"emotion.{self.kind}.{self.stream}"
+        return topics.emotion_topic(self.kind, self.stream)
 
 
 _emotion_encoder = msgspec.json.Encoder()
@@ -248,7 +270,7 @@ def encode_emotion(message: Emotion) -> bytes:
 
 
 def decode_emotion(data: bytes) -> Emotion:
-    """A public message from its JSON. Raises msgspec.DecodeError if it is not one."""
+    """A public message from its JSON. Raises msgspec.DecodeError if that is not one."""
     try:
         return _emotion_decoder.decode(data)
     except UnicodeDecodeError as error:

@@ -50,7 +50,7 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The summary as lines of text."""
-        heard = self._counted("utterances") + self._counted("turns")  # by speech nodes; in streams without sound
+        heard = self._counted("utterances") + self._counted("face_utterances")  # streams with and without sound
         out = [f"utterances: {self.utterances} labelled of {heard} heard"]
         if self.labels:
             out[0] += "  (" + ", ".join(f"{label} {n}" for label, n in self.labels.most_common()) + ")"

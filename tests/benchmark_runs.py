@@ -33,6 +33,5 @@ def label(
 
 def beat(node: str, passed_s: float = 0.0, **fields) -> Health:
     """A heartbeat that was sent ``passed_s`` after go."""
-    where = {"stream": "", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
     sent_ns = T0_NS + round(passed_s * 1e9)
-    return Health(**where, node=node, **{"sent_ns": sent_ns, "state": "running"} | fields)
+    return Health(node=node, **{"sent_ns": sent_ns, "state": "running"} | fields)

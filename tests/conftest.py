@@ -1,4 +1,4 @@
-"""Fixtures for all tests, and the surroundings in which they give the same results on any machine."""
+"""Fixtures for all tests, and an environment in which they give the same results on any machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from hypothesis import settings
 
 from emostream.engines.bundle import Bundle, open_bundle
 from emostream.stream.cores.classifier import Classifier
-from emostream.stream.nodes.speech import load_vad
-from emostream.stream.speech.vad import SileroVad
+from emostream.stream.speech.vad import SileroVad, load_vad
 from tests import media
 
 cv2.setNumThreads(1)
@@ -26,7 +25,7 @@ settings.load_profile("tests")
 
 @pytest.fixture(scope="session", autouse=True)
 def no_models_of_this_user(tmp_path_factory: pytest.TempPathFactory):
-    """Models that the user happens to have downloaded must not change what a test sees."""
+    """Models that the user has downloaded must not change a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -1,4 +1,4 @@
-"""A fusion core on a virtual clock, with a classifier whose answer depends on all that it is given."""
+"""A fusion core on a virtual clock, with a classifier whose results depend on all of its input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
 from emostream.stream.cores.classifier import Features, Result
 from emostream.stream.cores.fusion import FusionCore
-from emostream.stream.messages import Emotion, End, Face, Message, MfccRows, SpeechEvent, Word
+from emostream.stream.messages import Emotion, End, Face, Media, Message, MfccRows, SpeechEvent, Word
+from emostream.stream.topics import Content
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
@@ -20,7 +21,7 @@ ALL = frozenset({"audio", "video", "speech"})
 
 
 class FakeClassifier:
-    """Probabilities that any change in any row changes. Its work takes time on the clock."""
+    """Its probabilities change with any row. Its work takes time on the virtual clock."""
 
     labels = ("anger", "joy", "neutral")
     bundle_id = "fake@0"
@@ -62,7 +63,7 @@ def nanoseconds(seconds: float) -> int:
 
 
 def mfcc_message(at_s: float, rows: int = 10, stream: str = "a") -> MfccRows:
-    """Rows whose values tell their time."""
+    """Rows whose values are their numbers."""
     first = round(at_s * 100)
     values = np.arange(first, first + rows, dtype=np.float32)[:, None] * np.ones((1, 120), np.float32)
     end = first + rows
@@ -101,12 +102,12 @@ def speech_message(
     return SpeechEvent(**(fields | more))
 
 
-def end_message(of: str, stream: str = "a") -> End:
-    return End(stream=stream, media_start_ns=0, media_end_ns=0, captured_ns=0, of=of, reason="end")  # type: ignore[arg-type]
+def end_message(content: Content, stream: str = "a") -> End:
+    return End(stream=stream, content=content, reason="end")
 
 
 def all_topics(length_s: float, spoken: list[tuple[float, float, str]], stream: str = "a") -> dict[str, list[Message]]:
-    """What the producers of a stream of this length send, by topic. ``spoken``: start, end and words."""
+    """Messages of the producers of a stream, by topic. ``spoken``: start, end and words of each utterance."""
     mfcc: list[Message] = [mfcc_message(i / 10, stream=stream) for i in range(round(length_s * 10))]
     face: list[Message] = [face_message(i / 10, seen=i % 7 != 3, stream=stream) for i in range(round(length_s * 10))]
     speech: list[Message] = []
@@ -136,7 +137,7 @@ def all_topics(length_s: float, spoken: list[tuple[float, float, str]], stream: 
 
 
 class Run:
-    """A core with its clock and everything that it published."""
+    """A core, its clock and everything that it has published."""
 
     def __init__(self, *, realtime=True, estimates=False, streams=None, encode_ns=0, classify_ns=0, **sections) -> None:
         self.clock = VirtualClock(T0)
@@ -156,14 +157,14 @@ class Run:
         return self
 
     def at(self, media_s: float) -> Run:
-        """Move the clock on to a media time."""
+        """Advance the clock to a media time."""
         self.clock.advance_ns(max(0, T0 + nanoseconds(media_s) - self.clock.now_ns()))
         return self
 
     def live(self, topics: dict[str, list[Message]]) -> Run:
-        """Everything in the order of its capture, at its time, with a step after each message."""
+        """Push each message when it is captured, and step after it."""
         ends = [message for messages in topics.values() for message in messages if isinstance(message, End)]
-        rest = [message for messages in topics.values() for message in messages if not isinstance(message, End)]
+        rest = [message for messages in topics.values() for message in messages if isinstance(message, Media)]
         for message in sorted(rest, key=lambda message: message.captured_ns):
             self.at((message.captured_ns - T0) / SECOND).push(message).step()
         return self.push(*ends).step()
@@ -181,7 +182,7 @@ SPOKEN = [(1.0, 2.5, "what a fine day"), (3.4, 4.0, "oh no"), (5.0, 7.2, "i neve
 
 
 def ready_run(run: Run, words: str = "so good", end_s: float = 2.0) -> Run:
-    """An utterance from 1.0 s has ended, and everything up to 3 s has come."""
+    """An utterance that began at 1.0 s has ended, and everything up to 3 s has arrived."""
     run.push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
     return run.at(end_s + 0.4).push(speech_message("ended", end_s + 0.4, 1, 1.0, end_s, words))
 

@@ -1,7 +1,7 @@
-"""Media files for tests, made on the spot with PyAV: ordinary, odd and broken ones.
+"""Media files for tests, written by PyAV when needed: ordinary, odd and damaged ones.
 
-Every maker takes the path to write, whose suffix chooses container and codecs, and returns it. Real speech and a real
-face come from the demo clip, so no test needs a speech synthesiser, a download or the ffmpeg program.
+Every maker writes to the given path, whose suffix chooses container and codecs, and returns it. Speech and face come
+from the demo clip, so no test needs a speech synthesiser, a download or the ffmpeg program.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def face_frames(n: int = 50) -> tuple[np.ndarray, ...]:
 
 
 def gray(image: np.ndarray) -> np.ndarray:
-    """(height, width, 3) BGR → (height, width), as sources give pictures."""
+    """(height, width, 3) BGR → (height, width), as sources deliver frames."""
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
 
 
 def faceless_frames(n: int = 50, width: int = 320, height: int = 240) -> list[np.ndarray]:
-    """A drifting gradient with noise in it: pictures, but nobody there."""
+    """A drifting gradient with noise: images without a face."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 200, width, dtype=np.float32)[None, :, None] * np.ones((height, 1, 3), np.float32)
     noise = rng.integers(0, 40, (n, height, width, 1))
@@ -89,7 +89,7 @@ def write_media(
     vfr: bool = False,
     faststart: bool = False,
 ) -> Path:
-    """Write sound, pictures, or both.
+    """Write sound, frames, or both.
 
     ``speech``: (n,) int16 at ``rate``, put on every channel of ``layout`` ("mono", "stereo", "7.1", …).
     ``frames``: BGR uint8 images, all of one even size. ``vfr`` spaces them unevenly: 1/fps, 3/fps, 1/fps, 2/fps, …
@@ -143,7 +143,7 @@ def _pictures(images: list[np.ndarray], fps: int, vfr: bool) -> list[av.VideoFra
 
 
 def _at_rate(rate: int, seconds: float) -> np.ndarray:
-    """Speech at another rate, by straight lines between samples: good enough to be a test's input."""
+    """Speech at another rate, by linear interpolation: good enough as the input of a test."""
     samples = speech_samples(seconds)
     times = np.arange(round(seconds * rate)) * (RATE_HZ / rate)
     return np.interp(times, np.arange(len(samples)), samples).astype(np.int16)
@@ -157,7 +157,7 @@ def talking_face(path: Path, seconds: float = 4.0) -> Path:
 
 
 def audio_only(path: Path, seconds: float = 4.0, rate: int = RATE_HZ, layout: str = "mono") -> Path:
-    """Also the file for 8 kHz (``rate=8000``), 192 kHz, and eight channels (``layout="7.1"``); .wav or .flac."""
+    """Also makes the files for 8 kHz (``rate=8000``), 192 kHz, and eight channels (``layout="7.1"``); .wav or .flac."""
     return write_media(path, speech=_at_rate(rate, seconds), rate=rate, layout=layout)
 
 
@@ -174,12 +174,12 @@ def silent_audio(path: Path, seconds: float = 3.0) -> Path:
 
 
 def zero_length_audio(path: Path) -> Path:
-    """A .wav file that is a header and not one sample."""
+    """A .wav file with a header and no samples."""
     return write_media(path, speech=np.zeros(0, np.int16))
 
 
 def no_face(path: Path, n: int = 50) -> Path:
-    """Speech, and pictures without anyone in them."""
+    """Speech, and frames without a face."""
     return write_media(path, speech=speech_samples(n / FPS), frames=faceless_frames(n))
 
 
@@ -192,7 +192,7 @@ def variable_frame_rate(path: Path, n: int = 40) -> Path:
 
 
 def truncated_mp4(path: Path, faststart: bool = True, keep: float = 0.5) -> Path:
-    """An .mp4 whose copying stopped half-way. Index in front: it opens and ends early; index at the end: it is lost."""
+    """The first half of an .mp4. With its index in front, it opens and ends early; otherwise the index is lost."""
     write_media(path, speech=speech_samples(4.0), frames=face_frames(100), faststart=faststart)
     whole = path.read_bytes()
     path.write_bytes(whole[: round(len(whole) * keep)])
@@ -200,7 +200,7 @@ def truncated_mp4(path: Path, faststart: bool = True, keep: float = 0.5) -> Path
 
 
 def corrupt_middle(path: Path, share: float = 0.2) -> Path:
-    """A .ts, .mkv or .mp4 file of which the middle ``share`` is overwritten with random bytes; both ends are sound."""
+    """A .ts, .mkv or .mp4 file whose middle ``share`` is overwritten with random bytes; both ends are intact."""
     talking_face(path)
     data = bytearray(path.read_bytes())
     length = round(len(data) * share)
@@ -211,12 +211,12 @@ def corrupt_middle(path: Path, share: float = 0.2) -> Path:
 
 
 def text_file(path: Path) -> Path:
-    """Prose under a name that promises media."""
+    """Text under the name of a media file."""
     path.write_text("This is a letter, not a film.\n" * 200, encoding="utf-8")
     return path
 
 
 def empty_file(path: Path) -> Path:
-    """No bytes at all."""
+    """A file without a single byte."""
     path.write_bytes(b"")
     return path

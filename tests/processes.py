@@ -1,4 +1,4 @@
-"""Starting the commands as their users do, and listening to what they publish."""
+"""Starts the commands as users do, and listens to what they publish."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def command(name: str, *arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run one of the commands to its end."""
+    """Run a command to its end."""
     return subprocess.run(
         [BIN / name, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment()
     )
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 
 
 class Subscriber:
-    """A stranger on the emotion topic: connects before the pipeline binds, collects in a thread."""
+    """A subscriber to the public topic. It connects before the pipeline binds and collects messages in a thread."""
 
     def __init__(self, endpoint: str) -> None:
         self.messages: list[tuple[str, dict]] = []
@@ -59,7 +59,7 @@ class Subscriber:
         return [message for _, message in self.messages if message["kind"] == kind]
 
     def wait_for(self, kind: str, count: int, seconds: float) -> list[dict]:
-        """Messages of a kind once there are ``count``; fails after ``seconds``."""
+        """Wait for ``count`` messages of a kind, ``seconds`` at most."""
         until = time.monotonic() + seconds
         while len(found := self.of(kind)) < count:
             assert time.monotonic() < until, f"{len(found)} of {count} {kind} messages after {seconds} s"
@@ -72,7 +72,7 @@ class Subscriber:
 
 
 class Pipeline:
-    """A running ``stream-run`` on a free port with a subscriber; to be used in a ``with``."""
+    """A running ``stream-run`` on a free port, with a subscriber. A context manager."""
 
     def __init__(self, *arguments: object, env: dict[str, str] | None = None) -> None:
         endpoint = f"tcp://127.0.0.1:{free_port()}"
@@ -93,19 +93,19 @@ class Pipeline:
         self.subscriber.close()
 
     def finish(self, timeout: float) -> int:
-        """Wait for its end; returns the exit code."""
+        """Wait for the run to end; returns the exit code."""
         self.output, _ = self.process.communicate(timeout=timeout)
         return self.process.returncode
 
     def interrupt(self) -> float:
-        """Ctrl-C; returns the seconds until it ended."""
+        """Press Ctrl-C; returns the seconds until the run ended."""
         begun = time.monotonic()
         self.process.send_signal(signal.SIGINT)
         self.finish(10)
         return time.monotonic() - begun
 
     def node(self, name: str) -> int:
-        """Process id of a node, by what its log or the system says of its children."""
+        """Process id of a node."""
         import psutil
 
         for child in psutil.Process(self.process.pid).children():

@@ -1,4 +1,4 @@
-"""stream/nodes/audio.py"""
+"""stream/cores/audio.py"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _sound(rate: int, seconds: float = 1.5) -> np.ndarray:
 
 
 def _chunks(samples: np.ndarray, rate: int, cuts: list[int], start_ns: int = 0) -> list[AudioChunk]:
-    """The samples, (n,) or (n, channels), cut at the places given, with the time of each piece."""
+    """The samples, (n,) or (n, channels), as chunks that end at ``cuts``, each with its time."""
     wide = samples if samples.ndim == 2 else samples[:, None]
     bounds = [0, *sorted(cuts), len(wide)]
     return [AudioChunk(wide[a:b], rate, start_ns + a * _S // rate) for a, b in pairwise(bounds)]
@@ -47,7 +47,7 @@ def _samples(messages: list[Message]) -> np.ndarray:
 
 
 def _start_ns(rate: int, media_ns: int) -> int:
-    """Where the first block of sound from ``media_ns`` on begins: before it by what a resampler is late."""
+    """Start of the first block of sound that begins at ``media_ns``: earlier by the resampler's delay."""
     late = 0 if rate == 16_000 else round(16 * max(1, rate / 16_000))
     return media_ns - late * _S // rate
 
@@ -62,7 +62,7 @@ def _rows(messages: list[Message]) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("rate", RATES)
 @settings(max_examples=12)
 @given(data=st.data())
-def test_any_chunking_of_the_same_samples_gives_the_same(rate, data):
+def test_messages_do_not_depend_on_the_chunks(rate, data):
     sound = _sound(rate, 0.8)
     cuts = data.draw(st.lists(st.integers(0, len(sound)), max_size=20))
     whole, cut = _run(_chunks(sound, rate, [])), _run(_chunks(sound, rate, cuts))
@@ -76,7 +76,7 @@ def test_any_chunking_of_the_same_samples_gives_the_same(rate, data):
 
 
 @given(cuts=st.lists(st.integers(0, 16_000), max_size=40))
-def test_at_16_khz_all_messages_are_the_same_to_the_bit_however_the_sound_is_cut(cuts):
+def test_at_16_khz_messages_are_identical_for_any_chunks(cuts):
     sound = _sound(16_000, 1.0)
     whole, cut = _run(_chunks(sound, 16_000, [])), _run(_chunks(sound, 16_000, cuts))
     assert [(type(m), m.media_start_ns, m.media_end_ns) for m in whole] == [
@@ -109,7 +109,7 @@ def test_at_16_khz_samples_and_features_are_untouched():
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_the_timeline_has_no_holes_and_begins_where_the_sound_does(rate):
+def test_the_timeline_has_no_gaps_and_begins_with_the_sound(rate):
     messages = _run(_chunks(_sound(rate), rate, [100, 5000], start_ns=3 * _S))
     blocks = _pcm(messages)
     start_ns = _start_ns(rate, 3 * _S)
@@ -126,7 +126,7 @@ def test_the_timeline_has_no_holes_and_begins_where_the_sound_does(rate):
 
 @pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000, 192_000])
 @pytest.mark.parametrize("hz", [200, 1000, 3000])
-def test_a_tone_keeps_its_frequency_level_and_place(rate, hz):
+def test_a_tone_keeps_its_frequency_level_and_phase(rate, hz):
     t = np.arange(2 * rate) / rate
     tone = 0.5 * np.sin(2 * np.pi * hz * t).astype(np.float32)
     found = _samples(_run(_chunks(tone, rate, list(range(0, len(tone), 777))))) / 32768
@@ -135,8 +135,8 @@ def test_a_tone_keeps_its_frequency_level_and_place(rate, hz):
 
 
 @pytest.mark.parametrize("rate", [8000, 32_000, 48_000, 96_000])
-def test_a_block_is_there_when_its_sound_is(rate):
-    """Of 32 ms of samples comes a block of 32 ms, at once: none waits for samples that are still to come."""
+def test_a_block_comes_as_soon_as_its_sound(rate):
+    """32 ms of samples make a block of 32 ms at once: none waits for later samples."""
     sound = _sound(rate)
     core = AudioCore("a", None)
     for number, chunk in enumerate(_chunks(sound, rate, [rate * 16 * n // 1000 for n in range(1, 80)])[:-1], start=1):
@@ -145,7 +145,7 @@ def test_a_block_is_there_when_its_sound_is(rate):
         assert all(chunk.media_end_ns - block.media_end_ns <= 2_100_000 for block in blocks)
 
 
-def test_what_is_above_8_khz_does_not_fold_down():
+def test_frequencies_above_8_khz_do_not_alias():
     t = np.arange(48_000) / 48_000
     found = _samples(_run(_chunks(0.5 * np.sin(2 * np.pi * 11_000 * t).astype(np.float32), 48_000, [])))
     assert np.abs(found[400:-400].astype(int)).max() < 100
@@ -172,12 +172,12 @@ def test_samples_are_rounded_to_the_nearest_step(value, step):
 # Capture time
 
 
-def test_captured_is_the_beginning_plus_media_time():
+def test_captured_is_t0_plus_media_time():
     for message in _run(_chunks(_sound(16_000), 16_000, [700]), AudioCore("a", 1_700_000_000 * _S)):
         assert message.captured_ns == 1_700_000_000 * _S + message.media_end_ns
 
 
-def test_captured_is_zero_where_it_has_no_meaning():
+def test_captured_is_zero_without_live_capture():
     assert {message.captured_ns for message in _run(_chunks(_sound(16_000), 16_000, []))} == {0}
 
 
@@ -229,7 +229,7 @@ def test_small_errors_in_time_stamps_are_no_gap(jitter_ms):
 
 
 def test_jitter_does_not_add_up():
-    """Time stamps that swing around the true time for minutes."""
+    """Time stamps that jitter around the true time for minutes."""
     core = AudioCore("a", None)
     rng = np.random.default_rng(0)
     for n in range(3000):
@@ -249,7 +249,7 @@ def test_a_chunk_that_comes_twice_is_left_out():
 
 
 def test_a_gap_that_is_filled_later_stays_a_gap():
-    """Time never goes back: what comes too late is left out."""
+    """Time never goes backwards: late chunks are left out."""
     chunks = _chunks(_sound(16_000), 16_000, [6000, 12_000, 18_000])
     core = AudioCore("a", None)
     messages = _run([chunks[0], chunks[2], chunks[1], chunks[3]], core)
@@ -258,8 +258,8 @@ def test_a_gap_that_is_filled_later_stays_a_gap():
     assert starts == sorted(starts)
 
 
-def test_another_rate_in_mid_stream():
-    """A microphone that was opened again as another device."""
+def test_a_change_of_rate_in_mid_stream():
+    """As of a microphone that was opened again as another device."""
     core = AudioCore("a", None)
     first = _chunks(_sound(48_000), 48_000, [])
     second = _chunks(_sound(44_100), 44_100, [], start_ns=first[0].media_end_ns)
@@ -270,7 +270,7 @@ def test_another_rate_in_mid_stream():
     assert (np.diff(times) > 0).all()
 
 
-# Little or nothing
+# Empty input
 
 
 def test_chunks_without_samples_change_nothing():
@@ -282,7 +282,7 @@ def test_chunks_without_samples_change_nothing():
     assert core.gaps == 0
 
 
-def test_nothing_in_nothing_out():
+def test_no_input_gives_no_output():
     core = AudioCore("a", None)
     assert core.flush() == []
     assert core.flush() == []

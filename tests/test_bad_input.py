@@ -1,16 +1,18 @@
-"""What cannot be used ends in one clear line and a non-zero exit code; what can in part gives labels."""
+"""Unusable input ends in one clear line and a non-zero exit code; partly usable input gives labels."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import zmq
 
 from emostream.engines.bundle import BUNDLES
+from emostream.engines.load import available
 from tests import media
 from tests.processes import Pipeline, command, free_port
 
@@ -22,7 +24,7 @@ def run_once(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def the_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line that the command printed on stderr, which it left with a fault."""
+    """The one line that a failed command printed on stderr."""
     assert done.returncode != 0
     assert done.stdout == ""
     lines = done.stderr.splitlines()
@@ -67,6 +69,19 @@ def test_port_in_use():
     assert "choose another with --set bus.emotion" in line
 
 
+def test_a_backend_that_cannot_run_ends_the_run_at_once():
+    """On a machine without a GPU: fusion says why, and neither waits for the others nor for its sockets."""
+    if not available()["tensorrt"]:
+        pytest.skip("TensorRT can run here")
+    begun = time.monotonic()
+    done = run_once("--stream", "demo", "--set", "fusion.backend=tensorrt")
+    assert time.monotonic() - begun < 15  # of which most is starting the processes; the demo takes 27 s
+    assert done.returncode == 1
+    assert "error: fusion: backend 'tensorrt' cannot run here" in done.stderr
+    assert "error: fusion cannot run, see above" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_wrong_bundle_hash(tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(BUNDLES / "ekman7", bundle)
@@ -87,7 +102,7 @@ def test_wrong_bundle_hash(tmp_path):
         ("speech.recognizer=vosk", "run: stream-models pull vosk-en"),
     ],
 )
-def test_missing_models_name_the_command_that_brings_them(setting, said, monkeypatch, tmp_path):
+def test_a_missing_model_names_the_command_that_installs_it(setting, said, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     done = run_once("--set", setting)
     assert done.returncode == 1
@@ -96,7 +111,7 @@ def test_missing_models_name_the_command_that_brings_them(setting, said, monkeyp
 
 
 def degraded(path: Path, *more: object) -> tuple[list[dict], str]:
-    """Labels and output of a run that has to end well."""
+    """Labels and output of a run that must succeed."""
     with Pipeline("--stream", f"file:{path}", "--pace", "fast", *more) as run:
         assert run.finish(60) == 0, run.output
         assert "Traceback" not in run.output
@@ -129,7 +144,7 @@ def test_no_speech(maker, tmp_path):
 
 
 def test_stream_label_on_everything_at_once(tmp_path):
-    """Good, odd and bad files in one call: each gets its labels or its line, and the exit code tells."""
+    """Good, odd and bad files in one call: each gets labels or an error line, and the exit code is 1."""
     good = [
         media.audio_only(tmp_path / "8k.wav", rate=8000),
         media.audio_only(tmp_path / "192k.wav", rate=192_000),
@@ -159,12 +174,16 @@ def test_stream_label_on_everything_at_once(tmp_path):
 
 
 def test_live_code_imports_no_torch():
-    """The runtime must not need torch, nor touch it where it happens to be installed."""
+    """Live code must not need torch, nor import it where it is installed."""
     code = (
-        "import sys, stream.cli, stream.label, stream.doctor, stream.supervisor, stream.nodes.capture, "
-        "emostream.stream.nodes.listen, stream.nodes.fuse, stream.nodes.video, engines.onnx, stream.speech.vosk, "
-        "emostream.stream.speech.pocketsphinx, stream.sources.network, stream.sources.microphone\n"
-        "assert not {'torch', 'train'} & set(sys.modules), 'torch or train was imported'"
+        "import sys\n"
+        "from emostream.engines import onnx\n"
+        "from emostream.stream import cli, doctor, label, supervisor\n"
+        "from emostream.stream.cores import audio, video\n"
+        "from emostream.stream.nodes import capture, fusion, speech\n"
+        "from emostream.stream.sources import file, microphone, network\n"
+        "from emostream.stream.speech import pocketsphinx, vosk\n"
+        "assert not {'torch', 'emostream.train'} & set(sys.modules), 'torch or emostream.train was imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

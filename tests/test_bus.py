@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from emostream.stream.bus import EmotionPublisher, Inbox, Publisher, bind, ipc, 
 from emostream.stream.clock import VirtualClock
 from emostream.stream.messages import Codec, Emotion, End, Message, Pcm, SpeechEvent
 
-_AT = {"stream": "a", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
+_SPAN = {"stream": "a", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
 TOPICS = ["pcm.a", "speech.a"]
 
 
 @pytest.fixture
 def short_path():
-    """Sockets' paths are short; pytest's own folders are not."""
+    """A short path, as sockets need; pytest's folders are longer."""
     with tempfile.TemporaryDirectory(prefix="e") as folder:
         yield Path(folder)
 
@@ -38,15 +39,15 @@ def context():
 
 
 def _pcm(n: int = 0) -> Pcm:
-    return Pcm(**_AT, samples=np.full(4, n, np.int16))
+    return Pcm(**_SPAN, samples=np.full(4, n, np.int16))
 
 
 def _said(n: int = 0) -> SpeechEvent:
-    return SpeechEvent(**_AT, event="words", utterance=n)
+    return SpeechEvent(**_SPAN, event="words", utterance=n)
 
 
-def _end(of: str = "pcm") -> End:
-    return End(**_AT, of=of, reason="over")  # type: ignore[arg-type]
+def _end() -> End:
+    return End(stream="a", content="pcm", reason="over")
 
 
 def _until(condition, seconds: float = 5.0) -> None:
@@ -66,11 +67,11 @@ def _join(context, endpoint="inproc://node", *, queue=1000, capacity=1000, lossl
 
 
 def _all(inbox: Inbox, timeout_ms: float = 50) -> list[Message]:
-    """Everything that is there."""
+    """All messages that have arrived."""
     return list(iter(lambda: inbox.receive(timeout_ms), None))
 
 
-# Numbers and gaps
+# Sequence numbers and gaps
 
 
 def test_each_topic_is_numbered_without_gaps_and_stamped(short_path, context):
@@ -91,7 +92,7 @@ def test_each_topic_is_numbered_without_gaps_and_stamped(short_path, context):
     assert not inbox.missed and not inbox.dropped
 
 
-def test_only_what_was_subscribed_to_comes(context):
+def test_only_subscribed_topics_arrive(context):
     publisher, inbox = _join(context, topics=["speech.a"])
     publisher.send(_pcm())
     publisher.send(_said())
@@ -123,8 +124,8 @@ def _send_numbered(socket: zmq.Socket, seqs: list[int]) -> None:
         ([0, 1, 2, 3], 0),
         ([0, 1, 4, 5], 2),
         ([0, 2, 4, 10], 7),
-        ([7, 8], 0),  # came late: what was before is not missed
-        ([5, 6, 0, 1], 0),  # the publisher was started again
+        ([7, 8], 0),  # subscribed late: earlier messages are not missed
+        ([5, 6, 0, 1], 0),  # the publisher was restarted
         ([5, 6, 0, 3], 2),
     ],
 )
@@ -135,7 +136,7 @@ def test_gaps_are_counted_and_nothing_else_is_lost(context, seqs, missed):
     assert inbox.missed["pcm.a"] == missed
 
 
-def test_what_a_full_queue_loses_is_seen_as_a_gap(context):
+def test_losses_of_a_full_queue_are_gaps(context):
     publisher, inbox = _join(context, queue=8, capacity=8)
     for n in range(100):
         assert publisher.send(_pcm(n))  # never waits
@@ -159,7 +160,7 @@ def test_what_a_full_queue_loses_is_seen_as_a_gap(context):
         [b"pcm.a", b"\x81\xa4type\xa1\xff"],
     ],
 )
-def test_what_is_no_message_is_counted_and_passed_over(context, parts):
+def test_an_invalid_message_is_counted_and_skipped(context, parts):
     socket, inbox = _raw(context)
     _send_numbered(socket, [0])
     socket.send_multipart(parts)
@@ -171,7 +172,7 @@ def test_what_is_no_message_is_counted_and_passed_over(context, parts):
 # Real-time pace: a full queue drops the oldest
 
 
-def test_a_full_queue_keeps_the_newest_sound_and_all_that_was_said(context):
+def test_a_full_queue_keeps_the_newest_sound_and_all_speech_events(context):
     publisher, inbox = _join(context, capacity=8)
     for n in range(4):
         publisher.send(_said(n))
@@ -190,8 +191,8 @@ def test_a_full_queue_keeps_the_newest_sound_and_all_that_was_said(context):
 
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.lists(st.booleans(), max_size=20), st.integers(0, 6)), max_size=6))
-def test_whatever_comes_when_speech_and_order_are_kept(rounds):
-    """Rounds of sending (True: said, False: sound) and of reading some."""
+def test_speech_events_and_order_are_kept_whenever_messages_come(rounds):
+    """Rounds of sending (True: a speech event, False: sound) and of reading some."""
     with zmq.Context() as context:
         publisher, inbox = _join(context, capacity=8)
         sent, received = [], []
@@ -261,7 +262,7 @@ def test_one_full_subscriber_holds_up_all_and_none_gets_a_message_twice(context)
     assert [message.samples[0] for message in got] == [message.samples[0] for message in late] == list(range(n + 1))
 
 
-def test_a_lossless_inbox_leaves_in_the_sockets_what_is_not_asked_for(context):
+def test_a_lossless_inbox_leaves_messages_in_the_sockets_until_asked(context):
     publisher, inbox = _join(context, lossless=True)
     for n in range(100):
         publisher.send(_pcm(n))
@@ -285,7 +286,50 @@ def test_a_held_publisher_is_not_read_and_loses_nothing(context):
     assert [message.seq for message in _all(inbox)] == [0, 1, 2, 3, 4]
 
 
-# Who listens
+# Observers
+
+
+class Record:
+    """A bus observer that keeps its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def begin(self) -> None:
+        self.calls.append("begin")
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+    def counters(self) -> dict[str, int]:
+        return {}
+
+
+def test_an_observer_sees_the_beginning_and_end_of_every_use_of_a_socket(context):
+    record = Record()
+    publisher = Publisher(context, "inproc://node", VirtualClock(), 10, lossless=True, observer=record)
+    inbox = Inbox(context, 10, lossless=True, observer=record)
+    inbox.connect("inproc://node", ["pcm.a"])
+    public = EmotionPublisher(context, "inproc://labels", record)
+    steps = {
+        "subscriptions": lambda: publisher.has_subscribers(["pcm.a"]),
+        "send": lambda: publisher.send(_pcm()),
+        "wait": lambda: inbox.wait(0),
+        "wait for": lambda: inbox.wait_for(["inproc://node"], 0),
+        "receive": lambda: inbox.receive(100),
+        "nothing to receive": lambda: inbox.receive(0),
+        "label": lambda: public.send(_emotion(0)),
+    }
+    for name, step in steps.items():
+        record.calls.clear()
+        step()
+        assert record.calls == ["begin", "end"], name
+    while publisher.send(_pcm()):
+        record.calls.clear()
+    assert record.calls == ["begin", "end"]  # of the attempt that a full subscriber refused
+
+
+# Subscribers
 
 
 def test_has_subscribers_asks_for_each_topic(context):
@@ -303,8 +347,8 @@ def test_has_subscribers_asks_for_each_topic(context):
 def test_a_publisher_knows_when_all_have_read_the_end(context):
     publisher, inbox = _join(context)
     publisher.send(_pcm())
-    publisher.send(_end("pcm"))
-    publisher.send(_end("pcm"))  # told twice is as good as once
+    publisher.send(_end())
+    publisher.send(_end())  # sending it twice does no harm
     assert not publisher.was_heard(["pcm.a"])
     assert [type(message) for message in _all(inbox)][:2] == [Pcm, End]
     _until(lambda: publisher.was_heard(["pcm.a"]))
@@ -313,7 +357,7 @@ def test_a_publisher_knows_when_all_have_read_the_end(context):
     assert isinstance(inbox.receive(1000), SpeechEvent)
 
 
-def test_an_inbox_can_wait_for_one_publisher_and_loses_nothing_of_the_others(context):
+def test_an_inbox_can_wait_for_one_publisher_without_losing_messages_of_others(context):
     clock = VirtualClock()
     inbox = Inbox(context, 100, lossless=False)
     publishers = {}
@@ -335,7 +379,7 @@ def test_an_inbox_can_wait_for_one_publisher_and_loses_nothing_of_the_others(con
         publisher.close()
 
 
-def test_an_inbox_wakes_for_a_socket_that_is_not_its_own_and_leaves_it_alone(context):
+def test_an_inbox_wakes_for_a_foreign_socket_and_does_not_read_it(context):
     ours, other = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     ours.bind("inproc://other")
     other.connect("inproc://other")
@@ -350,7 +394,7 @@ def test_an_inbox_wakes_for_a_socket_that_is_not_its_own_and_leaves_it_alone(con
         socket.close()
 
 
-def test_nothing_comes_within_the_time(context):
+def test_receive_returns_none_after_the_timeout(context):
     _, inbox = _join(context)
     begun = time.monotonic()
     assert inbox.receive(50) is None
@@ -360,7 +404,7 @@ def test_nothing_comes_within_the_time(context):
 # Endpoints
 
 
-def test_a_port_in_use_is_told_with_what_to_do(context):
+def test_a_port_in_use_is_reported_with_a_remedy(context):
     taken = context.socket(zmq.PUB)
     port = taken.bind_to_random_port("tcp://127.0.0.1")
     with pytest.raises(BusError, match=r"another stream-run\?.*--set bus\.emotion") as caught:
@@ -375,7 +419,23 @@ def test_an_endpoint_that_cannot_be_bound(context, endpoint):
     assert "another program" not in str(caught.value)
 
 
-def test_the_run_dir_is_this_users_alone(short_path):
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_publisher_that_cannot_be_bound_leaves_no_socket_open(lossless):
+    """An open socket would block the end of its context."""
+    with zmq.Context() as context:
+        for make in (
+            lambda: Publisher(context, "nonsense", VirtualClock(), 10, lossless),
+            lambda: EmotionPublisher(context, "nonsense"),
+        ):
+            with pytest.raises(BusError):
+                make()
+        ending = threading.Thread(target=context.term, daemon=True)
+        ending.start()
+        ending.join(5)
+        assert not ending.is_alive()
+
+
+def test_the_run_dir_is_private_to_the_user(short_path):
     first, second = (make_run_dir(str(short_path / "new" / "runs")) for _ in range(2))
     assert first != second
     assert first.parent == short_path / "new" / "runs"
@@ -392,7 +452,7 @@ def test_the_run_dir_is_in_the_users_runtime_folder_if_there_is_one(short_path, 
     assert make_run_dir().parent == short_path / "t"
 
 
-def test_a_run_dir_that_cannot_be(short_path):
+def test_a_run_dir_that_cannot_be_made(short_path):
     (short_path / "file").write_text("")
     with pytest.raises(BusError, match=r"bus\.run_dir = .*file"):
         make_run_dir(str(short_path / "file"))
@@ -423,7 +483,7 @@ def _emotion(n: int) -> Emotion:
     )  # fmt: skip
 
 
-def test_anyone_can_read_the_labels(context):
+def test_any_program_can_read_the_labels(context):
     publisher = EmotionPublisher(context, "inproc://labels")
     stranger = context.socket(zmq.SUB)
     stranger.setsockopt(zmq.SUBSCRIBE, b"emotion.")
@@ -449,7 +509,7 @@ def test_a_stranger_who_writes_nonsense_harms_nobody(context, request_):
     assert reader.poll(1000)
 
 
-def test_a_stranger_who_does_not_read_holds_nobody_up(context):
+def test_a_stranger_who_does_not_read_delays_nobody(context):
     publisher = EmotionPublisher(context, "inproc://labels")
     stranger = context.socket(zmq.SUB)
     stranger.setsockopt(zmq.SUBSCRIBE, b"emotion.")

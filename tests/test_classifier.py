@@ -1,4 +1,4 @@
-"""stream/classifier.py, with the shipped bundle."""
+"""stream/cores/classifier.py, with the shipped bundle."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_any_modalities_give_probabilities(classifier, whole, names):
         max_size=4,
     )
 )
-def test_batch_mates_and_padding_change_nothing(classifier, whole, wanted):
+def test_results_do_not_depend_on_batch_and_padding(classifier, whole, wanted):
     items, asked = [], []
     for names, a, v, t, contributions in wanted:
         items.append(_part(Features(whole.audio[:a], whole.video[:v], whole.text[:t]), names))
@@ -74,7 +74,7 @@ def test_batch_mates_and_padding_change_nothing(classifier, whole, wanted):
             assert result.contributions[name] == pytest.approx(alone.contributions[name], abs=1e-5)
 
 
-def test_a_contribution_is_what_the_label_loses_without_the_modality(classifier, whole):
+def test_a_contribution_is_the_loss_of_the_label_without_the_modality(classifier, whole):
     (result,) = classifier.classify([whole], [True])
     label = result.probabilities.argmax()
     for name in MODALITIES:
@@ -84,7 +84,7 @@ def test_a_contribution_is_what_the_label_loses_without_the_modality(classifier,
     assert any(abs(share) > 1e-4 for share in result.contributions.values())
 
 
-def test_a_modality_alone_contributes_what_it_has_over_chance(classifier, whole):
+def test_a_modality_alone_contributes_its_excess_over_chance(classifier, whole):
     (result,) = classifier.classify([_part(whole, {"audio"})], [True])
     assert result.contributions["audio"] == pytest.approx(result.probabilities.max() - 1 / len(classifier.labels))
     assert result.contributions["video"] == result.contributions["text"] == 0
@@ -96,7 +96,7 @@ def test_contributions_not_asked_for_are_zero(classifier, whole):
     np.testing.assert_allclose(asked.probabilities, not_asked.probabilities, atol=1e-5)
 
 
-def test_every_modality_is_looked_at(classifier, whole):
+def test_every_modality_matters(classifier, whole):
     (before,) = classifier.classify([whole], [False])
     changed = [
         Features(whole.audio + 3, whole.video, whole.text),
@@ -124,7 +124,7 @@ def test_words_beyond_the_window_are_left_out(classifier, bundle):
 
 
 @pytest.mark.parametrize("n", [0, 1, 63, 65, 130])
-def test_faces_are_encoded_one_by_one_whatever_their_number(classifier, bundle, n):
+def test_a_face_is_encoded_alike_in_any_number_of_faces(classifier, bundle, n):
     crops = np.random.default_rng(n).integers(0, 256, (n, CROP, CROP)).astype(np.uint8)
     vectors = classifier.encode_faces(crops)
     assert vectors.shape == (n, bundle.manifest.video.dim)
@@ -137,7 +137,7 @@ def test_warm_up_runs(bundle):
     Classifier(bundle, "onnxruntime").warm_up()
 
 
-def test_what_the_classifier_says_of_itself(classifier, bundle):
+def test_the_classifier_describes_its_bundle(classifier, bundle):
     assert classifier.labels == bundle.manifest.labels
     assert classifier.bundle_id == bundle.id
     assert classifier.backend == "onnxruntime/cpu"

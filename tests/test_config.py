@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emostream.errors import ConfigError
-from emostream.stream.config import Config, Stream, is_live, load_config, parse_stream, sources_of
+from emostream.stream.config import Config, SourceSpec, Stream, load_config, parse_stream
 
 
 def _problems(tmp_path: Path, toml: str = "", changes: list[str] | None = None, **options) -> list[str]:
-    """The lines of the error that this configuration gives."""
+    """The lines of the error that this configuration raises."""
     path = tmp_path / "config.toml"
     path.write_text(toml, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
@@ -120,7 +120,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(tmp_path, change, says):
     assert says in line
 
 
-def test_all_problems_are_told_at_once(tmp_path):
+def test_all_problems_are_reported_at_once(tmp_path):
     lines = _problems(
         tmp_path, '[speech]\nthreshold = 2\nbogus = 1\n[video]\nfps = -1\n[[streams]]\nname = "a b"\nsource = "demo"\n'
     )
@@ -211,7 +211,7 @@ def test_an_unknown_key_in_a_change(tmp_path):
 
 
 @given(st.text(max_size=30))
-def test_no_change_gives_another_error_than_config_error(change):
+def test_a_bad_change_raises_nothing_but_config_error(change):
     try:
         load_config(None, [change])
     except ConfigError as error:
@@ -240,18 +240,18 @@ def test_parse_stream(text, stream):
 
 
 @pytest.mark.parametrize("text", ["", "a=", "=demo", "talk.mp4", "ftp://x", "camera:0,microphone", "file:", "a b=demo"])
-def test_what_is_no_stream(text):
+def test_text_that_names_no_stream(text):
     with pytest.raises(ConfigError, match="--stream"):
         parse_stream(text)
 
 
 @given(st.text(max_size=30))
-def test_parse_stream_gives_no_other_error(text):
+def test_parse_stream_raises_nothing_but_config_error(text):
     try:
         stream = parse_stream(text)
     except ConfigError:
         return
-    assert sources_of(stream)
+    assert stream.sources
 
 
 def test_streams_of_the_command_line_replace_those_of_the_file(tmp_path):
@@ -267,16 +267,49 @@ def test_two_streams_without_a_name(tmp_path):
     assert "streams need different names; twice: main" in line
 
 
+# Sources
+
+
 @pytest.mark.parametrize(
-    ("source", "live"),
-    [("demo", False), ("file:rtsp://x", False), ("microphone", True), ("camera:0", True), ("http://x/y.mp4", True)],
+    ("text", "kind", "location", "live", "media"),
+    [
+        ("demo", "demo", "", False, {"audio", "video"}),
+        ("file:rtsp://x", "file", "rtsp://x", False, {"audio", "video"}),
+        ("file:a:b.mp4", "file", "a:b.mp4", False, {"audio", "video"}),
+        ("microphone", "microphone", "", True, {"audio"}),
+        ("microphone:USB: 2", "microphone", "USB: 2", True, {"audio"}),
+        ("camera", "camera", "", True, {"video"}),
+        ("camera:1", "camera", "1", True, {"video"}),
+        ("http://x/y.mp4", "url", "http://x/y.mp4", True, {"audio", "video"}),
+        ("rtsps://x:5/y", "url", "rtsps://x:5/y", True, {"audio", "video"}),
+    ],
 )
-def test_is_live(source, live):
-    assert is_live(source) is live
+def test_a_source_is_parsed(text, kind, location, live, media):
+    source = SourceSpec.parse(text)
+    assert (str(source), source.kind, source.location) == (text, kind, location)
+    assert (source.is_live, source.media) == (live, media)
+    assert source.scheme == (text.partition(":")[0] if kind == "url" else "")
+
+
+@pytest.mark.parametrize("text", ["", "demo:1", "file:", "microphone:", "cameras", "ftp://x", "rtsp://", " demo"])
+def test_text_that_names_no_source(text):
+    with pytest.raises(ValueError, match="is no source; use demo, file:PATH"):
+        SourceSpec.parse(text)
+
+
+def test_the_sources_of_a_stream_by_medium():
+    def named(**sources):
+        return [(medium, str(source)) for medium, source in Stream(**sources).sources]
+
+    assert named(source="demo") == [("audio", "demo"), ("video", "demo")]
+    assert named(source="microphone") == [("audio", "microphone")]
+    assert named(source="camera:2") == [("video", "camera:2")]
+    assert named(video="camera") == [("video", "camera")]
+    assert named(audio="microphone", video="demo") == [("audio", "microphone"), ("video", "demo")]
 
 
 def test_the_settings_can_be_written_as_toml_and_read_again(tmp_path):
-    """What the built-in settings are, a file may say."""
+    """A file may spell out the built-in settings."""
     sections = Config().model_dump(exclude_none=True, exclude={"streams", "pace"})
     lines = []
     for name, section in sections.items():

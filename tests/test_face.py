@@ -40,7 +40,7 @@ boxes = st.builds(
 
 
 def _with_eyes(left: complex, right: complex, width: int = 480, height: int = 360) -> np.ndarray:
-    """A dark picture with a red spot on the left eye and a blue one on the right, each as large as an eye is."""
+    """A dark image with a red spot on the left eye and a blue one on the right, each as large as an eye."""
     y, x = np.mgrid[:height, :width]
     size = abs(right - left) / 12
     image = np.zeros((height, width, 3), np.float64)
@@ -81,8 +81,8 @@ def test_eyes_land_at_their_places(distance, degrees, at):
     size=st.floats(100, 500),
     eyes=st.none() | st.tuples(st.floats(0.3, 0.6), st.floats(0.3, 0.6)),
 )
-def test_a_crop_is_the_same_whatever_lies_far_away(x, y, size, eyes):
-    """Only what is around the face is shrunk; shrinking all of the picture gives the same but for the last pixels."""
+def test_a_crop_does_not_depend_on_what_is_far_away(x, y, size, eyes):
+    """Only the surroundings of a face are shrunk; shrinking the whole image gives the same crop but for its border."""
     places = eyes and ((x + 0.3 * size, y + eyes[0] * size), (x + 0.7 * size, y + eyes[1] * size))
     face = Detection(x, y, size, size, 0.9, places)
     down, across = np.mgrid[:720, :960]
@@ -113,7 +113,7 @@ def test_a_box_without_eyes_is_the_crop(x, y, size):
     size=st.floats(1, 600),
     eyes=st.none() | st.tuples(st.floats(0.3, 0.45), st.floats(0.55, 0.7)),
 )
-def test_faces_beyond_the_borders_are_cropped_all_the_same(x, y, size, eyes):
+def test_faces_beyond_the_border_are_cropped_too(x, y, size, eyes):
     places = eyes and ((x + eyes[0] * size, y + 0.4 * size), (x + eyes[1] * size, y + 0.4 * size))
     image = np.full((120, 160), 77, np.uint8)
     np.testing.assert_array_equal(crop_face(image, Detection(x, y, size, size, 0.9, places)), 77)
@@ -154,7 +154,7 @@ def test_moving_moves_the_eyes_too():
 
 
 @given(boxes, st.floats(0, 1))
-def test_bounds_lie_within_the_picture(face, margin):
+def test_an_expanded_box_lies_within_the_image(face, margin):
     image = np.zeros((120, 160), np.uint8)
     left, top, right, bottom = expanded_box(face, margin, image)
     assert image[top:bottom, left:right].size >= 0
@@ -191,7 +191,7 @@ def test_the_first_person_is_kept_while_there(steps, random):
         assert tracker.push(i * _SECOND // 10, seen) == person
 
 
-def test_a_person_who_left_is_waited_for_and_then_given_up():
+def test_a_person_who_left_is_given_up_after_a_while():
     tracker = FaceTracker(patience_ms=1000)
     tracker.push(0, [_SMALL])
     assert tracker.push(_SECOND // 2, [_LARGE]) is None
@@ -201,7 +201,7 @@ def test_a_person_who_left_is_waited_for_and_then_given_up():
     assert tracker.push(3 * _SECOND, [_SMALL, _LARGE]) == _LARGE
 
 
-def test_whom_it_follows():
+def test_the_followed_face_is_the_last_one_seen():
     tracker = FaceTracker(patience_ms=1000)
     assert tracker.followed(0) is None
     tracker.push(0, [_SMALL])
@@ -240,14 +240,14 @@ def test_haar_finds_the_demos_face():
         assert crop.std() > 20  # a face has light and shade
 
 
-def test_haar_finds_the_same_box_in_a_larger_picture():
+def test_haar_finds_the_same_box_in_a_larger_image():
     image = media.gray(media.face_frames(1)[0])
     twice = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
     small, large = (find_faces(HaarCascade(), picture)[0] for picture in (image, twice))
     assert small.scaled(2).overlap(large) > 0.8
 
 
-def test_haar_looks_near_a_face_only_if_asked_to():
+def test_haar_searches_near_a_face_only_if_asked():
     first, later = (media.gray(image) for image in media.face_frames(6)[::5])
     pair = np.concatenate([first, later[::2, ::2].repeat(2, axis=0)[:, :240]], axis=1)
     detector = HaarCascade()
@@ -259,12 +259,12 @@ def test_haar_looks_near_a_face_only_if_asked_to():
     assert find_faces(detector, pair, face)[0].overlap(face) > 0.6
 
 
-def test_haar_finds_nobody_where_nobody_is():
+def test_haar_finds_nobody_in_an_empty_scene():
     detector = HaarCascade()
     assert all(not find_faces(detector, media.gray(image)) for image in media.faceless_frames(20))
     assert not find_faces(detector, np.zeros((240, 320), np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (4, 640), (480, 2)])
-def test_haar_takes_pictures_of_odd_sizes(shape):
+def test_haar_takes_images_of_odd_sizes(shape):
     assert find_faces(HaarCascade(), np.full(shape, 128, np.uint8)) == []

@@ -1,4 +1,4 @@
-"""stream/turns.py"""
+"""stream/cores/face_endpoint.py"""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ def _face(ms: int, seen: bool, live: bool = True) -> Face:
 
 def _run(*runs: tuple[bool, int], fps: float = 10, live: bool = True, **config) -> list[SpeechEvent]:
     """Events of runs of frames (seen, how many)."""
-    turns = FaceEndpointer("a", fps, Speech(**config))
+    endpointer = FaceEndpointer("a", fps, Speech(**config))
     seen = [flag for flag, n in runs for _ in range(n)]
-    events = [e for i, flag in enumerate(seen) for e in turns.push(_face(int(i * 1000 / fps), flag, live), 5)]
-    return events + turns.finish(9)
+    events = [e for i, flag in enumerate(seen) for e in endpointer.push(_face(int(i * 1000 / fps), flag, live), 5)]
+    return events + endpointer.finish(9)
 
 
 def _kinds(events: list[SpeechEvent]) -> list[str]:
-    """Without repetitions, which say that nothing changed."""
+    """Without repetitions, which mean that nothing changed."""
     kinds = [event.event for event in events if event.event != "progress"]
     return [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
 
 
-def test_a_turn_is_as_long_as_a_face_is_there():
+def test_an_utterance_lasts_as_long_as_a_face_is_seen():
     events = _run((False, 10), (True, 30), (False, 10))
     assert _kinds(events) == ["started", "words", "paused", "ended"]
     ended = events[[event.event for event in events].index("ended")]
     assert (ended.start_ns, ended.end_ns) == (1000 * _MS, 4000 * _MS)
-    assert ended.media_end_ns == 4300 * _MS  # 400 ms of nobody: the frames at 4.0, 4.1, 4.2 and 4.3 s
+    assert ended.media_end_ns == 4300 * _MS  # 400 ms without a face: the frames at 4.0, 4.1, 4.2 and 4.3 s
     assert ended.words == []
     assert ended.utterance == 1
 
 
-@pytest.mark.parametrize(("frames", "turns"), [(4, 0), (5, 1)])
-def test_a_passer_by_takes_no_turn(frames, turns):
-    assert _kinds(_run((False, 5), (True, frames), (False, 10))).count("ended") == turns
+@pytest.mark.parametrize(("frames", "utterances"), [(4, 0), (5, 1)])
+def test_a_passer_by_starts_no_utterance(frames, utterances):
+    assert _kinds(_run((False, 5), (True, frames), (False, 10))).count("ended") == utterances
 
 
 def test_the_detector_may_miss_a_face_for_a_moment():
@@ -68,14 +68,14 @@ def test_a_face_that_stays_is_cut():
     assert [event.utterance for event in ends] == [1, 2, 3]
 
 
-def test_the_end_of_the_frames_ends_the_turn():
+def test_the_last_frame_ends_the_utterance():
     events = _run((True, 12))
     assert events[-1].event == "ended"
     assert events[-1].received_ns == 9
     assert _run((False, 12))[-1].event == "progress"
 
 
-def test_no_frames_no_turn():
+def test_without_frames_there_is_no_utterance():
     assert FaceEndpointer("a", 10, Speech()).finish(0) == []
 
 
@@ -111,17 +111,17 @@ def test_events_come_in_order(runs):
 
 
 @given(st.lists(st.booleans(), max_size=60))
-def test_every_frame_says_how_far_things_are_known(seen):
-    turns = FaceEndpointer("a", 10, Speech())
+def test_every_frame_advances_the_watermark(seen):
+    endpointer = FaceEndpointer("a", 10, Speech())
     for i, flag in enumerate(seen):
-        events = turns.push(_face(100 * i, flag), 0)
+        events = endpointer.push(_face(100 * i, flag), 0)
         assert events
         assert {event.media_end_ns for event in events} == {100 * i * _MS}
 
 
-def test_a_hole_in_the_pictures_ends_the_turn():
-    turns = FaceEndpointer("a", 10, Speech())
+def test_a_gap_between_frames_ends_the_utterance():
+    endpointer = FaceEndpointer("a", 10, Speech())
     times = [*range(0, 2000, 100), *range(12_000, 14_000, 100)]
-    events = [event for ms in times for event in turns.push(_face(ms, True), 0)] + turns.finish(0)
+    events = [event for ms in times for event in endpointer.push(_face(ms, True), 0)] + endpointer.finish(0)
     ended = [event for event in events if event.event == "ended"]
     assert [(event.start_ns // _MS, event.end_ns // _MS) for event in ended] == [(0, 2000), (12_000, 14_000)]

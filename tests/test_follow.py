@@ -14,7 +14,7 @@ _MS = 1_000_000
 
 
 class Scripted:
-    """A detector that sees what it is told, wherever it is asked to look; ``asked``: with which ``near``."""
+    """A detector that finds the given faces wherever it searches; ``asked``: the ``near`` of each call."""
 
     name = "scripted"
 
@@ -32,7 +32,7 @@ _TEXTURE = cv2.normalize(_BLURRED, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint
 
 
 def scene(*places: tuple[float, float]) -> np.ndarray:
-    """A person of 60 by 60 pixels at each place, in a gray room of 320 by 240."""
+    """A face of 60 by 60 pixels at each place, in a gray room of 320 by 240."""
     image = np.full((240, 320), 120, np.uint8)
     for x, y in places:
         shift = np.array([[1, 0, x], [0, 1, y]], np.float64)
@@ -59,7 +59,7 @@ def test_between_detections_a_face_is_followed_with_its_eyes():
     assert detector.asked == [None]
 
 
-def test_it_is_detected_again_near_where_it_is():
+def test_a_face_is_detected_again_near_its_last_place():
     detector = Scripted()
     follower = FaceFollower(detector)
     for t in range(0, 1000, 100):
@@ -69,7 +69,7 @@ def test_it_is_detected_again_near_where_it_is():
     assert [near and round(near.x) for near in detector.asked[1:]] == [104, 110, 116]  # at 300, 600, 900, where it was
 
 
-def test_one_who_is_covered_is_lost_at_once():
+def test_a_covered_face_is_lost_at_once():
     detector = Scripted()
     follower = FaceFollower(detector)
     detector.faces = [face_at(100, 80)]
@@ -80,8 +80,8 @@ def test_one_who_is_covered_is_lost_at_once():
     assert follower.push(200 * _MS, scene((100, 80))) == face_at(100, 80)
 
 
-def test_one_who_jumps_is_not_taken_for_the_same():
-    """As with detection in every frame: whoever is elsewhere waits until the person who left is given up."""
+def test_a_face_that_jumps_is_not_the_same_person():
+    """As with detection in every frame: another face is taken only when the person who left is given up."""
     detector = Scripted()
     follower = FaceFollower(detector)
     detector.faces = [face_at(20, 20)]

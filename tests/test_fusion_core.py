@@ -1,4 +1,4 @@
-"""stream/nodes/fusion.py, labels: one for each utterance, the same in any order, in time."""
+"""stream/cores/fusion.py and jobs.py, labels: one per utterance, the same in any order of arrival, in time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_each_utterance_gets_one_label(realtime):
     assert not run.windows
 
 
-def test_a_label_says_what_it_is_made_of():
+def test_a_label_carries_its_evidence():
     (emotion,) = ready_run(Run()).step().labels
     assert emotion.stream == "a"
     assert emotion.topic == "emotion.utterance.a"
@@ -58,7 +58,7 @@ def test_a_label_says_what_it_is_made_of():
     assert emotion.published_ns >= emotion.captured_ns
 
 
-def test_the_features_are_those_of_the_utterance_and_no_others():
+def test_the_features_are_exactly_those_of_the_utterance():
     run = ready_run(Run()).step()
     ((item,),) = run.classifier.batches
     np.testing.assert_array_equal(item.audio[:, 0], np.arange(100, 198))  # 25 ms each: the last ends at 1.995 s
@@ -74,7 +74,7 @@ def test_gaps_are_visible_in_the_coverage():
     assert emotion.modalities["video"].coverage == 0.5
 
 
-def test_utterances_are_counted_on_when_the_speech_node_counts_from_1_again():
+def test_utterance_numbers_go_on_when_the_speech_node_restarts():
     run = ready_run(Run()).step()
     run.push(speech_message("started", 3.5, 1, 3.0, 3.2), *(mfcc_message(i / 10) for i in range(30, 60)))
     run.at(5.5).push(speech_message("ended", 5.5, 1, 3.0, 5.0, "again")).at(6).step()
@@ -83,7 +83,7 @@ def test_utterances_are_counted_on_when_the_speech_node_counts_from_1_again():
 
 
 @pytest.mark.parametrize("broken_off", [1, 4])
-def test_an_utterance_that_a_crash_broke_off_does_not_lend_its_beginning_to_the_next(broken_off):
+def test_an_utterance_cut_off_by_a_crash_does_not_extend_the_next_one(broken_off):
     run = Run().push(*(mfcc_message(i / 10) for i in range(110)))
     run.push(speech_message("started", 1.2, broken_off, 1.0, 1.2))  # then the speech node was started again
     run.push(speech_message("progress", 8.0), speech_message("started", 8.7, 1, 8.5, 8.7))
@@ -91,10 +91,10 @@ def test_an_utterance_that_a_crash_broke_off_does_not_lend_its_beginning_to_the_
     assert [(e.start_s, e.end_s) for e in run.labels] == [(8.5, 10.0)]
 
 
-def test_what_is_of_another_stream_or_no_concern_of_fusion_is_passed_over():
+def test_messages_of_other_streams_and_other_kinds_are_ignored():
     run = ready_run(Run())
     run.push(mfcc_message(1.0, stream="b"), speech_message("ended", 2.4, 5, 1.0, 2.0, "so good", stream="b"))
-    run.push(Control(stream="a", media_start_ns=0, media_end_ns=0, captured_ns=0, command="go"))
+    run.push(Control(stream="a", command="go"))
     assert len(run.step().labels) == 1
 
 
@@ -102,7 +102,7 @@ def test_what_is_of_another_stream_or_no_concern_of_fusion_is_passed_over():
 
 
 def _merged(topics: dict[str, list[Message]], choices: list[int]) -> list[Message]:
-    """One of the orders in which messages may arrive: each topic keeps its own."""
+    """One of the orders in which messages may arrive: the order within a topic is kept."""
     queues = [list(messages) for messages in topics.values()]
     merged = []
     for choice in choices:
@@ -192,7 +192,7 @@ def test_the_label_of_the_pause_goes_out_at_the_end():
 
 
 @pytest.mark.parametrize("change", ["words", "end", "video"])
-def test_what_is_new_since_the_pause_is_not_left_out(change):
+def test_news_since_the_pause_make_a_new_label(change):
     if change == "video":  # too late for the pause, in time for the end
         run = Run().push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(15)))
         run.at(2.2).push(speech_message("paused", 2.2, 1, 1.0, 2.0, "so good")).at(2.4).step()
@@ -207,7 +207,7 @@ def test_what_is_new_since_the_pause_is_not_left_out(change):
     assert run.labels[0].probabilities == ready_run(Run(), words, end_s).step().labels[0].probabilities
 
 
-def test_the_label_of_a_pause_is_never_another_utterances():
+def test_the_label_of_a_pause_never_serves_another_utterance():
     run = _paused(Run())
     run.at(2.4).push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good")).step()
     run.push(*(mfcc_message(i / 10) for i in range(30, 60)), *(face_message(i / 10) for i in range(31, 61)))
@@ -216,7 +216,7 @@ def test_the_label_of_a_pause_is_never_another_utterances():
     assert run.labels[0].probabilities != run.labels[1].probabilities
 
 
-def test_a_pause_that_an_end_overtakes_costs_nothing():
+def test_a_pause_overtaken_by_the_end_costs_nothing():
     run = Run().push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
     run.push(
         speech_message("paused", 2.2, 1, 1.0, 2.0, "so good"), speech_message("ended", 2.4, 1, 1.0, 2.0, "so good")
@@ -231,11 +231,11 @@ def test_faces_are_encoded_once():
     assert run.classifier.crops <= len(seen_and_spoken) + 3  # and one beside each hop's edge
 
 
-# Waiting for what is late
+# Waiting for late modalities
 
 
 @pytest.mark.parametrize("wait_ms", [0, 150, 1000])
-def testlate_video_holds_a_label_up_no_longer_than_configured(wait_ms):
+def test_late_video_delays_a_label_no_longer_than_configured(wait_ms):
     run = late_video(Run(fusion={"wait_ms": wait_ms}), 1.5)
     if wait_ms:
         run.clock.advance_ns(wait_ms * MILLISECOND - 1)
@@ -271,7 +271,7 @@ def test_jobs_of_a_stream_keep_their_order():
     assert [e.text for e in run.step(flush=True).labels] == [words for _, _, words in SPOKEN]
 
 
-def test_it_is_at_rest_until_someone_speaks_and_after_the_label():
+def test_fusion_is_at_rest_until_someone_speaks_and_after_the_label():
     run = Run().push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(10)))
     assert run.core.at_rest
     assert not run.at(1.3).push(speech_message("started", 1.3, 1, 1.0, 1.3)).core.at_rest
@@ -280,13 +280,13 @@ def test_it_is_at_rest_until_someone_speaks_and_after_the_label():
     assert run.core.at_rest
 
 
-def test_flush_waits_for_nothing():
+def test_flush_does_not_wait():
     run = late_video(Run(), 1.5).step()
     assert run.labels == []
     assert len(run.step(flush=True).labels) == 1
 
 
-def test_it_says_how_long_nothing_will_be_ready_without_a_message():
+def test_patience_lasts_until_the_next_deadline():
     run = late_video(Run(), 1.5)
     assert run.core.patience_ms() == 150  # fusion.wait_ms
     assert run.at(2.5004).core.patience_ms() == 50

@@ -1,4 +1,4 @@
-"""stream/nodes/fuse.py: the networks are loaded while the node shows signs of life. The rest is in test_pipeline."""
+"""stream/nodes/fusion.py: the node sends heartbeats while the networks load. The rest is in test_pipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from emostream.errors import BackendError
 from emostream.stream.config import Config
-from emostream.stream.nodes import fusion as fuse
+from emostream.stream.nodes import fusion
 from emostream.stream.nodes.runtime import Stopped
 
 
@@ -29,35 +29,35 @@ class FakeRuntime:
 
 @pytest.fixture
 def runtime(monkeypatch) -> FakeRuntime:
-    """Whose classifier takes as long to load as three ticks."""
+    """Of a node whose classifier takes three ticks to load."""
     runtime = FakeRuntime()
 
     def slow(bundle, backend, threads):
         assert runtime.enough.wait(30)
         return SimpleNamespace(warm_up=lambda: None, backend=backend)
 
-    monkeypatch.setattr(fuse, "Classifier", slow)
+    monkeypatch.setattr(fusion, "Classifier", slow)
     return runtime
 
 
 def test_the_node_ticks_while_an_engine_is_built(runtime):
-    assert fuse._load(runtime).backend == "auto"
+    assert fusion._load(runtime).backend == "auto"
     assert runtime.ticks >= 3
 
 
-def test_what_fails_to_load_is_raised(runtime, monkeypatch):
+def test_an_error_of_loading_is_raised(runtime, monkeypatch):
     def fail(*_):
         raise BackendError("no such GPU")
 
-    monkeypatch.setattr(fuse, "Classifier", fail)
+    monkeypatch.setattr(fusion, "Classifier", fail)
     with pytest.raises(BackendError, match="no such GPU"):
-        fuse._load(runtime)
+        fusion._load(runtime)
 
 
-def test_a_node_that_is_told_to_stop_does_not_wait(runtime):
+def test_a_node_that_has_to_stop_does_not_wait(runtime):
     runtime.stopping = True
     begun = time.monotonic()
     with pytest.raises(Stopped):
-        fuse._load(runtime)
+        fusion._load(runtime)
     runtime.enough.set()
     assert time.monotonic() - begun < 10

@@ -35,26 +35,20 @@ ns = st.integers(-(2**62), 2**62)
 text = st.text(max_size=20)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 words = st.lists(st.builds(Word, text, finite, finite, st.floats(0, 1)), max_size=4)
-COMMON = {
-    "stream": text,
-    "media_start_ns": ns,
-    "media_end_ns": ns,
-    "captured_ns": ns,
-    "seq": st.integers(0, 2**40),
-    "sent_ns": ns,
-}
-pcm = st.builds(Pcm, **COMMON, samples=arrays(np.int16, st.integers(0, 600)))
-mfcc = st.builds(MfccRows, **COMMON, rows=arrays(np.float32, st.tuples(st.integers(0, 3), st.just(120))))
+COMMON = {"stream": text, "seq": st.integers(0, 2**40), "sent_ns": ns}
+MEDIA = COMMON | {"media_start_ns": ns, "media_end_ns": ns, "captured_ns": ns}
+pcm = st.builds(Pcm, **MEDIA, samples=arrays(np.int16, st.integers(0, 600)))
+mfcc = st.builds(MfccRows, **MEDIA, rows=arrays(np.float32, st.tuples(st.integers(0, 3), st.just(120))))
 face = st.builds(
     Face,
-    **COMMON,
+    **MEDIA,
     crop=st.just(np.zeros((0, 0), np.uint8)) | arrays(np.uint8, (48, 48)),
     box=st.none() | st.tuples(finite, finite, finite, finite),
     score=st.floats(0, 1),
 )
 speech = st.builds(
     SpeechEvent,
-    **COMMON,
+    **MEDIA,
     event=st.sampled_from(["started", "words", "paused", "ended", "progress"]),
     utterance=st.integers(0, 10**6),
     start_ns=ns,
@@ -64,7 +58,7 @@ speech = st.builds(
     received_ns=ns,
     recognition_ns=ns,
 )
-end = st.builds(End, **COMMON, of=st.sampled_from(["pcm", "mfcc", "face", "speech"]), reason=text)
+end = st.builds(End, **COMMON, content=st.sampled_from(["pcm", "mfcc", "face", "speech"]), reason=text)
 health = st.builds(
     Health,
     **COMMON,
@@ -80,11 +74,11 @@ health = st.builds(
 log = st.builds(Log, **COMMON, node=text, level=text, text=text)
 control = st.builds(Control, **COMMON, command=st.sampled_from(["go", "stop"]), at_ns=ns)
 
-_AT = {"stream": "a", "media_start_ns": 1, "media_end_ns": 2, "captured_ns": 3}
+_SPAN = {"stream": "a", "media_start_ns": 1, "media_end_ns": 2, "captured_ns": 3}
 
 
 def _over_the_wire(message):
-    """What another process gets: the bytes of each part, and nothing of this one's memory."""
+    """As another process receives it: the bytes of each part, without this process's memory."""
     return Codec().decode([bytes(part) for part in Codec().encode(message)])
 
 
@@ -113,25 +107,25 @@ def test_messages_with_arrays_come_back_equal(message):
     ).flatmap(lambda array: st.sampled_from([array, array.T, array[..., ::-1] if array.ndim else array]))
 )
 def test_arrays_of_any_layout_come_back_equal(array):
-    back = _over_the_wire(Pcm(**_AT, samples=array)).samples
+    back = _over_the_wire(Pcm(**_SPAN, samples=array)).samples
     assert back.dtype == array.dtype
     np.testing.assert_array_equal(back, array)
 
 
 def test_one_codec_does_not_mix_up_messages():
     codec = Codec()
-    first = codec.encode(Pcm(**_AT, samples=np.arange(3, dtype=np.int16)))
-    second = codec.encode(Pcm(**_AT, samples=np.arange(5, dtype=np.int16)))
+    first = codec.encode(Pcm(**_SPAN, samples=np.arange(3, dtype=np.int16)))
+    second = codec.encode(Pcm(**_SPAN, samples=np.arange(5, dtype=np.int16)))
     long, short = codec.decode(second), codec.decode(first)
     assert long.samples.tolist() == [0, 1, 2, 3, 4]
     assert short.samples.tolist() == [0, 1, 2]
 
 
-def test_a_message_is_a_header_and_one_plain_buffer_an_array():
-    """What ZeroMQ takes, however many messages there were before."""
+def test_a_message_is_a_header_and_one_plain_buffer_per_array():
+    """As ZeroMQ takes it, however many messages came before."""
     codec = Codec()
     for samples in (np.arange(8, dtype=np.int16), np.arange(16, dtype=np.int16)[::2], np.zeros(0, np.int16)):
-        header, buffer = codec.encode(Pcm(**_AT, samples=samples))
+        header, buffer = codec.encode(Pcm(**_SPAN, samples=samples))
         assert isinstance(header, bytes)
         assert memoryview(buffer).c_contiguous
         assert memoryview(buffer).nbytes == samples.nbytes
@@ -139,12 +133,25 @@ def test_a_message_is_a_header_and_one_plain_buffer_an_array():
 
 def test_arrays_are_not_copied_on_the_way_in_or_out():
     samples = np.arange(512, dtype=np.int16)
-    parts = Codec().encode(Pcm(**_AT, samples=samples))
+    parts = Codec().encode(Pcm(**_SPAN, samples=samples))
     assert np.shares_memory(np.frombuffer(parts[1], np.int16), samples)
     assert np.shares_memory(Codec().decode(parts).samples, samples)
 
 
-# What is not a message
+def test_control_messages_carry_no_media_times():
+    for message in (End(stream="a", content="pcm", reason=""), Health(node="a", state="done"), Control(command="go")):
+        assert not {"media_start_ns", "media_end_ns", "captured_ns"} & set(message.__struct_fields__)
+
+
+@pytest.mark.parametrize("missing", ["stream", "media_start_ns", "media_end_ns", "captured_ns"])
+def test_media_always_says_where_it_belongs(missing):
+    fields = {name: value for name, value in _SPAN.items() if name != missing}
+    with pytest.raises(TypeError, match=missing):
+        Pcm(**fields, samples=np.zeros(1, np.int16))
+    _refused([msgspec.msgpack.encode({"type": "SpeechEvent", "event": "words", **fields})])
+
+
+# Damaged messages
 
 
 def _refused(parts):
@@ -153,7 +160,7 @@ def _refused(parts):
 
 
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=3))
-def test_random_bytes_are_refused_with_msgspecs_error(parts):
+def test_random_bytes_raise_the_error_of_msgspec(parts):
     _refused(parts)
 
 
@@ -162,7 +169,7 @@ def test_no_parts_at_all_are_refused():
 
 
 @given(pcm, st.data())
-def test_a_damaged_header_gives_msgspecs_error_or_a_message(message, data):
+def test_a_damaged_header_raises_the_error_of_msgspec_or_is_a_message(message, data):
     header, samples = (bytes(part) for part in Codec().encode(message))
     at = data.draw(st.integers(0, len(header) - 1))
     damaged = header[:at] + data.draw(st.binary(max_size=3)) + header[at + data.draw(st.integers(0, 3)) :]
@@ -170,7 +177,7 @@ def test_a_damaged_header_gives_msgspecs_error_or_a_message(message, data):
         decoded = Codec().decode([damaged, samples])
     except msgspec.DecodeError:
         return
-    assert decoded.topic  # what is let through is whole
+    assert decoded.topic  # all fields are there
 
 
 @given(pcm.filter(lambda message: message.samples.size), st.data())
@@ -190,8 +197,8 @@ _dtypes = st.sampled_from(["<i2", "O", "V0", "V9", "", "i2,i2", "(2)i2", "<U2", 
     st.integers(-3, 3) | st.none() | text,
 )
 @example("(2,", [1], 0)
-def test_a_description_of_no_array_is_refused_or_gives_an_array(dtype, shape, part):
-    fields = {"type": "Pcm", **_AT, "samples": [dtype, shape, part]}
+def test_a_damaged_array_is_refused_or_is_an_array(dtype, shape, part):
+    fields = {"type": "Pcm", **_SPAN, "samples": [dtype, shape, part]}
     try:
         message = Codec().decode([msgspec.msgpack.encode(fields), b"\1\2\3\4"])
     except msgspec.DecodeError:
@@ -213,14 +220,14 @@ def test_a_description_of_no_array_is_refused_or_gives_an_array(dtype, shape, pa
     ],
 )
 def test_fields_of_other_types_are_refused(change):
-    fields = {"type": "SpeechEvent", **_AT, "event": "words"}
+    fields = {"type": "SpeechEvent", **_SPAN, "event": "words"}
     assert Codec().decode([msgspec.msgpack.encode(fields)]).event == "words"
     _refused([msgspec.msgpack.encode(fields | change)])
 
 
-def test_objects_are_not_for_the_bus():
+def test_objects_cannot_be_sent():
     with pytest.raises((NotImplementedError, TypeError)):
-        Codec().encode(Log(**_AT, node="a", level="info", text=object()))  # type: ignore[arg-type]
+        Codec().encode(Log(node="a", level="info", text=object()))  # type: ignore[arg-type]
 
 
 # Topics
@@ -228,23 +235,23 @@ def test_objects_are_not_for_the_bus():
 
 def test_topics():
     empty = np.zeros(0, np.int16)
-    assert Pcm(**_AT, samples=empty).topic == "pcm.a"
-    assert MfccRows(**_AT, rows=empty).topic == "mfcc.a"
-    assert Face(**_AT, crop=empty).topic == "face.a"
-    assert SpeechEvent(**_AT, event="words").topic == "speech.a"
-    assert [End(**_AT, of=of, reason="").topic for of in ("pcm", "mfcc", "face", "speech")] == [
+    assert Pcm(**_SPAN, samples=empty).topic == "pcm.a"
+    assert MfccRows(**_SPAN, rows=empty).topic == "mfcc.a"
+    assert Face(**_SPAN, crop=empty).topic == "face.a"
+    assert SpeechEvent(**_SPAN, event="words").topic == "speech.a"
+    assert [End(stream="a", content=content, reason="").topic for content in ("pcm", "mfcc", "face", "speech")] == [
         "pcm.a", "mfcc.a", "face.a", "speech.a",
     ]  # fmt: skip
-    assert Health(**_AT, node="audio.a", state="ready").topic == "health.audio.a"
-    assert Log(**_AT, node="fusion", level="info", text="").topic == "log.fusion"
-    assert Control(**_AT, command="go").topic == "control"
+    assert Health(node="audio.a", state="ready").topic == "health.audio.a"
+    assert Log(node="fusion", level="info", text="").topic == "log.fusion"
+    assert Control(command="go").topic == "control"
     assert _emotion().topic == "emotion.utterance.a"
     assert _emotion(kind="window").topic == "emotion.window.a"
 
 
 def test_a_face_is_found_if_it_has_a_crop():
-    assert Face(**_AT, crop=np.zeros((48, 48), np.uint8)).found
-    assert not Face(**_AT, crop=np.zeros((0, 0), np.uint8)).found
+    assert Face(**_SPAN, crop=np.zeros((48, 48), np.uint8)).found
+    assert not Face(**_SPAN, crop=np.zeros((0, 0), np.uint8)).found
 
 
 # The public message
@@ -279,13 +286,13 @@ emotions = st.builds(
 
 
 @given(emotions)
-def test_an_emotion_comes_back_equal_and_obeys_the_schema(message):
+def test_an_emotion_comes_back_equal_and_fits_the_schema(message):
     data = encode_emotion(message)
     assert decode_emotion(data) == message
     jsonschema.validate(json.loads(data.decode("utf-8")), emotion_json_schema())
 
 
-def test_the_json_names_its_schema_and_what_is_not_there_is_null():
+def test_the_json_names_its_schema_and_a_missing_latency_is_null():
     read = json.loads(encode_emotion(_emotion(latency_ms=None)))
     assert read["schema"] == "emostream/1"
     assert read["latency_ms"] is None
@@ -300,7 +307,7 @@ def test_the_schema_is_a_schema():
     "change",
     [{"schema": "emostream/2"}, {"kind": "word"}, {"confidence": "high"}, {"latency_ms": 5}, {"label": None}],
 )
-def test_what_is_no_emotion_is_refused_by_decoder_and_schema(change):
+def test_decoder_and_schema_refuse_what_is_not_an_emotion(change):
     read = json.loads(encode_emotion(_emotion())) | change
     with pytest.raises(msgspec.ValidationError):
         decode_emotion(json.dumps(read).encode())

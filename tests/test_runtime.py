@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zmq
 
+from emostream.errors import BusError
+from emostream.stream import bus
 from emostream.stream.bus import Inbox, Publisher, ipc
 from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
-from emostream.stream.messages import Control, Health, Log
+from emostream.stream.messages import Codec, Control, Health, Log, Pcm
 from emostream.stream.nodes import runtime as module
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
 
@@ -19,18 +24,18 @@ _MS = 1_000_000
 
 @pytest.fixture
 def runtime(monkeypatch):
-    """Of a node whose clock the test moves."""
+    """Of a node whose clock the test advances."""
     monkeypatch.setattr(module, "SystemClock", VirtualClock)
     monkeypatch.setattr(module.logging, "basicConfig", lambda **_: None)
     with tempfile.TemporaryDirectory(prefix="em-") as folder:
-        made = NodeRuntime(NodeSpec("capture", "audio.a", "a", Config(), folder, 0))
-        yield made
-        made.close()
+        runtime = NodeRuntime(NodeSpec("capture", "audio.a", "a", Config(), folder, 0))
+        yield runtime
+        runtime.close()
 
 
 @pytest.fixture
 def supervisor(runtime):
-    """Publisher of control, and an inbox for what the node says."""
+    """A publisher of control messages, and an inbox for the node's heartbeats and log."""
     folder = Path(runtime.spec.run_dir)
     control = Publisher(runtime.context, ipc(folder, "control"), VirtualClock(), 100, lossless=False)
     inbox = Inbox(runtime.context, 100, lossless=False)
@@ -43,11 +48,11 @@ def supervisor(runtime):
     inbox.close()
 
 
-def test_a_tick_does_its_duties_no_more_often_than_each_50_ms(runtime, supervisor):
+def test_duties_are_done_every_50_ms_at_most(runtime, supervisor):
     control, inbox = supervisor
     runtime.clock.advance_ns(50 * _MS)
     runtime.tick()
-    control.send(Control(stream="", media_start_ns=0, media_end_ns=0, captured_ns=0, command="stop"))
+    control.send(Control(command="stop"))
     runtime._control.wait(5000)
     runtime._log.lines.put(("info", "a line"))
     runtime.clock.advance_ns(49 * _MS)
@@ -61,7 +66,7 @@ def test_a_tick_does_its_duties_no_more_often_than_each_50_ms(runtime, superviso
     assert message.text == "a line"
 
 
-def test_a_heartbeat_each_second(runtime, supervisor):
+def test_a_heartbeat_every_second(runtime, supervisor):
     _, inbox = supervisor
     while inbox.receive(200) is not None:
         pass
@@ -73,3 +78,94 @@ def test_a_heartbeat_each_second(runtime, supervisor):
         assert isinstance(message, Health)
         beats += 1
     assert beats == 5
+
+
+def _next_heartbeat(runtime, inbox: Inbox) -> Health:
+    """The next heartbeat, after all that were sent before."""
+    while inbox.receive(200) is not None:
+        pass
+    runtime.clock.advance_ns(1000 * _MS)
+    runtime.tick()
+    message = inbox.receive(5000)
+    assert isinstance(message, Health)
+    return message
+
+
+def test_a_heartbeat_counts_losses_of_an_empty_inbox(runtime, supervisor):
+    """An inbox whose queue is empty is false, but its losses count all the same."""
+    _, beats = supervisor
+    producer = runtime.context.socket(zmq.PUB)
+    producer.bind(bus.ipc(Path(runtime.spec.run_dir), "audio.b"))
+    inbox = runtime.open_inbox({"audio.b": ["pcm.b"]})
+    sound = Pcm(stream="b", media_start_ns=0, media_end_ns=0, captured_ns=0, samples=np.zeros(4, np.int16))
+    received = None
+    while received is None:  # until the subscription has arrived
+        producer.send_multipart([b"pcm.b", *Codec().encode(sound)])
+        received = inbox.receive(10)
+    sound.seq = received.seq + 6
+    producer.send_multipart([b"pcm.b", *Codec().encode(sound)])
+    while received.seq != sound.seq:
+        received = inbox.receive(5000)
+    while inbox.receive(0) is not None:
+        pass
+    inbox.dropped["pcm.b"] += 3
+    assert len(inbox) == 0 and not inbox
+    health = _next_heartbeat(runtime, beats)
+    assert (health.queued, health.gaps, health.dropped) == (0, 5, 3)
+
+
+def test_close_returns_although_a_socket_was_left_open(monkeypatch):
+    """As when fusion fails between opening its public socket and ``go``: zmq_ctx_term would wait for ever."""
+    monkeypatch.setattr(module.logging, "basicConfig", lambda **_: None)
+    with tempfile.TemporaryDirectory(prefix="em-") as folder:
+        runtime = NodeRuntime(NodeSpec("fusion", "fusion", "", Config(), folder, 0))
+        left_open = runtime.context.socket(zmq.XPUB)
+        left_open.bind("inproc://left-open")
+        closing = threading.Thread(target=runtime.close, daemon=True)
+        closing.start()
+        closing.join(10)
+        assert not closing.is_alive()
+        assert left_open.closed
+
+
+def test_an_endpoint_that_cannot_be_bound_leaves_no_socket_open(monkeypatch):
+    contexts = []
+
+    def context() -> zmq.Context:
+        contexts.append(zmq_context())
+        return contexts[-1]
+
+    zmq_context = zmq.Context
+    monkeypatch.setattr(module.zmq, "Context", context)
+    with pytest.raises(BusError, match="cannot be bound"):
+        NodeRuntime(NodeSpec("fusion", "fusion", "", Config(), "/no/such/folder", 0))
+    assert contexts[0].closed
+
+
+class _Meter:
+    """A bus observer that counts calls, and that they do not nest."""
+
+    def __init__(self) -> None:
+        self.calls, self.within = 0, False
+
+    def begin(self) -> None:
+        assert not self.within
+        self.within = True
+
+    def end(self) -> None:
+        assert self.within
+        self.within = False
+        self.calls += 1
+
+    def counters(self) -> dict[str, int]:
+        return {"calls": self.calls}
+
+
+def test_heartbeats_carry_what_a_bus_observer_counts(monkeypatch, request):
+    meter = _Meter()
+    monkeypatch.setattr(bus, "observer", meter)
+    runtime = request.getfixturevalue("runtime")
+    _, beats = request.getfixturevalue("supervisor")
+    health = _next_heartbeat(runtime, beats)
+    assert 0 < health.counters["calls"] < meter.calls
+    assert not meter.within

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from emostream.errors import SourceError
 from emostream.stream.clock import VirtualClock
-from emostream.stream.config import Config
+from emostream.stream.config import Config, SourceSpec
 from emostream.stream.sources import make_source
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import Sampler
@@ -30,7 +30,7 @@ BOTH = frozenset({"audio", "video"})
 
 
 class Read:
-    """All that a file gives."""
+    """Everything that a file delivers."""
 
     def __init__(self, path: Path, wanted: frozenset[str] = BOTH, fps: float = 10) -> None:
         source = FileSource(path, wanted, fps)
@@ -130,7 +130,7 @@ def _constant(path: Path, codec: str) -> Path:
     return path
 
 
-def test_a_sample_format_that_cannot_be_read_is_told(tmp_path):
+def test_an_unsupported_sample_format_is_reported(tmp_path):
     path = _constant(tmp_path / "x.wav", "pcm_s64le")
     try:
         np.testing.assert_allclose(Read(path).sound, -0.5, atol=0.01)
@@ -152,7 +152,7 @@ def test_channels_without_a_named_layout(tmp_path, channels):
 
 @pytest.mark.parametrize("name", ["x.flac", "x.wav", "x.mp4"])
 def test_channels_are_not_mixed_up(tmp_path, name):
-    """Formats differ in whether they keep a channel's samples together or a moment's."""
+    """Formats are planar or interleaved."""
     path, rate = tmp_path / name, 16_000
     left = np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
     packed = np.stack([0.5 * left, np.zeros(rate)], axis=1)
@@ -170,8 +170,8 @@ def test_channels_are_not_mixed_up(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["late.ts", "late.mkv"])
-def test_media_time_counts_from_the_files_own_beginning(made, name, tmp_path):
-    """A recording that was cut out of a longer one keeps the time stamps of that."""
+def test_media_time_counts_from_the_start_of_the_file(made, name, tmp_path):
+    """A recording that was cut out of a longer one keeps the time stamps of the longer one."""
     original = made(media.talking_face, "talk.mp4", seconds=2.0)
     path = tmp_path / name
     with av.open(str(original)) as source, av.open(str(path), "w") as target:
@@ -187,10 +187,10 @@ def test_media_time_counts_from_the_files_own_beginning(made, name, tmp_path):
         assert items[-1].media_ns == pytest.approx(before[-1].media_ns, abs=0.15 * _S)  # type: ignore[attr-defined]
 
 
-# Pictures
+# Frames
 
 
-def test_pictures_are_sampled_and_gray(made):
+def test_frames_are_sampled_and_gray(made):
     read = Read(made(media.talking_face, "talk.mp4", seconds=2.0))
     assert read.tracks == BOTH
     assert not read.missing
@@ -228,8 +228,8 @@ def _lossless(path: Path, codec: str, form: str, gray: np.ndarray, n: int = 1, l
         ("rawvideo", "nv12", 0), ("mjpeg", "yuvj422p", 2), ("libx264rgb", "bgr24", 0),
     ],
 )  # fmt: skip
-def test_black_is_0_and_white_255_in_every_picture_format(tmp_path, codec, form, levels):
-    """A width that no row of a decoder's buffer has."""
+def test_black_is_0_and_white_255_in_every_pixel_format(tmp_path, codec, form, levels):
+    """The width differs from the row length of any decoder's buffer."""
     ramp = np.tile(np.linspace(0, 255, 202).round().astype(np.uint8), (34, 1))
     image = Read(_lossless(tmp_path / "x.mkv", codec, form, ramp, levels=levels)).video[0].image
     assert image.shape == ramp.shape
@@ -237,13 +237,13 @@ def test_black_is_0_and_white_255_in_every_picture_format(tmp_path, codec, form,
     assert np.abs(image.astype(int) - ramp).mean() < 1.5
 
 
-def test_pictures_that_stand_alone_are_decoded_only_if_they_are_chosen(tmp_path, monkeypatch):
-    """A camera's MJPEG: the same pictures come as when all were decoded."""
+def test_frames_on_which_no_other_depends_are_decoded_only_if_chosen(tmp_path, monkeypatch):
+    """A camera's MJPEG: the same frames come as if all were decoded."""
     ramp = np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (32, 1))
     path = _lossless(tmp_path / "x.mkv", "mjpeg", "yuvj422p", ramp, n=50, levels=2)
     few = Read(path)
     with monkeypatch.context() as patch:
-        patch.setattr("emostream.stream.sources.decode._alone_s", lambda packet: None)
+        patch.setattr("emostream.stream.sources.decode._skippable_s", lambda packet: None)
         assert [frame.media_ns for frame in Read(path).video] == [frame.media_ns for frame in few.video]
     asked = []
     wants = Sampler.wants
@@ -253,7 +253,7 @@ def test_pictures_that_stand_alone_are_decoded_only_if_they_are_chosen(tmp_path,
 
 
 @pytest.mark.parametrize("name", ["vfr.mkv", "vfr.mp4"])
-def test_unevenly_spaced_pictures_keep_their_times(made, name):
+def test_unevenly_spaced_frames_keep_their_times(made, name):
     path = made(media.variable_frame_rate, name, n=20)
     read = Read(path, fps=60)
     true = np.cumsum([0, *([1, 3, 1, 2] * 5)])[:20] / media.FPS
@@ -263,8 +263,8 @@ def test_unevenly_spaced_pictures_keep_their_times(made, name):
     assert len(few) == len({int(t * 5 + 0.005) for t in true})  # each fifth of a second that has a picture
 
 
-def test_a_video_that_was_recorded_turned_is_turned_upright(tmp_path):
-    """A phone's: the picture lies, and the file says by how much."""
+def test_a_video_recorded_sideways_is_turned_upright(tmp_path):
+    """As phones do it: the file says how far the frames are turned."""
     path = media.video_only(tmp_path / "lying.mp4", n=5)
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 4 + 36  # version 0: matrix after 36 bytes of other fields
@@ -278,10 +278,10 @@ def test_a_video_that_was_recorded_turned_is_turned_upright(tmp_path):
     assert np.abs(image.astype(int) - expected).mean() < 8
 
 
-# What there is not
+# Missing media
 
 
-def test_only_what_is_asked_for_is_read(made):
+def test_only_requested_media_are_read(made):
     path = made(media.talking_face, "talk.mp4", seconds=2.0)
     sound, pictures = Read(path, frozenset({"audio"})), Read(path, frozenset({"video"}))
     assert sound.audio and not sound.video and not sound.missing
@@ -302,7 +302,7 @@ def test_a_sound_file_without_samples(made, caplog):
     assert "nothing.wav: its audio track is empty" in caplog.text
 
 
-def test_a_track_whose_codec_nobody_knows_is_no_track(tmp_path):
+def test_a_track_of_an_unknown_codec_is_no_track(tmp_path):
     path = tmp_path / "odd.wav"
     head = struct.pack("<4sIHHIIHH", b"fmt ", 16, 0x1234, 1, 16_000, 32_000, 2, 16)
     body = b"WAVE" + head + struct.pack("<4sI", b"data", 3200) + bytes(3200)
@@ -313,7 +313,7 @@ def test_a_track_whose_codec_nobody_knows_is_no_track(tmp_path):
         assert "odd.wav" in str(error)
 
 
-# What is broken
+# Damaged files
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_a_track_whose_codec_nobody_knows_is_no_track(tmp_path):
         (lambda path: media.truncated_mp4(path, faststart=False), "no-index.mp4"),
     ],
 )
-def test_what_is_no_media_file_is_told_in_one_line(made, name, maker):
+def test_other_files_than_media_are_reported_in_one_line(made, name, maker):
     source = FileSource(made(maker, name), BOTH, 10)
     with pytest.raises(SourceError, match=rf"{name}: not a media file that FFmpeg can read") as caught:
         source.open()
@@ -333,14 +333,14 @@ def test_what_is_no_media_file_is_told_in_one_line(made, name, maker):
     source.close()
 
 
-def test_what_is_not_there(tmp_path):
+def test_missing_files(tmp_path):
     with pytest.raises(SourceError, match=r"gone\.mp4: no such file"):
         FileSource(tmp_path / "gone.mp4", BOTH, 10).open()
     with pytest.raises(SourceError, match="is a folder, not a media file"):
         FileSource(tmp_path, BOTH, 10).open()
 
 
-def test_a_file_whose_copying_stopped_gives_its_first_half(made, caplog):
+def test_a_file_that_was_cut_off_gives_its_first_half(made, caplog):
     read = Read(made(media.truncated_mp4, "half.mp4"))
     assert 1.5 < read.audio[-1].media_end_ns / _S < 2.5
     assert 1.5 < read.video[-1].media_ns / _S < 2.5
@@ -348,7 +348,7 @@ def test_a_file_whose_copying_stopped_gives_its_first_half(made, caplog):
 
 
 @pytest.mark.parametrize("name", ["hole.ts", "hole.mkv", "hole.mp4"])
-def test_a_file_with_a_hole_gives_both_ends(made, name):
+def test_a_file_with_a_damaged_middle_gives_both_ends(made, name):
     read = Read(made(media.corrupt_middle, name))
     for items in (read.audio, read.video):
         times = np.array([item.media_ns for item in items]) / _S  # type: ignore[attr-defined]
@@ -357,7 +357,7 @@ def test_a_file_with_a_hole_gives_both_ends(made, name):
         assert ((times > 0.2) & (times < 1.2)).any()
 
 
-# How many pictures
+# The sampler
 
 
 @given(
@@ -365,7 +365,7 @@ def test_a_file_with_a_hole_gives_both_ends(made, name):
     st.lists(st.integers(1, 300_000_000), min_size=1, max_size=60),
     st.integers(0, 10) | st.just(1_700_000_000),
 )
-def test_the_sampler_takes_one_picture_a_slot(fps, steps, begin_s):
+def test_the_sampler_takes_one_frame_per_slot(fps, steps, begin_s):
     times = [begin_s * _S + int(t) for t in np.cumsum(steps)]
     sampler = Sampler(fps)
     taken = [t for t in times if sampler.wants(t)]
@@ -380,7 +380,7 @@ def test_the_sampler_takes_one_picture_a_slot(fps, steps, begin_s):
 
 
 @given(st.sampled_from([1, 5, 10, 15, 25, 29.97, 30, 60]), st.sampled_from([1, 2, 3, 5, 10, 12.5]))
-def test_the_sampler_keeps_the_rate_on_even_pictures(source_fps, fps):
+def test_the_sampler_keeps_the_rate_on_evenly_spaced_frames(source_fps, fps):
     sampler = Sampler(fps)
     n = sum(sampler.wants(round(i * _S / source_fps)) for i in range(round(10 * source_fps)))
     assert abs(n - 10 * min(fps, source_fps)) <= 1
@@ -411,7 +411,7 @@ def test_a_slot_that_is_taken_is_over():
 
 
 @pytest.mark.parametrize("fps", [10, 12.5, 25, 30])
-def test_times_rounded_to_milliseconds_take_no_picture_away(fps):
+def test_times_rounded_to_milliseconds_lose_no_frame(fps):
     sampler = Sampler(fps)
     assert all(sampler.wants(round(i * 1000 / fps) * 1_000_000) for i in range(200))
 
@@ -422,7 +422,7 @@ def test_times_rounded_to_milliseconds_take_no_picture_away(fps):
 def test_make_source_opens_nothing():
     clock, config = VirtualClock(), Config()
     made = {
-        text: make_source(text, BOTH, 10, clock, config)
+        text: make_source(SourceSpec.parse(text), BOTH, clock, config)
         for text in ("demo", "file:/no/such.mp4", "microphone", "microphone:2", "camera:7", "rtsp://127.0.0.1:1/x")
     }
     assert {text: source.live for text, source in made.items()} == {
@@ -436,13 +436,13 @@ def test_make_source_opens_nothing():
 def test_home_is_expanded(monkeypatch, made):
     path = made(media.audio_only, "16k.wav", seconds=2.0)
     monkeypatch.setenv("HOME", str(path.parent))
-    source = make_source("file:~/16k.wav", BOTH, 10, VirtualClock(), Config())
+    source = make_source(SourceSpec.parse("file:~/16k.wav"), BOTH, VirtualClock(), Config())
     source.open()
     source.close()
 
 
-def test_the_demo_is_whole():
-    source = make_source("demo", BOTH, 10, VirtualClock(), Config())
+def test_the_demo_has_sound_and_picture():
+    source = make_source(SourceSpec.parse("demo"), BOTH, VirtualClock(), Config())
     source.open()
     assert isinstance(source, FileSource)
     assert source.tracks() == BOTH
@@ -450,6 +450,6 @@ def test_the_demo_is_whole():
 
 
 @pytest.mark.parametrize("text", ["camera:87", "rtsp://127.0.0.1:9/x"])
-def test_a_live_source_that_is_not_there_says_what_to_do(text):
+def test_a_missing_live_source_suggests_a_remedy(text):
     with pytest.raises(SourceError, match=r"cannot be opened .*(stream-doctor|is its server running)"):
-        make_source(text, BOTH, 10, VirtualClock(), Config()).open()
+        make_source(SourceSpec.parse(text), BOTH, VirtualClock(), Config()).open()

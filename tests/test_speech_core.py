@@ -21,7 +21,7 @@ _FINISH_NS = 7_000_000  # what the recogniser takes at the end of a segment
 
 
 class FakeVad:
-    """Says of each block what its first sample says: the probability in thousandths."""
+    """A voice activity that reads the probability, in thousandths, from the first sample of each block."""
 
     def __init__(self) -> None:
         self.resets = 0
@@ -35,7 +35,7 @@ class FakeVad:
 
 @dataclass
 class FakeRecognizer:
-    """Hears one word in each block, named by the block's number (its second sample)."""
+    """A recogniser that hears one word per block, named by the block's number (its second sample)."""
 
     clock: VirtualClock
     name: str = "fake"
@@ -74,7 +74,7 @@ class FakeRecognizer:
 
 
 class Run:
-    """A core and everything that came out of it. Blocks are numbered on; ``skip`` leaves a gap in time."""
+    """A core and all its events. Blocks are numbered consecutively; ``skip`` leaves a gap in time."""
 
     def __init__(self, recognizer: bool = True, live: bool = True, **config) -> None:
         self.clock = VirtualClock(_T0)
@@ -189,7 +189,7 @@ def test_words_have_the_times_of_their_sound(runs, longest):
 
 
 @given(_runs)
-def test_everything_up_to_now_is_told_four_times_a_second(runs):
+def test_progress_is_reported_four_times_a_second(runs):
     run = Run().push((0.0, 8), *runs)
     times = [0, *(event.media_end_ns for event in run.events), run.media_ns]
     assert max(np.diff(times)) < 0.25 * _S + FRAME_NS
@@ -211,7 +211,7 @@ def test_a_sentence_with_a_pause():
     assert [word.word for word in ended.words] == [str(n) for n in first + second]
 
 
-def test_what_was_said_before_a_pause_stays_when_speech_goes_on():
+def test_words_before_a_pause_stay_when_speech_resumes():
     run = Run().push((0.9, 10), (0.1, 6), (0.9, 20))
     later = [event for event in run.of("words") if event.media_end_ns > run.of("paused")[0].media_end_ns]
     first = [str(n) for n in run.recognizer.segments[0]]
@@ -221,7 +221,7 @@ def test_what_was_said_before_a_pause_stays_when_speech_goes_on():
     assert len(later[-1].words) > len(first)
 
 
-def test_a_forced_cut_loses_nothing_between_the_two():
+def test_a_forced_cut_loses_nothing_between_two_utterances():
     run = Run(max_utterance_s=1).push((0.95, 70)).finish()
     ends = run.of("ended")
     assert len(ends) == 3
@@ -242,7 +242,7 @@ def test_a_short_noise_never_reaches_the_recogniser():
     assert run.kinds() == []
 
 
-def test_it_is_at_rest_unless_someone_speaks_or_may_have_begun_to():
+def test_the_core_is_at_rest_unless_someone_speaks_or_may_have_begun_to():
     run = Run(min_speech_ms=96)
     assert run.core.at_rest
     assert run.push((0.0, 10)).core.at_rest
@@ -253,7 +253,7 @@ def test_it_is_at_rest_unless_someone_speaks_or_may_have_begun_to():
     assert run.push((0.0, 20)).core.at_rest
 
 
-def test_finish_ends_what_is_open_with_its_words():
+def test_finish_ends_the_open_utterance_with_its_words():
     run = Run().push((0.9, 10)).finish()
     assert run.kinds() == ["started", "ended"]
     assert len(run.events[-1].words) == 10
@@ -267,7 +267,7 @@ def test_finish_in_a_pause_keeps_the_words():
     assert len(run.events[-1].words) > 0
 
 
-def test_finish_with_no_sound_at_all():
+def test_finish_without_any_sound():
     assert Run().finish().events == []
 
 
@@ -290,13 +290,13 @@ def test_a_file_has_no_capture_times():
 # Without a recogniser
 
 
-def test_without_a_recogniser_there_are_bounds_and_no_words():
+def test_without_a_recogniser_there_are_utterances_but_no_words():
     run = Run(recognizer=False).push((0.0, 5), (0.9, 10), (0.1, 7), (0.9, 5), (0.0, 20)).finish()
     assert run.kinds() == ["started", "paused", "paused", "ended"]
     assert all(event.words == [] for event in run.events)
 
 
-def test_without_a_recogniser_it_is_still_told_that_someone_speaks():
+def test_without_a_recogniser_speech_is_still_reported():
     run = Run(recognizer=False).push((0.9, 100))
     told = run.of("words")
     assert len(told) > 8
@@ -307,7 +307,7 @@ def test_without_a_recogniser_it_is_still_told_that_someone_speaks():
 
 
 @pytest.mark.parametrize("gap_s", [0.4, 5.0])
-def test_a_long_gap_ends_the_utterance_where_the_sound_did(gap_s):
+def test_a_long_gap_ends_the_utterance_where_the_sound_ended(gap_s):
     run = Run().push((0.9, 20)).skip(int(gap_s * _S)).push((0.9, 10)).finish()
     assert run.kinds() == ["started", "ended", "started", "ended"]
     first, second = run.of("ended")
@@ -331,7 +331,7 @@ def test_a_short_gap_is_silence():
     assert run.vad.resets == 0
 
 
-def test_sound_from_before_a_gap_is_no_lead_in_to_what_is_after():
+def test_sound_before_a_gap_is_no_preroll_of_speech_after_it():
     run = Run().push((0.0, 20)).skip(_S).push((0.9, 10)).finish()
     assert run.recognizer.segments == [list(range(20, 30))]
 

@@ -29,8 +29,7 @@ def _latency(total: float) -> Latency:
 
 
 def _health(node: str, **fields: Any) -> Health:
-    at = {"stream": "", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
-    return Health(**(at | {"node": node, "state": "running"} | fields))
+    return Health(**({"node": node, "state": "running"} | fields))
 
 
 # The summary
@@ -49,7 +48,7 @@ def test_labels_are_counted_and_running_estimates_are_not():
         summary.add(_emotion(label=label))
     summary.add(_emotion(kind="window", label="fear", latency_ms=None))
     summary.add_health(_health("speech.left", counters={"utterances": 3}))
-    summary.add_health(_health("fusion", counters={"turns": 1, "utterances_in": 2}))
+    summary.add_health(_health("fusion", counters={"face_utterances": 1, "utterances_in": 2}))
     assert summary.utterances == 3
     assert summary.lines()[0] == "utterances: 3 labelled of 4 heard  (joy 2, anger 1)"
 

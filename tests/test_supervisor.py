@@ -1,4 +1,4 @@
-"""stream/supervisor.py: what the end-to-end tests meet by chance only."""
+"""stream/supervisor.py: cases that end-to-end tests meet only by chance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def supervisor(tmp_path):
     )
 
 
-def test_a_source_that_exits_after_fusion_still_tells_that_it_could_not_be_opened(supervisor):
+def test_a_source_that_exits_after_fusion_still_counts_as_not_opened(supervisor):
     process = multiprocessing.get_context("fork").Process(target=_exit_late)
     process.start()
     names = {"audio.a": "capture", "fusion": "fusion"}

@@ -12,7 +12,7 @@ from emostream.stream.cores.window import SlidingWindow
 
 
 class AgainstAList(RuleBasedStateMachine):
-    """The window holds what a plain list of (time, row) would."""
+    """The window behaves like a list of (time, row)."""
 
     @initialize()
     def begin(self):
@@ -60,7 +60,7 @@ TestAgainstAList = AgainstAList.TestCase
 
 
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=6).filter(lambda times: min(np.diff(times)) <= 0))
-def test_rows_out_of_order_within_one_append_are_refused_and_none_is_kept(times):
+def test_an_append_out_of_order_is_refused_as_a_whole(times):
     window = SlidingWindow((1,), np.uint8)
     with pytest.raises(ValueError, match="order"):
         window.append(np.array(times), np.zeros((len(times), 1), np.uint8))
@@ -76,7 +76,7 @@ def test_images_keep_shape_and_type():
     np.testing.assert_array_equal(window.cut(0, 10), image[None])
 
 
-def test_memory_follows_what_is_held_and_not_what_has_passed():
+def test_memory_follows_the_held_rows_not_all_rows():
     window = SlidingWindow((1,), np.float32)
     for i in range(20_000):
         window.append(np.array([i]), np.zeros((1, 1), np.float32))
@@ -85,7 +85,7 @@ def test_memory_follows_what_is_held_and_not_what_has_passed():
     assert window._rows.nbytes < 4 * 1000
 
 
-def test_what_was_appended_is_copied():
+def test_appended_rows_are_copied():
     window = SlidingWindow((1,), np.float32)
     row = np.ones((1, 1), np.float32)
     window.append(np.array([1]), row)

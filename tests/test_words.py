@@ -62,7 +62,7 @@ def test_encode_keeps_the_order():
 
 @given(_words, _words)
 def test_encode_of_a_concatenation_is_the_concatenation(some, more):
-    fresh = WordVectors(_TABLE)  # what another one has seen before makes no difference
+    fresh = WordVectors(_TABLE)  # what a table has encoded before makes no difference
     together = fresh.encode(some + more)
     assert together.shape == (len(some) + len(more), 16)
     assert together.dtype == np.float32
@@ -87,7 +87,7 @@ def test_the_vector_is_the_mean_of_its_rows():
     )
 
 
-def test_what_encode_gives_may_be_changed():
+def test_returned_vectors_may_be_changed():
     _VECTORS.encode(["kept"])[:] = 0
     assert _VECTORS.encode(["kept"]).any()
 

@@ -1,1 +1,1 @@
-"""Pure cores: messages in, messages out; no sockets, processes or sleep."""
+"""Cores of the nodes: messages in, messages out; no sockets, no processes, no waiting."""

@@ -1,4 +1,4 @@
-"""Audio node's core: any sound in, 16 kHz mono blocks and MFCC out."""
+"""Core of the audio node: sound at any rate in, 16 kHz mono blocks and MFCC out."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 from emostream.stream.features.mfcc import DIM, HOP_NS, Mfcc, to_int16
 from emostream.stream.messages import Message, MfccRows, Pcm
 from emostream.stream.sources.base import AudioChunk
-from emostream.stream.speech.vad import FRAME_SAMPLES, RATE_HZ
+from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, RATE_HZ
 
-_MFCC_BLOCKS = 2  # 64 ms: with their look-ahead of 40 ms, the rows of an utterance are there when its pause is known
+_MFCC_BLOCKS = 2  # 64 ms: with their look-ahead of 40 ms, the rows of an utterance exist when its pause is detected
 _DELAY_SAMPLES = 16  # of the resampler, at the lower of its two rates
-_JUMP_NS = 60_000_000  # time stamps that are off by less are rounding or jitter, not a gap
+_JUMP_NS = 60_000_000  # a smaller error of a time stamp is rounding or jitter, not a gap
 
 
 class AudioCore:
-    """Cuts sound into ``Pcm`` messages of 512 samples, every second one followed by an ``MfccRows`` message of the rows
-    that the two completed.
+    """Cuts sound into ``Pcm`` messages of 512 samples; after every second one comes an ``MfccRows`` message with the
+    rows that the two completed.
 
-    Features are not computed more often, since a call costs the same for 160 samples as for 1024; so they do not
-    depend on how the source cuts its sound either. Sound at another rate begins with the one or two milliseconds by
-    which its resampler is late, as silence: so a block is complete when the source's samples for it have come, and does
-    not wait for more of them.
+    Features are not computed more often because a call costs the same for 160 samples as for 1024; nor do they depend
+    on how the source cuts its sound. Sound at another rate begins with one or two milliseconds of silence, the delay of
+    its resampler: so a block is complete as soon as the source's samples for it have arrived.
 
-    ``t0_ns``: Unix time of media time 0, or None where capture time has no meaning (a file read at full speed). A gap
-    in the source's time stamps ends the run of samples: features do not reach across it and the timeline shows it.
+    ``t0_ns``: Unix time of media time 0, or None if nothing is captured live (a file read at full speed). A gap in the
+    source's time stamps ends the run of samples: features do not reach across it, and the timeline shows it. ``gaps``
+    and ``late_chunks`` count gaps and chunks that were left out because their time had passed.
     """
 
     def __init__(self, stream: str, t0_ns: int | None) -> None:
@@ -34,20 +34,20 @@ class AudioCore:
         self._resampler: av.AudioResampler | None = None
         self._rate_hz = 0
         self._held = np.zeros(0, np.int16)  # less than a block
-        self._blocks: list[np.ndarray] = []  # whose features are not computed yet
+        self._blocks: list[np.ndarray] = []  # features are not computed yet
         self._pcm_ns = self._mfcc_ns = 0  # media time of the next block and of the next MFCC row
         self._expected_ns: int | None = None
         self.gaps = 0
         self.late_chunks = 0
 
     def push(self, chunk: AudioChunk) -> list[Message]:
-        """Take a chunk; returns the messages that it completed."""
+        """Take a chunk; returns the messages that it completes."""
         if not len(chunk.samples):
             return []
         messages: list[Message] = []
         if self._expected_ns is not None:
             off = chunk.media_ns - self._expected_ns
-            if off < -_JUMP_NS:  # its time has been already: it came twice, or the source's clock was set back
+            if off < -_JUMP_NS:  # its time has passed: it came twice, or the source's clock was set back
                 self.late_chunks += 1
                 return []
             if off > _JUMP_NS or chunk.rate_hz != self._rate_hz:
@@ -58,10 +58,10 @@ class AudioCore:
         assert self._expected_ns is not None
         self._expected_ns += len(chunk.samples) * 1_000_000_000 // chunk.rate_hz
         mono = chunk.samples.mean(axis=1, dtype=np.float32)
-        return messages + self._cut(self._resampled(mono) if self._resampler else mono)
+        return messages + self._cut(self._resampled(mono) if self._resampler is not None else mono)
 
     def flush(self) -> list[Message]:
-        """End the run of samples: what is still inside comes out; of ``Pcm``, less than one block is lost."""
+        """End the run of samples; returns what is still held back, but for the last incomplete ``Pcm`` block."""
         messages: list[Message] = []
         if self._expected_ns is None:
             return messages
@@ -85,10 +85,10 @@ class AudioCore:
         self._pcm_ns = self._mfcc_ns = start_ns
 
     def _resampled(self, mono: np.ndarray | None) -> np.ndarray:
-        """(n,) float32 at the source's rate → (m,) at 16 kHz; None: what is still inside.
+        """(n,) float32 at the source's rate → (m,) at 16 kHz; None: what the resampler still holds.
 
-        FFmpeg's resampler is late by a millisecond. soxr's, which has the steeper filter, works in blocks of its own,
-        so that sound at 48 kHz came 21 ms late on average and up to 37.
+        FFmpeg's own resampler has a delay of one millisecond. soxr, which has the steeper filter, works in blocks of
+        its own: sound at 48 kHz came 21 ms late on average and up to 37 ms.
         """
         assert self._resampler is not None
         frame = None
@@ -96,16 +96,16 @@ class AudioCore:
             frame = av.AudioFrame.from_ndarray(mono[None], format="flt", layout="mono")
             frame.sample_rate = self._rate_hz
         frames = self._resampler.resample(frame)
-        return np.concatenate([np.zeros(0, np.float32), *(found.to_ndarray()[0] for found in frames)])
+        return np.concatenate([np.zeros(0, np.float32), *(part.to_ndarray()[0] for part in frames)])
 
     def _cut(self, mono: np.ndarray) -> list[Message]:
-        """Messages that these (n,) float32 samples at 16 kHz complete."""
+        """Messages that (n,) float32 samples at 16 kHz complete."""
         messages: list[Message] = []
         held = np.concatenate([self._held, to_int16(mono)])
         whole = len(held) // FRAME_SAMPLES * FRAME_SAMPLES
         self._held = held[whole:]
         for block in held[:whole].reshape(-1, FRAME_SAMPLES):
-            end_ns = self._pcm_ns + FRAME_SAMPLES * 1_000_000_000 // RATE_HZ
+            end_ns = self._pcm_ns + FRAME_NS
             messages.append(
                 Pcm(
                     stream=self._stream,

@@ -1,4 +1,4 @@
-"""A bundle's networks at work: face crops and words to vectors, vectors to probabilities."""
+"""Runs the networks of a bundle: face crops and words to vectors, vectors to probabilities."""
 
 from __future__ import annotations
 
@@ -13,31 +13,36 @@ from emostream.errors import BundleError
 from emostream.stream.features import face, mfcc
 from emostream.stream.features.words import WordVectors
 
-_MAX_CROPS = 64  # in one run of the face network, so that a long backlog does not need much memory
+_MAX_CROPS = 64  # in one run of the face network, to bound the memory that a long backlog needs
 
 
 @dataclass(frozen=True)
 class Features:
-    """One utterance's rows of each modality: (time, dim) float32 each, time 0 where the modality is absent."""
+    """One utterance's rows of each modality: (time, dim) float32 each, of time 0 if the modality is absent."""
 
     audio: np.ndarray
     video: np.ndarray
     text: np.ndarray
 
     def present(self) -> list[str]:
+        """The modalities that have rows."""
         return [name for name in MODALITIES if len(getattr(self, name))]
 
 
 @dataclass(frozen=True)
 class Result:
-    """``probabilities``: (labels,) float64, sum 1. ``contributions``: by modality, see messages.Evidence."""
+    """``probabilities``: (labels,) float64, of sum 1. ``contributions``: by modality, see messages.Evidence."""
 
     probabilities: np.ndarray
     contributions: dict[str, float]
 
 
 class Classifier:
-    """Loads a bundle's graphs once. Raises BundleError if its features are not those that this version computes."""
+    """A bundle's networks, loaded once.
+
+    Raises BundleError if they were trained on other features than this version computes, and BackendError if the
+    backend cannot load them.
+    """
 
     def __init__(self, bundle: Bundle, backend: str = "auto", threads: int = 1) -> None:
         manifest = bundle.manifest
@@ -60,14 +65,14 @@ class Classifier:
         self.backend = self._fusion.name
 
     def warm_up(self) -> None:
-        """Run each network once, so that the first utterance does not pay for it."""
+        """Run each network once, so that the first utterance does not wait for set-up."""
         spec = self._manifest
         faces = self.encode_faces(np.zeros((2, face.CROP, face.CROP), np.uint8))
         item = Features(np.zeros((300, spec.audio.dim), np.float32), faces, np.zeros((3, spec.text.dim), np.float32))
         self.classify([item], [True])
 
     def close(self) -> None:
-        """Give back what the networks hold; the classifier cannot be used afterwards."""
+        """Release the networks; the classifier cannot be used afterwards."""
         self._face.close()
         self._fusion.close()
 
@@ -79,13 +84,12 @@ class Classifier:
         return np.concatenate([self._face.run({"crops": np.ascontiguousarray(part)})["vectors"] for part in parts])
 
     def encode_words(self, words: Sequence[str]) -> np.ndarray:
-        """Vectors of the last words that fit into the window: (n, dim) float32."""
+        """Vectors of the last words, as many as the network takes: (n, dim) float32."""
         return self._words.encode(words[-self._manifest.text.max_rows :])
 
     def classify(self, batch: Sequence[Features], contributions: Sequence[bool]) -> list[Result]:
-        """Probabilities of each item; where asked for, what each modality contributed. One run of the network.
-
-        Every item needs at least one modality that is present.
+        """Probabilities of each item and, where ``contributions`` is True, the contribution of each modality, in one
+        run of the network. At least one modality of each item must be present.
         """
         rows: list[Features] = []
         for item, wanted in zip(batch, contributions, strict=True):
@@ -94,9 +98,10 @@ class Classifier:
             if wanted and len(present) > 1:
                 rows += [_without(item, name) for name in present]
         probabilities = self._run(rows)
-        results, at = [], 0
+        results = []
+        rows_left = iter(probabilities)
         for item, wanted in zip(batch, contributions, strict=True):
-            full, at = probabilities[at], at + 1
+            full = next(rows_left)
             label = int(full.argmax())
             present = item.present()
             shares = dict.fromkeys(MODALITIES, 0.0)
@@ -104,8 +109,7 @@ class Classifier:
                 shares[present[0]] = float(full[label] - 1 / len(self.labels))
             elif wanted:
                 for name in present:
-                    shares[name] = float(full[label] - probabilities[at][label])
-                    at += 1
+                    shares[name] = float(full[label] - next(rows_left)[label])
             results.append(Result(full, shares))
         return results
 
@@ -123,7 +127,8 @@ class Classifier:
         temperature = np.array([self._manifest.temperature["+".join(row.present())] for row in rows])
         logits = self._fusion.run(inputs)["logits"].astype(np.float64) / temperature[:, None]
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return exp / exp.sum(axis=1, keepdims=True)
+        probabilities: np.ndarray = exp / exp.sum(axis=1, keepdims=True)
+        return probabilities
 
 
 def _without(item: Features, name: str) -> Features:

@@ -1,4 +1,4 @@
-"""Video node's core: frames in, one followed face out."""
+"""Core of the video node: frames in, the face of one person out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _NO_CROP = np.zeros((0, 0), np.uint8)
 
 
 def make_detector(config: Video) -> Detector:
-    """The face detector that is configured; ``auto`` takes YuNet if its model is found, else the Haar cascade.
+    """The configured face detector. ``auto``: YuNet if its model is found, else OpenCV's Haar cascade.
 
-    Raises ModelError if the one asked for cannot be had.
+    Raises ModelError if YuNet was asked for and its model is missing.
     """
     cv2.setNumThreads(1)  # several processes share the cores
     if config.detector != "haar":
@@ -31,14 +31,14 @@ def make_detector(config: Video) -> Detector:
         if path is not None:
             log.info("face detection: yunet, %s", path)
             return YuNet(path)
-        log.info("face detection: haar cascade (stands in for YuNet; to get that: %s)", models.how_to_get("yunet"))
+        log.info("face detection: haar cascade (in place of YuNet; to get YuNet: %s)", models.how_to_get("yunet"))
     return HaarCascade()
 
 
 class VideoCore:
-    """One ``Face`` message a frame: the crop of the person that it follows, or none.
+    """One ``Face`` message per frame: the crop of the person that it follows, or none.
 
-    ``t0_ns``: Unix time of media time 0, or None where capture time has no meaning.
+    ``t0_ns``: Unix time of media time 0, or None if nothing is captured live.
     """
 
     def __init__(self, stream: str, detector: Detector, t0_ns: int | None) -> None:
@@ -49,13 +49,13 @@ class VideoCore:
         self.faces = 0
 
     def push(self, frame: VideoFrame) -> list[Message]:
-        """Take a frame; frames whose time does not come after the last one's are counted and left out."""
+        """Take a frame; a frame that is not later than the last one is counted and left out."""
         if self._last_ns is not None and frame.media_ns <= self._last_ns:
             self.late_frames += 1
             return []
         self._last_ns = frame.media_ns
         height, width = frame.image.shape
-        found = self._follower.push(frame.media_ns, frame.image)
+        face = self._follower.push(frame.media_ns, frame.image)
         message = Face(
             stream=self._stream,
             media_start_ns=frame.media_ns,
@@ -63,9 +63,9 @@ class VideoCore:
             captured_ns=0 if self._t0_ns is None else self._t0_ns + frame.media_ns,
             crop=_NO_CROP,
         )
-        if found is not None:
+        if face is not None:
             self.faces += 1
-            message.crop = crop_face(frame.image, found)
-            message.box = (found.x / width, found.y / height, found.width / width, found.height / height)
-            message.score = found.score
+            message.crop = crop_face(frame.image, face)
+            message.box = (face.x / width, face.y / height, face.width / width, face.height / height)
+            message.score = face.score
         return [message]

@@ -1,18 +1,19 @@
-"""Sliding windows on the media timeline: rows with times, cut by time, forgotten when no longer needed."""
+"""Sliding windows on the media timeline: rows with times, to be cut by time and dropped by time."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 
 class SlidingWindow:
-    """Rows of one modality, in order of their media times.
+    """Rows of one modality, in the order of their media times, which strictly increase.
 
-    ``row_shape`` and ``dtype`` are those of one row. Rows that would go back in time are refused with ValueError:
-    each modality's times are strictly increasing.
+    ``row_shape`` and ``dtype`` are those of one row.
     """
 
-    def __init__(self, row_shape: tuple[int, ...], dtype: type | np.dtype) -> None:
+    def __init__(self, row_shape: tuple[int, ...], dtype: type | np.dtype[Any]) -> None:
         self._times = np.zeros(64, np.int64)
         self._rows = np.zeros((64, *row_shape), dtype)
         self._first, self._last = 0, 0  # valid rows are [first, last)
@@ -22,7 +23,7 @@ class SlidingWindow:
         return self._last - self._first
 
     def append(self, times_ns: np.ndarray, rows: np.ndarray) -> None:
-        """Add (n,) int64 media times and (n, *row_shape) rows."""
+        """Add (n,) int64 media times and (n, *row_shape) rows: all, or none and ValueError if times do not increase."""
         n = len(times_ns)
         if n == 0:
             return
@@ -36,14 +37,14 @@ class SlidingWindow:
         self._last += n
 
     def cut(self, start_ns: int, end_ns: int) -> np.ndarray:
-        """Rows whose time t has start_ns <= t < end_ns: a (n, *row_shape) view, valid until the next append."""
-        a, b = self._range(start_ns, end_ns)
-        return self._rows[a:b]
+        """Rows with times in [start_ns, end_ns): an (n, *row_shape) view, valid until the next append."""
+        first, last = self._range(start_ns, end_ns)
+        return self._rows[first:last]
 
     def times(self, start_ns: int, end_ns: int) -> np.ndarray:
-        """Media times of the rows that ``cut`` gives."""
-        a, b = self._range(start_ns, end_ns)
-        return self._times[a:b]
+        """Media times of the rows that ``cut`` returns: an (n,) int64 view."""
+        first, last = self._range(start_ns, end_ns)
+        return self._times[first:last]
 
     def forget_before(self, time_ns: int) -> None:
         """Drop all rows whose time is before ``time_ns``."""
@@ -51,11 +52,11 @@ class SlidingWindow:
 
     def _range(self, start_ns: int, end_ns: int) -> tuple[int, int]:
         valid = self._times[self._first : self._last]
-        a, b = np.searchsorted(valid, [start_ns, max(start_ns, end_ns)])
-        return self._first + int(a), self._first + int(b)
+        first, last = np.searchsorted(valid, [start_ns, max(start_ns, end_ns)])
+        return self._first + int(first), self._first + int(last)
 
     def _make_room(self, n: int) -> None:
-        """Move the valid rows to the front of arrays that hold at least as much again."""
+        """Move the valid rows to the front of arrays that have room for at least as many again, and ``n`` more."""
         held = len(self)
         size = max(len(self._times), 2 * (held + n))
         times = np.zeros(size, np.int64)

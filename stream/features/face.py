@@ -1,8 +1,8 @@
 """Faces: detect, follow one person, cut out an upright gray crop.
 
-The crop is framed as the faces of FER2013 are, on which the face encoder is trained. Where the eyes lie there was
-measured with the two detectors themselves on 600 of its images: at (0.31, 0.377) and (0.68, 0.377) of the width and
-height (YuNet), and the box of OpenCV's frontal Haar cascade covers the whole image (offset 0.005, size 0.974).
+The crop is framed like the faces of FER2013, on which the face encoder is trained. Its framing was measured with both
+detectors on 600 of its images: YuNet finds the eyes at (0.31, 0.377) and (0.68, 0.377) of the width and height, and the
+box of OpenCV's frontal Haar cascade covers the whole image (offset 0.005, size 0.974).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 CROP = 48  # pixels on a side, FER2013's size
 EYE_LEFT, EYE_RIGHT = (0.31, 0.377), (0.68, 0.377)  # of the crop; left and right as the viewer sees them
-DETECT_WIDTH = 320  # frames are shrunk to this width for detection; a face of 1/10 of the width is then 32 pixels
+DETECT_WIDTH = 320  # to which frames are shrunk for detection: a face of 1/10 of the width then has 32 pixels
 _REACH, _GROWTH = 0.25, 1.4  # how far a face moves and grows until it is detected again, of its size
 
 SETTINGS = {"crop": CROP, "eye_left": EYE_LEFT, "eye_right": EYE_RIGHT}
@@ -25,7 +25,7 @@ SETTINGS = {"crop": CROP, "eye_left": EYE_LEFT, "eye_right": EYE_RIGHT}
 
 @dataclass(frozen=True)
 class Detection:
-    """One face: box in pixels of the frame, score in [0, 1], and the eyes' centres where the detector gives them."""
+    """One face: box in pixels of the frame, score in [0, 1], and the centres of the eyes if the detector finds them."""
 
     x: float
     y: float
@@ -65,16 +65,16 @@ class Detector(Protocol):
     name: str
 
     def detect(self, image: np.ndarray, near: Detection | None = None) -> list[Detection]:
-        """Faces in a (height, width) gray uint8 image. With ``near`` only those of about its place and size are asked
-        for; a detector that would save nothing by it gives all."""
+        """Faces in a (height, width) gray uint8 image. With ``near``, only faces of about its place and size are
+        needed; a detector that would save nothing by it may return all."""
         ...
 
 
 class YuNet:
     """YuNet (Wu, Peng, Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023) through OpenCV.
 
-    It is made for colour and finds the same faces in gray. It always looks at the whole image: where it puts the eyes
-    depends on how much is around the face.
+    It is made for colour and finds the same faces in gray. It always searches the whole image, since where it puts the
+    eyes depends on how much of the surroundings it sees.
     """
 
     name = "yunet"
@@ -96,7 +96,8 @@ class YuNet:
 
 
 class HaarCascade:
-    """OpenCV's frontal-face cascade (Viola and Jones, CVPR 2001): inside OpenCV's package, no eyes, upright faces."""
+    """OpenCV's frontal-face cascade (Viola and Jones, CVPR 2001), which is part of OpenCV's package: upright faces
+    only, without eyes."""
 
     name = "haar"
 
@@ -105,15 +106,15 @@ class HaarCascade:
 
     def detect(self, image: np.ndarray, near: Detection | None = None) -> list[Detection]:
         gray = cv2.equalizeHist(image)
-        least, most, left, top = max(24, min(gray.shape) // 8), max(gray.shape), 0, 0
+        smallest, largest, left, top = max(24, min(gray.shape) // 8), max(gray.shape), 0, 0
         if near is not None:  # few places and sizes: an eighth of the time
-            least, most = int(near.width / _GROWTH), math.ceil(near.width * _GROWTH)
+            smallest, largest = int(near.width / _GROWTH), math.ceil(near.width * _GROWTH)
             left, top, right, bottom = expanded_box(near, _REACH, gray)
             gray = gray[top:bottom, left:right]
         boxes, _, weights = self._cascade.detectMultiScale3(
-            gray, 1.1, 5, minSize=(least, least), maxSize=(most, most), outputRejectLevels=True
+            gray, 1.1, 5, minSize=(smallest, smallest), maxSize=(largest, largest), outputRejectLevels=True
         )
-        # the cascade's weight is not a probability; squash it so that ordering is kept and scores lie in (0, 1)
+        # the cascade's weight is not a probability: squash it into (0, 1), keeping the order
         return [
             Detection(float(left + x), float(top + y), float(w), float(h), float(1 / (1 + np.exp(-weight / 2))))
             for (x, y, w, h), weight in zip(boxes, np.ravel(weights), strict=True)
@@ -121,7 +122,7 @@ class HaarCascade:
 
 
 def expanded_box(face: Detection, margin: float, image: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a face's box, grown on each side by ``margin`` of its size, within ``image``."""
+    """Left, top, right and bottom of a face's box, expanded by ``margin`` of its size on each side, in the image."""
     height, width = image.shape[:2]
     left, top = face.x - margin * face.width, face.y - margin * face.height
     right, bottom = face.x + (1 + margin) * face.width, face.y + (1 + margin) * face.height
@@ -132,19 +133,20 @@ def expanded_box(face: Detection, margin: float, image: np.ndarray) -> tuple[int
 
 
 def find_faces(detector: Detector, image: np.ndarray, near: Detection | None = None) -> list[Detection]:
-    """Detect on a copy of ``image`` (gray) shrunk to ``DETECT_WIDTH``; boxes come back in ``image``'s own pixels."""
+    """Detect faces in a copy of ``image`` (gray) shrunk to ``DETECT_WIDTH``; boxes are in pixels of ``image``."""
     scale = min(1.0, DETECT_WIDTH / image.shape[1])
     if scale < 1.0:
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     else:
         small = np.ascontiguousarray(image)
-    return [face.scaled(1 / scale) for face in detector.detect(small, near and near.scaled(scale))]
+    near = near.scaled(scale) if near is not None else None
+    return [face.scaled(1 / scale) for face in detector.detect(small, near)]
 
 
 class FaceTracker:
-    """Keeps to one person: the largest face at first, then the one that overlaps the last box the most.
+    """Keeps to one person: at first the largest face, then the one that overlaps the last box the most.
 
-    A track that has not been seen for ``patience_ms`` is given up and the largest face is taken anew.
+    After ``patience_ms`` without that person, the largest face is taken again.
     """
 
     def __init__(self, patience_ms: float = 1000.0, min_overlap: float = 0.2) -> None:
@@ -157,7 +159,7 @@ class FaceTracker:
         self._seen_ns = 0
 
     def followed(self, media_ns: int) -> Detection | None:
-        """The followed face as it was seen last; None if nobody is followed, or no longer."""
+        """The followed face as last seen; None if nobody is followed (any longer)."""
         if self._face is not None and media_ns - self._seen_ns > self._patience_ns:
             self._face = None
         return self._face
@@ -168,20 +170,20 @@ class FaceTracker:
         if not faces:
             return None
         if followed is None:
-            found = max(faces, key=lambda face: face.area)
+            face = max(faces, key=lambda face: face.area)
         else:
-            found = max(faces, key=followed.overlap)
-            if followed.overlap(found) < self._min_overlap:
+            face = max(faces, key=followed.overlap)
+            if followed.overlap(face) < self._min_overlap:
                 return None
-        self._face, self._seen_ns = found, media_ns
-        return found
+        self._face, self._seen_ns = face, media_ns
+        return face
 
 
 def crop_face(image: np.ndarray, face: Detection) -> np.ndarray:
     """Upright gray crop in FER2013's framing.
 
-    ``image``: (height, width) gray uint8. Returns (48, 48) uint8. With eyes known the face is turned upright and
-    scaled by them; otherwise the box (a Haar cascade's) is the crop. Pixels beyond the image repeat its edge.
+    ``image``: (height, width) gray uint8. Returns (48, 48) uint8. A face with known eyes is turned upright and scaled
+    by them; otherwise the box (a Haar cascade's) is the crop. Pixels beyond the image repeat its edge.
     """
     if face.eyes is not None:
         (lx, ly), (rx, ry) = face.eyes
@@ -199,26 +201,26 @@ def crop_face(image: np.ndarray, face: Detection) -> np.ndarray:
     return cv2.warpAffine(image, matrix, (CROP, CROP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _around(image: np.ndarray, matrix: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """The part of ``image`` that a crop is made of, and (x, y) of its first pixel: the rest need not be shrunk.
+def _around(image: np.ndarray, matrix: np.ndarray, min_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The part of ``image`` that a crop is made of, and (x, y) of its first pixel, so that the rest is not shrunk.
 
-    ``matrix`` (2, 3): image → crop. There are two crop pixels around the crop, and at least ``least`` of the image's.
+    ``matrix`` (2, 3): image → crop. The part has a margin of two crop pixels, and at least ``min_pixels`` on a side.
     """
     corners = np.array([[x, y, 1] for x in (-2, CROP + 2) for y in (-2, CROP + 2)])
     corners = corners @ cv2.invertAffineTransform(matrix).T  # (4, 3) → (4, 2)
     size = np.array(image.shape[::-1])
-    first = np.clip(np.floor(corners.min(axis=0)), 0, np.maximum(size - least, 0)).astype(int)
-    last = np.clip(np.ceil(corners.max(axis=0)), first + least, size).astype(int)
+    first = np.clip(np.floor(corners.min(axis=0)), 0, np.maximum(size - min_pixels, 0)).astype(int)
+    last = np.clip(np.ceil(corners.max(axis=0)), first + min_pixels, size).astype(int)
     return image[first[1] : last[1], first[0] : last[0]], first
 
 
 def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
-    """The 2×3 rotation, scale and shift that takes two points to two points, and its scale."""
+    """The 2 × 3 matrix of rotation, scale and shift that takes two points to two others, and its scale."""
     a, b = complex(*source[0]), complex(*source[1])
     c, d = complex(*target[0]), complex(*target[1])
     if abs(b - a) < 1e-6:
         raise ValueError("the two points of a face coincide")
-    turn = (d - c) / (b - a)
-    shift = c - turn * a
-    matrix = np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
-    return matrix, abs(turn)
+    rotation = (d - c) / (b - a)
+    shift = c - rotation * a
+    matrix = np.array([[rotation.real, -rotation.imag, shift.real], [rotation.imag, rotation.real, shift.imag]])
+    return matrix, abs(rotation)

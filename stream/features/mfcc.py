@@ -1,14 +1,15 @@
 """Mel-frequency cepstral coefficients with first and second time derivatives, computed as samples arrive.
 
 The cepstra follow Kaldi's definition (``compute-mfcc-feats`` with Povey window, no dither, no energy term and no
-liftering): frames are those that fit whole into the signal, the mean of each is removed, then pre-emphasis, window,
-power spectrum, mel filters, logarithm, orthonormal DCT-II. The derivatives are the usual regression over ±2 frames
+liftering): frames lie entirely within the signal; each has its mean removed, then come pre-emphasis, window, power
+spectrum, mel filters, logarithm and an orthonormal DCT-II. The derivatives are the usual regression over ±2 frames
 (Young et al., The HTK Book, 3.5, section 5.9).
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FRAME_SAMPLES) / (FRAME_SAMPLES - 1))
     window = hann**0.85
 
-    def mel(hz):
+    def mel(hz: float | np.ndarray) -> Any:
         return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
 
     edges = np.linspace(mel(LOW_HZ), mel(HIGH_HZ), N_MELS + 2)
@@ -54,12 +55,12 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
-    """Float samples in [-1, 1] → int16, clipped as a sound card clips."""
+    """Float samples in [-1, 1] → int16, clipped as a sound card does."""
     return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def cepstra(samples: np.ndarray) -> np.ndarray:
-    """Static cepstra of the frames that fit whole into ``samples``.
+    """Static cepstra of the frames that lie entirely within ``samples``.
 
     ``samples``: (n,) int16, 16 kHz. Returns (max(0, 1 + (n - 400) // 160), 40) float32.
     """
@@ -68,29 +69,31 @@ def cepstra(samples: np.ndarray) -> np.ndarray:
     window, filters, dct = _tables()
     samples = np.ascontiguousarray(samples)
     count, step = 1 + (len(samples) - FRAME_SAMPLES) // HOP_SAMPLES, samples.itemsize
-    # not by sliding_window_view: each call of it makes new interned strings, and Python's table of them grows
+    # not sliding_window_view: each call interns new strings, so that Python's table of them grows for ever
     shape, strides = (count, FRAME_SAMPLES), (HOP_SAMPLES * step, step)
     frames = np.ndarray(shape, samples.dtype, samples, strides=strides).astype(np.float32)
     frames = frames - frames.mean(axis=1, keepdims=True)  # (F, 400)
     shifted = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
     spectrum = np.fft.rfft((frames - PREEMPHASIS * shifted) * window, N_FFT)  # (F, 257)
     power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-    return np.log(np.maximum(power @ filters, np.finfo(np.float32).eps)) @ dct
+    static: np.ndarray = np.log(np.maximum(power @ filters, np.finfo(np.float32).eps)) @ dct
+    return static
 
 
 def _regression(rows: np.ndarray) -> np.ndarray:
     """Regression slope over ±2 rows: (n + 4, d) → (n, d)."""
     n = len(rows) - 2 * DELTA_REACH
     weights = 2 * sum(i * i for i in range(1, DELTA_REACH + 1))
-    slope = sum(
+    slope: Any = sum(
         i * (rows[DELTA_REACH + i : DELTA_REACH + i + n] - rows[DELTA_REACH - i : DELTA_REACH - i + n])
         for i in range(1, DELTA_REACH + 1)
     )
-    return (slope / weights).astype(np.float32)
+    regression: np.ndarray = (slope / weights).astype(np.float32)
+    return regression
 
 
 class _Delta:
-    """Streaming regression with the first and last row repeated beyond the ends. Output lags by 2 rows."""
+    """Streaming regression, with the first and last row repeated beyond the ends. The output lags by 2 rows."""
 
     def __init__(self) -> None:
         self._rows: np.ndarray | None = None
@@ -113,9 +116,10 @@ class _Delta:
 class Mfcc:
     """Streaming MFCC + Δ + ΔΔ.
 
-    ``push`` takes (n,) int16 samples at 16 kHz and returns the (frames, 120) float32 rows that they completed; a row
+    ``push`` takes (n,) int16 samples at 16 kHz and returns the (frames, 120) float32 rows that they complete; a row
     comes 4 frames (40 ms) after its last sample, since ΔΔ looks that far ahead. Row i of a signal describes samples
-    [160 i, 160 i + 400). ``flush`` returns the rows still waiting, repeating the last frame beyond the end.
+    [160 i, 160 i + 400). ``flush`` returns the rows that are still held back, with the last frame repeated beyond the
+    end.
     """
 
     def __init__(self) -> None:
@@ -123,13 +127,13 @@ class Mfcc:
 
     def reset(self) -> None:
         self._samples = np.zeros(0, np.int16)
-        self._static = np.zeros((0, N_MFCC), np.float32)  # rows whose ΔΔ is not known yet
+        self._static = np.zeros((0, N_MFCC), np.float32)  # rows without ΔΔ yet
         self._slope = np.zeros((0, N_MFCC), np.float32)
         self._delta, self._delta2 = _Delta(), _Delta()
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         if samples.dtype != np.int16 or samples.ndim != 1:
-            raise TypeError(f"MFCC wants (n,) int16 samples, not {samples.shape} {samples.dtype}")
+            raise TypeError(f"MFCC takes (n,) int16 samples, not {samples.shape} {samples.dtype}")
         self._samples = np.concatenate([self._samples, samples])
         rows = cepstra(self._samples)
         self._samples = self._samples[len(rows) * HOP_SAMPLES :]

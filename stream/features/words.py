@@ -1,4 +1,4 @@
-"""Words to vectors: hashed words and character n-grams, so that every word has a vector and no vocabulary is shipped.
+"""Words to vectors, by hashed words and character n-grams: every word has a vector, and no vocabulary is shipped.
 
 The vector of a word is the mean of the table rows that its features hash to (Bojanowski et al., "Enriching Word
 Vectors with Subword Information", TACL 2017; hashing as in Weinberger et al., ICML 2009).
@@ -19,12 +19,12 @@ _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words of ``text`` as a recogniser writes them: no punctuation, apostrophes kept inside words."""
+    """Lower-case words of ``text`` as a recogniser writes them: without punctuation, with apostrophes inside words."""
     return _TOKEN.findall(unicodedata.normalize("NFC", text).lower().replace("’", "'"))
 
 
 def rows_of(word: str, buckets: int, min_n: int = 3, max_n: int = 5) -> list[int]:
-    """Table rows of one word: one for the word itself and one for each character n-gram of ``<word>``."""
+    """Table rows of one word: one for the word itself, and one for each character n-gram of ``<word>``."""
     marked = f"<{word}>"
     grams = [marked[i : i + n] for n in range(min_n, max_n + 1) for i in range(len(marked) - n + 1)]
     return [zlib.crc32(gram.encode()) % buckets for gram in [word, *grams]]
@@ -40,10 +40,10 @@ class WordVectors:
 
     @property
     def dim(self) -> int:
-        return self.table.shape[1]
+        return int(self.table.shape[1])
 
     def encode(self, words: Sequence[str]) -> np.ndarray:
-        """Vectors of ``words``: (len(words), dim) float32. A word without a letter or digit gives zeros."""
+        """Vectors of ``words``: (len(words), dim) float32. A word without letters and digits becomes zeros."""
         out = np.zeros((len(words), self.dim), np.float32)
         for i, word in enumerate(words):
             if word not in self._known:
@@ -57,7 +57,8 @@ class WordVectors:
         parts = [row for token in tokens(word) for row in rows_of(token, len(self.table), self.min_n, self.max_n)]
         if not parts:
             return np.zeros(self.dim, np.float32)
-        return self.table[parts].astype(np.float32).mean(axis=0)
+        vector: np.ndarray = self.table[parts].astype(np.float32).mean(axis=0)
+        return vector
 
     def save(self, path: Path) -> None:
         """Write the table as safetensors."""
@@ -65,4 +66,5 @@ class WordVectors:
 
     @classmethod
     def load(cls, path: Path, min_n: int = 3, max_n: int = 5) -> WordVectors:
+        """Read a table that ``save`` wrote."""
         return cls(load_file(path)["table"], min_n, max_n)

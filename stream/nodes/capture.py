@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import TYPE_CHECKING
 
 from emostream.errors import ModelError, SourceError
 from emostream.stream.messages import End, Message
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped
-from emostream.stream.sources import Source, make_source
-from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
+from emostream.stream.sources import make_source
+from emostream.stream.sources.base import AudioChunk, NoTrack, Source, VideoFrame
+from emostream.stream.topics import PUBLISHED, Medium, media_topics
+
+if TYPE_CHECKING:
+    from emostream.stream.features.face import Detector
 
 log = logging.getLogger(__name__)
 
 _TICK_NS = 200_000_000
 _SKIP_NS = 500_000_000
-TOPICS = {"audio": ("pcm", "mfcc"), "video": ("face",)}
 
 
 def main(runtime: NodeRuntime) -> None:
-    """Open the source, wait for everyone, then send what it gives until it ends or ``stop`` comes.
+    """Open the source, wait until everyone is ready, then publish its samples and frames until it ends or ``stop``
+    comes.
 
-    Raises SourceError or ModelError, after the others were told that nothing will come, if it cannot begin. After a
-    crash they are told nothing: the node is started again.
+    Raises SourceError or ModelError if it cannot begin, after ending its topics. A crash ends no topic, since the node
+    is started again.
     """
     spec = runtime.spec
-    source = make_source(spec.source, spec.media, spec.config.video.fps, runtime.clock, spec.config)
-    topics = [f"{topic}.{spec.stream}" for medium in sorted(spec.media) for topic in TOPICS[medium]]
+    assert spec.source is not None
+    source = make_source(spec.source, spec.media, runtime.clock, spec.config)
+    topics = media_topics(spec.media, spec.stream)
     cores: Cores | None = None
     failure: SourceError | ModelError | None = None
     reason = "end of source"
@@ -48,14 +54,14 @@ def main(runtime: NodeRuntime) -> None:
     except (SourceError, ModelError) as error:
         failure, reason = error, str(error)
     source.close()
-    for message in cores.flush() if cores else []:
+    for message in cores.flush() if cores is not None else []:
         runtime.send_last(message)
     if failure is not None and cores is None:
         runtime.wait_for_subscribers(topics)
-    runtime.send_ends(_end(spec.stream, topic.partition(".")[0], reason) for topic in topics)
+    runtime.send_ends(end for medium in sorted(spec.media) for end in _ends(spec.stream, medium, reason))
     if failure is not None and cores is None:
         raise failure
-    if failure is not None:  # a damaged file: what came before it counts
+    if failure is not None:  # a damaged file: what came before the damage counts
         log.error("%s", failure)
 
 
@@ -68,8 +74,8 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
             continue
         if isinstance(item, NoTrack):
             log.warning("%s has no %s track", source.name, item.medium)
-            for topic in TOPICS[item.medium]:
-                runtime.send_last(_end(runtime.spec.stream, topic, f"no {item.medium} track"))
+            for end in _ends(runtime.spec.stream, item.medium, f"no {item.medium} track"):
+                runtime.send_last(end)
             continue
         if t0_ns is not None:
             if source.live:
@@ -83,8 +89,8 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
 
 
 def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
-    """Wait until a file's sample is due. True if it is to be left out: a node that was started again goes on where
-    the file is by now."""
+    """Wait until a file's sample is due. Returns whether to skip it: a node that was started again goes on where the
+    file is by now."""
     if started_again and runtime.clock.now_ns() - due_ns > _SKIP_NS:
         return True
     while (left_ns := due_ns - runtime.clock.now_ns()) > 0:
@@ -96,15 +102,16 @@ def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
 
 
 class Cores:
-    """The cores of the media that a process captures."""
+    """The cores of the media that a process captures. Each is imported only where it runs, as are its libraries."""
 
-    def __init__(self, stream: str, media: frozenset[str], detector, t0_ns: int | None) -> None:
+    def __init__(self, stream: str, media: frozenset[Medium], detector: Detector | None, t0_ns: int | None) -> None:
         self._audio = self._video = None
         if "audio" in media:
             from emostream.stream.cores.audio import AudioCore
 
             self._audio = AudioCore(stream, t0_ns)
         if "video" in media:
+            assert detector is not None
             from emostream.stream.cores.video import VideoCore
 
             self._video = VideoCore(stream, detector, t0_ns)
@@ -113,21 +120,21 @@ class Cores:
     def push(self, item: AudioChunk | VideoFrame) -> list[Message]:
         if isinstance(item, AudioChunk):
             self._count["chunks"] += 1
-            return self._audio.push(item) if self._audio else []
+            return self._audio.push(item) if self._audio is not None else []
         self._count["frames"] += 1
-        return self._video.push(item) if self._video else []
+        return self._video.push(item) if self._video is not None else []
 
     def flush(self) -> list[Message]:
-        return self._audio.flush() if self._audio else []
+        return self._audio.flush() if self._audio is not None else []
 
     def counters(self) -> dict[str, int]:
         counted = dict(self._count)
-        if self._audio:
+        if self._audio is not None:
             counted |= {"capture_gaps": self._audio.gaps, "late_chunks": self._audio.late_chunks}
-        if self._video:
+        if self._video is not None:
             counted |= {"faces": self._video.faces, "late_frames": self._video.late_frames}
         return counted
 
 
-def _end(stream: str, of: str, reason: str) -> End:
-    return End(stream=stream, media_start_ns=0, media_end_ns=0, captured_ns=0, of=of, reason=reason)  # type: ignore[arg-type]
+def _ends(stream: str, medium: Medium, reason: str) -> list[End]:
+    return [End(stream=stream, content=content, reason=reason) for content in PUBLISHED[medium]]

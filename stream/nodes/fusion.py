@@ -1,4 +1,4 @@
-"""Fusion process: the runtime around the fusion core. One for all streams."""
+"""Fusion process: the runtime around the fusion core. One process serves all streams."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from emostream.stream.bus import EmotionPublisher
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
+from emostream.stream.topics import EMOTION, fused_topics, parse_node
 
 _IDLE_MS = 100
 _TICK_S = 0.05
-_GIVE_UP_S = 1.8  # later than the speech node's, whose last words it still takes
-_STEP_NS = 20_000_000  # messages that wait are taken first, but jobs wait for them no longer than this
-_AHEAD_NS = 20_000_000_000  # at fast pace, video waits when it is further ahead of speech than this
+_GIVE_UP_S = 1.8  # later than the speech node, whose last words it still takes
+_STEP_NS = 20_000_000  # queued messages are taken before jobs run, but no longer than this
+_AHEAD_NS = 20_000_000_000  # at fast pace, video waits while it is further ahead of speech than this
 
 
 def main(runtime: NodeRuntime) -> None:
-    """Load the networks, then take what the producers of all streams send and publish labels until they have ended.
+    """Load the networks, then take the messages of all producers and publish labels until all streams have ended.
 
-    Raises BundleError or BackendError if they cannot be loaded, BusError if the public endpoint cannot be bound.
+    Raises BundleError or BackendError if the networks cannot be loaded, BusError if the endpoint cannot be bound.
     """
     spec = runtime.spec
     config = spec.config
     with ExitStack() as stack:
         classifier = stack.enter_context(closing(_load(runtime)))
-        public = stack.enter_context(closing(EmotionPublisher(runtime.context, config.bus.emotion)))
+        public = stack.enter_context(closing(EmotionPublisher(runtime.context, config.bus.emotion, runtime.observer)))
         core = FusionCore(dict(spec.streams), classifier, config, runtime.clock, spec.realtime)
         runtime.counters = lambda: dict(core.counters)
         _serve(runtime, core, public)
@@ -35,11 +36,12 @@ def main(runtime: NodeRuntime) -> None:
 
 def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher) -> None:
     spec = runtime.spec
-    inbox = runtime.open_inbox({node: _topics(node) for node in spec.inputs})
-    video_nodes = {node.partition(".")[2]: ipc_of(spec, node) for node in spec.inputs if node.startswith("video.")}
-    speech_nodes = [ipc_of(spec, node) for node in spec.inputs if node.startswith("speech.")]
+    inbox = runtime.open_inbox({node: fused_topics(node) for node in spec.inputs})
+    inputs = [(*parse_node(node), ipc_of(spec, node)) for node in spec.inputs]
+    video_nodes = {stream: endpoint for kind, stream, endpoint in inputs if kind == "video"}
+    speech_nodes = [endpoint for kind, _, endpoint in inputs if kind == "speech"]
     runtime.wait_for_subscribers([])
-    while not public.has_subscribers(["emotion."]):
+    while not public.has_subscribers([EMOTION]):
         runtime.stop_event.wait(0.01)
         runtime.tick()
         if runtime.stopping:
@@ -51,7 +53,7 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher) -> 
         if not spec.realtime:
             for stream, endpoint in video_nodes.items():
                 inbox.hold(endpoint, core.ahead_ns(stream) > _AHEAD_NS)
-        if spec.realtime and core.at_rest and not len(inbox):  # features can wait until somebody speaks
+        if spec.realtime and core.at_rest and len(inbox) == 0:  # features can wait until somebody speaks
             inbox.wait_for(speech_nodes, _IDLE_MS)
         message = inbox.receive(min(_IDLE_MS, core.patience_ms()))
         if message is not None:
@@ -78,16 +80,9 @@ def _load(runtime: NodeRuntime) -> Classifier:
 
     pool = ThreadPoolExecutor(1, "load")
     loading = pool.submit(load)
-    pool.shutdown(wait=False)  # nothing else is to be done there; a node that is told to stop does not wait for it
+    pool.shutdown(wait=False)  # a node that has to stop does not wait for the thread
     while not wait([loading], _TICK_S).done:
         runtime.tick()
         if runtime.stopping:
             raise Stopped
     return loading.result()
-
-
-def _topics(node: str) -> list[str]:
-    """What fusion takes from a node, which is named KIND.STREAM."""
-    kind, _, stream = node.partition(".")
-    topics = {"audio": ["mfcc"], "video": ["face"], "capture": ["mfcc", "face"], "speech": ["speech"]}[kind]
-    return [f"{topic}.{stream}" for topic in topics]

@@ -1,7 +1,7 @@
-"""What every node process has around its core: sockets, heartbeat, log lines, the commands ``go`` and ``stop``, and
+"""What every node process has around its core: sockets, heartbeats, log lines, the commands ``go`` and ``stop``, and
 its life from start to end.
 
-Exit codes of a node: 0 it came to its end; 3 it cannot run at all (its log line says why); anything else: it crashed.
+Exit codes of a node: 0: it came to its end; 3: it cannot run at all (its log line says why); any other: it crashed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,13 +22,14 @@ import psutil
 import zmq
 
 from emostream.errors import EmostreamError
+from emostream.stream import bus
 from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Inbox, Publisher, ipc
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Config
+from emostream.stream.config import Config, SourceSpec
 from emostream.stream.messages import Control, End, Health, Log, Message
+from emostream.stream.topics import CONTROL, Medium, health_topic, log_topic
 
 CANNOT_RUN = 3
-CONTROL = "control"
 _HEARTBEAT_NS = 1_000_000_000
 _DUTIES_NS = 50_000_000
 _AGAIN_NS = 500_000_000
@@ -38,9 +39,9 @@ _STAY_S = 1.0
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """All that a node process is told. ``inputs``: names of the nodes whose messages it takes. ``source`` and
-    ``media`` are a capture node's. ``t0_ns``: Unix time of media time 0 if the run has begun already (the node was
-    started again). ``streams``: by name, the modalities that fusion has to expect."""
+    """All that a node process needs to know. ``inputs``: names of the nodes that it subscribes to; ``source`` and
+    ``media``: of a capture node; ``streams``: by name, the modalities that fusion has to expect; ``t0_ns``: Unix time
+    of media time 0, if the run has begun already (the node is started again)."""
 
     kind: Literal["capture", "speech", "fusion"]
     name: str
@@ -49,8 +50,8 @@ class NodeSpec:
     run_dir: str
     clock_offset_ns: int
     inputs: tuple[str, ...] = ()
-    source: str = ""
-    media: frozenset[str] = frozenset()
+    source: SourceSpec | None = None
+    media: frozenset[Medium] = frozenset()
     streams: tuple[tuple[str, frozenset[str]], ...] = ()
     t0_ns: int | None = None
 
@@ -60,11 +61,11 @@ class NodeSpec:
 
 
 class Stopped(Exception):
-    """The node was told to stop while it waited."""
+    """The command ``stop`` came while the node waited."""
 
 
-class _ToSupervisor(logging.Handler):
-    """Puts log lines where the node's own thread finds them: sockets are not for several threads."""
+class _LogQueue(logging.Handler):
+    """Queues log lines for the node's own thread, since sockets are not thread-safe."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,13 +76,17 @@ class _ToSupervisor(logging.Handler):
 
 
 class NodeRuntime:
-    """Sockets and duties of a node. ``counters`` is asked at each heartbeat."""
+    """Sockets and duties of a node. ``counters`` is called for each heartbeat.
+
+    Raises BusError if its endpoint cannot be bound.
+    """
 
     def __init__(self, spec: NodeSpec) -> None:
         self.spec = spec
         self.clock = SystemClock(spec.clock_offset_ns)
         self.stop_event = threading.Event()
-        self.counters: Callable[[], dict[str, int]] = dict
+        self.counters: Callable[[], Mapping[str, int]] = dict
+        self.observer = bus.observer
         self.inbox: Inbox | None = None
         self.t0_ns = spec.t0_ns
         self._parent = os.getppid()
@@ -90,19 +95,29 @@ class NodeRuntime:
         self._state: Literal["starting", "ready", "running", "done"] = "starting"
         config = spec.config
         self.context = zmq.Context()
-        self.publisher = Publisher(
-            self.context, ipc_of(spec, spec.name), self.clock, config.bus.queue, lossless=not spec.realtime
-        )
-        self._control = Inbox(self.context, 100, lossless=False)
-        self._control.connect(ipc_of(spec, CONTROL), [CONTROL])
-        self._log = _ToSupervisor()
+        try:
+            self.publisher = Publisher(
+                self.context,
+                ipc_of(spec, spec.name),
+                self.clock,
+                config.bus.queue,
+                lossless=not spec.realtime,
+                observer=self.observer,
+            )
+            self._control = Inbox(self.context, 100, lossless=False, observer=self.observer)
+            self._control.connect(ipc_of(spec, CONTROL), [CONTROL])
+        except BaseException:
+            self.context.destroy(0)
+            raise
+        self._log = _LogQueue()
         logging.basicConfig(level=config.log.level.upper(), handlers=[self._log], force=True)
 
-    def open_inbox(self, topics: dict[str, Iterable[str]]) -> Inbox:
-        """Subscribe to ``topics`` of each node named."""
-        self.inbox = Inbox(self.context, self.spec.config.bus.queue, lossless=not self.spec.realtime)
+    def open_inbox(self, topics: Mapping[str, Iterable[str]]) -> Inbox:
+        """Subscribe to the topics of each node, by its name."""
+        spec = self.spec
+        self.inbox = Inbox(self.context, spec.config.bus.queue, lossless=not spec.realtime, observer=self.observer)
         for node, names in topics.items():
-            self.inbox.connect(ipc_of(self.spec, node), names)
+            self.inbox.connect(ipc_of(spec, node), names)
         return self.inbox
 
     @property
@@ -110,7 +125,7 @@ class NodeRuntime:
         return self.stop_event.is_set()
 
     def stopping_for(self, seconds: float) -> bool:
-        """Whether the word ``stop`` came that long ago: then ends that have not come by now are not waited for."""
+        """Whether ``stop`` came this long ago: ends that have not arrived by then are not waited for."""
         return self.stopping and self.clock.now_ns() - self._stopped_ns > seconds * 1e9
 
     def stop(self, *_: object) -> None:
@@ -119,8 +134,8 @@ class NodeRuntime:
             self.stop_event.set()
 
     def wait_for_subscribers(self, topics: Iterable[str]) -> None:
-        """Wait until each topic, and this node's health, has a subscriber. Raises Stopped."""
-        wanted = [*topics, f"health.{self.spec.name}", f"log.{self.spec.name}"]
+        """Wait until each topic, and this node's heartbeats and log, have a subscriber. Raises Stopped."""
+        wanted = [*topics, health_topic(self.spec.name), log_topic(self.spec.name)]
         while not self.publisher.has_subscribers(wanted):
             self.stop_event.wait(0.01)
             self.tick()
@@ -128,8 +143,8 @@ class NodeRuntime:
                 raise Stopped
 
     def wait_for_go(self) -> int | None:
-        """Say ``ready`` and wait for the supervisor's ``go``; returns the Unix time of media time 0, or None at fast
-        pace, where it has no meaning. Raises Stopped."""
+        """Report ``ready`` and wait for the supervisor's ``go``. Returns the Unix time of media time 0, or None at fast
+        pace, where nothing is captured live. Raises Stopped."""
         self._state = "ready"
         self._beat()
         while self.t0_ns is None:
@@ -142,12 +157,12 @@ class NodeRuntime:
         return self.t0_ns if self.spec.realtime else None
 
     def tick(self) -> None:
-        """To be called often, which costs next to nothing: does the duties below when they are due."""
+        """Do the node's duties if they are due. To be called often, which costs next to nothing."""
         if self.clock.now_ns() >= self._next_duties_ns:
             self._do_duties()
 
     def _do_duties(self) -> None:
-        """Take control messages, send log lines and the heartbeat."""
+        """Take control messages; send log lines and, each second, a heartbeat."""
         self._next_duties_ns = self.clock.now_ns() + _DUTIES_NS
         while (message := self._control.receive(0)) is not None:
             if isinstance(message, Control):
@@ -155,12 +170,12 @@ class NodeRuntime:
                     self.stop()
                 elif self.t0_ns is None:
                     self.t0_ns = message.at_ns
-        if os.getppid() != self._parent:  # the supervisor died: nobody is left to stop this node
+        if os.getppid() != self._parent:  # the supervisor died, so nobody else would stop this node
             self.stop()
-        told = self.publisher.has_subscribers([f"log.{self.spec.name}"])  # until then, lines wait
-        while told and not self._log.lines.empty():
+        heard = self.publisher.has_subscribers([log_topic(self.spec.name)])  # until then, lines wait
+        while heard and not self._log.lines.empty():
             level, text = self._log.lines.get()
-            self.publisher.send(Log(**self._nowhere(), node=self.spec.name, level=level, text=text))
+            self.publisher.send(Log(stream=self.spec.stream, node=self.spec.name, level=level, text=text))
         if self.clock.now_ns() >= self._next_beat_ns:
             self._beat()
 
@@ -172,20 +187,20 @@ class NodeRuntime:
                 raise Stopped
 
     def send_last(self, message: Message) -> None:
-        """Publish what must not be lost, waiting for full subscribers up to a second, even when stopping."""
+        """Publish a message that must not be lost, waiting for full subscribers up to a second, even when stopping."""
         for _ in range(1000 // SEND_TIMEOUT_MS):
             if self.publisher.send(message):
                 return
 
     def send_ends(self, ends: Iterable[End]) -> None:
-        """Publish the last message of each topic and stay until all subscribers have it, or what they have not taken
-        yet would be lost. When stopping, no longer than the others wait."""
+        """Publish the last message of each topic and stay until all subscribers have it, since what they have not taken
+        would be lost. When stopping, stay no longer than the others wait."""
         left = list(ends)
         self._state = "done"
         self._beat()
         again_ns = 0
         while left and not self.stopping_for(_STAY_S):
-            if self.clock.now_ns() >= again_ns:  # in real time a full subscriber's copy may have been dropped
+            if self.clock.now_ns() >= again_ns:  # in real time, it may have been dropped for a full subscriber
                 for end in left:
                     self.send_last(end)
                 again_ns = self.clock.now_ns() + _AGAIN_NS if self.spec.realtime else _NEVER_NS
@@ -194,10 +209,11 @@ class NodeRuntime:
             left = [end for end in left if not self.publisher.was_heard([end.topic])]
 
     def close(self) -> None:
+        """Send the last log lines and a heartbeat, then close all sockets, whoever opened them."""
         self._state = "done"
         give_up_ns = self.clock.now_ns() + _AGAIN_NS
         self._do_duties()
-        while not self._log.lines.empty() and self.clock.now_ns() < give_up_ns:  # the supervisor is not there yet
+        while not self._log.lines.empty() and self.clock.now_ns() < give_up_ns:  # the supervisor has not subscribed yet
             self._control.wait(10)
             self._do_duties()
         self._beat()
@@ -205,19 +221,22 @@ class NodeRuntime:
             if inbox is not None:
                 inbox.close()
         self.publisher.close()
-        self.context.destroy(LINGER_MS)  # not term(), which waits for ever for a socket that somebody left open
+        self.context.destroy(LINGER_MS)  # not term(), which waits for ever for a socket that was left open
 
     def _beat(self) -> None:
         self._next_beat_ns = self.clock.now_ns() + _HEARTBEAT_NS
         with self._process.oneshot():
             cpu, memory = self._process.cpu_times(), self._process.memory_info()
         inbox = self.inbox
+        counters = dict(self.counters())
+        if self.observer is not None:
+            counters |= self.observer.counters()
         self.publisher.send(
             Health(
-                **self._nowhere(),
+                stream=self.spec.stream,
                 node=self.spec.name,
                 state=self._state,
-                counters=self.counters(),
+                counters=counters,
                 queued=0 if inbox is None else len(inbox),
                 dropped=0 if inbox is None else inbox.dropped.total(),
                 gaps=0 if inbox is None else inbox.missed.total(),
@@ -226,11 +245,6 @@ class NodeRuntime:
             )
         )
 
-    def _nowhere(self) -> dict:
-        """Fields of a message that is about no stretch of media."""
-        now_ns = self.clock.now_ns()
-        return {"stream": self.spec.stream, "media_start_ns": 0, "media_end_ns": 0, "captured_ns": now_ns}
-
 
 def ipc_of(spec: NodeSpec, node: str) -> str:
     """Endpoint of a node of the same run."""
@@ -238,7 +252,7 @@ def ipc_of(spec: NodeSpec, node: str) -> str:
 
 
 def run_node(spec: NodeSpec) -> None:
-    """A node process, from start to end: what multiprocessing starts."""
+    """A node process from start to end; the target that multiprocessing starts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
     code = 0
     runtime: NodeRuntime | None = None
@@ -259,11 +273,11 @@ def run_node(spec: NodeSpec) -> None:
             runtime.close()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a thread that is blocked in a read must not keep the process
+    os._exit(code)  # without waiting for a thread that is blocked in a read
 
 
 def _main(kind: str) -> Callable[[NodeRuntime], None]:
-    """The main function of a node; each imports what it alone needs."""
+    """The main function of a kind of node, imported by the node that runs it alone."""
     if kind == "capture":
         from emostream.stream.nodes.capture import main
     elif kind == "speech":

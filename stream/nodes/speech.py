@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from emostream.stream import models
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.messages import End, Pcm
 from emostream.stream.nodes.runtime import NodeRuntime
 from emostream.stream.speech.recognizer import make_recognizer
-from emostream.stream.speech.vad import SileroVad
+from emostream.stream.speech.vad import load_vad
+from emostream.stream.topics import stream_topic
 
 _IDLE_MS = 100
-_REST_S = 0.1  # less than min_hangover_ms: whoever speaks for a moment only does not get a label later for it
+_REST_S = 0.1  # less than min_hangover_ms: the label of a short utterance is not delayed
 _GIVE_UP_S = 1.0
 
 
-def load_vad(configured: str = "") -> SileroVad:
-    """Silero VAD from where it is found. Raises ModelError."""
-    return SileroVad(models.need("silero-vad", configured))
-
-
 def main(runtime: NodeRuntime) -> None:
+    """Load voice activity and recogniser, then turn sound into speech events until it ends or ``stop`` comes.
+
+    Raises ModelError if a model is missing.
+    """
     spec = runtime.spec
     config = spec.config.speech
-    inbox = runtime.open_inbox({node: [f"pcm.{spec.stream}"] for node in spec.inputs})
+    inbox = runtime.open_inbox({node: [stream_topic("pcm", spec.stream)] for node in spec.inputs})
     core = SpeechCore(spec.stream, load_vad(config.vad_model), make_recognizer(config), config, runtime.clock)
     runtime.counters = lambda: {"utterances": core.utterances}
-    runtime.wait_for_subscribers([f"speech.{spec.stream}"])
+    runtime.wait_for_subscribers([stream_topic("speech", spec.stream)])
     runtime.wait_for_go()
     reason = ""
     while not reason:
         runtime.tick()
-        if spec.realtime and core.at_rest and not len(inbox):  # several blocks at a time cost less than one by one
+        if spec.realtime and core.at_rest and len(inbox) == 0:  # several blocks at once cost less than one by one
             runtime.stop_event.wait(_REST_S)
         message = inbox.receive(_IDLE_MS)
         if isinstance(message, Pcm) and not (runtime.stopping and not spec.realtime):
@@ -45,6 +44,4 @@ def main(runtime: NodeRuntime) -> None:
                 reason = "stopped"
     for event in core.finish():
         runtime.send_last(event)
-    runtime.send_ends(
-        [End(stream=spec.stream, media_start_ns=0, media_end_ns=0, captured_ns=0, of="speech", reason=reason)]
-    )
+    runtime.send_ends([End(stream=spec.stream, content="speech", reason=reason)])

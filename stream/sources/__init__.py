@@ -1,34 +1,48 @@
-"""Where samples and frames come from: ``demo``, ``file:PATH``, ``microphone[:NAME or INDEX]``, ``camera[:N]``, URLs."""
+"""Where samples and frames come from: files, microphones, cameras and network URLs (config.SourceSpec names them)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from emostream.stream.clock import Clock
-from emostream.stream.config import Config
+from emostream.stream.config import Config, SourceSpec
 from emostream.stream.sources.base import Source
+from emostream.stream.topics import Medium
 
 DEMO = Path(__file__).parent / "demo.mp4"
 
 
-def file_path(text: str) -> Path:
-    """The file that ``demo`` or ``file:PATH`` names."""
-    return DEMO if text == "demo" else Path(text.removeprefix("file:")).expanduser()
+def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config: Config) -> Source:
+    """The source that ``spec`` names, not yet opened. It delivers the ``media`` asked for.
 
-
-def make_source(text: str, media: frozenset[str], fps: float, clock: Clock, config: Config) -> Source:
-    """The source that ``text`` names, giving the ``media`` asked for (``audio``, ``video`` or both). Not opened yet.
-
-    At most ``fps`` frames a second are turned into images, and decoded where pictures do not need each other.
+    At most ``video.fps`` frames a second become images; where frames do not depend on each other, the others are not
+    even decoded.
     """
-    if text == "demo" or text.startswith("file:"):
+    if not spec.is_live:
         from emostream.stream.sources.file import FileSource
 
-        return FileSource(file_path(text), media, fps)
-    if text.startswith("microphone"):
+        return FileSource(file_path(spec), media, config.video.fps)
+    if spec.kind == "microphone":
         from emostream.stream.sources.microphone import Microphone
 
-        return Microphone(text.partition(":")[2], config.audio.block_ms, clock)
+        return Microphone(spec, config.audio.block_ms, clock)
     from emostream.stream.sources.network import LiveSource
 
-    return LiveSource(text, media, fps, clock, config.video.open_timeout_s)
+    return LiveSource(spec, media, config.video.fps, clock, config.video.open_timeout_s)
+
+
+def file_path(spec: SourceSpec) -> Path:
+    """The file that ``demo`` or ``file:PATH`` names."""
+    return DEMO if spec.kind == "demo" else Path(spec.location).expanduser()
+
+
+def file_tracks(spec: SourceSpec) -> frozenset[Medium]:
+    """Media of a file. Raises SourceError if it cannot be opened."""
+    from emostream.stream.sources.file import FileSource
+
+    file = FileSource(file_path(spec), frozenset(), 1.0)
+    file.open()
+    try:
+        return file.tracks()
+    finally:
+        file.close()

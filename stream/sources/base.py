@@ -1,4 +1,4 @@
-"""What sources give, and how a missing one is reported."""
+"""What every source delivers, and its protocol."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Protocol
 
 import numpy as np
 
+from emostream.stream.topics import Medium
+
 
 @dataclass(frozen=True)
 class AudioChunk:
     """``samples``: (n, channels) float32 in [-1, 1]; ``media_ns``: time of the first sample.
 
-    Times of a file count from its start; a live source gives Unix times (when a sample or frame was captured), which
-    the node moves to the stream's timeline."""
+    Times of a file count from its start. Those of a live source are Unix times of capture, which the node moves to the
+    stream's timeline."""
 
     samples: np.ndarray
     rate_hz: int
@@ -40,9 +42,9 @@ class VideoFrame:
 
 @dataclass(frozen=True)
 class NoTrack:
-    """The source is open, but has no track of this medium: ``audio`` or ``video``."""
+    """The source is open, but has no track of this medium."""
 
-    medium: str
+    medium: Medium
 
 
 class Source(Protocol):
@@ -50,15 +52,15 @@ class Source(Protocol):
 
     name: str
     live: bool
-    counters: Counter[str]  # what a heartbeat tells of it
+    counters: Counter[str]  # for heartbeats
 
     def open(self) -> None:
-        """Open it. Raises SourceError."""
+        """Open the file, device or connection. Raises SourceError."""
         ...
 
     def items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack | None]:
-        """What comes, in order; None when nothing came for a while (so that a waiting node can do other things).
-        Ends at the end of a file; a live source never ends. Raises SourceError."""
+        """Samples and frames in the order of their arrival; None when none came for a while, so that a waiting node
+        can do other things. Ends at the end of a file; a live source never ends. Raises SourceError."""
         ...
 
     def close(self) -> None: ...

@@ -1,9 +1,9 @@
-"""Demultiplexing and decoding with PyAV (FFmpeg), for files and for live containers alike."""
+"""Demultiplexing and decoding with PyAV (FFmpeg), for files and live containers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import av
@@ -14,81 +14,90 @@ from av.video.reformatter import ColorRange
 
 from emostream.errors import SourceError
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
+from emostream.stream.topics import Medium
 
 log = logging.getLogger(__name__)
 
-# PyAV before 19 fails on names and titles that are not UTF-8 unless told otherwise; since then it never does, and knows
-# no such argument.
+# PyAV before 19 fails on names and titles that are not UTF-8 unless it is told to replace them; PyAV 19 always replaces
+# them and no longer has the argument.
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-_MAX_BAD_PACKETS = 50  # in a row: after that a file is given up
+_MAX_BAD_PACKETS = 50  # at the start of a file, in a row, before decoding gives up
 
 
 class Sampler:
-    """Chooses at most ``fps`` frames a second: the first one in each slot of 1/fps on the media timeline."""
+    """Chooses at most ``fps`` frames a second: the first one in each slot of 1/fps s on the media timeline."""
 
     def __init__(self, fps: float) -> None:
         self._fps = fps
         self._slot: int | None = None
 
     def wants(self, media_ns: int) -> bool:
-        """Whether the frame of this time is chosen; if it is, its slot is taken."""
+        """Whether to take the frame of this time, whose slot is then used up."""
         if self.is_over(media_ns):
             return False
         self._slot = self._slot_of(media_ns)
         return True
 
     def is_over(self, media_ns: int) -> bool:
-        """Whether the slot of this time is taken, or a later one."""
+        """Whether the slot of this time, or a later one, is used up."""
         return self._slot is not None and self._slot_of(media_ns) <= self._slot
 
     def _slot_of(self, media_ns: int) -> int:
-        return int((media_ns + 1_000_000) * self._fps // 1_000_000_000)  # 1 ms: time bases are rounded
+        return int((media_ns + 1_000_000) * self._fps // 1_000_000_000)  # time bases are rounded, to 1 ms at worst
+
+
+def first_track(container: av.container.InputContainer, medium: Medium) -> av.AudioStream | av.VideoStream | None:
+    """The first track of a medium; None if there is none, or none of a codec that this FFmpeg knows."""
+    tracks: Sequence[av.AudioStream | av.VideoStream]
+    tracks = container.streams.audio if medium == "audio" else container.streams.video
+    return tracks[0] if tracks and tracks[0].codec_context is not None else None
 
 
 def decode(
     container: av.container.InputContainer,
-    media: frozenset[str],
+    media: frozenset[Medium],
     fps: float,
     media_ns_of: Callable[[float], int],
     name: str,
 ) -> Iterator[AudioChunk | VideoFrame | NoTrack]:
-    """Decode the first track of each medium, in the order in which packets come.
+    """Decode the first track of each medium, in the order of its packets.
 
-    ``media_ns_of`` maps a time stamp in seconds on the container's clock to media time. Damaged packets are skipped
-    and counted in the log. Raises FFmpegError where reading itself fails, or nothing can be decoded.
+    ``media_ns_of`` maps a time stamp in seconds on the container's clock to media time; ``name`` is for log lines.
+    Damaged packets are skipped, and the log counts them. Raises FFmpegError if reading fails or nothing can be decoded,
+    and SourceError for a sample format that is not supported.
     """
     tracks: list[av.AudioStream | av.VideoStream] = []
     for medium in sorted(media):
-        found: tuple = container.streams.audio if medium == "audio" else container.streams.video
-        if not found or found[0].codec_context is None:  # none, or of a codec that nobody knows
+        track = first_track(container, medium)
+        if track is None:
             yield NoTrack(medium)
-            continue
-        tracks.append(found[0])
+        else:
+            tracks.append(track)
     for track in tracks:
         track.codec_context.thread_count = 1  # several processes share the cores
     if not tracks:
         return
     sampler = Sampler(fps)
-    next_audio_s = 0.0  # where the next chunk begins if it has no time stamp of its own
-    damaged = in_row = 0
-    good = False
+    next_audio_s = 0.0  # start of the next chunk, if it has no time stamp of its own
+    damaged = damaged_in_a_row = 0
+    decoded = False
     for packet in container.demux(tracks):
-        alone_s = _alone_s(packet)
-        if alone_s is not None and sampler.is_over(media_ns_of(alone_s)):
+        skippable_s = _skippable_s(packet)
+        if skippable_s is not None and sampler.is_over(media_ns_of(skippable_s)):
             continue
         try:
             frames = packet.decode()
         except FFmpegError as error:
             damaged += 1
-            in_row += 1
-            if in_row > _MAX_BAD_PACKETS and not good:
+            damaged_in_a_row += 1
+            if damaged_in_a_row > _MAX_BAD_PACKETS and not decoded:
                 raise
             if damaged == 1:
                 log.warning("%s: damaged data skipped (%s)", name, error.strerror)
             continue
-        in_row = 0
+        damaged_in_a_row = 0
         for frame in frames:
-            good = True
+            decoded = True
             if isinstance(frame, av.AudioFrame):
                 seconds = frame.time if frame.time is not None else next_audio_s
                 next_audio_s = seconds + frame.samples / frame.sample_rate
@@ -107,7 +116,7 @@ _SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0, "flt": 1.0, "dbl": 1
 
 
 def _samples(frame: av.AudioFrame, name: str) -> np.ndarray:
-    """(n, channels) float32 in [-1, 1]."""
+    """(n, channels) float32 in [-1, 1]. Raises SourceError for a format that NumPy does not have."""
     try:
         values = frame.to_ndarray()
     except ValueError as error:
@@ -120,9 +129,9 @@ def _samples(frame: av.AudioFrame, name: str) -> np.ndarray:
     return values.astype(np.float32) / np.float32(_SCALE[kind])
 
 
-def _alone_s(packet: av.Packet) -> float | None:
-    """Time in seconds of a picture that no other picture needs, so that it may be left out: two thirds of a camera's
-    MJPEG at 30 frames a second are never decoded. None where it has no time, or others may need it."""
+def _skippable_s(packet: av.Packet[Any]) -> float | None:
+    """Time in seconds of a frame on which no other frame depends, so that it need not be decoded: two thirds of a
+    camera's MJPEG at 30 frames a second never are. None if it has no time, or if others may depend on it."""
     context = packet.stream.codec_context
     if not isinstance(context, av.VideoCodecContext) or not context.codec.intra_only:
         return None
@@ -134,18 +143,19 @@ _FROM_VIDEO_LEVELS = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 25
 
 
 def _image(frame: av.VideoFrame) -> np.ndarray:
-    """Gray image, turned upright if the file says that it was recorded turned (a phone's video).
+    """Gray image, turned upright if the file says that it was recorded turned (as phones do).
 
-    Luma is the gray image, and lies ready in nearly all that cameras and files hold; FFmpeg converts the rest.
+    Luma is the gray image. In the pixel formats of nearly all cameras and files it is a plane of its own; FFmpeg
+    converts the others.
     """
-    form = frame.format
-    if form.is_planar and not form.is_rgb and form.components[0].bits == 8:
+    pixels = frame.format
+    if pixels.is_planar and not pixels.is_rgb and pixels.components[0].bits == 8:
         plane = frame.planes[0]
         rows: np.ndarray = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         image = rows[: frame.height, : frame.width]
-        if frame.color_range != ColorRange.JPEG and not form.name.startswith("yuvj"):
+        if frame.color_range != ColorRange.JPEG and not pixels.name.startswith("yuvj"):
             image = cv2.LUT(image, _FROM_VIDEO_LEVELS)
     else:
         image = frame.to_ndarray(format="gray")
-    turns = round((frame.rotation or 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns))
+    quarter_turns = round((frame.rotation or 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, quarter_turns))

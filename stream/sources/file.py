@@ -1,4 +1,4 @@
-"""A media file: anything that FFmpeg reads. Media time 0 is the start of the file, for sound and picture alike."""
+"""A media file, of any format that FFmpeg reads. Media time 0 is the start of the file, for both media."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from av.error import FFmpegError
 
 from emostream.errors import SourceError
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
-from emostream.stream.sources.decode import OPEN_OPTIONS, decode
+from emostream.stream.sources.decode import OPEN_OPTIONS, decode, first_track
+from emostream.stream.topics import Medium
 
 log = logging.getLogger(__name__)
 
 
 class FileSource:
+    """Samples and frames of the ``media`` of a file, at most ``fps`` frames a second, as fast as they are decoded."""
+
     live = False
 
-    def __init__(self, path: Path, media: frozenset[str], fps: float) -> None:
+    def __init__(self, path: Path, media: frozenset[Medium], fps: float) -> None:
         self.name = str(path)
         self._path, self._media, self._fps = path, media, fps
         self.counters: Counter[str] = Counter()
@@ -37,40 +40,39 @@ class FileSource:
             raise SourceError(f"{self._path}: not a media file that FFmpeg can read ({error.strerror})") from error
         except OSError as error:
             raise SourceError(f"{self._path}: cannot be read ({error.strerror})") from error
-
         if self._container.format.name == "tty":  # FFmpeg plays text as a picture of a terminal
             self.close()
             raise SourceError(f"{self._path}: not a media file but text")
 
-    def tracks(self) -> frozenset[str]:
-        """Which media the opened file has."""
+    def tracks(self) -> frozenset[Medium]:
+        """The media of the opened file, whichever were asked for."""
         assert self._container is not None
-        found = {"audio": self._container.streams.audio, "video": self._container.streams.video}
-        return frozenset(medium for medium, tracks in found.items() if tracks and tracks[0].codec_context is not None)
+        media: tuple[Medium, ...] = ("audio", "video")
+        return frozenset(medium for medium in media if first_track(self._container, medium) is not None)
 
     @property
     def length_s(self) -> float:
-        """Length that the opened file claims, 0 where it does not tell."""
+        """Length according to the opened file's header; 0 if it has none."""
         return (self._container.duration or 0) / av.time_base if self._container is not None else 0.0
 
     def items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack]:
         container = self._container
         assert container is not None
         start_s = (container.start_time or 0) / av.time_base
-        last_ns = dict.fromkeys(self._media & self.tracks(), 0)
+        end_ns = dict.fromkeys(self._media & self.tracks(), 0)
         try:
             for item in decode(container, self._media, self._fps, lambda t: round((t - start_s) * 1e9), self.name):
                 if not isinstance(item, NoTrack):
-                    last_ns["audio" if isinstance(item, AudioChunk) else "video"] = item.media_end_ns
+                    end_ns["audio" if isinstance(item, AudioChunk) else "video"] = item.media_end_ns
                 yield item
         except FFmpegError as error:
             raise SourceError(f"{self._path}: damaged, reading ended early ({error.strerror})") from error
-        if last_ns.get("audio") == 0:
+        if end_ns.get("audio") == 0:
             log.warning("%s: its audio track is empty", self.name)
-        known_s = max(last_ns.values(), default=0) / 1e9
-        if known_s < self.length_s - max(0.5, 0.1 * self.length_s):
+        end_s = max(end_ns.values(), default=0) / 1e9
+        if end_s < self.length_s - max(0.5, 0.1 * self.length_s):
             log.warning(
-                "%s: ended after %.1f of its %.1f s; it is cut short or damaged", self.name, known_s, self.length_s
+                "%s: ended after %.1f of its %.1f s; it is cut short or damaged", self.name, end_s, self.length_s
             )
 
     def close(self) -> None:

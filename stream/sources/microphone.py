@@ -12,29 +12,31 @@ import numpy as np
 
 from emostream.errors import SourceError
 from emostream.stream.clock import Clock
+from emostream.stream.config import SourceSpec
 from emostream.stream.sources.base import AudioChunk
 
 log = logging.getLogger(__name__)
 
 _IDLE_S = 0.1
-_SILENT_S = 2.0  # PortAudio does not say that a device was unplugged: no callback for this long is the sign
-_JUMP_NS = 100_000_000
-_SETTLE_MS = 1000
+_SILENT_S = 2.0  # without a callback: the device was unplugged, which PortAudio does not report
+_JUMP_NS = 100_000_000  # between the count of samples and the clock
+_SETTLE_MS = 1000  # for which all blocks must be off by that much before their times are corrected
 
 
 class Microphone:
-    """``device``: part of a name, an index, or empty for the default one.
+    """``spec.location``: part of a device's name, its index, or empty for the default; ``block_ms``: length of a chunk.
 
-    Media times it gives are Unix times at which samples were converted (PortAudio's ADC time). They follow the count
-    of samples, which does not jitter as the times of callbacks do; when all callbacks of a second are off by more
-    than 100 ms (samples were lost, or the clocks drifted apart) they are set anew. Callbacks that PortAudio
-    flags for lost samples are counted as ``overflows``.
+    Media times are Unix times at which samples were converted (PortAudio's ADC time). They follow the count of samples,
+    which does not jitter as the times of callbacks do; when all callbacks of a second are off by more than 100 ms
+    (samples were lost, or the clocks drifted apart), they are corrected. ``overflows`` counts the callbacks for which
+    PortAudio reports lost samples, ``reopened`` how often the device came back.
     """
 
     live = True
 
-    def __init__(self, device: str, block_ms: int, clock: Clock) -> None:
-        self.name = "microphone" + (f":{device}" if device else "")
+    def __init__(self, spec: SourceSpec, block_ms: int, clock: Clock) -> None:
+        self.name = spec.text
+        device = spec.location
         self._device: str | int | None = int(device) if device.isdigit() else device or None
         self._block_ms, self._clock = block_ms, clock
         self._blocks: queue.SimpleQueue[tuple[np.ndarray, int]] = queue.SimpleQueue()
@@ -75,7 +77,7 @@ class Microphone:
             except queue.Empty:
                 silent_s += _IDLE_S
                 if silent_s >= _SILENT_S:
-                    log.warning("%s gives no sound any more; trying to open it again", self.name)
+                    log.warning("%s has stopped delivering sound; opening it again", self.name)
                     self._reopen()
                     silent_s = 0.0
                 yield None
@@ -106,10 +108,10 @@ class Microphone:
         return self._next_ns
 
     def _callback(self, data: np.ndarray, frames: int, time: Any, status: Any) -> None:
-        """Called by PortAudio's thread: copy, stamp, leave."""
+        """Called by PortAudio's thread: copy the block, stamp it and return."""
         now_ns = self._clock.now_ns()
         age_s = time.currentTime - time.inputBufferAdcTime
-        if not 0 < age_s < 1:  # some hosts leave the times out: then the block has just ended
+        if not 0 < age_s < 1:  # some hosts do not set the times: then the block has just ended
             age_s = frames / self._rate_hz
         if status.input_overflow:
             self.counters["overflows"] += 1
@@ -119,7 +121,7 @@ class Microphone:
         import sounddevice as sd
 
         self.close()
-        sd._terminate()  # PortAudio lists devices only when it starts
+        sd._terminate()  # PortAudio looks for devices only when it is initialised
         sd._initialize()
         try:
             self.open()

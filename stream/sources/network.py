@@ -1,4 +1,4 @@
-"""Live sources that FFmpeg reads: cameras and network URLs. They come back by themselves after they went away."""
+"""Live sources that FFmpeg reads: cameras and network URLs. One that goes away is opened again."""
 
 from __future__ import annotations
 
@@ -13,32 +13,35 @@ from av.error import FFmpegError
 
 from emostream.errors import SourceError
 from emostream.stream.clock import Clock
+from emostream.stream.config import SourceSpec
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import OPEN_OPTIONS, decode
+from emostream.stream.topics import Medium
 
 log = logging.getLogger(__name__)
 
-_QUEUE = 200  # items between the reading thread and the node; a second or two, then the oldest go
-_REANCHOR_NS = 1_000_000_000  # a source whose own clock is off by more than this is anchored anew
-_SETTLE_NS = 1_000_000_000
+_QUEUE = 200  # items between the reading thread and the node: a second or two, then the oldest are dropped
+_REANCHOR_NS = 1_000_000_000  # a source whose own clock jumps by more than this is anchored again
+_SETTLE_NS = 1_000_000_000  # after opening, in which everything is thrown away
 _IDLE_S = 0.1
 _BACKOFF_S = (0.25, 0.5, 1.0, 2.0)
 
 
 class LiveSource:
-    """``camera[:N]`` or a URL. Media times it gives are Unix times: when the sample or frame was captured, taken from
-    the source's time stamps and the moments at which they arrive.
+    """A camera or a URL. Media times are Unix times of capture, computed from the source's time stamps and the moments
+    at which they arrive.
 
-    A thread reads, so that a read that blocks (until its time-out) does not block the node. What comes in the first
-    second after opening is stale (FFmpeg and servers buffer) and is thrown away; of it, the sample or frame that was
-    the least late tells how the source's clock relates to ours. So capture times of a network source are estimates:
-    its transport's least delay is not in them, and its jitter may be.
+    A thread of its own reads, so that a read that blocks (up to ``timeout_s``) does not block the node. What arrives in
+    the first second after opening is stale, since FFmpeg and servers buffer, and is thrown away; the sample or frame in
+    it with the least delay sets the offset between the source's clock and ours. So capture times of a network source
+    are estimates: they leave out the least delay of the transport, and may contain its jitter.
     """
 
     live = True
 
-    def __init__(self, text: str, media: frozenset[str], fps: float, clock: Clock, timeout_s: float) -> None:
-        self.name = text
+    def __init__(self, spec: SourceSpec, media: frozenset[Medium], fps: float, clock: Clock, timeout_s: float) -> None:
+        self.name = spec.text
+        self._spec = spec
         self._media, self._fps, self._clock, self._timeout_s = media, fps, clock, timeout_s
         self._queue: deque[AudioChunk | VideoFrame | NoTrack] = deque(maxlen=_QUEUE)
         self._arrived = threading.Event()
@@ -64,19 +67,22 @@ class LiveSource:
         self._closing.set()
 
     def _open(self) -> av.container.InputContainer:
-        path, form, options = self.name, None, {"fflags": "nobuffer"}
-        if self.name.startswith("camera"):
-            path, form = _camera(self.name.partition(":")[2] or "0")
+        path, container_format, options = self._spec.location, None, {"fflags": "nobuffer"}
+        hint = "is its server running?"
+        if self._spec.kind == "camera":
+            path, container_format = _camera(self._spec.location or "0")
             options = {}
-        elif self.name.startswith("rtsp"):
+            hint = "list devices with: stream-doctor"
+        elif self._spec.scheme in ("rtsp", "rtsps"):
             options |= {"rtsp_transport": "tcp"}
         try:
-            return av.open(path, format=form, options=options, timeout=self._timeout_s, **OPEN_OPTIONS)
+            container: av.container.InputContainer = av.open(
+                path, format=container_format, options=options, timeout=self._timeout_s, **OPEN_OPTIONS
+            )
         except (FFmpegError, OSError, ValueError) as error:
-            hint = "list devices with: stream-doctor" if self.name.startswith("camera") else "is its server running?"
-            raise SourceError(
-                f"{self.name} cannot be opened ({getattr(error, 'strerror', None) or error}); {hint}"
-            ) from error
+            reason = getattr(error, "strerror", None) or error
+            raise SourceError(f"{self.name} cannot be opened ({reason}); {hint}") from error
+        return container
 
     def _read(self, container: av.container.InputContainer | None) -> None:
         attempt = 0
@@ -99,21 +105,21 @@ class LiveSource:
                     attempt = 0
                     now_ns = self._clock.now_ns()
                     if now_ns < settled_ns and not isinstance(item, NoTrack):
-                        self._offset_ns += min(0, now_ns - item.media_end_ns)  # nothing comes before it was captured
+                        self._offset_ns += min(0, now_ns - item.media_end_ns)  # nothing arrives before it was captured
                         continue
-                    self.counters["source_dropped"] += len(self._queue) == _QUEUE  # the oldest makes room
+                    self.counters["source_dropped"] += len(self._queue) == _QUEUE  # appending drops the oldest
                     self._queue.append(item)
                     self._arrived.set()
                     if self._closing.is_set():
                         break
-            except av.error.ExitError:  # what PyAV raises when its time-out is over
+            except av.error.ExitError:  # PyAV's time-out
                 why = f"nothing came for {self._timeout_s:g} s"
             except (FFmpegError, OSError) as error:
                 why = error.strerror or str(error)
             container.close()
             container = None
             if not self._closing.is_set():
-                log.warning("%s went away (%s); trying to open it again", self.name, why)
+                log.warning("%s went away (%s); opening it again", self.name, why)
 
     def _media_ns(self, seconds: float) -> int:
         stamp, now = round(seconds * 1e9), self._clock.now_ns()
@@ -123,7 +129,7 @@ class LiveSource:
 
 
 def _camera(index: str) -> tuple[str, str]:
-    """What FFmpeg wants to open a camera on this system: its name and its input format."""
+    """Device name and input format with which FFmpeg opens a camera on this system."""
     if sys.platform == "darwin":
         return f"{index}:none", "avfoundation"
     if sys.platform == "win32":

@@ -1,1 +1,1 @@
-"""Voice activity, utterance bounds and speech recognition."""
+"""Voice activity, endpointing and speech recognition."""

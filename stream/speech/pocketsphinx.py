@@ -1,4 +1,4 @@
-"""PocketSphinx as a recogniser: English, with the model that its pip package carries."""
+"""PocketSphinx as a recogniser of English, with the model that its pip package contains."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ _FRAME_S = 0.01
 
 
 class PocketSphinxRecognizer:
+    """See ``recognizer.Recognizer``."""
+
     name = "pocketsphinx"
 
     def __init__(self) -> None:
-        # Without the second pass over the whole segment, which would come when the words are awaited: 99 ms at the end
-        # of a RAVDESS sentence instead of 5, for a word error rate of .242 instead of .253 (60 clips).
+        # Without the second pass over the whole segment, which would run while the label waits for the words: 99 ms at
+        # the end of a RAVDESS sentence instead of 5, for a word error rate of .242 instead of .253 (60 clips).
         self._decoder = Decoder(samprate=RATE_HZ, loglevel="FATAL", fwdflat=False)
         self._open = False
         self.reset()
@@ -38,7 +40,7 @@ class PocketSphinxRecognizer:
 
     def reset(self) -> None:
         self._close()
-        self._decoder.reinit_feat()  # the running cepstral means; setting them alone leaves some of their state
+        self._decoder.reinit_feat()  # resets the running cepstral means, whose setter leaves some of their state
 
     def _close(self) -> None:
         if self._open:

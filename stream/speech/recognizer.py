@@ -1,4 +1,4 @@
-"""Speech recognition behind one small protocol."""
+"""The protocol of speech recognisers, and which one a configuration asks for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Recognizer(Protocol):
     name: str
 
     def begin(self) -> None:
-        """Begin a segment; whatever the last one left is forgotten."""
+        """Begin a segment, and forget the last one."""
         ...
 
     def push(self, samples: np.ndarray) -> None:
@@ -37,15 +37,15 @@ class Recognizer(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget what was learnt of the speaker and the channel."""
+        """Forget all adaptation to the speaker and the channel."""
         ...
 
 
 def make_recognizer(config: Speech) -> Recognizer | None:
-    """The recogniser that is configured; with ``auto``, Vosk if a model for the language is found, else PocketSphinx
-    for English, else None (utterances then have no words), and the log says which and why.
+    """The configured recogniser. ``auto``: Vosk if there is a model for the language, else PocketSphinx for English,
+    else None (utterances then have no words); the log says which one and why.
 
-    Raises ModelError if the one asked for cannot be had.
+    Raises ModelError if a recogniser that was asked for by name is not available.
     """
     if config.recognizer == "none":
         return None
@@ -71,13 +71,13 @@ def make_recognizer(config: Speech) -> Recognizer | None:
         else:
             if config.recognizer == "auto":
                 log.info(
-                    "speech recognition: pocketsphinx (stands in for Vosk; to get it: %s)", models.how_to_get("vosk-en")
+                    "speech recognition: pocketsphinx (in place of Vosk; to get Vosk: %s)", models.how_to_get("vosk-en")
                 )
             return PocketSphinxRecognizer()
     elif config.recognizer == "pocketsphinx":
-        raise ModelError(f"PocketSphinx is English only here, and speech.language is {config.language!r}")
+        raise ModelError(f"PocketSphinx only recognises English here, but speech.language is {config.language!r}")
     log.warning(
-        "speech recognition: none found for language %r, labels come without words; set speech.vosk_model, or run: %s",
+        "speech recognition: none for language %r, so labels come without words; set speech.vosk_model, or run: %s",
         config.language,
         "pip install 'emostream[offline]'" if config.language == "en" else "stream-models list",
     )

@@ -29,6 +29,8 @@ class _Partial(msgspec.Struct):
 
 
 class VoskRecognizer:
+    """See ``recognizer.Recognizer``. ``model``: a Vosk model's folder."""
+
     name = "vosk"
 
     def __init__(self, model: Path) -> None:
@@ -37,14 +39,14 @@ class VoskRecognizer:
         self.begin()
 
     def begin(self) -> None:
-        # a new one each time: one that has run for hours holds their lattices
+        # a new one for each segment: one that runs for hours keeps all its lattices in memory
         self._kaldi = vosk.KaldiRecognizer(self._model, RATE_HZ)
         self._kaldi.SetWords(True)
         self._kaldi.SetPartialWords(True)
         self._words: list[Word] = []
 
     def push(self, samples: np.ndarray) -> None:
-        if self._kaldi.AcceptWaveform(samples.tobytes()):  # it found an end of its own: keep what it heard
+        if self._kaldi.AcceptWaveform(samples.tobytes()):  # it found an end of its own: keep the words
             self._words += _words(msgspec.json.decode(self._kaldi.Result(), type=_Result).result)
 
     def partial(self) -> list[Word]:
@@ -60,7 +62,7 @@ class VoskRecognizer:
 
 
 def _words(heard: list[_VoskWord]) -> list[Word]:
-    """Without what is no word: noises and unknown ones, which models write as <unk> or [noise]."""
+    """Drops noises and unknown words, which models write as [noise] or <unk>."""
     return [
         Word(word.word, word.start, word.end, min(1.0, word.conf))
         for word in heard

@@ -21,9 +21,11 @@ import soxr
 from safetensors.numpy import load_file, save_file
 
 from emostream.errors import CorpusError, ModelError, Problems
+from emostream.stream.config import Speech
 from emostream.stream.features import mfcc
 from emostream.stream.models import find, how_to_get
-from emostream.stream.speech.vad import Endpointer, SileroVad, utterances
+from emostream.stream.speech.endpoint import Endpointer, utterances
+from emostream.stream.speech.vad import SileroVad
 from emostream.train.corpora import Item
 
 AUGMENTATION = 2  # raise this number when ``augment`` or ``cut`` changes
@@ -164,10 +166,10 @@ def audio(
     model = find("silero-vad")
     if model is None:
         raise ModelError(f"utterances are cut by Silero VAD, which is missing; get it with: {how_to_get('silero-vad')}")
-    endpointing = {k: v.default for k, v in inspect.signature(Endpointer).parameters.items()}
+    endpointing = {name: getattr(Speech(), name) for name in inspect.signature(Endpointer).parameters}
 
     def make() -> dict[str, np.ndarray]:
-        vad, endpointer = SileroVad(model), Endpointer()
+        vad, endpointer = SileroVad(model), Endpointer.from_config(Speech())
         rng = np.random.default_rng(seed)
         sequences: list[np.ndarray] = []
         problems = []

@@ -44,6 +44,7 @@ from emostream.stream.features.words import tokens
 from emostream.stream.messages import Face, Message, MfccRows
 from emostream.stream.sources.base import AudioChunk, VideoFrame
 from emostream.stream.sources.file import FileSource
+from emostream.stream.topics import Medium
 from emostream.train.corpora import Clip
 from emostream.train.study.dataset import Chosen, Grouped, Part, Sequences
 
@@ -149,7 +150,7 @@ class Extractor:
 class _Recording:
     """A file as live nodes take it: its frames as they come, its sound as MFCC rows with times."""
 
-    def __init__(self, path: Path, media: frozenset[str] = frozenset({"audio"}), fps: float = 1) -> None:
+    def __init__(self, path: Path, media: frozenset[Medium] = frozenset({"audio"}), fps: float = 1) -> None:
         self._source = FileSource(path, media, fps)
         self._core = AudioCore(path.name, None)
         self._rows = SlidingWindow((mfcc.DIM,), np.float32)

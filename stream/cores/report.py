@@ -1,0 +1,101 @@
+"""Builds the public messages from the results of jobs: label, evidence, latency."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from emostream.stream.cores.classifier import Classifier, Features, Result
+from emostream.stream.cores.jobs import Job
+from emostream.stream.features.mfcc import FRAME_NS, HOP_NS
+from emostream.stream.messages import Emotion, Evidence, Latency
+
+
+@dataclass(frozen=True)
+class RunTimes:
+    """When the networks began with a job, had encoded faces and words, and had its probabilities (Unix time)."""
+
+    begun_ns: int
+    encoded_ns: int
+    fused_ns: int
+
+
+class Reporter:
+    """Numbers and builds the messages of all streams. ``fps``: of the frames that video looks at; ``realtime``: whether
+    labels have a latency."""
+
+    def __init__(self, classifier: Classifier, fps: float, realtime: bool) -> None:
+        self._classifier, self._fps, self._realtime = classifier, fps, realtime
+        self._seq: Counter[str] = Counter()  # by topic
+
+    def build(
+        self, stream: str, job: Job, features: Features, result: Result, times: RunTimes, published_ns: int
+    ) -> Emotion:
+        """The message of a job, which is about to be published."""
+        labels = self._classifier.labels
+        best = int(result.probabilities.argmax())
+        confidence = round(float(result.probabilities[best]), 6)
+        kind: Literal["utterance", "window"] = "window" if job.kind == "window" else "utterance"
+        message = Emotion(
+            kind=kind,
+            stream=stream,
+            seq=0,
+            utterance=job.utterance,
+            start_s=round(job.utterance_start_ns / 1e9, 3),
+            end_s=round(job.end_ns / 1e9, 3),
+            label=labels[best],
+            confidence=confidence,
+            uncertain=confidence < self._classifier.uncertain_below,
+            probabilities={
+                label: round(float(value), 6) for label, value in zip(labels, result.probabilities, strict=True)
+            },
+            text=" ".join(word.word for word in job.words),
+            words=job.words,
+            modalities=_evidence(job, features, result, self._fps),
+            latency_ms=_latency(job, times, published_ns) if kind == "utterance" and self._realtime else None,
+            captured_ns=job.cause.speech_captured_ns,
+            published_ns=published_ns,
+            bundle=self._classifier.bundle_id,
+            backend=self._classifier.backend,
+        )
+        message.seq = self._seq[message.topic]
+        self._seq[message.topic] += 1
+        return message
+
+
+def _evidence(job: Job, features: Features, result: Result, fps: float) -> dict[str, Evidence]:
+    length_s = max((job.end_ns - job.start_ns) / 1e9, 1e-9)
+    covered_s = {
+        "audio": (len(features.audio) * HOP_NS + FRAME_NS - HOP_NS) / 1e9 if len(features.audio) else 0.0,
+        "video": len(features.video) / fps,
+        "text": sum(word.end_s - word.start_s for word in job.words),
+    }
+    return {
+        name: Evidence(
+            len(getattr(features, name)),
+            round(min(1.0, seconds / length_s), 3),
+            round(result.contributions[name], 6),
+        )
+        for name, seconds in covered_s.items()
+    }
+
+
+def _latency(job: Job, times: RunTimes, published_ns: int) -> Latency:
+    """Parts of the time from the capture of the last speech sample to the publishing of the label.
+
+    The frame that confirmed the end was captured at ``cause.captured_ns``; the speech node received it at
+    ``cause.received_ns`` and sent the event at ``cause.sent_ns``.
+    """
+    cause = job.cause
+    sent_ns = cause.sent_ns or job.arrived_ns  # an event that was made here was not sent
+    parts_ns = {
+        "endpoint_wait": cause.captured_ns - cause.speech_captured_ns,
+        "recognition": cause.recognition_ns,
+        "queue": (cause.received_ns - cause.captured_ns) + (times.begun_ns - sent_ns),
+        "encode": times.encoded_ns - times.begun_ns,
+        "fusion": times.fused_ns - times.encoded_ns,
+    }
+    parts_ms = {name: round(value / 1e6, 3) for name, value in parts_ns.items()}
+    total_ms = round((published_ns - cause.speech_captured_ns) / 1e6, 3)
+    return Latency(total=total_ms, other=round(total_ms - sum(parts_ms.values()), 3), **parts_ms)

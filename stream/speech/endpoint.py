@@ -1,0 +1,144 @@
+"""Endpointing: speech probabilities of frames in, starts, pauses and ends of utterances out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from emostream.stream.config import Speech
+from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, RATE_HZ, SileroVad
+
+SURE = 0.05  # a speech probability below this counts as certain silence
+SURE_FRAMES = 4  # of 32 ms
+_HYSTERESIS = 0.15  # Silero's own
+
+
+@dataclass(frozen=True)
+class EndpointEvent:
+    """A change in the state of an utterance. ``start_ns`` and ``end_ns`` are media times of its first and last speech
+    (``end_ns``: so far); ``forced`` marks an end at the longest allowed utterance instead of in silence."""
+
+    kind: Literal["started", "paused", "resumed", "ended"]
+    start_ns: int
+    end_ns: int
+    forced: bool = False
+
+
+class Endpointer:
+    """Turns frame probabilities into the starts and ends of utterances.
+
+    An utterance starts once ``min_speech_ms`` of consecutive frames reach ``threshold`` (its start is the first of
+    them), pauses after ``pause_ms`` of frames below ``threshold - 0.15``, ends after ``hangover_ms`` of them, and is
+    cut at ``max_utterance_s``; speech that goes on after a cut is a new utterance.
+
+    It ends after ``min_hangover_ms`` already if the silence is certain: if the probabilities of its last 128 ms are all
+    below 0.05. After a breath, after a trailing sound or in noise they are not, and the whole hangover is waited for.
+    Both limits were chosen by ``benchmarks/endpoint.py`` on recordings of real speech.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float,
+        min_speech_ms: float,
+        pause_ms: float,
+        hangover_ms: float,
+        min_hangover_ms: float,
+        max_utterance_s: float,
+    ) -> None:
+        self._on, self._off = threshold, max(threshold - _HYSTERESIS, 0.01)
+        self._min_speech_ns = int(min_speech_ms * 1e6)
+        self._pause_ns = int(pause_ms * 1e6)
+        self._hangover_ns = int(hangover_ms * 1e6)
+        self._min_hangover_ns = int(min_hangover_ms * 1e6)
+        self._longest_ns = int(max_utterance_s * 1e9)
+        self.reset()
+
+    @classmethod
+    def from_config(cls, config: Speech) -> Endpointer:
+        """The endpointer of a live run with this configuration."""
+        return cls(
+            threshold=config.threshold,
+            min_speech_ms=config.min_speech_ms,
+            pause_ms=config.pause_ms,
+            hangover_ms=config.hangover_ms,
+            min_hangover_ms=config.min_hangover_ms,
+            max_utterance_s=config.max_utterance_s,
+        )
+
+    def reset(self) -> None:
+        self.speaking = False
+        self._paused = False
+        self._start: int | None = None  # media time of the first frame above the threshold
+        self._end = 0  # end of the last speech frame
+        self._sure_frames = 0  # consecutive frames that certainly hold no speech
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nobody speaks, nor may just have begun to."""
+        return self._start is None
+
+    def push(self, probability: float, start_ns: int, length_ns: int = FRAME_NS) -> list[EndpointEvent]:
+        """Take the probability of the frame that begins at media time ``start_ns``; returns what changed."""
+        end_ns = start_ns + length_ns
+        if not self.speaking:
+            if probability < self._on:
+                self._start = None
+                return []
+            if self._start is None:
+                self._start = start_ns
+            self._end = end_ns
+            if end_ns - self._start < self._min_speech_ns:
+                return []
+            self.speaking, self._paused = True, False
+            return [EndpointEvent("started", self._start, self._end)]
+        assert self._start is not None
+        self._sure_frames = self._sure_frames + 1 if probability < SURE else 0
+        if probability >= (self._on if self._paused else self._off):
+            self._end = end_ns
+            events = [EndpointEvent("resumed", self._start, self._end)] if self._paused else []
+            self._paused = False
+            if end_ns - self._start >= self._longest_ns:
+                events.append(self.end(forced=True))
+            return events
+        silence_ns = end_ns - self._end
+        if silence_ns >= self._hangover_ns or (
+            silence_ns >= self._min_hangover_ns and self._sure_frames >= SURE_FRAMES
+        ):
+            return [self.end()]
+        if end_ns - self._start >= self._longest_ns:
+            return [self.end(forced=True)]
+        if silence_ns >= self._pause_ns and not self._paused:
+            self._paused = True
+            return [EndpointEvent("paused", self._start, self._end)]
+        return []
+
+    def so_far(self) -> EndpointEvent | None:
+        """The open utterance so far, as an event of kind ``paused`` or ``resumed``; None if there is none."""
+        if not self.speaking or self._start is None:
+            return None
+        return EndpointEvent("paused" if self._paused else "resumed", self._start, self._end)
+
+    def end(self, forced: bool = False) -> EndpointEvent:
+        """End the open utterance now."""
+        assert self.speaking and self._start is not None
+        event = EndpointEvent("ended", self._start, self._end, forced)
+        self.speaking, self._start = False, None
+        return event
+
+
+def utterances(samples: np.ndarray, vad: SileroVad, endpointer: Endpointer) -> Iterator[tuple[int, int]]:
+    """(start_ns, end_ns) of each utterance in a whole (n,) int16 recording at 16 kHz. Resets both objects first."""
+    vad.reset()
+    endpointer.reset()
+    for i in range(0, len(samples) - FRAME_SAMPLES + 1, FRAME_SAMPLES):
+        start_ns = i * 1_000_000_000 // RATE_HZ
+        for event in endpointer.push(vad.push(samples[i : i + FRAME_SAMPLES]), start_ns):
+            if event.kind == "ended":
+                yield event.start_ns, event.end_ns
+    if endpointer.speaking:
+        event = endpointer.end()
+        yield event.start_ns, event.end_ns

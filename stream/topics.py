@@ -1,0 +1,71 @@
+"""Names of topics and nodes. No other module of this package writes these strings or takes them apart.
+
+A topic is CONTENT.STREAM, as ``pcm.demo``; a node that serves one stream is named KIND.STREAM, as ``speech.demo``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+Medium = Literal["audio", "video"]
+Content = Literal["pcm", "mfcc", "face", "speech"]
+NodeKind = Literal["audio", "video", "capture", "speech", "fusion"]
+
+CONTROL = "control"  # a topic, and the name of the supervisor's publisher
+FUSION = "fusion"  # the one node that serves all streams
+EMOTION = "emotion."  # a subscription to this prefix gets all public messages
+UTTERANCE = "emotion.utterance."  # … and to this one, labels without running estimates
+
+PUBLISHED: Mapping[NodeKind, tuple[Content, ...]] = {
+    "audio": ("pcm", "mfcc"),
+    "video": ("face",),
+    "capture": ("pcm", "mfcc", "face"),
+    "speech": ("speech",),
+    "fusion": (),  # publishes labels only, on a socket of their own
+}
+FUSED: tuple[Content, ...] = ("speech", "mfcc", "face")  # what fusion subscribes to
+
+
+def stream_topic(content: Content, stream: str) -> str:
+    """Topic of one stream's samples, features or events."""
+    return f"{content}.{stream}"
+
+
+def emotion_topic(kind: Literal["utterance", "window"], stream: str) -> str:
+    """Topic of one stream's labels or running estimates."""
+    return f"{EMOTION}{kind}.{stream}"
+
+
+def health_topic(node: str) -> str:
+    """Topic of a node's heartbeats."""
+    return f"health.{node}"
+
+
+def log_topic(node: str) -> str:
+    """Topic of a node's log lines."""
+    return f"log.{node}"
+
+
+def media_topics(media: Iterable[Medium], stream: str) -> list[str]:
+    """What a node that captures these media publishes."""
+    return [stream_topic(content, stream) for medium in sorted(media) for content in PUBLISHED[medium]]
+
+
+def fused_topics(node: str) -> list[str]:
+    """What fusion subscribes to of a node."""
+    kind, stream = parse_node(node)
+    return [stream_topic(content, stream) for content in PUBLISHED[kind] if content in FUSED]
+
+
+def node_name(kind: NodeKind, stream: str) -> str:
+    """Name of the node of this kind that serves a stream."""
+    return f"{kind}.{stream}"
+
+
+def parse_node(name: str) -> tuple[NodeKind, str]:
+    """Kind and stream of a node; the stream of ``fusion`` is empty. Raises ValueError if it is not a node's name."""
+    kind, _, stream = name.partition(".")
+    if kind not in PUBLISHED:
+        raise ValueError(f"{name!r} is not the name of a node")
+    return kind, stream  # type: ignore[return-value]  # a key of PUBLISHED is a NodeKind
