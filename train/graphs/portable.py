@@ -15,7 +15,8 @@ import torch
 from emostream.engines.onnx import OnnxRuntime
 from emostream.errors import ExportError
 from emostream.train.bundle.face import FaceNet
-from emostream.train.graphs.cpu import OPSET, cpu_graph
+from emostream.train.graphs.cpu import cpu_graph
+from emostream.train.graphs.writer import OPSET
 from emostream.train.model import MODALITIES, Fusion
 
 TOLERANCE = 1e-4
