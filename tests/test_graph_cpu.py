@@ -1,4 +1,4 @@
-"""train/cpu_graph.py: the form for a CPU gives what the torch model gives, and is smaller than the exported graph."""
+"""train/graphs/cpu.py: the graph for a CPU gives the torch model's logits, and is smaller than the exported graph."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from tests.nets import SMALL, small
 
 @pytest.fixture(scope="module", params=ATTENTION)
 def nets(request, tmp_path_factory) -> tuple[Fusion, OnnxRuntime]:
-    """A small model with normalisation of its own, and its form for a CPU."""
+    """A small model with random normalisation, and its graph for a CPU."""
     model = small(request.param, pooling=request.param != "both")
     for encoder in model.encoders.values():
         encoder.mean.normal_()
         encoder.std.uniform_(0.2, 3)
     path = tmp_path_factory.mktemp("graphs") / "cpu.onnx"
-    assert export.export_fusion_cpu(model, path) < export.TOLERANCE
+    onnx.save(cpu_graph(model), path)
+    assert export.check_fusion(model, path) < export.TOLERANCE
     return model, OnnxRuntime(path)
 
 
@@ -44,7 +45,7 @@ def test_results_are_those_of_the_torch_model(nets, lengths, padding):
     np.testing.assert_allclose(graph.run(arrays)["logits"], want, atol=1e-4)
 
 
-def test_rows_beyond_a_length_count_for_nothing_even_what_is_not_a_number(nets):
+def test_rows_beyond_a_length_do_not_matter_even_if_they_are_not_numbers(nets):
     _, graph = nets
     lengths = {"audio": [41, 3, 0, 1], "video": [0, 9, 3, 1], "text": [3, 0, 7, 1]}
     arrays = export.fusion_inputs(SMALL, lengths, np.random.default_rng(0), padding=3)
@@ -55,18 +56,18 @@ def test_rows_beyond_a_length_count_for_nothing_even_what_is_not_a_number(nets):
     np.testing.assert_array_equal(graph.run(arrays)["logits"], want)
 
 
-def test_a_wrong_graph_is_refused(tmp_path, monkeypatch):
+def test_a_wrong_graph_is_refused(tmp_path):
     model = small()
     broken = cpu_graph(model)
     gru = next(node for node in broken.graph.node if node.op_type == "GRU")
-    gru.input[4] = ""  # lengths: the way back then begins in the padding
-    monkeypatch.setattr(export, "cpu_graph", lambda model: broken)
+    gru.input[4] = ""  # without lengths the backward direction begins in the padding
+    onnx.save(broken, tmp_path / "cpu.onnx")
     with pytest.raises(export.ExportError, match=r"cpu\.onnx: differs from the torch model by"):
-        export.export_fusion_cpu(model, tmp_path / "cpu.onnx")
+        export.check_fusion(model, tmp_path / "cpu.onnx")
 
 
-def test_the_shipped_cpu_graph_is_that_of_the_shipped_graph(bundle):
-    """It gives the same logits as fusion.onnx, so nobody has changed one without the other, with far fewer nodes."""
+def test_the_shipped_cpu_graph_gives_the_portable_graphs_logits(bundle):
+    """So nobody has changed one without the other; and it has far fewer nodes."""
     dims = {m: getattr(bundle.manifest, m).dim for m in MODALITIES}
     exported, cpu = OnnxRuntime(bundle.path(FUSION)), OnnxRuntime(bundle.path(FUSION_CPU))
     rng = np.random.default_rng(0)

@@ -7,6 +7,8 @@ weights that follow it; means over time, and over modalities, as matrix products
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto
@@ -37,8 +39,7 @@ class _CpuGraph(FusionGraph):
     def _read(self, m: str, encoder: Encoder) -> str:
         """States of one modality (B, T', W); rows beyond its length are zeros."""
         mean, scale = encoder.mean.numpy(), 1 / encoder.std.numpy()
-        directions = [gru_weights(gru) for gru in (encoder.ahead, encoder.back)]
-        w, r, input_bias, state_bias = (np.stack(parts) for parts in zip(*directions, strict=True))
+        w, r, input_bias, state_bias = (np.stack(parts) for parts in zip(*gru_weights(encoder), strict=True))
         if encoder.conv is None:  # the GRU alone skips rows beyond the length
             x = self.stepped(m, encoder)
             input_bias = input_bias - (w * scale) @ mean
@@ -61,11 +62,9 @@ class _CpuGraph(FusionGraph):
     def attend(self, attention: Attention, target: str, source: str) -> str:
         weight, bias = weight_and_bias(attention.query_key_value)
         ours, theirs = self.states[target], self.states[source]
-        settings = {"domain": _CONTRIB, "num_heads": attention.heads, "mask_filter_value": MASKED}
+        settings: dict[str, Any] = {"domain": _CONTRIB, "num_heads": attention.heads, "mask_filter_value": MASKED}
         if target == source:
-            answer = self.add(
-                "Attention", ours, self.store(weight.T), self.store(bias), self.count[source], **settings
-            )
+            answer = self.add("Attention", ours, self.store(weight.T), self.store(bias), self.count[source], **settings)
         else:
             parts = [self.store(part.T) for part in np.split(weight, 3)]
             given = [self.add("MatMul", x, w) for x, w in zip((ours, theirs, theirs), parts, strict=True)]

@@ -10,6 +10,7 @@ Shapes: B batch, M modalities, T rows of features, T' encoder states, W width, N
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -102,8 +103,7 @@ class FusionGraph(Writer, ABC):
         """What an encoder with a convolution reads: every ``step``-th row of features, padded until the convolution and
         the mean after it come out even, and the features' mean beyond the length: (B, T, D). Also the size B, (1,)."""
         x = self.stepped(m, encoder)
-        size = self.add("Shape", x)
-        batch, rows = (self.add("Slice", size, self.store([i]), self.store([i + 1])) for i in (0, 1))
+        batch, rows = self.size(x, 0), self.size(x, 1)
         missing = self.add("Mod", self.add("Neg", rows), self.store([encoder.taken * encoder.mean_of]))
         pads = self.concat([self.store([0, 0, 0, 0]), missing, self.store([0])], axis=0)
         x = self.add("Pad", x, pads)
@@ -125,6 +125,10 @@ class FusionGraph(Writer, ABC):
         if encoder.step == 1:
             return m
         return self.add("Slice", m, *map(self.store, ([0], [END], [1], [encoder.step])))
+
+    def size(self, x: str, axis: int) -> str:
+        """(1,) int64: the size of an axis."""
+        return self.add("Gather", self.add("Shape", x), self.store([axis]))
 
     def row_numbers(self, x: str) -> str:
         """(T,) int64: 0, 1, … for the rows of x (B, T, …)."""
@@ -169,11 +173,22 @@ def weight_and_bias(layer: nn.Module) -> list[np.ndarray]:
     return [weight.detach().numpy().copy(), bias.detach().numpy().copy()]
 
 
-def gru_weights(gru: nn.GRU) -> list[np.ndarray]:
-    """Weights (3 H, D) and (3 H, H) and biases (3 H,) and (3 H,) of a layer's input and state, with gates in ONNX's
-    order (update, reset, new) instead of torch's (reset, update, new)."""
-    found = []
-    for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
-        reset, update, new = np.split(getattr(gru, name).detach().numpy(), 3)
-        found.append(np.concatenate([update, reset, new]))
-    return found
+class GruWeights(NamedTuple):
+    """One direction, with gates in ONNX's order: update, reset, new."""
+
+    w: np.ndarray  # (3 H, D), of the input
+    r: np.ndarray  # (3 H, H), of the state
+    input_bias: np.ndarray  # (3 H,)
+    state_bias: np.ndarray  # (3 H,)
+
+
+def gru_weights(encoder: Encoder) -> list[GruWeights]:
+    """The weights of an encoder's two directions, ahead and back."""
+
+    def in_onnx_order(parameter: Tensor) -> np.ndarray:
+        reset, update, new = np.split(parameter.detach().numpy(), 3)
+        return np.concatenate([update, reset, new])
+
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    grus = (encoder.ahead, encoder.back)
+    return [GruWeights(*(in_onnx_order(gru.get_parameter(name)) for name in names)) for gru in grus]

@@ -37,15 +37,16 @@ class _GpuGraph(FusionGraph):
         n, hidden = len(self.encoders), self.width // 2
         gates, shut = 3 * hidden, self.store(np.array(_SHUT))
         sources = {m: self._gru_input(m, encoder) for m, encoder in self.encoders.items()}
-        rows = [self._size(source, 1) for source in sources.values()]  # (1,) each: T'
+        rows = [self.size(source, 1) for source in sources.values()]  # (1,) each: T'
         longest = self.add("Max", *rows)
-        directions = {m: [gru_weights(gru) for gru in (e.ahead, e.back)] for m, e in self.encoders.items()}
+        directions = {m: gru_weights(encoder) for m, encoder in self.encoders.items()}
         halves: list[list[str]] = []
         for (m, source), own, count in zip(sources.items(), rows, self.columns(counts), strict=True):
-            w = np.concatenate([w for w, *_ in directions[m]])  # (6 H, D)
-            # the state's bias is added here too, except the new gate's, which comes after the reset gate
-            b = np.concatenate([b + np.r_[c[:-hidden], np.zeros(hidden)] for _, _, b, c in directions[m]])
-            inputs = self.add("Add", self.add("MatMul", source, self.store(w.T)), self.store(b))  # (B, T', 6 H)
+            w = np.concatenate([gru.w for gru in directions[m]])  # (6 H, D)
+            # the state's bias is added here too, except the new gate's, which the reset gate multiplies
+            biases = [gru.input_bias + np.r_[gru.state_bias[:-hidden], np.zeros(hidden)] for gru in directions[m]]
+            inputs = self.add("MatMul", source, self.store(w.T))
+            inputs = self.add("Add", inputs, self.store(np.concatenate(biases)))  # (B, T', 6 H)
             inside = self.add("Less", self.add("Unsqueeze", self.row_numbers(source), self.store([1])), count)
             inputs = self.add("Where", inside, inputs, shut)
             missing = self.add("Sub", longest, own)
@@ -57,22 +58,21 @@ class _GpuGraph(FusionGraph):
         inputs = self.add("Reshape", inputs, self.store([0, 0, 2 * n, gates]))
         inputs = self.add("Transpose", inputs, perm=[1, 2, 0, 3])  # (L, 2 n, B, 3 H)
 
-        order = [directions[m][i] for i in (0, 1) for m in directions]
-        r = self.store(np.stack([r.T for _, r, _, _ in order]))  # (2 n, H, 3 H)
-        b = self.store(np.stack([c[None, -hidden:] for *_, c in order]))  # (2 n, 1, H)
-        batch = self._size(self.names[0], 0)
-        start = self.concat([self.store([2 * n]), batch, self.store([hidden])], axis=0)
-        body = _step(r, b, 2 * n, hidden)
-        start = self.add("ConstantOfShape", start)
+        in_order = [directions[m][i] for i in (0, 1) for m in directions]
+        r = self.store(np.stack([gru.r.T for gru in in_order]))  # (2 n, H, 3 H)
+        new_bias = self.store(np.stack([gru.state_bias[None, -hidden:] for gru in in_order]))  # (2 n, 1, H)
+        batch = self.size(self.names[0], 0)
+        start = self.add("ConstantOfShape", self.concat([self.store([2 * n]), batch, self.store([hidden])], axis=0))
+        body = _step(r, new_bias, 2 * n, hidden)
         _, states = self.add_many("Scan", start, inputs, out=("", ""), body=body, num_scan_inputs=1)
         states = self.add("Transpose", states, perm=[2, 0, 1, 3])  # (B, L, 2 n, H)
         ahead, back = self.split(states, [n, n], axis=2)
         states = self.concat([ahead, self._reversed(back)], axis=3)  # (B, L, n, 2 H)
-        found = {}
+        by_modality = {}
         for i, (m, own) in enumerate(zip(self.names, rows, strict=True)):
-            one = self.add("Gather", states, self.store(i), axis=2)  # (B, L, 2 H)
-            found[m] = self.add("Slice", one, self.store([0]), own, self.store([1]))
-        return found
+            padded = self.add("Gather", states, self.store(i), axis=2)  # (B, L, 2 H)
+            by_modality[m] = self.add("Slice", padded, self.store([0]), own, self.store([1]))
+        return by_modality
 
     def _gru_input(self, m: str, encoder: Encoder) -> str:
         """(B, T', D). Features are normalised in float32, since in half precision a large mean would cost digits."""
@@ -84,10 +84,6 @@ class _GpuGraph(FusionGraph):
     def _scaled(self, x: str, encoder: Encoder) -> str:
         off = self.add("Sub", x, self.store(encoder.mean.numpy()))
         return self.add("Mul", off, self.store(1 / encoder.std.numpy()))
-
-    def _size(self, x: str, axis: int) -> str:
-        """(1,) int64: the size of an axis."""
-        return self.add("Slice", self.add("Shape", x), self.store([axis]), self.store([axis + 1]))
 
     def _reversed(self, x: str) -> str:
         """The rows along axis 1 in reverse order."""
@@ -124,23 +120,24 @@ class _GpuGraph(FusionGraph):
 
     def weighted_mean(self, share: str, rows: str) -> str:
         """Not a product, so that it stays float32 in a half-precision engine."""
-        return self.add("ReduceSum", self.add("Mul", self.add("Transpose", share, perm=[0, 2, 1]), rows), self.store([1]))
+        weighted = self.add("Mul", self.add("Transpose", share, perm=[0, 2, 1]), rows)
+        return self.add("ReduceSum", weighted, self.store([1]))
 
 
-def _step(r: str, b: str, loops: int, hidden: int) -> onnx.GraphProto:
-    """One step of ONNX's operator GRU with ``linear_before_reset``; the inputs' product comes from outside."""
+def _step(r: str, new_bias: str, rows: int, hidden: int) -> onnx.GraphProto:
+    """One step of ONNX's operator GRU with ``linear_before_reset``, for ``rows`` GRUs; x is the inputs' product."""
     g = Writer("step")
     x_gates, x_new = g.split("x", [2 * hidden, hidden], axis=2)
     h_gates, h_new = g.split(g.add("MatMul", "h", r), [2 * hidden, hidden], axis=2)
     gates = g.add("Sigmoid", g.add("Add", x_gates, h_gates))
     update, reset = g.split(gates, [hidden, hidden], axis=2)
-    new = g.add("Tanh", g.add("Add", x_new, g.add("Mul", reset, g.add("Add", h_new, b))))
+    new = g.add("Tanh", g.add("Add", x_new, g.add("Mul", reset, g.add("Add", h_new, new_bias))))
     # (1 - update) new + update h; a state of zero stays exactly zero where update is 1
     g.add("Add", new, g.add("Mul", update, g.add("Sub", "h", new)), out="next")
     g.add("Identity", "next", out="state")
 
     def value(name: str, width: int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [loops, None, width])
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, None, width])
 
     inputs = [value("h", hidden), value("x", 3 * hidden)]
     return helper.make_graph(g.nodes, "step", inputs, [value("next", hidden), value("state", hidden)], g.initializers)
