@@ -29,15 +29,8 @@ LOADED = "trt = load_module(runtime)"
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``tensorrt_rtx.pyi``."""
     folder = tmp_path_factory.mktemp("stubs")
-    command = [
-        Path(sys.executable).parent / "stubgen",
-        "--inspect-mode",
-        "-q",
-        "-p",
-        "tensorrt_rtx_bindings",
-        "-o",
-        folder,
-    ]
+    stubgen = [sys.executable, "-c", "from mypy.stubgen import main; main()"]
+    command = [*stubgen, "--inspect-mode", "-q", "-p", "tensorrt_rtx_bindings", "-o", folder]
     subprocess.run(command, check=True, timeout=100)
     text = (folder / "tensorrt_rtx_bindings/tensorrt_rtx.pyi").read_text()
     text = re.sub(r"^bool: DataType\n", "", text, flags=re.M)  # it hides the built-in type in every signature below
