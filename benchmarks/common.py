@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from emostream import commands
-from emostream.machine import cpu_name
-from emostream.machine import versions as package_versions
+from emostream.machine import cpu_name, package_versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
+import secrets
 from pathlib import Path
+
+import msgspec
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all: readers see the old content or the new one, never a part.
+    """Write a file so that a reader sees the old content or all of the new; text is written as UTF-8.
 
-    Raises OSError if the folder cannot be written; nothing is then left behind.
+    A failure leaves the old file as it was and nothing beside it. Raises OSError that names ``path``.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    content = data.encode() if isinstance(data, str) else data
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # same folder: os.replace needs one file system
     try:
-        part.write_bytes(data.encode() if isinstance(data, str) else data)
-        part.replace(path)
-    finally:
+        with part.open("xb") as file:
+            file.write(content)
+        os.replace(part, path)
+    except OSError as error:
         part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def as_json(value: object) -> bytes:
+    """A report or manifest, any value that msgspec encodes, as indented JSON that ends in a newline."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

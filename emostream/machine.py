@@ -1,4 +1,4 @@
-"""Facts about this machine and its packages, for reports and results."""
+"""Facts about the machine and the installed packages, for reports and manifests."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_CPUINFO = Path("/proc/cpuinfo")
-
 
 def cpu_name() -> str:
-    """The processor's model name, as its maker writes it; on systems that do not tell, its architecture."""
-    if _CPUINFO.is_file():
-        for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    """The processor's model name; where the system does not say, its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The version of Python and of each package; packages that are not installed are left out."""
-    installed = {"python": platform.python_version()}
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Version of Python, then of each of the packages that is installed, in the order given."""
+    versions = {"python": platform.python_version()}
     for package in packages:
         try:
-            installed[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return installed
+    return versions

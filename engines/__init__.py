@@ -1,1 +1,1 @@
-"""Trained models as something that runs: bundles, and the backends that run their graphs."""
+"""Bundles of trained networks, and the backends that run them."""

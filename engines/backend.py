@@ -1,4 +1,4 @@
-"""What every backend offers: named arrays in, named arrays out."""
+"""The interface of every backend: named arrays in, named arrays out."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ BACKENDS = ("auto", "onnxruntime", "openvino", "torch", "tensorrt", "tensorrt_rt
 
 
 class Backend(Protocol):
-    """One loaded graph. ``name`` is such as ``onnxruntime/cpu``."""
+    """One loaded graph. ``name``: library and device, such as ``onnxruntime/cpu``."""
 
     name: str
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the graph once on named arrays; returns its outputs by name.
+        """Run the graph once on its inputs by name; returns its outputs by name.
 
         Raises BackendError if the arrays do not fit the graph or the device fails.
         """
         ...
 
     def close(self) -> None:
-        """Give back what the graph holds; it cannot run afterwards. Closing twice does nothing."""
+        """Free the graph's memory; it cannot run afterwards. Closing twice does nothing."""
         ...

@@ -1,8 +1,9 @@
 """A bundle: a folder with a manifest and the files that it lists by SHA-256.
 
 manifest.json     labels, feature settings, window sizes, calibration, training data, licences, metrics, hashes
-fusion.onnx       features of each modality, with lengths → logits
-fusion-cpu.onnx   the same in the form that is fastest on a CPU (optional)
+fusion.onnx       features of each modality, with lengths → logits; in plain ONNX, which every backend reads
+fusion-cpu.onnx   the same weights in the operators that ONNX Runtime runs fastest on a CPU (optional)
+fusion-gpu.onnx   the same weights in the form that costs TensorRT the fewest steps (optional)
 face.onnx         face crop → vector
 words.safetensors word and character-n-gram vectors
 """
@@ -18,13 +19,21 @@ from typing import Annotated, Any
 import msgspec
 
 from emostream.errors import BundleError
+from emostream.files import as_json, sha256, write_atomically
 
 BUNDLES = Path(__file__).parent / "bundles"
 FORMAT = "emostream-bundle/2"
 FUSION, FACE, WORDS = "fusion.onnx", "face.onnx", "words.safetensors"
-FUSION_CPU = "fusion-cpu.onnx"
+FUSION_CPU, FUSION_GPU = "fusion-cpu.onnx", "fusion-gpu.onnx"
+_OPTIONAL = (FUSION_CPU, FUSION_GPU)
+# by graph and backend: the file that the backend runs fastest; all others run the graph's own file
+_FASTEST = {
+    (FUSION, "onnxruntime"): FUSION_CPU,
+    (FUSION, "tensorrt"): FUSION_GPU,
+    (FUSION, "tensorrt_rtx"): FUSION_GPU,
+}
 MODALITIES = ("audio", "video", "text")
-SUBSETS = tuple("+".join(some) for n in (1, 2, 3) for some in itertools.combinations(MODALITIES, n))
+SUBSETS = tuple("+".join(names) for n in (1, 2, 3) for names in itertools.combinations(MODALITIES, n))
 
 
 class Modality(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,6 +55,8 @@ class Corpus(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class File(msgspec.Struct, forbid_unknown_fields=True):
+    """What a file of the bundle must be."""
+
     sha256: str
     bytes: int
 
@@ -55,8 +66,8 @@ class _Head(msgspec.Struct):
 
 
 class Manifest(msgspec.Struct, forbid_unknown_fields=True):
-    """``manifest.json``. ``temperature`` divides the logits before the softmax (Guo et al., ICML 2017), by which
-    modalities are present, one value for each of SUBSETS; a label whose probability is below ``uncertain_below`` is
+    """``manifest.json``. ``temperature`` divides the logits before the softmax (Guo et al., ICML 2017); it has a value
+    for each of SUBSETS, the modalities that are present. A label whose probability is below ``uncertain_below`` is
     marked uncertain."""
 
     format: str
@@ -76,28 +87,29 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True):
     files: dict[str, File]
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @dataclass(frozen=True)
 class Bundle:
-    """An opened and verified bundle. ``id`` is its name and the first 12 digits of its manifest's SHA-256."""
+    """An opened and verified bundle. ``id``: its name and the first 12 digits of its manifest's SHA-256."""
 
     folder: Path
     manifest: Manifest
     id: str
 
     def path(self, name: str) -> Path:
+        """Where one of its files is."""
         return self.folder / name
+
+    def path_for(self, graph: str, backend: str) -> Path:
+        """The file that a backend runs for FUSION or FACE: the one made for it if the bundle has that, else the
+        portable one."""
+        fastest = _FASTEST.get((graph, backend), graph)
+        return self.path(fastest if fastest in self.manifest.files else graph)
 
 
 def open_bundle(name: str | Path) -> Bundle:
-    """Open a bundle by the name of a shipped one or the path of a folder, and verify each of its files.
+    """Open a bundle by name, if it is shipped, or by the path of its folder, and verify each of its files.
 
-    Raises BundleError if there is none, if its manifest is not valid, or if a file's hash is not the manifest's.
+    Raises BundleError if there is no such bundle, its manifest is not valid, or a file's hash is not the manifest's.
     """
     folder = Path(name).expanduser()
     if not (folder / "manifest.json").is_file():
@@ -127,9 +139,9 @@ def open_bundle(name: str | Path) -> Bundle:
             raise BundleError(f"{path}: {file_name!r} points outside the bundle")
         if not file.is_file():
             raise BundleError(f"{file}: missing, though the manifest lists it; restore the bundle")
-        if (found := sha256(file)) != expected.sha256:
+        if (digest := sha256(file)) != expected.sha256:
             raise BundleError(
-                f"{file}: SHA-256 is {found[:12]}…, the manifest says {expected.sha256[:12]}…; "
+                f"{file}: SHA-256 is {digest[:12]}…, the manifest says {expected.sha256[:12]}…; "
                 "the file was changed or damaged and is not loaded; restore the bundle"
             )
     return Bundle(folder, manifest, f"{manifest.name}@{hashlib.sha256(raw).hexdigest()[:12]}")
@@ -139,10 +151,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Hash the bundle's files into ``manifest.files`` and write ``manifest.json``, whole or not at all."""
     manifest.files = {
         name: File(sha256(folder / name), (folder / name).stat().st_size)
-        for name in (FUSION, FUSION_CPU, FACE, WORDS)
-        if name != FUSION_CPU or (folder / name).exists()
+        for name in (FUSION, *_OPTIONAL, FACE, WORDS)
+        if name not in _OPTIONAL or (folder / name).exists()
     }
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    part = folder / "manifest.json.part"
-    part.write_bytes(text + b"\n")
-    part.replace(folder / "manifest.json")
+    write_atomically(folder / "manifest.json", as_json(manifest))

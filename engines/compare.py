@@ -1,15 +1,14 @@
-"""Every backend that works here, on the same inputs: whether they agree, how fast they are, what memory they take.
+"""Runs every backend that works here on the same inputs and compares results, speed and memory.
 
-All are asked in turn, in another order each round, so that whatever else the machine does hits all alike; what one
-leaves in the processor's caches the next one clears, as in a live system. Lengths differ from round to round, as those
-of utterances do: a backend that prepares for each new shape pays for it here. Memory and load time are those of a
-process that runs one backend alone.
+The backends take turns, in another order each round, so that other load on the machine hits all alike; each finds the
+processor's caches full of the others' data, as in a live system. Lengths differ from round to round, as utterances'
+lengths do: a backend that prepares for each new shape pays for it here. Memory and load time are measured in a process
+that runs one backend alone.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -27,22 +26,24 @@ from emostream.engines.backend import Backend
 from emostream.engines.bundle import FACE, FUSION, MODALITIES, Bundle, Manifest, open_bundle
 from emostream.engines.load import available, load
 from emostream.errors import BackendError
+from emostream.machine import cpu_name, package_versions
 
 REFERENCE = "onnxruntime"
-MOST_DIFFERENCE = 1e-4  # of a logit or of a value of a face's vector, where all compute in float32
-LEAST_AGREEMENT = 0.999  # share of rows whose largest logit is the reference's
+MOST_DIFFERENCE = 1e-4  # of a logit or a value of a face vector, where all compute in float32
+LEAST_AGREEMENT = 0.999  # share of rows with the reference's label
 THREADS = 1
+_PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx-cu13")
 _ROWS_PER_S = {"audio": 100.0, "video": 10.0, "text": 2.5}  # frames, faces, words of fluent speech
 _SHORTEST = 0.8  # of a case's length, which differs from round to round
 _WARM_UP = 3  # rounds that are not measured
-ALONE_ROUNDS = 40  # after which memory is looked at again
+ALONE_ROUNDS = 40  # between the two measurements of memory
 
 Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked in one run: a batch of utterances of up to ``seconds``, or of face crops."""
+    """The input of one run: a batch of utterances of up to ``seconds``, or of face crops."""
 
     graph: str
     batch: int
@@ -57,7 +58,7 @@ CASES = (*(Case(FUSION, batch, seconds) for seconds in (1, 5, 15) for batch in (
 
 
 class Timing(msgspec.Struct):
-    """Of one backend in one case. ``difference``: the largest from the reference."""
+    """One backend in one case. ``difference``: the largest from the reference."""
 
     p50_ms: float
     p99_ms: float
@@ -66,9 +67,9 @@ class Timing(msgspec.Struct):
 
 
 class Alone(msgspec.Struct):
-    """Of a process that runs one backend alone, both graphs. Each ``_mb`` is resident memory beyond what it had before
-    it imported the library: with the graphs loaded; after one run of each case; at its peak (None where the system
-    does not tell). ``growth_mb`` is what further runs added."""
+    """A process that runs both graphs on one backend. Each ``_mb`` is its resident memory less that before it imported
+    the library: with the graphs loaded; after one run of each case; at its peak (None where the system does not report
+    it). ``growth_mb``: what further runs added."""
 
     load_s: float
     loaded_mb: float
@@ -78,7 +79,7 @@ class Alone(msgspec.Struct):
 
 
 class Measured(msgspec.Struct):
-    """One backend. ``name`` says what it ran on; ``agreement``: see LEAST_AGREEMENT."""
+    """One backend. ``name``: library and device; ``agreement``: see LEAST_AGREEMENT."""
 
     name: str
     difference: float
@@ -88,7 +89,7 @@ class Measured(msgspec.Struct):
 
 
 class Comparison(msgspec.Struct):
-    """Backends that were measured, those that lack something on this machine, and those that failed, in words."""
+    """Backends that were measured, those that lack something on this machine, and those that failed, with reasons."""
 
     bundle: str
     machine: str
@@ -101,17 +102,17 @@ class Comparison(msgspec.Struct):
 
 
 def compare(bundle: Bundle, runs: int, progress: Progress = lambda part: None) -> Comparison:
-    """Measure over ``runs`` rounds; ``progress`` is told how much is done, from 0 to 1.
+    """Measure over ``runs`` rounds; ``progress`` is called with the part done, from 0 to 1.
 
     Raises BackendError if the reference itself does not run.
     """
-    found = available()
-    usable = [backend for backend, lacking in found.items() if not lacking]
+    backends = available()
+    usable = [backend for backend, lacking in backends.items() if not lacking]
     loaded: dict[str, dict[str, Backend]] = {}
     failed: dict[str, str] = {}
     alone: dict[str, Alone] = {}
-    for at, backend in enumerate(usable):
-        try:  # loaded here first, so that an engine is built before loading it is timed
+    for number, backend in enumerate(usable, start=1):
+        try:  # loaded here first, so that loading is not timed with the building of an engine
             loaded[backend] = {graph: load(bundle, graph, backend, THREADS) for graph in (FUSION, FACE)}
             alone[backend] = _alone_in_a_process(bundle, backend)
         except BackendError as error:
@@ -120,45 +121,48 @@ def compare(bundle: Bundle, runs: int, progress: Progress = lambda part: None) -
             failed[backend] = str(error)
             for graph in loaded.pop(backend, {}).values():
                 graph.close()
-        progress(0.3 * (at + 1) / len(usable))
+        progress(0.3 * number / len(usable))
     try:
         measured = _rounds(bundle.manifest, loaded, alone, runs, lambda part: progress(0.3 + 0.7 * part))
     finally:
         for graphs in loaded.values():
             for graph in graphs.values():
                 graph.close()
-    missing = {backend: lacking for backend, lacking in found.items() if lacking}
-    return Comparison(bundle.id, _machine(), _versions(), THREADS, runs, measured, missing, failed)
+    missing = {backend: lacking for backend, lacking in backends.items() if lacking}
+    machine = f"{cpu_name()}, {psutil.cpu_count()} CPUs, {platform.platform()}"
+    return Comparison(bundle.id, machine, package_versions(_PACKAGES), THREADS, runs, measured, missing, failed)
 
 
 def faults(comparison: Comparison) -> list[str]:
-    """What must not be: backends that failed, or whose results are not the reference's."""
-    found = [f"{backend} failed: {why}" for backend, why in comparison.failed.items()]
-    for backend, of in comparison.measured.items():
-        if not of.difference <= MOST_DIFFERENCE:  # also for NaN
-            found.append(f"{backend} differs from {REFERENCE} by {of.difference:.2g}, more than {MOST_DIFFERENCE:g}")
-        if not of.agreement >= LEAST_AGREEMENT:
-            found.append(
-                f"{backend} gives {REFERENCE}'s label in {of.agreement:.2%} of rows, not {LEAST_AGREEMENT:.1%}"
+    """Backends that failed, or whose results are not the reference's; one line each."""
+    lines = [f"{backend} failed: {reason}" for backend, reason in comparison.failed.items()]
+    for backend, measured in comparison.measured.items():
+        if not measured.difference <= MOST_DIFFERENCE:  # also for NaN
+            lines.append(
+                f"{backend} differs from {REFERENCE} by {measured.difference:.2g}, more than {MOST_DIFFERENCE:g}"
             )
-    return found
+        if not measured.agreement >= LEAST_AGREEMENT:
+            lines.append(
+                f"{backend} gives {REFERENCE}'s label in {measured.agreement:.2%} of rows, not {LEAST_AGREEMENT:.1%}"
+            )
+    return lines
 
 
 def draw(case: Case, manifest: Manifest, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Random inputs of a case. A batch of utterances is one whole utterance and then the same with each modality left
-    out in turn, as the live worker asks for it; crops are noise."""
+    """Random inputs of a case, by name. A batch of utterances is a whole utterance, then the same without each modality
+    in turn, as in a live run; crops are noise."""
     if case.graph == FACE:
         return {"crops": rng.integers(0, 256, (case.batch, 48, 48), np.uint8)}
     seconds = case.seconds * rng.uniform(_SHORTEST, 1)
     inputs: dict[str, np.ndarray] = {}
-    for at, name in enumerate(MODALITIES, start=1):
+    for first, name in enumerate(MODALITIES, start=1):
         modality = getattr(manifest, name)
         rows = min(modality.max_rows, max(1, round(seconds * _ROWS_PER_S[name])))
         values = rng.normal(0, 3, (1, rows, modality.dim)).astype(np.float32)
         inputs[name] = np.repeat(values, case.batch, axis=0)  # (B, T, dim)
         lengths = np.full(case.batch, rows, np.int64)
-        lengths[at::4] = 0
-        inputs[name][at::4] = 0
+        lengths[first::4] = 0
+        inputs[name][first::4] = 0
         inputs[f"{name}_len"] = lengths
     return inputs
 
@@ -178,15 +182,15 @@ def _rounds(
             for backend in rng.permutation(list(loaded)).tolist():
                 begin = time.perf_counter()
                 outputs = loaded[backend][case.graph].run(inputs)
-                taken = time.perf_counter() - begin
+                elapsed = time.perf_counter() - begin
                 (results[backend],) = outputs.values()
                 if number >= 0:
-                    seconds[backend, case].append(taken)
+                    seconds[backend, case].append(elapsed)
             reference = results[REFERENCE]
             rows += case.batch if case.graph == FUSION else 0
             for backend, result in results.items():
-                at = backend, case
-                differences[at] = float(np.maximum(differences[at], np.abs(result - reference).max()))  # keeps a NaN
+                worst = differences[backend, case]
+                differences[backend, case] = float(np.maximum(worst, np.abs(result - reference).max()))  # keeps a NaN
                 if case.graph == FUSION:
                     agreeing[backend] += int((result.argmax(1) == reference.argmax(1)).sum())
         progress((number + _WARM_UP + 1) / (runs + _WARM_UP))
@@ -208,9 +212,7 @@ def _alone_in_a_process(bundle: Bundle, backend: str) -> Alone:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             return pool.submit(_alone, bundle.folder, backend).result()
     except BrokenProcessPool as error:
-        raise BackendError(
-            f"{backend}: the process that ran it alone died, for want of memory or by a crash"
-        ) from error
+        raise BackendError(f"{backend}: the process that ran it alone died: it ran out of memory or crashed") from error
 
 
 def _alone(folder: Path, backend: str) -> Alone:
@@ -220,7 +222,7 @@ def _alone(folder: Path, backend: str) -> Alone:
 
     def resident_mb() -> float:
         gc.collect()
-        return process.memory_info().rss / 1e6
+        return float(process.memory_info().rss) / 1e6
 
     before = resident_mb()
     begin = time.perf_counter()
@@ -238,26 +240,9 @@ def _alone(folder: Path, backend: str) -> Alone:
 
 
 def _peak_mb() -> float | None:
-    """The most resident memory that this process had. Not ``getrusage``'s, which counts that of its parent before."""
+    """The peak resident memory of this process. ``getrusage`` would include its parent's before the fork."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
     lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
     return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
-
-
-def _machine() -> str:
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.is_file() else []
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {psutil.cpu_count()} CPUs, {platform.platform()}"
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("numpy", "onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx-cu13"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

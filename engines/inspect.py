@@ -1,4 +1,4 @@
-"""What is in a graph: inputs, outputs, operators, parameters, operations; and what its forms compile to.
+"""What is in a graph: inputs, outputs, operators, parameters, operations; and what TensorRT makes of it.
 
 Operations are counted on shapes that occur: the graph is run once on ONNX Runtime with the arrays in question as
 outputs, since shape inference does not see through a graph's own arithmetic on shapes.
@@ -16,14 +16,15 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from emostream.engines import forms
 from emostream.engines.trt import build, cache
 from emostream.engines.trt.profiles import Profile
 from emostream.engines.trt.runtimes import logger
 from emostream.errors import BackendError
+from emostream.files import sha256
 
 SIZES = ("smallest", "typical", "largest")  # of a profile
-_COUNTED = ("Conv", "Gemm", "MatMul", "GRU")  # the rest is some per cent of it
+_COUNTED = ("Conv", "Gemm", "MatMul", "GRU")  # all others together are a few per cent of these
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 class Array(msgspec.Struct):
@@ -34,7 +35,7 @@ class Array(msgspec.Struct):
 
 
 class Facts(msgspec.Struct):
-    """Of one graph. ``flops``: floating-point operations of one run at the smallest, typical and largest shapes of the
+    """One graph. ``flops``: floating-point operations of one run at the smallest, typical and largest shapes of the
     profile, in convolutions, matrix products and GRUs; a multiplication with an addition counts as two."""
 
     graph: str
@@ -48,18 +49,19 @@ class Facts(msgspec.Struct):
     flops: dict[str, int]
 
 
-class Form(msgspec.Struct):
-    """One form of a graph (see ``forms``). ``steps``: of its loops, one after the other, at the profile's typical
-    shapes. ``loops`` and ``layers``: in TensorRT's network as parsed."""
+class Cost(msgspec.Struct):
+    """What a graph costs a runtime that has little else to do. ``steps``: of all its recurrences, one after the other,
+    at the profile's typical shapes. ``loops`` and ``layers``: in TensorRT's network as parsed; None if it has not been
+    parsed."""
 
     nodes: int
     steps: int
-    loops: int
-    layers: int
+    loops: int | None = None
+    layers: int | None = None
 
 
 def facts(path: Path, profile: Profile) -> Facts:
-    """Raises BackendError if the file is no ONNX graph."""
+    """Raises BackendError if the file is not an ONNX graph."""
     model = _load(path)
     initializers = [np.prod(entry.dims, dtype=int) for entry in model.graph.initializer if entry.data_type in _FLOATS]
     return Facts(
@@ -75,32 +77,30 @@ def facts(path: Path, profile: Profile) -> Facts:
     )
 
 
-def form(path: Path, name: str, profile: Profile, trt: Any) -> Form:
-    """What a form of the graph becomes in TensorRT's network; ``trt``: the module. No GPU is needed.
-
-    Raises BackendError if the library cannot take it.
-    """
-    model = forms.rewrite(_load(path), name)
-    network = build.parse(path, model.SerializeToString(), trt.Builder(logger(trt)), trt)
-    loops = sum(network.get_layer(index).type == trt.LayerType.TRIP_LIMIT for index in range(network.num_layers))
-    return Form(len(model.graph.node), _steps(model, _shapes(profile, 1)), loops, network.num_layers)
+def cost(path: Path, profile: Profile, trt: Any = None) -> Cost:
+    """Count a graph's nodes and steps, and with ``trt``, a TensorRT module, its loops and layers there. No GPU is
+    needed. Raises BackendError if the file is not an ONNX graph or the library cannot take it."""
+    model = _load(path)
+    found = Cost(len(model.graph.node), _steps(model, _shapes(profile, 1)))
+    if trt is not None:
+        network = build.parse(path, model.SerializeToString(), trt.Builder(logger(trt)), trt)
+        kinds = [network.get_layer(index).type for index in range(network.num_layers)]
+        found.loops, found.layers = kinds.count(trt.LayerType.TRIP_LIMIT), len(kinds)
+    return found
 
 
 def cached(path: Path) -> list[cache.Entry]:
-    """The engines of a graph in the user's cache, newest first; others' and unreadable ones are left out."""
-    digest = cache.sha256(path.read_bytes())
-    found = []
+    """The engines of a graph in the user's cache, newest first; unreadable entries are left out."""
+    digest = sha256(path)
+    entries = []
     for note in sorted(cache.root().glob("*.json"), key=lambda note: note.stat().st_mtime, reverse=True):
         try:
             entry = cache.entry(note.with_suffix(".engine"))
         except msgspec.DecodeError:
             continue
         if entry.origin.graph_sha256 == digest:
-            found.append(entry)
-    return found
-
-
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+            entries.append(entry)
+    return entries
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -124,17 +124,18 @@ def _shapes(profile: Profile, index: int) -> dict[str, tuple[int, ...]]:
 
 def _flops(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> int:
     nodes = [node for node in model.graph.node if node.op_type in _COUNTED]
-    found = array_shapes(model, shapes, [name for node in nodes for name in (*node.input[:3], node.output[0]) if name])
+    names = [name for node in nodes for name in (*node.input[:3], node.output[0]) if name]
+    shape_of = array_shapes(model, shapes, names)
     total = 0
     for node in nodes:
-        first, second, made = (found[name] for name in (node.input[0], node.input[1], node.output[0]))
+        first, second, result = (shape_of[name] for name in (node.input[0], node.input[1], node.output[0]))
         if node.op_type == "Conv":  # weights: (channels out, channels in of a group, kernel …)
-            total += 2 * math.prod(made) * math.prod(second[1:])
+            total += 2 * math.prod(result) * math.prod(second[1:])
         elif node.op_type == "Gemm":
             transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
-            total += 2 * math.prod(made) * first[0 if transposed else 1]
+            total += 2 * math.prod(result) * first[0 if transposed else 1]
         elif node.op_type == "MatMul":
-            total += 2 * math.prod(made) * first[-1]
+            total += 2 * math.prod(result) * first[-1]
         else:  # GRU: X (time, batch, dim), W (directions, 3 hidden, dim)
             steps, batch, dim = first
             directions, gates, _ = second
@@ -143,27 +144,27 @@ def _flops(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def _steps(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> int:
-    """How many steps of recurrences come one after the other."""
-    read = []
+    """How many steps of recurrences follow one another."""
+    sequences = []
     for node in model.graph.node:
         if node.op_type == "GRU":
-            read.append(node.input[0])
+            sequences.append(node.input[0])
         elif node.op_type == "Scan":
-            read.append(node.input[-1])  # scanned along axis 0
-    found = array_shapes(model, shapes, read)
-    return sum(found[name][0] for name in read)
+            sequences.append(node.input[-1])  # scanned along axis 0
+    shape_of = array_shapes(model, shapes, sequences)
+    return sum(shape_of[name][0] for name in sequences)
 
 
 def array_shapes(
     model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], names: list[str]
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays named in a run on full-length inputs of ``shapes``."""
-    found: dict[str, tuple[int, ...]] = {entry.name: tuple(entry.dims) for entry in model.graph.initializer}
-    wanted = sorted(set(names) - set(found) - set(shapes))
+    """Shapes of the named arrays in a run on full-length inputs of ``shapes``."""
+    known: dict[str, tuple[int, ...]] = {entry.name: tuple(entry.dims) for entry in model.graph.initializer}
+    computed = sorted(set(names) - set(known) - set(shapes))
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.graph.output[:]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed)
     inputs = {}
     for entry in model.graph.input:
         shape, dtype = shapes[entry.name], onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
@@ -172,7 +173,7 @@ def array_shapes(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it renames arrays
     options.log_severity_level = 3
-    if wanted:
+    if computed:
         session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        found |= {name: value.shape for name, value in zip(wanted, session.run(wanted, inputs), strict=True)}
-    return found | shapes
+        known |= {name: value.shape for name, value in zip(computed, session.run(computed, inputs), strict=True)}
+    return known | shapes

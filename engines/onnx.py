@@ -1,4 +1,4 @@
-"""ONNX Runtime: the default backend, which always works; on a GPU where the build installed can use it."""
+"""ONNX Runtime: the default backend, which always works; on a GPU if the installed build can use one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 class OnnxRuntime:
-    """One ONNX graph on ONNX Runtime. ``threads``: of one operator; nodes never spin while they wait.
+    """One ONNX graph on ONNX Runtime. ``threads``: for one operator; they do not spin while they wait.
 
     Raises BackendError if the graph cannot be loaded.
     """
@@ -27,17 +27,17 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # it keeps a plan of memory for each new set of shapes, and utterances are of all lengths: memory would grow
+        # it would keep a memory plan for each new set of shapes, and utterances have all lengths: memory would grow
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         has_cuda = _CUDA in onnxruntime.get_available_providers()
-        # without TF32, whose 10 bits of mantissa would move results by more than 1e-4
+        # without TF32, whose mantissa of 10 bits would change results by more than 1e-4
         providers = [(_CUDA, {"use_tf32": "0"}), _CPU] if has_cuda else [_CPU]
         try:
             self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
                 str(path), options, providers=providers
             )
-        except Exception as error:  # the library's exceptions share no base class of their own
+        except Exception as error:  # the library's exceptions have no common base class
             raise BackendError(f"{path}: ONNX Runtime cannot load this graph ({error})") from error
         on_cuda = _CUDA in self._session.get_providers()
         if has_cuda and not on_cuda:

@@ -11,25 +11,24 @@ import numpy as np
 from emostream.engines import signature
 from emostream.errors import BackendError
 
-# At its import OpenVINO reports to Google Analytics, and keeps an identifier in the user's home, unless this package
-# of its own cannot be imported. Nothing that runs here may do so.
+# On import OpenVINO reports to Google Analytics and stores an identifier in the user's home, unless this package of its
+# own cannot be imported. Nothing may leave the machine.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino  # noqa: E402
 
 _CONFIG = {
     "PERFORMANCE_HINT": "LATENCY",
-    "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 on a CPU that has it, with other results
-    "ENABLE_CPU_PINNING": False,  # threads of several processes would be pinned to the same cores
+    "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it, with other results
+    "ENABLE_CPU_PINNING": False,  # it would pin threads of several processes to the same cores
 }
 
 
 class OpenVino:
-    """One ONNX graph on OpenVINO; used by one thread at a time.
+    """One ONNX graph on OpenVINO; for one thread at a time.
 
-    For each shape that it has not met lately it prepares anew, which takes longer than many a run, and it keeps what it
-    prepared: lengths that vary cost some hundred MB.
-    Raises BackendError if the graph cannot be loaded.
+    For each shape that it has not seen recently it prepares again, which takes longer than most runs, and keeps the
+    result: varying lengths cost several hundred MB. Raises BackendError if the graph cannot be loaded.
     """
 
     name = "openvino/cpu"
@@ -58,7 +57,7 @@ class OpenVino:
             raise BackendError(f"{self.name} is closed; load the graph again")
         signature.check(inputs, self._signature)
         try:
-            values = self._request.infer(inputs)  # copies what goes in and what comes out
+            values = self._request.infer(inputs)  # copies inputs and outputs
         except RuntimeError as error:
             raise BackendError(f"{self.name} failed: {_last_line(error)}") from error
         return {name: values[name] for name in self._outputs}
@@ -69,5 +68,5 @@ class OpenVino:
 
 
 def _last_line(error: RuntimeError) -> str:
-    """What went wrong; the lines before it are places in OpenVINO's source."""
+    """The error itself; the lines before it are locations in OpenVINO's source."""
     return str(error).strip().splitlines()[-1]

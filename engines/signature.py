@@ -1,7 +1,7 @@
-"""What a graph takes, and whether arrays fit it.
+"""The inputs of a graph, and whether arrays fit them.
 
-Runtimes differ in what they let pass: OpenVINO converts types, reshapes and takes a missing input from the last run.
-So each backend holds its inputs against the graph's signature first.
+Runtimes differ in what they accept: OpenVINO converts types, reshapes, and takes a missing input from the last run. So
+each backend first checks its inputs against the graph's signature.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from emostream.errors import BackendError
 
 Signature = Mapping[str, tuple[np.dtype, tuple[int | None, ...]]]
-"""By input: its type, and its shape with None where any size will do. Axis 0 is the batch, the same for all."""
+"""Type and shape of each input; None in a shape allows any size. Axis 0 is the batch, the same for all."""
 
 
 def check(inputs: Mapping[str, np.ndarray], signature: Signature) -> None:
@@ -27,8 +27,8 @@ def check(inputs: Mapping[str, np.ndarray], signature: Signature) -> None:
         if array.ndim != len(shape) or any(
             want not in (None, size) for want, size in zip(shape, array.shape, strict=True)
         ):
-            wanted = ", ".join("any" if size is None else str(size) for size in shape)
-            raise BackendError(f"{name} has shape {array.shape}; the graph takes ({wanted})")
+            sizes = ", ".join("any" if size is None else str(size) for size in shape)
+            raise BackendError(f"{name} has shape {array.shape}; the graph takes ({sizes})")
         if 0 in array.shape:
             raise BackendError(
                 f"{name} has shape {array.shape}, which is empty; an absent modality is one row of length 0"

@@ -1,8 +1,8 @@
-"""PyTorch: runs an ONNX graph operator by operator, for comparison with what other backends make of it.
+"""PyTorch: runs an ONNX graph operator by operator, for comparison with other backends.
 
-onnx2torch (1.5) would do this, but it has neither GRU nor GatherElements and needs torchvision. So this is an
-interpreter of the operators that the graphs of a bundle have, after their definitions in
-https://onnx.ai/onnx/operators/ for opset 17, and of nothing else: an unknown operator or attribute is refused.
+onnx2torch (1.5) would do this, but it supports neither GRU nor GatherElements and needs torchvision. So this is an
+interpreter of the operators in a bundle's graphs and nothing else, after their definitions for opset 17 in
+https://onnx.ai/onnx/operators/. It refuses an unknown operator or attribute.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _TYPES: dict[int, torch.dtype] = {
 
 
 class Torch:
-    """One ONNX graph in eager PyTorch, on the GPU if torch has one. ``threads`` counts for all of torch's work in
-    this process. Raises BackendError if the graph has something that this file does not know.
+    """One ONNX graph in eager PyTorch, on the GPU if torch has one. ``threads`` applies to all of torch in this
+    process. Raises BackendError if the graph cannot be read or has something that this interpreter does not know.
     """
 
     def __init__(self, path: Path | str, threads: int = 1) -> None:
@@ -44,11 +44,11 @@ class Torch:
         self.name = f"torch/{self._device.type}"
         try:
             graph = onnx.load(str(path))
-        except Exception as error:  # protobuf's exceptions are of its several implementations
+        except Exception as error:  # protobuf's exceptions differ between its implementations
             raise BackendError(f"{path}: cannot be read as an ONNX graph ({error})") from error
         opsets = {entry.domain: entry.version for entry in graph.opset_import}
         if opsets != {"": _OPSET}:
-            raise BackendError(f"{path}: operators are of {opsets}; the torch backend knows those of opset {_OPSET}")
+            raise BackendError(f"{path}: operators are from {opsets}; the torch backend knows those of opset {_OPSET}")
         self._constants, self._steps = _steps(graph.graph, self._device)
         self._outputs = [output.name for output in graph.graph.output]
         self._signature = {
@@ -68,17 +68,17 @@ class Torch:
             raise BackendError(f"{self.name} is closed; load the graph again")
         signature.check(inputs, self._signature)
         values: dict[str, Any] = {"": None, **self._constants}
-        # on a GPU without TF32, whose 10 bits of mantissa would move results by more than 1e-4
+        # on a GPU without TF32, whose mantissa of 10 bits would change results by more than 1e-4
         with torch.backends.cudnn.flags(allow_tf32=False):
             for name, array in inputs.items():
                 values[name] = torch.tensor(array, device=self._device)
             for step in self._steps:
                 arguments = [values[name] for name in step.inputs]
-                if step.together and len({x.device for x in arguments if x is not None}) > 1:
+                if step.on_one_device and len({x.device for x in arguments if x is not None}) > 1:
                     arguments = [x if x is None else x.to(self._device) for x in arguments]
                 try:
                     values[step.output] = step.function(*arguments, **step.attributes)
-                except (RuntimeError, TypeError, ValueError, IndexError) as error:  # torch raises all of these
+                except (RuntimeError, TypeError, ValueError, IndexError) as error:  # torch raises all of them
                     raise BackendError(f"{self.name}: {step.what} failed: {error}") from error
                 for name in step.last_used:
                     del values[name]
@@ -91,7 +91,7 @@ class Torch:
 
 @dataclass(frozen=True)
 class _Step:
-    """One operator. ``together``: its inputs must lie on one device; else all but the first are sizes or indices.
+    """One operator. ``on_one_device``: its inputs must be; otherwise all but the first are sizes or indices.
     ``last_used``: values that no later step needs."""
 
     what: str
@@ -99,13 +99,13 @@ class _Step:
     attributes: dict[str, Any]
     inputs: list[str]
     output: str
-    together: bool
+    on_one_device: bool
     last_used: list[str]
 
 
 def _steps(graph: onnx.GraphProto, device: torch.device) -> tuple[dict[str, Tensor], list[_Step]]:
-    """The graph's constants, and its operators in their order. Weights lie on the device; sizes, which are integers, on
-    the CPU, where reading them stops no GPU."""
+    """The graph's constants, and its operators in order. Weights are on the device; sizes, which are integers, on the
+    CPU, where reading them does not stall a GPU."""
     constants = {entry.name: _tensor(entry, device) for entry in graph.initializer}
     last_use = {name: index for index, node in enumerate(graph.node) for name in node.input}
     outputs = {entry.name for entry in graph.output}
@@ -128,14 +128,14 @@ def _steps(graph: onnx.GraphProto, device: torch.device) -> tuple[dict[str, Tens
             raise BackendError(f"{what}: the torch backend does not know {which} of this operator; use another")
         inputs = list(node.input)
         if node.op_type == "GRU":
-            for at, name in enumerate(inputs[1:4], start=1):
+            for position, name in enumerate(inputs[1:4], start=1):
                 if name not in constants:
-                    raise BackendError(f"{what}: the torch backend wants constant weights; use another")
-                inputs[at] = f"{name}, in torch's order"
-                constants[inputs[at]] = _gates_in_torch_order(constants[name])
+                    raise BackendError(f"{what}: the torch backend needs constant weights; use another")
+                inputs[position] = f"{name}, in torch's order"
+                constants[inputs[position]] = _gates_in_torch_order(constants[name])
         freed = {name for name in inputs if last_use.get(name) == index} - constants.keys() - outputs - {""}
-        together = device.type != "cpu" and node.op_type not in _SIZED
-        steps.append(_Step(what, function, attributes, inputs, node.output[0], together, sorted(freed)))
+        on_one_device = device.type != "cpu" and node.op_type not in _SIZED
+        steps.append(_Step(what, function, attributes, inputs, node.output[0], on_one_device, sorted(freed)))
     used = outputs.union(*(step.inputs for step in steps))
     return {name: value for name, value in constants.items() if name in used}, steps
 
@@ -149,11 +149,10 @@ def _gates_in_torch_order(weights: Tensor) -> Tensor:
     """(1, n · 3 · units, …), gates in ONNX's order (update, reset, new) → (n · 3 · units, …): reset, update, new. A
     bias has n = 2 such parts, input and recurrence."""
     parts = weights[0].chunk(6 if weights.ndim == 2 else 3)
-    return torch.cat([gates[i] for gates in (parts[at : at + 3] for at in range(0, len(parts), 3)) for i in (1, 0, 2)])
+    return torch.cat([parts[first + i] for first in range(0, len(parts), 3) for i in (1, 0, 2)])
 
 
-# Operators: inputs as arguments, attributes by their ONNX names. Where an attribute is not named here, the graph may
-# not set it.
+# Operators: inputs are positional arguments, attributes have their ONNX names. A graph may set no other attribute.
 
 
 def _conv(
@@ -162,7 +161,7 @@ def _conv(
 ) -> Tensor:  # fmt: skip
     axes = len(kernel_shape)
     if pads[:axes] != pads[axes:]:
-        raise ValueError(f"padding that differs at the two ends is not known: {pads}")
+        raise ValueError(f"padding that differs between the two ends is not supported: {pads}")
     convolve = {1: F.conv1d, 2: F.conv2d}[axes]
     return convolve(x, weight, bias, strides, pads[:axes], dilations, group)
 
@@ -182,7 +181,7 @@ def _gru(
 ) -> Tensor:  # fmt: skip
     """(T, B, D) → (T, 1, B, units). Weights are in torch's order."""
     if lengths is not None or not linear_before_reset:
-        raise ValueError("only a GRU without lengths and with linear_before_reset, as torch's own is, is known")
+        raise ValueError("only a GRU without lengths and with linear_before_reset, such as torch's own, is supported")
     if start is None:
         start = x.new_zeros(1, x.shape[1], hidden_size)
     biases = bias.chunk(2)
@@ -191,7 +190,7 @@ def _gru(
 
 def _reshape(x: Tensor, shape: Tensor, allowzero: int = 0) -> Tensor:
     sizes = shape.tolist()
-    return x.reshape(sizes if allowzero else [size or x.shape[at] for at, size in enumerate(sizes)])
+    return x.reshape(sizes if allowzero else [size or x.shape[axis] for axis, size in enumerate(sizes)])
 
 
 def _slice(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None) -> Tensor:
@@ -220,7 +219,7 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Conv": _conv,
     "Div": lambda x, y: torch.div(x, y, rounding_mode=None if x.is_floating_point() else "trunc"),
     "Equal": lambda x, y: x == y,
-    "Expand": lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, shape.tolist())),
+    "Expand": lambda x, shape: x.expand(np.broadcast_shapes(x.shape, shape.tolist())),
     "Flatten": lambda x, axis=1: x.reshape(math.prod(x.shape[:axis]), -1),
     "Gather": _gather,
     "GatherElements": lambda x, index, axis=0: x.gather(axis, index),
@@ -252,5 +251,5 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Unsqueeze": _unsqueeze,
     "Where": lambda keep, x, y: torch.where(keep, x, y),
 }
-# their inputs after the first are sizes or indices, which are read on the CPU
+# their inputs after the first are sizes or indices, read on the CPU
 _SIZED = {"ConstantOfShape", "Expand", "Gather", "Range", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}

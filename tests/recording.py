@@ -1,9 +1,9 @@
 """A stand-in for a GPU: modules named pycuda.driver and tensorrt or tensorrt_rtx that record calls and are strict.
 
-It is not execution on a GPU: nothing here shows that an engine runs, is right or is fast. It shows what
-``engines/tensorrt.py`` asks for, and in which order: work waits on its stream until that is synchronized, memory is
-filled with garbage, and what the real libraries would answer with an error, a crash or wrong values is an error here.
-That its names and parameters are those of the real bindings is the business of test_tensorrt_types.
+Nothing here runs on a GPU, or shows that an engine runs, is right or is fast. The stand-in shows which calls
+``engines/trt/backend.py`` makes, and in which order: work waits on its stream until that is synchronized, memory is
+filled with garbage, and a call that would make the real libraries fail, crash or return wrong values is an error here.
+test_tensorrt_types checks that its names and parameters are those of the real bindings.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ FREE, TOTAL = 1_000_000, 8_000_000
 
 
 class Misuse(Exception):
-    """The code under test did what the real libraries punish; no production code catches this."""
+    """The code under test did something that the real libraries do not allow; no production code catches this."""
 
 
 def native(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As a function in C++, whose errors have no frame in their traceback that would keep its arguments."""
+    """Like a function in C++: the traceback of its errors has no frame that would keep its arguments alive."""
 
     @functools.wraps(function)
     def without_frame(*args: Any) -> Any:
@@ -42,7 +42,7 @@ def native(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Graph:
-    """What the engine computes: ``compute`` on NumPy arrays, with the shapes that its outputs then have."""
+    """An engine's content: ``compute`` on NumPy arrays, and the shapes of its outputs for those of its inputs."""
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class Graph:
 
 
 class Gpu:
-    """The state of the pretended machine.
+    """The state of the fake machine.
 
-    ``graphs``: by what is in an engine's file. ``calls``: names of all calls so far. ``fail``: a call that fails, by
-    name or, for the driver's, by number from 1. ``exhausted_at``: the allocation, from 1, that finds no memory.
+    ``graphs``: by the content of an engine's file. ``calls``: names of all calls so far. ``fail``: the call that fails,
+    by name, or by number from 1 if it is the driver's. ``exhausted_at``: the allocation, from 1, that finds no memory.
     """
 
     def __init__(self, graphs: dict[bytes, Graph]) -> None:
@@ -202,10 +202,10 @@ def driver_module(gpu: Gpu) -> Any:
 
     def page_locked(array: np.ndarray) -> np.ndarray:
         """The bytes of an array, which must be contiguous and lie in page-locked memory."""
-        at: Any = array
-        while isinstance(at.base, np.ndarray):
-            at = at.base
-        if id(at) not in gpu.host or not array.flags.c_contiguous:
+        owner: Any = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        if id(owner) not in gpu.host or not array.flags.c_contiguous:
             raise Misuse("an asynchronous copy needs contiguous page-locked memory")
         return array.reshape(-1).view(np.uint8)
 

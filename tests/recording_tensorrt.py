@@ -1,4 +1,4 @@
-"""The part of the stand-in (see recording.py) that is named tensorrt or tensorrt_rtx; and the whole machine."""
+"""The stand-in's modules tensorrt and tensorrt_rtx (see recording.py), and the whole fake machine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emostream.engines.options import RUNTIMES
 from emostream.engines.trt import cuda, runtimes
-from emostream.engines.trt.runtimes import RUNTIMES
 from tests.recording import Gpu, Graph, Misuse, bare_module, native
 
 
 @contextmanager
 def machine(graphs: dict[bytes, Graph]) -> Iterator[Gpu]:
-    """A pretended machine with a GPU, its driver, PyCUDA and both libraries."""
+    """A fake machine with a GPU, its driver, PyCUDA and both libraries."""
 
     gpu = Gpu(graphs)
     package = bare_module("pycuda")

@@ -1,4 +1,4 @@
-"""Every backend gives what the torch model gives; what it refuses. For TensorRT see test_tensorrt.py."""
+"""Every backend gives the torch model's results; what it refuses. For TensorRT see test_tensorrt.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from emostream.engines import load
 from emostream.engines.backend import Backend
-from emostream.engines.bundle import FACE, FUSION, MODALITIES, SUBSETS, Bundle
+from emostream.engines.bundle import FACE, FUSION, FUSION_GPU, MODALITIES, SUBSETS, Bundle
 from emostream.engines.onnx import OnnxRuntime
 from emostream.engines.trt.precision import cast
 from emostream.errors import BackendError
@@ -45,7 +45,7 @@ def make(backend: str) -> Make:
     if lacking := load.available()[backend]:
         pytest.skip(f"{backend}: {lacking}")
     module, name = CLASSES[backend]
-    return getattr(importlib.import_module(f"engines.{module}"), name)
+    return getattr(importlib.import_module(f"emostream.engines.{module}"), name)
 
 
 @pytest.fixture(scope="module", params=CLASSES)
@@ -77,8 +77,8 @@ def graph(backend: Make, model) -> Iterator[Backend]:
 
 
 def arrays(lengths: list[tuple[int, ...]], padding: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch of (audio, video, text) lengths; beyond them stands random stuff."""
-    by_name = {name: [one[at] for one in lengths] for at, name in enumerate(MODALITIES)}
+    """A batch of (audio, video, text) lengths; rows beyond them are random."""
+    by_name = {name: [clip[i] for clip in lengths] for i, name in enumerate(MODALITIES)}
     return export.fusion_inputs(DIMS, by_name, np.random.default_rng(seed), padding)
 
 
@@ -110,19 +110,19 @@ def test_logits_are_the_torch_models_at_any_lengths(model, graph, lengths, paddi
 @pytest.mark.parametrize("batch", [1, 2, 5, 8])
 @pytest.mark.parametrize("subset", SUBSETS)
 def test_any_modality_may_be_absent(model, graph, subset, batch):
-    one = tuple(n if name in subset.split("+") else 0 for name, n in TYPICAL.items())
-    inputs = arrays([one] * batch)
+    clip = tuple(n if name in subset.split("+") else 0 for name, n in TYPICAL.items())
+    inputs = arrays([clip] * batch)
     np.testing.assert_allclose(graph.run(inputs)["logits"], expected(model[0], inputs), rtol=0, atol=TOLERANCE)
 
 
-def test_neither_padding_nor_what_is_in_it_matters(graph):
+def test_neither_padding_nor_its_content_matters(graph):
     lengths = [(301, 29, 7), (120, 0, 3), (0, 11, 0)]
     inputs = arrays(lengths)
     want = graph.run(inputs)["logits"]
     for padding, value in ((0, 1e4), (1, -3), (40, 1e4)):
         padded = dict(inputs)
-        for at, name in enumerate(MODALITIES):
-            length, width = np.array([one[at] for one in lengths]), inputs[name].shape[1]
+        for i, name in enumerate(MODALITIES):
+            length, width = np.array([clip[i] for clip in lengths]), inputs[name].shape[1]
             rows = np.pad(inputs[name], ((0, 0), (0, padding), (0, 0)))
             rows[np.arange(width + padding) >= length[:, None]] = value
             padded[name] = rows
@@ -162,7 +162,7 @@ def test_the_shipped_bundle_gives_the_same_probabilities(bundle, classifier, nam
     faces = classifier.encode_faces(crops := rng.integers(0, 256, (9, 48, 48), np.uint8))
     np.testing.assert_allclose(other.encode_faces(crops), faces, rtol=0, atol=TOLERANCE)
     item = Features(rng.normal(0, 3, (123, 120)).astype(np.float32), faces, classifier.encode_words(["no", "way"]))
-    (want,), (got,) = (of.classify([item], [True]) for of in (classifier, other))
+    (want,), (got,) = (each.classify([item], [True]) for each in (classifier, other))
     np.testing.assert_allclose(got.probabilities, want.probabilities, rtol=0, atol=TOLERANCE)
     assert other.backend.startswith(f"{name}/")
     other.close()
@@ -177,7 +177,7 @@ DATA = Path(os.environ.get("EMOSTREAM_DATA", "/nonexistent"))
     not (DATA / "ravdess").is_dir(), reason="EMOSTREAM_DATA names no folder with ravdess, fer2013 and goemotions"
 )
 def test_half_precision_gives_the_same_labels_for_real_features(bundle: Bundle, classifier, tmp_path):
-    """RAVDESS recordings, FER2013 faces and GoEmotions comments, put together in every subset of modalities."""
+    """RAVDESS recordings, FER2013 faces and GoEmotions comments, combined in every subset of modalities."""
     from emostream.stream.features import mfcc
 
     count = 180
@@ -202,18 +202,18 @@ def test_half_precision_gives_the_same_labels_for_real_features(bundle: Bundle, 
     ]
     clips = [clip for clip in clips if clip.present()]
     clips.sort(key=lambda clip: len(clip.audio))
-    onnx.save(cast(onnx.load(bundle.path(FUSION)), "fp16"), tmp_path / FUSION)
+    onnx.save(cast(onnx.load(bundle.path(FUSION_GPU)), "fp16"), tmp_path / FUSION)
     half, agreeing = OnnxRuntime(tmp_path / FUSION), 0
     whole = OnnxRuntime(bundle.path(FUSION))
     worst = 0.0
-    for batch in (clips[at : at + 7] for at in range(0, len(clips), 7)):
+    for batch in (clips[i : i + 7] for i in range(0, len(clips), 7)):
         inputs: dict[str, np.ndarray] = {}
         for name in MODALITIES:
             rows = [getattr(clip, name) for clip in batch]
-            inputs[f"{name}_len"] = np.array([len(one) for one in rows], np.int64)
+            inputs[f"{name}_len"] = np.array([len(sequence) for sequence in rows], np.int64)
             inputs[name] = np.zeros((len(batch), max(1, *map(len, rows)), DIMS[name]), np.float32)
-            for at, one in enumerate(rows):
-                inputs[name][at, : len(one)] = one
+            for i, sequence in enumerate(rows):
+                inputs[name][i, : len(sequence)] = sequence
         low, high = half.run(inputs)["logits"], whole.run(inputs)["logits"]
         agreeing += int((low.argmax(1) == high.argmax(1)).sum())
         worst = max(worst, float(np.abs(low - high).max()))
@@ -257,7 +257,7 @@ def test_arrays_that_do_not_fit(graph, change, says):
     change(wrong := dict(inputs))
     with pytest.raises(BackendError, match=says):
         graph.run(wrong)
-    np.testing.assert_array_equal(graph.run(inputs)["logits"], want)  # and nothing of them is left
+    np.testing.assert_array_equal(graph.run(inputs)["logits"], want)  # and they leave nothing behind
 
 
 def test_arrays_need_not_be_contiguous(model, graph):
@@ -281,7 +281,7 @@ def test_closing_twice(backend, model):
         graph.run(arrays([ONE]))
 
 
-def test_a_graph_that_is_none(backend, tmp_path):
+def test_a_file_that_is_not_a_graph(backend, tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"not a graph")
     with pytest.raises(BackendError, match=r"x\.onnx: .*cannot"):
         backend(tmp_path / "x.onnx")
@@ -289,10 +289,10 @@ def test_a_graph_that_is_none(backend, tmp_path):
         backend(tmp_path / "no.onnx")
 
 
-# ONNX Runtime with CUDA, on a machine without it
+# ONNX Runtime with CUDA, on a machine without a GPU
 
 
-def test_onnx_runtime_says_so_where_it_cannot_use_cuda(model, monkeypatch, caplog):
+def test_onnx_runtime_warns_where_it_cannot_use_cuda(model, monkeypatch, caplog):
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     if "CUDAExecutionProvider" in onnxruntime.InferenceSession(model[1], providers=providers).get_providers():
@@ -301,7 +301,7 @@ def test_onnx_runtime_says_so_where_it_cannot_use_cuda(model, monkeypatch, caplo
     assert "it runs on the CPU" in caplog.text
 
 
-def test_onnx_runtime_takes_cuda_before_the_cpu(model, monkeypatch):
+def test_onnx_runtime_prefers_cuda_to_the_cpu(model, monkeypatch):
     asked = []
     session = onnxruntime.InferenceSession
 
@@ -320,7 +320,7 @@ def test_onnx_runtime_takes_cuda_before_the_cpu(model, monkeypatch):
 # What an import does
 
 
-def test_openvino_reports_to_nobody():
+def test_openvino_sends_nothing():
     make("openvino")
     code = (
         "import socket, sys\n"

@@ -1,3 +1,5 @@
+"""engines/trt/buffers.py"""
+
 from __future__ import annotations
 
 import itertools
@@ -23,14 +25,14 @@ def test_ladder_climbs_from_low_to_high(low: int, more: int, step: int, growth: 
     assert all(rung % step == 0 for rung in rungs[1:-1])
 
 
-def test_few_shapes_occur():
+def test_a_ladder_has_few_rungs():
     time, batch = buffers.ladders({"audio": ((1, 1, 120), (1, 300, 120), (8, 1500, 120))})["audio"][1::-1]
     assert batch == (1, 2, 4, 8)
     assert len(time) < 24
 
 
 @given(st.integers(1, 8), st.integers(1, 40))
-def test_padded_shape_is_the_least_that_holds(rows: int, steps: int):
+def test_padded_shape_is_the_smallest_rung_that_fits(rows: int, steps: int):
     rungs = buffers.ladders(PROFILE)["x"]
     shape = buffers.padded((rows, steps, 3), rungs)
     assert shape[0] >= rows and shape[1] >= steps and shape[2] == 3
@@ -51,7 +53,7 @@ def test_split_covers_in_order(rows: int, largest: int):
 def test_place_pads_time_with_zeros_and_batch_with_copies(size: tuple[int, int], more: tuple[int, int]):
     values = np.arange(1, 1 + math.prod(size), dtype=np.float32).reshape(size)
     shape = (size[0] + more[0], size[1] + more[1])
-    buffer = np.full(100, np.nan, np.float32)  # as it was left by an earlier run
+    buffer = np.full(100, np.nan, np.float32)  # what an earlier run left
     view = buffers.place(buffer, values, shape)
     assert view.shape == shape and np.shares_memory(view, buffer)
     np.testing.assert_array_equal(view[: size[0], : size[1]], values)
@@ -65,7 +67,7 @@ def inputs(rows: int = 2, steps: int = 5) -> dict[str, np.ndarray]:
 
 
 @given(st.integers(1, 50), st.integers(1, 40))
-def test_check_gives_the_rows_of_what_fits(rows: int, steps: int):
+def test_check_returns_the_number_of_rows(rows: int, steps: int):
     assert buffers.check(inputs(rows, steps), PROFILE, DTYPES) == rows
 
 
@@ -83,7 +85,7 @@ def test_check_gives_the_rows_of_what_fits(rows: int, steps: int):
         ({"y": np.zeros(2, np.int64)}, "the graph takes x, x_len; it was given x, x_len, y"),
     ],
 )
-def test_what_does_not_fit_is_refused(changed: dict[str, np.ndarray], message: str):
+def test_inputs_that_do_not_fit_are_refused(changed: dict[str, np.ndarray], message: str):
     with pytest.raises(BackendError, match=message):
         buffers.check(inputs() | changed, PROFILE, DTYPES)
 

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from emostream.engines.bundle import FACE, FUSION, SUBSETS, WORDS, open_bundle, write_manifest
+from emostream.engines.backend import BACKENDS
+from emostream.engines.bundle import (
+    FACE,
+    FUSION,
+    FUSION_CPU,
+    FUSION_GPU,
+    SUBSETS,
+    WORDS,
+    open_bundle,
+    write_manifest,
+)
 from emostream.errors import BundleError
 
 
@@ -31,7 +41,7 @@ def test_the_shipped_bundle_is_whole_and_small(bundle):
     assert bundle.path(FUSION).is_file()
 
 
-def test_by_name_and_by_path_it_is_the_same(bundle, copy):
+def test_a_bundle_is_the_same_by_name_and_by_path(bundle, copy):
     for name in (bundle.folder, str(bundle.folder), copy, str(copy)):
         assert open_bundle(name).id == bundle.id
 
@@ -42,12 +52,12 @@ def test_the_id_changes_with_the_manifest(bundle, copy):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "", "/no/such/folder"])
-def test_there_is_no_such_bundle(name):
+def test_an_unknown_bundle(name):
     with pytest.raises(BundleError, match=r"not found.*one of: .*ekman7"):
         open_bundle(name)
 
 
-@pytest.mark.parametrize("file", [FUSION, FACE, WORDS])
+@pytest.mark.parametrize("file", [FUSION, FUSION_CPU, FUSION_GPU, FACE, WORDS])
 def test_one_changed_bit_is_noticed(copy, file):
     data = bytearray((copy / file).read_bytes())
     data[len(data) // 2] ^= 1
@@ -106,7 +116,7 @@ def test_a_temperature_for_each_subset_of_the_modalities(copy):
         b'{"format": "\xff"}',
     ],
 )  # fmt: skip
-def test_a_manifest_that_is_none(copy, data):
+def test_a_manifest_that_is_not_one(copy, data):
     (copy / "manifest.json").write_bytes(data)
     with pytest.raises(BundleError, match="not a valid manifest"):
         open_bundle(copy)
@@ -123,6 +133,24 @@ def test_a_manifest_with_bad_values(copy, changes):
     _edit(copy, **changes)
     with pytest.raises(BundleError, match="not a valid manifest"):
         open_bundle(copy)
+
+
+RUN_BY = {
+    "onnxruntime": FUSION_CPU, "tensorrt": FUSION_GPU, "tensorrt_rtx": FUSION_GPU, "openvino": FUSION, "torch": FUSION,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "auto"])
+def test_each_backend_runs_the_file_made_for_it_or_else_the_portable_one(bundle, copy, backend):
+    assert bundle.path_for(FUSION, backend) == bundle.path(RUN_BY[backend])
+    assert bundle.path_for(FACE, backend) == bundle.path(FACE)
+    manifest = open_bundle(copy).manifest
+    (copy / FUSION_CPU).unlink()
+    (copy / FUSION_GPU).unlink()
+    write_manifest(copy, manifest)
+    without = open_bundle(copy)
+    assert list(without.manifest.files) == [FUSION, FACE, WORDS]
+    assert without.path_for(FUSION, backend) == without.path(FUSION)
 
 
 def test_write_manifest_makes_a_bundle_that_opens(bundle, copy):

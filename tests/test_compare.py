@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 
@@ -13,7 +12,7 @@ import pytest
 
 from emostream.engines import compare as module
 from emostream.engines.bundle import FUSION, MODALITIES
-from emostream.engines.commands.compare import add_arguments, run
+from emostream.engines.commands.main import main
 from emostream.engines.compare import (  # fmt: skip
     CASES,
     LEAST_AGREEMENT,
@@ -36,13 +35,12 @@ def measured(name: str, difference: float = 0.0, agreement: float = 1.0) -> Meas
 
 
 def comparison(**backends: Measured) -> Comparison:
-    of = {"onnxruntime": measured("onnxruntime/cpu"), **backends}
-    return Comparison(
-        "ekman7@0", "a machine", {"python": "3.11"}, 1, 5, of, {"tensorrt": "pip install 'emostream[gpu]'"}, {}
-    )
+    results = {"onnxruntime": measured("onnxruntime/cpu"), **backends}
+    missing = {"tensorrt": "pip install 'emostream[gpu]'"}
+    return Comparison("ekman7@0", "a machine", {"python": "3.11"}, 1, 5, results, missing, {})
 
 
-class Slightly:
+class Inexact:
     """ONNX Runtime whose results are off by ``error``."""
 
     name = "torch/cpu"
@@ -63,22 +61,22 @@ def _die(*_: object) -> None:
 
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch):
-    """Only these backends are there; those that are told an error differ by it, or fail with it."""
-    made: list[Slightly] = []
+    """Pretends that only the named backends are installed, each with the error of its results or of its failure."""
+    loaded: list[Inexact] = []
 
-    def apply(**errors: float | str) -> list[Slightly]:
+    def apply(**errors: float | str) -> list[Inexact]:
         def pretended(bundle, graph: str, backend: str, threads: int):
             error = errors[backend]
             if isinstance(error, str):
                 raise BackendError(error)
-            made.append(Slightly(bundle, graph, error))
-            return made[-1]
+            loaded.append(Inexact(bundle, graph, error))
+            return loaded[-1]
 
         monkeypatch.setattr(module, "available", lambda: {**dict.fromkeys(errors, ""), "tensorrt": "no GPU"})
         monkeypatch.setattr(module, "load", pretended)
         monkeypatch.setattr(module, "ALONE_ROUNDS", 1)
         monkeypatch.setattr(module, "_alone_in_a_process", lambda bundle, backend: Alone(0.1, 1.0, 2.0, 3.0, 0.0))
-        return made
+        return loaded
 
     return apply
 
@@ -105,26 +103,26 @@ def test_inputs_fit_the_graphs_and_differ_from_round_to_round(bundle):
         assert any(not np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_results_are_held_against_onnx_runtimes(bundle, only):
-    made = only(onnxruntime=0.0, openvino=1e-5, torch=1e-2)
-    told: list[float] = []
-    found = compare(bundle, 2, told.append)
+def test_results_are_compared_with_onnx_runtimes(bundle, only):
+    loaded = only(onnxruntime=0.0, openvino=1e-5, torch=1e-2)
+    parts: list[float] = []
+    found = compare(bundle, 2, parts.append)
     assert found.measured["onnxruntime"].difference == 0
     assert found.measured["openvino"].difference == pytest.approx(1e-5, rel=0.5)
     assert found.measured["torch"].difference == pytest.approx(1e-2, rel=0.1)
-    assert {of.agreement for of in found.measured.values()} == {1.0}  # all logits are off by the same
+    assert {backend.agreement for backend in found.measured.values()} == {1.0}  # all logits are off by the same
     assert list(found.measured["torch"].timings) == [case.name for case in CASES]
     for timing in found.measured["torch"].timings.values():
         assert 0 < timing.p50_ms <= timing.p99_ms
         assert timing.rows_per_s > 0
     assert found.missing == {"tensorrt": "no GPU"}
     assert [line.split(" by ")[0] for line in faults(found)] == ["torch differs from onnxruntime"]
-    assert all(graph.closed for graph in made)
-    assert told == sorted(told)
-    assert told[-1] == pytest.approx(1)
+    assert all(graph.closed for graph in loaded)
+    assert parts == sorted(parts)
+    assert parts[-1] == pytest.approx(1)
 
 
-def test_a_backend_that_gives_no_number_differs(bundle, only):
+def test_a_backend_that_returns_nan_differs(bundle, only):
     only(onnxruntime=0.0, torch=math.nan)
     found = compare(bundle, 1)
     assert math.isnan(found.measured["torch"].difference)
@@ -140,7 +138,7 @@ def test_a_backend_that_fails_does_not_stop_the_others(bundle, only):
 
 
 def test_a_backend_that_fails_alone_is_closed(bundle, only, monkeypatch):
-    made = only(onnxruntime=0.0, torch=0.0)
+    loaded = only(onnxruntime=0.0, torch=0.0)
 
     def fail(bundle, backend: str) -> Alone:
         if backend == "torch":
@@ -151,7 +149,7 @@ def test_a_backend_that_fails_alone_is_closed(bundle, only, monkeypatch):
     found = compare(bundle, 1)
     assert list(found.measured) == ["onnxruntime"]
     assert found.failed == {"torch": "its process died"}
-    assert all(graph.closed for graph in made)
+    assert all(graph.closed for graph in loaded)
 
 
 def test_without_the_reference_nothing_is_compared(bundle, only):
@@ -172,31 +170,31 @@ def test_what_is_a_fault(difference, agreement, count):
 
 
 def test_a_label_that_differs_is_counted(bundle, only, monkeypatch):
-    """In each of the three cases with four utterances, one gets another label: 3 of 3 · (1 + 4) rows."""
+    """One utterance gets another label in each of the three cases with four: 3 of 3 · (1 + 4) rows."""
     only(onnxruntime=0.0, torch=0.0)
-    plain = Slightly.run
+    plain = Inexact.run
 
-    def flipped(self: Slightly, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def flipped(self: Inexact, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         outputs = plain(self, inputs)
         if self.flips and len(outputs.get("logits", ())) == 4:
             outputs["logits"] = outputs["logits"].copy()
             outputs["logits"][0] *= -1
         return outputs
 
-    loaded = module.load
-    monkeypatch.setattr(Slightly, "run", flipped)
+    load_inexact = module.load
+    monkeypatch.setattr(Inexact, "run", flipped)
 
     def pretended(bundle, graph: str, backend: str, threads: int):
-        made = loaded(bundle, graph, backend, threads)
-        made.flips = backend == "torch"
-        return made
+        inexact = load_inexact(bundle, graph, backend, threads)
+        inexact.flips = backend == "torch"
+        return inexact
 
     monkeypatch.setattr(module, "load", pretended)
     assert compare(bundle, 1).measured["torch"].agreement == pytest.approx(1 - 3 / 15)
 
 
 def test_memory_and_load_time_are_those_of_another_process(bundle, monkeypatch):
-    """In truth, and with ballast in this process, which must not count."""
+    """Really measured, with ballast in this process, which must not count."""
     ballast = np.ones(50_000_000)  # 400 MB
     alone = module._alone_in_a_process(bundle, "onnxruntime")
     assert len(ballast)
@@ -212,7 +210,7 @@ def test_a_process_that_dies_is_an_error(bundle, monkeypatch):
         module._alone_in_a_process(bundle, "onnxruntime")
 
 
-def test_an_error_in_that_process_is_told(bundle):
+def test_an_error_in_that_process_is_raised_here(bundle):
     with pytest.raises(BackendError, match="'nothing' is unknown"):
         module._alone_in_a_process(bundle, "nothing")
 
@@ -221,9 +219,7 @@ def test_an_error_in_that_process_is_told(bundle):
 
 
 def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args(words))
+    return main(["compare", *words])
 
 
 def test_the_command_writes_a_table_json_and_a_picture(only, tmp_path, capsys):
@@ -247,10 +243,10 @@ def test_the_commands_exit_codes(only, tmp_path, capsys, monkeypatch):
     assert "error: torch differs from onnxruntime by 0.01" in capsys.readouterr().err
     only(onnxruntime=0.0)
     assert command("ekman7", "--runs", "1", "--json", f"{tmp_path}/no/c.json") == 1
-    assert "c.json: cannot be written" in capsys.readouterr().err
+    assert f"error: {tmp_path}/no/c.json: cannot be read or written" in capsys.readouterr().err
 
 
-def test_what_is_missing_is_printed_as_it_is(capsys):
+def test_brackets_in_a_remedy_are_printed(capsys):
     from rich.console import Console
 
     from emostream.engines.commands.compare import show

@@ -1,4 +1,4 @@
-"""What is found out about the machine, on a pretended one (see recording.py)."""
+"""engines/trt/cuda.py: what this machine lacks, and its GPU, on a fake machine (see recording.py)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from emostream.engines.options import Device
 from emostream.engines.trt import cuda
-from emostream.engines.trt.cache import Device
 from emostream.errors import BackendError
 from tests.recording import Gpu
 from tests.recording_tensorrt import machine
@@ -31,7 +31,7 @@ def test_device(gpu: Gpu):
     assert cuda.device() == Device("Pretended GPU", "SM86", "CUDA 13.2")
 
 
-def test_without_anything_each_is_named_once(gpu: Gpu, monkeypatch: pytest.MonkeyPatch):
+def test_everything_that_is_missing_is_named_once(gpu: Gpu, monkeypatch: pytest.MonkeyPatch):
     def not_there(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
@@ -60,13 +60,13 @@ def test_a_driver_without_a_gpu(gpu: Gpu, fail: str, message: str):
 
 
 def test_tensorrt_10_is_too_old(gpu: Gpu, monkeypatch: pytest.MonkeyPatch):
-    for runtime, lacks in ("tensorrt", 1), ("tensorrt_rtx", 0):  # RTX counts its versions anew
+    for runtime, lacks in ("tensorrt", 1), ("tensorrt_rtx", 0):  # RTX has version numbers of its own
         monkeypatch.setattr(sys.modules[runtime], "__version__", "10.3.0")
         assert len(cuda.missing(runtime)) == lacks
     assert "TensorRT 10.3.0 is too old" in cuda.missing("tensorrt")[0]
 
 
-def test_the_context_before_is_current_again_also_after_an_error(gpu: Gpu):
+def test_the_previous_context_is_current_again_even_after_an_error(gpu: Gpu):
     other = gpu.driver.Device(0).make_context()
     with pytest.raises(ZeroDivisionError), cuda.current():
         assert gpu.contexts[-1].primary

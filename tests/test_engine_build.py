@@ -1,4 +1,4 @@
-"""engines/build.py on the real TensorRT-RTX, which compiles ahead of time without a GPU. Nothing is executed here."""
+"""engines/trt/build.py on the real TensorRT-RTX, which compiles ahead of time without a GPU. No engine is executed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from emostream.engines.bundle import FACE, FUSION
+from emostream.engines.bundle import FACE, FUSION, FUSION_GPU
+from emostream.engines.options import Options
 from emostream.engines.trt import build
-from emostream.engines.trt.build import Options
 from emostream.engines.trt.profiles import Profile, of_bundle
 from emostream.engines.trt.runtimes import load_module
-from emostream.errors import BackendError
+from emostream.errors import BackendError, ConfigError
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed; it is for x86-64 only")
 GPUS = ("SM86", "SM89", "SM120")
@@ -37,10 +37,12 @@ def small(path: Path, op_type: str = "Relu", domain: str = "") -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("graph", [FUSION, FACE])
-def test_every_graph_that_is_shipped_compiles(bundle, graph, precision):
+@pytest.mark.parametrize("file", [FUSION, FUSION_GPU, FACE])
+def test_every_graph_that_is_shipped_compiles(bundle, file, precision):
+    """The portable fusion graph too, which is all that older bundles have."""
     options = Options("tensorrt_rtx", precision, GPUS)
-    blob, report = build.compile(bundle.path(graph), of_bundle(bundle.manifest, graph), options, trt)
+    profile = of_bundle(bundle.manifest, FACE if file == FACE else FUSION)
+    blob, report = build.compile(bundle.path(file), profile, options, trt)
     assert report.size_bytes == len(blob) > 1e6
     assert report.sha256 == hashlib.sha256(blob).hexdigest()
     assert (report.precision, report.runtime, report.runtime_version) == (precision, "tensorrt_rtx", trt.__version__)
@@ -59,10 +61,10 @@ def test_half_precision_is_half_the_weights(bundle):
 
 @pytest.mark.parametrize("graph", [FUSION, FACE])
 def test_inputs_and_outputs_as_the_manifest_says(bundle, graph):
-    """Of the network that is compiled: names, types, fixed sizes, and that the profile covers what varies."""
+    """Of the compiled network: names, types, fixed sizes, and that the profile covers every size that varies."""
     builder = trt.Builder(build.logger(trt))
-    model = build._graph(bundle.path(graph), "fp16")
-    network = build.parse(bundle.path(graph), model, builder, trt)
+    path = bundle.path_for(graph, "tensorrt_rtx")
+    network = build.parse(path, build._graph(path, "fp16"), builder, trt)
     found = {}
     for index in range(network.num_inputs):
         entry = network.get_input(index)
@@ -84,8 +86,8 @@ def test_inputs_and_outputs_as_the_manifest_says(bundle, graph):
     assert outputs == {"logits": (-1, len(manifest.labels))}
 
 
-def test_progress_is_told_and_phases_are_closed(bundle):
-    class Told:
+def test_progress_hears_of_every_phase(bundle):
+    class Record:
         def __init__(self) -> None:
             self.phases: Counter[str] = Counter()
             self.steps = 0
@@ -101,14 +103,14 @@ def test_progress_is_told_and_phases_are_closed(bundle):
         def phase_finish(self, phase: str) -> None:
             self.phases[phase] -= 1
 
-    told = Told()
+    record = Record()
     options = Options("tensorrt_rtx", "fp32", ("SM86",))
-    build.compile(bundle.path(FACE), of_bundle(bundle.manifest, FACE), options, trt, progress=told)
-    assert told.phases and not any(told.phases.values()) and told.steps > 0
+    build.compile(bundle.path(FACE), of_bundle(bundle.manifest, FACE), options, trt, progress=record)
+    assert record.phases and not any(record.phases.values()) and record.steps > 0
 
 
-def test_a_build_can_be_broken_off(bundle, monkeypatch):
-    """As by Ctrl-C, which the main thread hears while it waits."""
+def test_a_build_can_be_interrupted(bundle, monkeypatch):
+    """As by Ctrl-C, which the main thread handles while it waits."""
 
     built = []
 
@@ -139,29 +141,29 @@ def test_missing_profile(tmp_path):
     "shapes",
     [((2, 3), (1, 3), (4, 3)), ((1, 3), (5, 3), (4, 3)), ((1, 3), (2, 3, 1), (4, 3)), ((1, 3), (2, 3), (4, 2))],
 )
-def test_a_profile_that_does_not_hold(tmp_path, shapes):
-    with pytest.raises(BackendError, match=r"x\.onnx: (the profile .* does not hold|tensorrt_rtx built no engine)"):
+def test_a_profile_that_is_not_valid(tmp_path, shapes):
+    with pytest.raises(BackendError, match=r"x\.onnx: (the profile .* is not valid|tensorrt_rtx built no engine)"):
         build.compile(small(tmp_path / "x.onnx"), {"x": shapes}, Options("tensorrt_rtx", compute=("SM86",)), trt)
 
 
-def test_a_profile_for_an_input_that_is_not_there(tmp_path):
+def test_a_profile_for_an_unknown_input(tmp_path):
     profile = PROFILE | {"z": ((1,), (1,), (1,))}
     with pytest.raises(BackendError, match="the profile is for z, the graph takes x"):
         build.compile(small(tmp_path / "x.onnx"), profile, Options("tensorrt_rtx", compute=("SM86",)), trt)
 
 
-def test_a_file_that_is_no_graph(tmp_path):
+def test_a_file_that_is_not_a_graph(tmp_path):
     (path := tmp_path / "x.onnx").write_bytes(b"not a graph")
     with pytest.raises(BackendError, match=r"x\.onnx: cannot be read as an ONNX graph"):
         build.compile(path, PROFILE, Options("tensorrt_rtx", compute=("SM86",)), trt)
 
 
 def test_a_gpu_that_the_library_does_not_know(tmp_path):
-    with pytest.raises(BackendError, match="cannot build for SM87; it can for: .*SM86.*SM120"):
+    with pytest.raises(BackendError, match="cannot build for SM87; it builds for: .*SM86.*SM120"):
         build.compile(small(tmp_path / "x.onnx"), PROFILE, Options("tensorrt_rtx", compute=("SM86", "SM87")), trt)
 
 
-def test_errors_of_one_build_are_not_told_of_the_next(tmp_path):
+def test_errors_of_one_build_do_not_appear_in_the_next(tmp_path):
     for name in ("First", "Second"):
         path = small(tmp_path / f"{name}.onnx", name, "of.ours")
         with pytest.raises(BackendError) as caught:
@@ -175,7 +177,7 @@ def test_errors_of_one_build_are_not_told_of_the_next(tmp_path):
 def test_a_good_build_logs_no_warning(bundle, caplog):
     caplog.set_level(logging.INFO)
     build.compile(
-        bundle.path(FUSION), of_bundle(bundle.manifest, FUSION), Options("tensorrt_rtx", compute=("SM86",)), trt
+        bundle.path(FUSION_GPU), of_bundle(bundle.manifest, FUSION), Options("tensorrt_rtx", compute=("SM86",)), trt
     )
     assert not caplog.records
 
@@ -190,12 +192,12 @@ def test_a_good_build_logs_no_warning(bundle, caplog):
     ],
 )
 def test_options_that_do_not_fit(options, said):
-    with pytest.raises(BackendError, match=said):
+    with pytest.raises(ConfigError, match=said):
         Options(**options)
     assert dataclasses.asdict(Options())["precision"] == "fp32"
 
 
-def test_a_library_that_is_not_there(monkeypatch):
+def test_a_library_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match=r"tensorrt cannot be imported .*pip install 'emostream\[gpu\]'"):
         load_module("tensorrt")

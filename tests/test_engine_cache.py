@@ -1,4 +1,4 @@
-"""engines/cache.py: what makes an engine stale, and that nothing else than what was built here is ever loaded."""
+"""engines/trt/cache.py: what makes an engine stale, and that only an engine built here is ever loaded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from types import SimpleNamespace
 import pytest
 
 from emostream.engines.bundle import FACE
+from emostream.engines.options import Device, Options, ahead_of_time
 from emostream.engines.trt import build, cache
-from emostream.engines.trt.build import Options, Report
-from emostream.engines.trt.cache import Device, Origin
+from emostream.engines.trt.build import Report
+from emostream.engines.trt.cache import Origin
 from emostream.engines.trt.profiles import of_bundle
 from emostream.errors import BackendError
 
@@ -41,7 +42,7 @@ def graph(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
-    """Pretended builds, one entry each: a build takes no GPU and its engine is not to be executed here."""
+    """Fake builds, one entry each, which need no GPU; their engines are never executed."""
     made: list[Options] = []
 
     def compile(path, profile, options, trt, times=None, progress=None):
@@ -87,7 +88,7 @@ def test_the_key_depends_on_every_part():
     changed = {name for change in CHANGES.values() for name in change}
     assert changed == {field.name for field in dataclasses.fields(Origin)}
     options = {field.name for field in dataclasses.fields(Options)}
-    assert options <= set(CHANGES)  # a new option must be tried here too
+    assert options <= set(CHANGES)  # a new option must be added to CHANGES
 
 
 def test_the_key_is_the_same_in_another_process():
@@ -97,12 +98,12 @@ def test_the_key_is_the_same_in_another_process():
 
 def test_the_builders_version_is_that_of_its_code(monkeypatch, tmp_path):
     versions = set()
-    for changed in ("", "build.py", "forms.py", "precision.py"):
-        for name in ("build.py", "forms.py", "precision.py"):
+    for changed in ("", "build.py", "precision.py"):
+        for name in ("build.py", "precision.py"):
             (tmp_path / name).write_text(f"# {name} changed" if name == changed else "")
         monkeypatch.setattr(build, "__file__", str(tmp_path / "build.py"))
         versions.add(build.version.__wrapped__())
-    assert len(versions) == 4
+    assert len(versions) == 3
 
 
 def test_built_once_and_found_again(graph, directory, builds):
@@ -110,10 +111,10 @@ def test_built_once_and_found_again(graph, directory, builds):
     assert path.parent == directory and path.read_bytes() == b"engine 1" * 100
     assert engine(graph, directory) == path
     assert len(builds) == 1
-    noted = cache.entry(path)
-    assert noted.graph == "graph.onnx" and noted.report.layers == 3
-    assert noted.origin.device == GPU and noted.origin.profile == PROFILE
-    assert noted.key == cache.key(noted.origin)
+    recorded = cache.entry(path)
+    assert recorded.graph == "graph.onnx" and recorded.report.layers == 3
+    assert recorded.origin.device == GPU and recorded.origin.profile == PROFILE
+    assert recorded.key == cache.key(recorded.origin)
     for made in (path, path.with_suffix(".json")):
         assert stat.S_IMODE(made.stat().st_mode) == 0o600
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
@@ -156,13 +157,13 @@ def test_a_stale_engine_is_replaced_with_one_log_line(graph, directory, builds, 
 
 
 def forge(path: Path) -> None:
-    """Another engine whose note fits its bytes, but names another origin."""
+    """Another engine whose entry matches its bytes, but has another origin."""
     blob = b"forged" * 10
     text = path.with_suffix(".json").read_text()
-    noted = cache.entry(path)
+    recorded = cache.entry(path)
     path.write_bytes(blob)
-    text = text.replace(noted.report.sha256, hashlib.sha256(blob).hexdigest())
-    text = text.replace(f'"size_bytes": {noted.report.size_bytes}', f'"size_bytes": {len(blob)}')
+    text = text.replace(recorded.report.sha256, hashlib.sha256(blob).hexdigest())
+    text = text.replace(f'"size_bytes": {recorded.report.size_bytes}', f'"size_bytes": {len(blob)}')
     path.with_suffix(".json").write_text(text.replace("CUDA 13.2", "CUDA 12.0"))
 
 
@@ -177,8 +178,8 @@ DAMAGE = {
     "tampered": (lambda path: path.write_bytes(b"E" + path.read_bytes()[1:]), "damaged: its bytes are not those"),
     "empty": (lambda path: path.write_bytes(b""), "damaged: 0 of"),
     "gone": (lambda path: path.unlink(), "there is none"),
-    "no note": (lambda path: path.with_suffix(".json").unlink(), "there is none"),
-    "note cut": (lambda path: os.truncate(path.with_suffix(".json"), 40), "cannot be trusted: "),
+    "no entry": (lambda path: path.with_suffix(".json").unlink(), "there is none"),
+    "entry cut": (lambda path: os.truncate(path.with_suffix(".json"), 40), "cannot be trusted: "),
     "forged": (forge, "stale: device changed"),
     "others may write": (lambda path: path.chmod(0o666), "cannot be trusted: .* only its user can write"),
     "a link": (link, "cannot be trusted: .* only its user can write"),
@@ -186,7 +187,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_what_is_damaged_or_foreign_is_built_anew_with_one_log_line(graph, directory, builds, caplog, name):
+def test_a_damaged_or_foreign_engine_is_built_again_with_one_log_line(graph, directory, builds, caplog, name):
     damage, said = DAMAGE[name]
     path = engine(graph, directory)
     damage(path)
@@ -206,7 +207,9 @@ def test_an_engine_of_another_user_is_not_loaded(graph, directory, builds):
     engine(graph, directory)
     assert len(builds) == 2 and path.stat().st_uid == 0
     os.chown(directory, 65534, 65534)
-    with pytest.raises(BackendError, match="another user's, who could change engines there; set EMOSTREAM_CACHE"):
+    with pytest.raises(
+        BackendError, match="belongs to another user, who could change engines there; set EMOSTREAM_CACHE"
+    ):
         engine(graph, directory)
 
 
@@ -215,12 +218,12 @@ def test_a_directory_that_others_may_write_is_closed_to_them(graph, directory, b
     directory.chmod(0o777)
     engine(graph, directory)
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
-    assert "could be written by others" in caplog.text
+    assert "other users could write here; their permission is removed" in caplog.text
 
 
 def test_no_engine_is_taken_from_a_bundle(graph, tmp_path, builds):
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(BackendError, match="inside of a bundle, from which no engine is loaded"):
+    with pytest.raises(BackendError, match="inside a bundle, from which no engine is loaded"):
         engine(graph, tmp_path / "engines")
     assert not builds and not (tmp_path / "engines").exists()
 
@@ -249,7 +252,7 @@ def outside() -> Iterator[Path]:
 
 @pytest.fixture
 def unprivileged() -> Iterator[None]:
-    """As a user who is not root, for whom permissions hold."""
+    """A user who is not root, so that permissions apply."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -284,7 +287,7 @@ def test_a_cache_that_can_only_be_read_serves(outside, builds):
 
 
 def test_a_full_disk(graph, directory, builds):
-    """No file may grow beyond 300 bytes: the engine does not fit, as on a full disk, and nothing of it is left."""
+    """No file may grow beyond 300 bytes: the engine does not fit, as on a full disk, and leaves nothing behind."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
     try:
@@ -301,7 +304,7 @@ def _slow_engine(graph: Path, directory: Path, made: Path, ready) -> None:
     def compile(path, profile, options, trt, times=None, progress=None):
         with made.open("a") as file:
             file.write("built\n")
-        time.sleep(0.3)  # the other one comes meanwhile
+        time.sleep(0.3)  # so that the others start meanwhile
         return b"engine", Report(3, "fp32", 6, hashlib.sha256(b"engine").hexdigest(), 0.1, "tensorrt_rtx", "1.7.1")
 
     build.compile = compile
@@ -323,7 +326,7 @@ def test_two_processes_at_once_build_once(graph, directory, tmp_path):
     assert made.read_text() == "built\n"
 
 
-def test_a_builder_that_was_killed_holds_no_lock_and_its_rest_is_overwritten(graph, directory, builds):
+def test_a_killed_builder_holds_no_lock_and_its_partial_file_is_overwritten(graph, directory, builds):
     path = engine(graph, directory)
     path.rename(path.with_name(path.name + ".part"))
     assert engine(graph, directory) == path
@@ -331,7 +334,7 @@ def test_a_builder_that_was_killed_holds_no_lock_and_its_rest_is_overwritten(gra
 
 
 class TestTactics:
-    """Times of kernels, kept for TensorRT from one build to the next."""
+    """Timings of kernels, kept for TensorRT from one build to the next."""
 
     TRT = Options("tensorrt")
 
@@ -339,26 +342,26 @@ class TestTactics:
         (found,) = directory.glob("tactics-*")
         return found
 
-    def test_are_handed_on_from_graph_to_graph(self, graph, directory, builds):
+    def test_are_reused_from_graph_to_graph(self, graph, directory, builds):
         engine(graph, directory, self.TRT)
         (other := graph.with_name("other.onnx")).write_bytes(b"another")
         engine(other, directory, self.TRT)
         assert self.times(directory).read_bytes()[64:] == b"one more" * 2
 
     @pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"x" * 80), lambda file: file.chmod(0o666)])
-    def test_are_measured_anew_if_damaged(self, graph, directory, builds, caplog, damage):
+    def test_are_measured_again_if_damaged(self, graph, directory, builds, caplog, damage):
         engine(graph, directory, self.TRT)
         damage(self.times(directory))
         engine(graph, directory, dataclasses.replace(self.TRT, precision="fp16"))
         assert self.times(directory).read_bytes()[64:] == b"one more"
-        assert "tactics are timed anew" in caplog.text
+        assert "tactics are timed again" in caplog.text
 
     def test_are_not_kept_for_rtx_which_times_nothing(self, graph, directory, builds):
         engine(graph, directory)
         assert not list(directory.glob("tactics-*"))
 
 
-def test_the_place_of_the_cache(monkeypatch, tmp_path):
+def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("EMOSTREAM_CACHE", str(tmp_path))
     assert cache.root() == tmp_path / "engines"
     monkeypatch.delenv("EMOSTREAM_CACHE")
@@ -366,7 +369,7 @@ def test_the_place_of_the_cache(monkeypatch, tmp_path):
     assert cache.root() == tmp_path / "xdg/emostream/engines"
 
 
-def test_a_graph_that_is_not_there(tmp_path, builds):
+def test_a_missing_graph(tmp_path, builds):
     with pytest.raises(BackendError, match="none.onnx: cannot be read"):
         engine(tmp_path / "none.onnx", tmp_path / "engines")
 
@@ -378,7 +381,7 @@ def test_a_real_engine(bundle, directory):
         bundle.path(FACE),
         of_bundle(bundle.manifest, FACE),
         options,
-        cache.ahead_of_time(options.compute),
+        ahead_of_time(options.compute),
         directory,
     )
     path = cache.engine(*asked)

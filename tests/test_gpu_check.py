@@ -1,7 +1,8 @@
-"""engines/gpu_check.py on the stand-in: what it asks for and reports. Nothing here is execution on a GPU."""
+"""engines/commands/gpu_check.py on the stand-in: its calls and its report. Nothing here runs on a GPU."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,14 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from emostream.engines.bundle import FACE, FUSION
+from emostream.engines.bundle import FACE, FUSION, FUSION_GPU
 from emostream.engines.commands import gpu_check
 from emostream.engines.commands.main import main
 from emostream.engines.compare import Case
 from emostream.engines.onnx import OnnxRuntime
 from emostream.engines.trt import build, cuda
 from emostream.engines.trt.build import Report
-from emostream.engines.trt.cache import sha256
 from emostream.engines.trt.profiles import of_bundle
 from tests.recording import Gpu, Graph
 from tests.recording_tensorrt import machine
@@ -25,20 +25,21 @@ from tests.recording_tensorrt import machine
 
 @pytest.fixture
 def gpu(bundle, tmp_path, monkeypatch) -> Iterator[Gpu]:
-    """A pretended machine whose engines compute what ONNX Runtime does, and few runs of each case."""
+    """A fake machine whose engines compute what ONNX Runtime does, and few runs of each case."""
     graphs = {}
-    outputs = {FUSION: ("logits", "audio", 7), FACE: ("vectors", "crops", 128)}
-    for graph, (name, first, width) in outputs.items():
+    outputs = {FUSION_GPU: (FUSION, "logits", "audio", 7), FACE: (FACE, "vectors", "crops", 128)}
+    for file, (graph, name, first, width) in outputs.items():
         profile = of_bundle(bundle.manifest, graph)
         dtypes = {key: "int64" if key.endswith("_len") else "float32" for key in profile}
         dtypes |= {"crops": "uint8"} if graph == FACE else {}
         shape = {name: lambda shapes, first=first, width=width: (shapes[first][0], width)}
-        reference = OnnxRuntime(bundle.path(graph))
-        graphs[graph.encode()] = Graph(profile, dtypes | {name: "float32"}, shape, reference.run)
+        reference = OnnxRuntime(bundle.path(file))
+        graphs[file.encode()] = Graph(profile, dtypes | {name: "float32"}, shape, reference.run)
 
     def compile(path, profile, options, trt, times=None, progress=None):
         blob = path.name.encode()
-        return blob, Report(3, options.precision, len(blob), sha256(blob), 0.1, options.runtime, trt.__version__)
+        digest = hashlib.sha256(blob).hexdigest()
+        return blob, Report(3, options.precision, len(blob), digest, 0.1, options.runtime, trt.__version__)
 
     monkeypatch.setenv("EMOSTREAM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(build, "compile", compile)
@@ -54,13 +55,13 @@ def test_report_and_page(gpu, tmp_path, capsys):
     out = tmp_path / "docs"
     assert main(["gpu-check", "ekman7", "--runs", "20", "--out", str(out)]) == 0
     report = json.loads((out / "gpu-report.json").read_text())
-    made = [(of["entry"]["graph"], of["entry"]["report"]["precision"]) for of in report["checked"]]
-    assert made == [(FUSION, "fp32"), (FUSION, "fp16"), (FACE, "fp32"), (FACE, "fp16")]
+    built = [(engine["entry"]["graph"], engine["entry"]["report"]["precision"]) for engine in report["checked"]]
+    assert built == [(FUSION_GPU, "fp32"), (FUSION_GPU, "fp16"), (FACE, "fp32"), (FACE, "fp16")]
     assert report["device"]["name"] == "Pretended GPU" and report["runtime"] == "tensorrt 11.4.0"
     assert report["beside_others"] == "right" and not report["faults"]
-    for of in report["checked"]:
-        assert of["difference"] < 1e-5 and of["growth_bytes"] == 0 and of["runs"] == 20
-        (timing,) = of["timings"].values()
+    for engine in report["checked"]:
+        assert engine["difference"] < 1e-5 and engine["growth_bytes"] == 0 and engine["runs"] == 20
+        (timing,) = engine["timings"].values()
         assert 0 < timing["p50_ms"] <= timing["p99_ms"] and timing["rows_per_s"] > 0
     page = (out / "gpu-report.md").read_text()
     assert page in capsys.readouterr().out
@@ -75,7 +76,7 @@ def test_runtime_can_be_chosen(gpu, tmp_path):
 
 @pytest.mark.parametrize("wrong_by", [1e-3, 10.0, np.nan])
 def test_wrong_results_are_faults(gpu, tmp_path, capsys, wrong_by):
-    graph = gpu.graphs[FUSION.encode()]
+    graph = gpu.graphs[FUSION_GPU.encode()]
     right = graph.compute
 
     def wrong(inputs):
@@ -87,10 +88,10 @@ def test_wrong_results_are_faults(gpu, tmp_path, capsys, wrong_by):
     said = capsys.readouterr().err
     assert "fault: fusion.onnx, fp32: differs from ONNX Runtime by" in said
     assert ("of labels are ONNX Runtime's" in said) == (wrong_by != 1e-3)
-    assert "**Not all is as it must be:**" in (tmp_path / "gpu-report.md").read_text()
+    assert "**Faults:**" in (tmp_path / "gpu-report.md").read_text()
 
 
-def test_memory_that_goes_is_a_fault(gpu, tmp_path, capsys, monkeypatch):
+def test_memory_that_is_not_freed_is_a_fault(gpu, tmp_path, capsys, monkeypatch):
     free = [10**9]
 
     def mem_get_info():
@@ -99,11 +100,11 @@ def test_memory_that_goes_is_a_fault(gpu, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(gpu.driver, "mem_get_info", mem_get_info)
     assert main(["gpu-check", "--runs", "1", "--out", str(tmp_path)]) == 1
-    assert "2,097,152 bytes of device memory are gone after 1 runs" in capsys.readouterr().err
+    assert "2,097,152 bytes of device memory are lost after 1 runs" in capsys.readouterr().err
 
 
 def test_results_that_change_side_by_side_are_a_fault(gpu, tmp_path, capsys):
-    graph = gpu.graphs[FUSION.encode()]
+    graph = gpu.graphs[FUSION_GPU.encode()]
     right, random = graph.compute, np.random.default_rng(0)
 
     def unsteady(inputs):
@@ -112,7 +113,7 @@ def test_results_that_change_side_by_side_are_a_fault(gpu, tmp_path, capsys):
 
     graph.compute = unsteady
     assert main(["gpu-check", "--runs", "1", "--out", str(tmp_path)]) == 1
-    assert "side by side, results of" in capsys.readouterr().err
+    assert "side by side, the results of" in capsys.readouterr().err
     assert gpu.nothing_is_left()
 
 
@@ -131,8 +132,8 @@ def test_without_a_gpu_it_says_once_what_is_missing_and_exits_3(monkeypatch, cap
     assert "docs/deploy.md" in said and not (tmp_path / "docs").exists()
 
 
-def test_as_it_is_called_on_this_machine(tmp_path):
-    """For real: where there is no GPU it exits 3; where there is one, this test is not the place to measure."""
+def test_the_real_command_on_this_machine(tmp_path):
+    """Without a GPU it exits 3; with one, a test is not the place to measure."""
     if not cuda.missing("tensorrt") or not cuda.missing("tensorrt_rtx"):
         pytest.skip("TensorRT can run here: see python -m engines gpu-check")
     command = [sys.executable, "-m", "engines", "gpu-check", "--out", str(tmp_path)]

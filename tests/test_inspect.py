@@ -1,4 +1,4 @@
-"""engines/inspect.py and the commands of ``python -m engines``."""
+"""engines/inspect.py and the commands of ``stream-engines``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from emostream.engines import inspect
-from emostream.engines.bundle import FACE, FUSION
+from emostream.engines.bundle import FACE, FUSION, FUSION_CPU, FUSION_GPU
 from emostream.engines.commands.main import main
 from emostream.engines.trt import cache
 from emostream.engines.trt.profiles import of_bundle
@@ -28,8 +28,8 @@ def graph(path: Path, nodes: list, stored: list, shape: list) -> Path:
     arrays = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in (("x", shape), ("y", None))
     ]
-    made = helper.make_graph(nodes, "g", arrays[:1], arrays[1:], stored)
-    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    model = helper.make_graph(nodes, "g", arrays[:1], arrays[1:], stored)
+    onnx.save(helper.make_model(model, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
 
 
@@ -65,16 +65,15 @@ def test_facts_of_the_shipped_graphs(bundle):
     assert found[FUSION].outputs["logits"].shape[1] == len(bundle.manifest.labels)
 
 
-def test_the_form_that_is_built_has_the_fewest_steps(bundle):
+def test_the_graph_that_tensorrt_builds_costs_the_least(bundle):
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed; it is for x86-64 only")
-    from emostream.engines import forms
-
     profile = of_bundle(bundle.manifest, FUSION)
-    found = {name: inspect.form(bundle.path(FUSION), name, profile, trt) for name in forms.FORMS}
-    assert min(found, key=lambda name: found[name].steps) == forms.BEST
-    assert [found[name].loops for name in forms.FORMS] == [6, 3, 1]
-    assert found["exported"].steps == 2 * found["bidirectional"].steps
-    assert all(form.layers > 1000 for form in found.values())
+    portable, gpu = (inspect.cost(bundle.path(name), profile, trt) for name in (FUSION, FUSION_GPU))
+    cpu = inspect.cost(bundle.path(FUSION_CPU), profile)
+    assert (portable.loops, gpu.loops, cpu.loops, cpu.layers) == (6, 1, None, None)
+    assert portable.steps == 2 * cpu.steps > 2 * gpu.steps  # a GRU each way, one both ways, one for all
+    assert gpu.layers < 1000 < portable.layers
+    assert cpu.nodes < gpu.nodes < portable.nodes
 
 
 def test_a_file_that_is_no_graph(tmp_path):
@@ -97,7 +96,7 @@ def test_build_then_inspect(bundle, empty_cache, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "SM86, SM120" in shown and "ahead of time" in shown
     fusion, face = json.loads(report.read_text())
-    assert (fusion["graph"], face["graph"]) == (FUSION, FACE)
+    assert (fusion["graph"], face["graph"]) == (FUSION_GPU, FACE)
     assert fusion["origin"]["options"]["compute"] == ["SM86", "SM120"]
     assert str(face["report"]["layers"]) in shown and fusion["report"]["sha256"][:12][:6] in shown
     assert len(list((empty_cache / "engines").glob("*.engine"))) == 2
@@ -106,7 +105,8 @@ def test_build_then_inspect(bundle, empty_cache, tmp_path, capsys):
     shown = capsys.readouterr().out
     found = json.loads(report.read_text())
     assert f"{found['graphs'][FACE]['parameters']:,} parameters" in shown
-    assert "single_loop (built)" in shown
+    assert list(found["costs"]) == [FUSION, FUSION_CPU, FUSION_GPU, FACE]
+    assert "fusion-gpu.onnx (TensorRT builds this)" in shown and str(found["costs"][FUSION_GPU]["layers"]) in shown
     assert "engine of face.onnx: tensorrt_rtx" in shown and "fp16, SM86+SM120" in shown
     (entry,) = inspect.cached(bundle.path(FACE))
     assert entry.report.size_bytes == face["report"]["size_bytes"]
@@ -117,8 +117,8 @@ def test_inspect_without_tensorrt_says_so(empty_cache, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["inspect", "ekman7"]) == 0
     shown = capsys.readouterr().out
-    assert "layers of each form: not counted" in shown
-    assert f"engine of fusion.onnx: none in {cache.root()}" in shown.replace("\n", "")
+    assert "loops and layers: not counted" in shown
+    assert f"engine of fusion-gpu.onnx: none in {cache.root()}" in shown.replace("\n", "")
 
 
 @pytest.mark.parametrize(

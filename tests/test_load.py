@@ -1,4 +1,4 @@
-"""engines/load.py: which backend is taken, and what is told of those that are not."""
+"""engines/load.py: which backend is chosen, and what the log says of the others."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import pytest
 
 from emostream.engines import load
 from emostream.engines.backend import BACKENDS
-from emostream.engines.bundle import FACE, FUSION
+from emostream.engines.bundle import FACE, FUSION, FUSION_GPU
+from emostream.engines.options import Device, Options
 from emostream.engines.trt import cuda
 from emostream.errors import BackendError
 
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """As in a process that has not yet looked for a GPU."""
+    """A process that has not looked for a GPU yet."""
     load._gpu_runtime.cache_clear()
     caplog.set_level(logging.INFO)
     yield caplog
@@ -47,24 +48,23 @@ def test_auto_without_a_gpu_is_onnx_runtime_and_the_log_says_once_what_is_missin
     ("tensorrt", "tensorrt_rtx", "taken"),
     [([], [], "tensorrt"), ([], ["no library"], "tensorrt"), (["no library"], [], "tensorrt_rtx")],
 )
-def test_auto_takes_tensorrt_first_where_all_is_there(bundle, fresh, monkeypatch, tensorrt, tensorrt_rtx, taken):
+def test_auto_prefers_tensorrt_if_nothing_is_missing(bundle, fresh, monkeypatch, tensorrt, tensorrt_rtx, taken):
     from emostream.engines.trt import backend as module
     from emostream.engines.trt import cache
-    from emostream.engines.trt.build import Options
     from emostream.engines.trt.profiles import of_bundle
 
     lacking(monkeypatch, tensorrt=tensorrt, tensorrt_rtx=tensorrt_rtx)
-    device = cache.Device("Pretended GPU", "SM86", "CUDA 13.2")
+    device = Device("Pretended GPU", "SM86", "CUDA 13.2")
     monkeypatch.setattr(cuda, "device", lambda: device)
-    monkeypatch.setattr(cache, "engine", lambda *asked: asked)
-    monkeypatch.setattr(module, "TensorRT", lambda *asked: SimpleNamespace(asked=asked))
+    monkeypatch.setattr(cache, "engine", lambda *args: args)
+    monkeypatch.setattr(module, "TensorRT", lambda *args: SimpleNamespace(args=args))
     profile = of_bundle(bundle.manifest, FUSION, 8)
-    asked = load.load(bundle, FUSION).asked
-    assert asked == ((bundle.path(FUSION), profile, Options(runtime=taken), device), profile, taken)
+    args = load.load(bundle, FUSION).args
+    assert args == ((bundle.path(FUSION_GPU), profile, Options(runtime=taken), device), profile, taken)
     assert not fresh.records
 
 
-def test_auto_goes_on_where_an_engine_cannot_be_built(bundle, fresh, monkeypatch):
+def test_auto_goes_on_with_onnx_runtime_if_an_engine_cannot_be_built(bundle, fresh, monkeypatch):
     from emostream.engines.trt import cache
 
     def fail(*_: object) -> None:
@@ -77,36 +77,36 @@ def test_auto_goes_on_where_an_engine_cannot_be_built(bundle, fresh, monkeypatch
     (line,) = [record for record in fresh.records if record.name == "emostream.engines.load"]
     assert line.levelname == "WARNING"
     assert "fusion.onnx: tensorrt cannot run it, so ONNX Runtime does: TensorRT cannot take" in line.getMessage()
-    with pytest.raises(BackendError, match="cannot take this graph"):  # asked for by name
+    with pytest.raises(BackendError, match="cannot take this graph"):  # chosen by name
         load.load(bundle, FUSION, "tensorrt")
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
-def test_a_backend_asked_for_by_name_is_never_another(bundle, monkeypatch, name):
+def test_a_backend_chosen_by_name_is_never_replaced(bundle, monkeypatch, name):
     lacking(monkeypatch, tensorrt=["no NVIDIA driver", "no PyCUDA"], tensorrt_rtx=["no NVIDIA driver", "no PyCUDA"])
     with pytest.raises(BackendError, match=f"'{name}' cannot run here: no NVIDIA driver; no PyCUDA"):
         load.load(bundle, FUSION, name)
 
 
 @pytest.mark.parametrize(("name", "package"), [("openvino", "openvino"), ("torch", "torch"), ("torch", "onnx")])
-def test_a_package_that_is_missing_is_named_with_what_installs_it(bundle, monkeypatch, name, package):
-    there = load._is_there
-    monkeypatch.setattr(load, "_is_there", lambda wanted: wanted != package and there(wanted))
+def test_a_missing_package_is_named_with_its_remedy(bundle, monkeypatch, name, package):
+    is_installed = load._is_installed
+    monkeypatch.setattr(load, "_is_installed", lambda wanted: wanted != package and is_installed(wanted))
     with pytest.raises(BackendError, match=f"'{name}' cannot run here: {package} is not installed: pip install"):
         load.load(bundle, FACE, name)
     assert f"{package} is not installed" in load.available()[name]
 
 
-def test_every_backend_is_known_to_be_available_or_not():
-    found = load.available()
-    assert list(found) == [name for name in BACKENDS if name != "auto"]
-    assert found["onnxruntime"] == ""
+def test_available_names_every_backend():
+    backends = load.available()
+    assert list(backends) == [name for name in BACKENDS if name != "auto"]
+    assert backends["onnxruntime"] == ""
 
 
 @pytest.mark.parametrize(
     "name", ["emostream.engines.load", "emostream.engines.commands.compare", "emostream.stream.cores.classifier"]
 )
-def test_no_backend_is_imported_before_it_is_asked_for(name):
+def test_no_backend_is_imported_before_it_is_needed(name):
     heavy = {"torch", "openvino", "onnx", "tensorrt", "matplotlib"}
     code = f"import sys, {name}; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -1,7 +1,7 @@
-"""A low-precision graph: what is low in it and what is not, and that labels stay.
+"""engines/trt/precision.py: which arrays of a low-precision graph are low, and that labels stay.
 
-ONNX Runtime on the CPU has no bfloat16 products and turns most float16 ones into float32. So that rounding is really
-tested, ``rounded`` writes it out: every low array becomes a float32 one that has been through the low type.
+ONNX Runtime on the CPU has no bfloat16 products and turns most float16 ones into float32. So that the tests really
+round, ``rounded`` writes it out: every low array becomes a float32 one that has been cast to the low type and back.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from emostream.engines.forms import FORMS, rewrite
-from emostream.engines.trt.precision import PRECISIONS, cast
+from emostream.engines.options import PRECISIONS
+from emostream.engines.trt.precision import cast
 from emostream.errors import BackendError
 
 BUNDLE = Path(__file__).parents[1] / "engines/bundles/ekman7"
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 LOW = tuple(TYPES)
 DIMS = {"audio": 120, "video": 128, "text": 80}
-FUSION = onnx.load(BUNDLE / "fusion.onnx")
-GRAPHS = {"face": onnx.load(BUNDLE / "face.onnx")} | {form: rewrite(FUSION, form) for form in FORMS}
+GRAPHS = {name: onnx.load(BUNDLE / f"{name}.onnx") for name in ("face", "fusion", "fusion-gpu")}
 CASES = pytest.mark.parametrize(("graph", "precision"), [(g, p) for g in GRAPHS for p in LOW])
 
 
@@ -135,7 +134,7 @@ def test_products_are_low_and_the_rest_is_not(graph, precision):
     seen = set()
     for node, inputs, outputs in typed(model):
         floats = {kind for kind in (*inputs, *outputs) if kind in (TensorProto.FLOAT, low)}
-        kept = node.op_type == "GRU" and (precision == "bf16" or graph == "bidirectional")
+        kept = node.op_type == "GRU" and precision == "bf16"
         if node.op_type in ("Conv", "Gemm", "MatMul", "GRU") and not kept:
             assert floats == {low}, node
             seen.add(node.op_type)
@@ -150,7 +149,7 @@ def test_products_are_low_and_the_rest_is_not(graph, precision):
 
 
 def test_a_scan_multiplies_in_the_low_type():
-    body = bodies(cast(GRAPHS["single_loop"], "bf16").graph)[1]
+    body = bodies(cast(GRAPHS["fusion-gpu"], "bf16").graph)[1]
     assert [goal(node) for node in body.node if node.op_type == "Cast"] == [TensorProto.BFLOAT16, TensorProto.FLOAT]
 
 
@@ -165,7 +164,7 @@ def test_inputs_and_outputs_stay_and_the_file_is_smaller(graph, precision):
 
 
 @CASES
-def test_no_cast_is_undone_or_made_twice(graph, precision):
+def test_no_cast_is_undone_or_repeated(graph, precision):
     low = TYPES[precision]
     for body in bodies(cast(GRAPHS[graph], precision).graph):
         to = {node.output[0]: goal(node) for node in body.node if node.op_type == "Cast"}
@@ -181,7 +180,7 @@ def test_no_cast_is_undone_or_made_twice(graph, precision):
 
 
 def test_fp32_is_the_model_itself():
-    assert cast(FUSION, "fp32") == FUSION
+    assert cast(GRAPHS["fusion"], "fp32") == GRAPHS["fusion"]
 
 
 def product(weight: float) -> onnx.ModelProto:
@@ -198,7 +197,7 @@ def test_a_weight_too_large_for_float16_is_refused():
     assert cast(product(7e4), "bf16").graph.initializer[0].data_type == TensorProto.BFLOAT16
 
 
-def test_a_stored_array_that_is_also_read_in_float32_is_kept_so():
+def test_a_constant_that_is_also_read_in_float32_is_kept_in_it():
     model = product(0.1)
     model.graph.node.insert(0, helper.make_node("Mul", ["x", "w"], ["z"]))
     model.graph.node[1].input[0] = "z"
@@ -208,7 +207,7 @@ def test_a_stored_array_that_is_also_read_in_float32_is_kept_so():
     assert np.allclose(run(low, {"x": x}), 0.02, rtol=1e-3)
 
 
-def test_a_graph_inside_reads_a_product_in_float32_and_one_cast_serves_all_readers():
+def test_an_inner_graph_reads_a_product_in_float32_and_one_cast_serves_all_readers():
     model = product(0.1)
     model.graph.node[0].output[0] = "p"
 
@@ -228,4 +227,4 @@ def test_a_graph_inside_reads_a_product_in_float32_and_one_cast_serves_all_reade
 
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match=", ".join(PRECISIONS)):
-        cast(FUSION, "int8")
+        cast(GRAPHS["fusion"], "int8")

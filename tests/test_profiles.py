@@ -1,4 +1,4 @@
-"""engines/profiles.py"""
+"""engines/trt/profiles.py"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emostream.engines.trt.profiles import of_bundle
 
 @pytest.mark.parametrize("graph", [FUSION, FACE])
 def test_profile_and_graph_agree(bundle, graph):
-    """Names, ranks and fixed sizes are the graph's; what may vary there varies in the profile."""
+    """Names, ranks and fixed sizes are the graph's; sizes that vary there vary in the profile."""
     session = onnxruntime.InferenceSession(str(bundle.path(graph)), providers=["CPUExecutionProvider"])
     profile = of_bundle(bundle.manifest, graph)
     assert set(profile) == {entry.name for entry in session.get_inputs()}
@@ -41,7 +41,7 @@ def test_smallest_typical_and_largest_are_in_order_for_any_batch(bundle, max_bat
         assert (low[0], high[0]) == (1, max_batch)
 
 
-def test_what_is_refused(bundle):
+def test_an_unknown_graph_and_a_batch_below_one_are_refused(bundle):
     with pytest.raises(ValueError, match="max_batch is 0"):
         of_bundle(bundle.manifest, FUSION, 0)
     with pytest.raises(ValueError, match="'words.safetensors' is not a graph"):

@@ -1,4 +1,4 @@
-"""What engines/tensorrt.py asks of TensorRT and PyCUDA, on a stand-in: this is not execution on a GPU."""
+"""engines/trt/backend.py: its calls of TensorRT and PyCUDA, on a stand-in. Nothing here runs on a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emostream.engines.bundle import FUSION, Bundle
+from emostream.engines.bundle import FUSION_GPU, Bundle
 from emostream.engines.onnx import OnnxRuntime
 from emostream.engines.trt import cuda
 from emostream.engines.trt.backend import TensorRT
@@ -78,8 +78,8 @@ def test_results_stay_when_the_buffers_are_used_again(gpu: Gpu, load: Load):
 
 
 def test_fusion_graph_is_the_same_padded_and_split(bundle: Bundle, load: Load):
-    """The shipped graph, run by ONNX Runtime in place of the GPU: what the backend adds around it changes nothing."""
-    reference = OnnxRuntime(bundle.path(FUSION))
+    """The shipped graph, run by ONNX Runtime instead of a GPU: the backend's padding and splitting change nothing."""
+    reference = OnnxRuntime(bundle.path(FUSION_GPU))
     limits = {"audio": (120, 40), "video": (128, 20), "text": (80, 10)}
     profile = {}
     for name, (dim, longest) in limits.items():
@@ -135,7 +135,7 @@ def test_buffers_have_the_size_of_the_profiles_largest(gpu: Gpu, load: Load):
     assert gpu.allocations == allocations
 
 
-def test_lives_beside_another_context(gpu: Gpu, load: Load):
+def test_another_context_stays_current(gpu: Gpu, load: Load):
     other = gpu.driver.Device(0).make_context()
     backend = load()
     assert gpu.contexts == [other]
@@ -153,7 +153,7 @@ def test_a_forgotten_backend_is_released(gpu: Gpu, load: Load):
     assert gpu.nothing_is_left()
 
 
-def test_out_of_memory_says_what_was_asked_for(gpu: Gpu, load: Load):
+def test_out_of_memory_names_the_allocation(gpu: Gpu, load: Load):
     load().close()
     assert gpu.allocations == 1 + 2 * len(DTYPES)  # the stream, then page-locked and device memory for each tensor
     said = []
@@ -171,7 +171,7 @@ def test_out_of_memory_says_what_was_asked_for(gpu: Gpu, load: Load):
     assert "1,920 bytes" in said[1] and "32 bytes" in said[3]
 
 
-def test_whatever_call_of_the_driver_fails_nothing_is_left(gpu: Gpu, load: Load):
+def test_nothing_is_left_whichever_driver_call_fails(gpu: Gpu, load: Load):
     calls = 1 + 2 * len(DTYPES) + 2 * (3 + 1 + 1)  # stream, buffers, two runs of copies and a wait
     for gpu.fail in range(1, calls + 1):
         gpu.driver_calls, backend = 0, None
@@ -194,14 +194,14 @@ def test_a_gpu_that_fails_at_release_is_logged(gpu: Gpu, load: Load, caplog: pyt
     gpu.fail = "synchronize"
     backend.close()
     assert gpu.nothing_is_left()
-    assert "failed while its memory was given back: synchronize failed" in caplog.text
+    assert "failed while its memory was freed: synchronize failed" in caplog.text
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
         ("deserialize_cuda_engine", "cannot read this engine"),
-        ("create_execution_context", "no 123,456 bytes of GPU memory"),
+        ("create_execution_context", "123,456 bytes of GPU memory to execute in are not free"),
         ("set_input_shape", r"refuses shape \(4, 40, 3\) for x"),
         ("infer_shapes", "cannot infer the shapes"),
         ("set_tensor_address", "refuses the buffer of x"),
@@ -248,7 +248,7 @@ def test_an_engine_of_another_profile_is_refused(gpu: Gpu, load: Load):
     assert gpu.nothing_is_left()
 
 
-def test_what_is_missing_is_said(gpu: Gpu, load: Load, monkeypatch: pytest.MonkeyPatch):
+def test_the_error_names_what_is_missing(gpu: Gpu, load: Load, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cuda, "missing", lambda runtime: ["no this", "no that"])
     with pytest.raises(BackendError, match="tensorrt cannot run here: no this; no that"):
         load()
@@ -256,28 +256,28 @@ def test_what_is_missing_is_said(gpu: Gpu, load: Load, monkeypatch: pytest.Monke
 
 def test_the_stand_in_is_strict(gpu: Gpu, load: Load):
     backend = load()
-    at = backend._loaded
+    loaded = backend._loaded
     with pytest.raises(AttributeError):
-        at.execution.execute_v2([])
+        loaded.execution.execute_v2([])
     with pytest.raises(AttributeError):
-        at.config.cuda_graph_strategy = 1  # of tensorrt_rtx only
+        loaded.config.cuda_graph_strategy = 1  # of tensorrt_rtx only
     with pytest.raises(Misuse, match="outside of the primary context"):
-        at.execution.infer_shapes()
+        loaded.execution.infer_shapes()
     with cuda.current():
         with pytest.raises(Misuse, match="before they are inferred"):
-            at.execution.set_input_shape("x", (1, 1, 3))
-            at.execution.get_tensor_shape("sums")
+            loaded.execution.set_input_shape("x", (1, 1, 3))
+            loaded.execution.get_tensor_shape("sums")
         with pytest.raises(Misuse, match="inferred shapes"):
-            at.execution.execute_async_v3(at.stream.handle)
+            loaded.execution.execute_async_v3(loaded.stream.handle)
         with pytest.raises(Misuse, match="no stream"):
-            at.execution.execute_async_v3(0)
+            loaded.execution.execute_async_v3(0)
         with pytest.raises(Misuse, match="not allocated"):
-            at.execution.set_tensor_address("x", 1)
+            loaded.execution.set_tensor_address("x", 1)
         with pytest.raises(Misuse, match="page-locked"):
-            gpu.driver.memcpy_htod_async(at.device["x"], np.zeros(3, np.float32), at.stream)
+            gpu.driver.memcpy_htod_async(loaded.device["x"], np.zeros(3, np.float32), loaded.stream)
         with pytest.raises(Misuse, match="no stream of ours"):
-            gpu.driver.memcpy_htod_async(at.device["x"], at.host["x"], None)
+            gpu.driver.memcpy_htod_async(loaded.device["x"], loaded.host["x"], None)
         with pytest.raises(Misuse, match="while work waits"):
-            gpu.driver.memcpy_htod_async(at.device["x"], at.host["x"], at.stream)
-            at.device["x"].free()
-        at.stream.synchronize()
+            gpu.driver.memcpy_htod_async(loaded.device["x"], loaded.host["x"], loaded.stream)
+            loaded.device["x"].free()
+        loaded.stream.synchronize()

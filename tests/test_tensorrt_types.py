@@ -1,7 +1,7 @@
-"""engines/tensorrt.py and its stand-in use what the real bindings have: held against the types of TensorRT-RTX's.
+"""engines/trt/backend.py and its stand-in use only what the real bindings have, by the types of TensorRT-RTX.
 
-Its Python package can be imported on a machine without a GPU, and its API is that of TensorRT 11 but for what is named
-here. The stubs are made from the package by mypy's stubgen, anew in each run of the tests.
+Its Python package can be imported on a machine without a GPU, and its API is that of TensorRT 11 except for CUDA
+graphs. mypy's stubgen generates the stubs from the package in each run of the tests.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.recording_tensorrt import machine
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed; it is for x86-64 only")
 ROOT = Path(__file__).parent.parent
+DEVICE_CODE = "emostream/engines/trt/backend.py"
 LOADED = "trt = load_module(runtime)"
 
 
@@ -27,19 +29,12 @@ LOADED = "trt = load_module(runtime)"
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``tensorrt_rtx.pyi``."""
     folder = tmp_path_factory.mktemp("stubs")
-    command = [
-        Path(sys.executable).parent / "stubgen",
-        "--inspect-mode",
-        "-q",
-        "-p",
-        "tensorrt_rtx_bindings",
-        "-o",
-        folder,
-    ]
+    stubgen = [sys.executable, "-c", "from mypy.stubgen import main; main()"]
+    command = [*stubgen, "--inspect-mode", "-q", "-p", "tensorrt_rtx_bindings", "-o", folder]
     subprocess.run(command, check=True, timeout=100)
     text = (folder / "tensorrt_rtx_bindings/tensorrt_rtx.pyi").read_text()
-    text = re.sub(r"^bool: DataType\n", "", text, flags=re.M)  # hides the built-in type in every signature below it
-    text = re.sub(r"(= \.\.\., channel_axis: [\w.]+)\)", r"\1 = ...)", text)  # no Python: a default before none
+    text = re.sub(r"^bool: DataType\n", "", text, flags=re.M)  # it hides the built-in type in every signature below
+    text = re.sub(r"(= \.\.\., channel_axis: [\w.]+)\)", r"\1 = ...)", text)  # invalid: no default after a default
     text = text.replace("class Dims:", "class Dims:\n    def __iter__(self) -> collections.abc.Iterator[int]: ...")
     functions = "def nptype(trt_type: DataType) -> type: ...\n__version__: str\n"  # of the package's Python part
     (folder / "tensorrt_rtx.pyi").write_text("# mypy: ignore-errors\n" + text + functions)
@@ -47,16 +42,14 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def type_check(stubs: Path, source: str, folder: Path) -> str:
-    """What mypy says of engines/ with ``source`` as its tensorrt.py and the bindings' module typed."""
+    """mypy's output for ``source`` in place of the device code, with the bindings' module typed."""
     assert LOADED in source
-    package = folder / "engines"
-    package.mkdir()
-    for path in (ROOT / "engines").glob("*.py"):
-        (package / path.name).write_text(path.read_text())
-    (package / "tensorrt.py").write_text(source.replace(LOADED, "import tensorrt_rtx as trt"))
+    ignore = shutil.ignore_patterns("stream", "train", "bundles", "__pycache__")
+    shutil.copytree(ROOT / "emostream", folder / "emostream", ignore=ignore)  # follows the links
+    (folder / DEVICE_CODE).write_text(source.replace(LOADED, "import tensorrt_rtx as trt"))
     command = [
         sys.executable, "-m", "mypy", "--no-incremental", "--ignore-missing-imports", "--follow-imports=silent",
-        "--check-untyped-defs", "--config-file=", "engines/tensorrt.py",
+        "--check-untyped-defs", "--config-file=", DEVICE_CODE,
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=folder, env={"MYPYPATH": str(stubs)}, capture_output=True, text=True, timeout=100
@@ -65,12 +58,12 @@ def type_check(stubs: Path, source: str, folder: Path) -> str:
 
 
 def test_mypy_accepts_the_device_code(stubs: Path, tmp_path: Path):
-    said = type_check(stubs, (ROOT / "engines/tensorrt.py").read_text(), tmp_path)
-    assert "Success" in said, said
+    output = type_check(stubs, (ROOT / DEVICE_CODE).read_text(), tmp_path)
+    assert "Success" in output, output
 
 
-def test_mypy_would_see_a_call_that_is_not_there(stubs: Path, tmp_path: Path):
-    lines = (ROOT / "engines/tensorrt.py").read_text().splitlines()
+def test_mypy_would_notice_a_call_that_does_not_exist(stubs: Path, tmp_path: Path):
+    lines = (ROOT / DEVICE_CODE).read_text().splitlines()
     broken = set()
     for right, wrong in {
         "execute_async_v3(": "execute_async_v2(",
@@ -83,14 +76,13 @@ def test_mypy_would_see_a_call_that_is_not_there(stubs: Path, tmp_path: Path):
         (number,) = (number for number, line in enumerate(lines) if right in line)
         lines[number] = lines[number].replace(right, wrong)
         broken.add(number + 1)
-    said = type_check(stubs, "\n".join(lines), tmp_path)
-    assert {int(number) for number in re.findall(r"^engines/tensorrt.py:(\d+): error", said, flags=re.M)} == broken, (
-        said
-    )
+    output = type_check(stubs, "\n".join(lines), tmp_path)
+    found = {int(number) for number in re.findall(rf"^{DEVICE_CODE}:(\d+): error", output, flags=re.M)}
+    assert found == broken, output
 
 
-def test_what_the_stubs_do_not_tell():
-    """Shapes are iterable, by the protocol of sequences, and types have NumPy's names."""
+def test_what_the_stubs_do_not_show():
+    """Shapes are iterable, by the sequence protocol, and types have NumPy's names."""
     import tensorrt_rtx as trt
 
     assert tuple(trt.Dims((2, 3))) == (2, 3)
@@ -99,7 +91,7 @@ def test_what_the_stubs_do_not_tell():
 
 
 def parameters(stubs: Path) -> dict[str, dict[str, list[list[str]]]]:
-    """Of each class in the stubs, its attributes; of each method, the parameters of every overload."""
+    """By class in the stubs: its attributes, and for each method the parameters of every overload."""
     found: dict[str, dict[str, list[list[str]]]] = {}
     for node in ast.parse((stubs / "tensorrt_rtx.pyi").read_text()).body:
         if isinstance(node, ast.ClassDef):

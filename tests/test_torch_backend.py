@@ -1,4 +1,4 @@
-"""engines/torch.py: operators, each held to ONNX Runtime's, and what is refused. Whole graphs: test_backends.py."""
+"""engines/torch.py: each operator compared with ONNX Runtime's, and what it refuses. Whole graphs: test_backends.py."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from emostream.errors import BackendError
 def tiny(path: Path, *nodes: onnx.NodeProto, opset: int = 17) -> Path:
     """A graph x (2, n) → y."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, None]) for name in "xy")
-    made = helper.make_graph(list(nodes), "tiny", [x], [y])
-    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)]), path)
+    graph = helper.make_graph(list(nodes), "tiny", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]), path)
     return path
 
 
@@ -81,8 +81,8 @@ def test_torchs_operators_are_onnx_runtimes(tmp_path, op, inputs, attributes):
     kind = onnx.helper.np_dtype_to_tensor_dtype(inputs[0].dtype)
     y = helper.make_tensor_value_info("y", kind, None)
     x = helper.make_tensor_value_info("unused", TensorProto.FLOAT, [1])
-    made = helper.make_graph([helper.make_node(op, names, ["y"], **attributes)], "one", [x], [y], weights)
-    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "x.onnx")
+    graph = helper.make_graph([helper.make_node(op, names, ["y"], **attributes)], "one", [x], [y], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "x.onnx")
     given = {"unused": np.zeros(1, np.float32)}
     want, got = (backend(tmp_path / "x.onnx").run(given)["y"] for backend in (OnnxRuntime, Torch))
     assert got.dtype == want.dtype

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from emostream.engines.bundle import open_bundle
+from emostream.engines.bundle import FUSION_CPU, FUSION_GPU, open_bundle
 from emostream.engines.onnx import OnnxRuntime
 from emostream.errors import CorpusError
 from emostream.stream.features import mfcc
@@ -295,7 +295,9 @@ def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
         np.random.default_rng(0),
     )  # fmt: skip
     assert graph.run(given)["logits"].shape == (1, 7)
-    assert main([*command, str(tmp_path / "second")]) == 0  # the seed decides everything
+    assert all(bundle.path(name).is_file() for name in (FUSION_CPU, FUSION_GPU))
+    assert main([*command, str(tmp_path / "second"), "--portable"]) == 0  # the seed decides everything
+    assert not any((tmp_path / "second" / name).exists() for name in (FUSION_CPU, FUSION_GPU))
     assert (tmp_path / "first/fusion.onnx").read_bytes() == (tmp_path / "second/fusion.onnx").read_bytes()
 
 

@@ -1,31 +1,35 @@
-"""``python -m engines inspect``: what is in a bundle's graphs, what they compile to, which engines there are."""
+"""``stream-engines inspect``: what is in a bundle's graphs, what they cost, and their engines in the cache."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.table import Column, Table
 
-from emostream.engines import forms
-from emostream.engines.bundle import FACE, FUSION, open_bundle
-from emostream.engines.inspect import Array, Facts, Form, cached, facts, form
+from emostream.engines.bundle import FACE, FUSION, FUSION_CPU, FUSION_GPU, open_bundle
+from emostream.engines.inspect import Array, Cost, Facts, cached, cost, facts
+from emostream.engines.options import RUNTIMES
 from emostream.engines.trt import cache
 from emostream.engines.trt.profiles import of_bundle
-from emostream.engines.trt.runtimes import RUNTIMES, load_module
-from emostream.errors import BackendError
+from emostream.engines.trt.runtimes import load_module
+from emostream.errors import BackendError, ConfigError
+from emostream.files import as_json, write_atomically
+
+_FILES = {FUSION: FUSION, FUSION_CPU: FUSION, FUSION_GPU: FUSION, FACE: FACE}  # by file: the graph that it holds
 
 
 class Inspection(msgspec.Struct):
-    """By graph. ``parsed_by`` names the library that made ``forms``; where there is none, both are empty."""
+    """``graphs``: by graph, its portable file. ``costs`` and ``engines``: by file; engines only of files that TensorRT
+    runs. ``parsed_by``: the library that counted loops and layers, or ""."""
 
     bundle: str
     graphs: dict[str, Facts]
     parsed_by: str
-    forms: dict[str, dict[str, Form]]
+    costs: dict[str, Cost]
     engines: dict[str, list[cache.Entry]]
 
 
@@ -39,13 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0: shown. 1: the bundle cannot be opened or the file not written. 2: wrong usage."""
+    """Raises BundleError or BackendError if a graph cannot be read, ConfigError for wrong usage."""
     if args.max_batch < 1:
-        print("error: --max-batch must be at least 1", file=sys.stderr)
-        return 2
+        raise ConfigError("--max-batch must be at least 1")
     found = _inspect(args.bundle, args.max_batch)
     if args.json:
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+        write_atomically(args.json, as_json(found))
     show(found, Console())
     return 0
 
@@ -54,46 +57,53 @@ def _inspect(name: str, max_batch: int) -> Inspection:
     bundle = open_bundle(name)
     profiles = {graph: of_bundle(bundle.manifest, graph, max_batch) for graph in (FUSION, FACE)}
     graphs = {graph: facts(bundle.path(graph), profile) for graph, profile in profiles.items()}
-    engines = {graph: cached(bundle.path(graph)) for graph in profiles}
-    found = Inspection(bundle.id, graphs, "", {}, engines)
+    trt = _library()
+    costs = {}
+    for file, graph in _FILES.items():
+        if file in bundle.manifest.files:  # a CPU graph has operators of ONNX Runtime's own
+            costs[file] = cost(bundle.path(file), profiles[graph], None if file == FUSION_CPU else trt)
+    built = [bundle.path_for(graph, RUNTIMES[0]) for graph in profiles]
+    return Inspection(
+        bundle.id, graphs, f"{trt.__name__} {trt.__version__}" if trt else "", costs,
+        {path.name: cached(path) for path in built},
+    )  # fmt: skip
+
+
+def _library() -> Any:
+    """The first TensorRT library that is installed, or None."""
     for runtime in RUNTIMES:
         try:
-            trt = load_module(runtime)
+            return load_module(runtime)
         except BackendError:
             continue
-        found.parsed_by = f"{runtime} {trt.__version__}"
-        found.forms[FUSION] = {name: form(bundle.path(FUSION), name, profiles[FUSION], trt) for name in forms.FORMS}
-        found.forms[FACE] = {forms.FORMS[0]: form(bundle.path(FACE), forms.FORMS[0], profiles[FACE], trt)}
-        break
-    return found
+    return None
 
 
 def show(found: Inspection, console: Console) -> None:
+    """Print a table for each graph, then one with a row for each file, then the engines."""
     for graph in found.graphs.values():
         _show_graph(graph, console)
-    if found.forms:
-        table = Table("form", *(Column(name, justify="right") for name in ("nodes", "loops", "steps", "layers")))
-        for graph_name, forms_ in found.forms.items():
-            for name, of in forms_.items():
-                marked = " (built)" if len(forms_) > 1 and name == forms.BEST else ""
-                table.add_row(
-                    f"{graph_name}, {name}{marked}", *(str(n) for n in (of.nodes, of.loops, of.steps, of.layers))
-                )
-        console.print(table)
+    table = Table("file", *(Column(name, justify="right") for name in ("nodes", "loops", "steps", "layers")))
+    for file, counted in found.costs.items():
+        marked = f"{file} (TensorRT builds this)" if file in found.engines else file
+        numbers = (counted.nodes, counted.loops, counted.steps, counted.layers)
+        table.add_row(marked, *("" if number is None else str(number) for number in numbers))
+    console.print(table)
+    if found.parsed_by:
         _line(console, f"loops and layers: in the network of {found.parsed_by}; steps: at typical shapes")
     else:
-        _line(console, "layers of each form: not counted, as neither tensorrt nor tensorrt_rtx is installed")
-    for graph_name, entries in found.engines.items():
+        _line(console, "loops and layers: not counted, as neither tensorrt nor tensorrt_rtx is installed")
+    for file, entries in found.engines.items():
         for entry in entries:
             device, report = entry.origin.device, entry.report
             _line(
                 console,
-                f"engine of {graph_name}: {report.runtime} {report.runtime_version}, {report.precision}, "
+                f"engine of {file}: {report.runtime} {report.runtime_version}, {report.precision}, "
                 f"{device.compute}, {report.size_bytes / 1e6:.1f} MB, {report.layers} layers, "
                 f"built in {report.seconds:.1f} s",
             )
         if not entries:
-            _line(console, f"engine of {graph_name}: none in {cache.root()}")
+            _line(console, f"engine of {file}: none in {cache.root()}")
 
 
 def _show_graph(graph: Facts, console: Console) -> None:

@@ -9,17 +9,18 @@ import sys
 from collections.abc import Callable, Sequence
 
 from emostream.commands import exit_code, make_parser
+from emostream.errors import BackendError
 
 COMMANDS = {
     "build": "compile a bundle's graphs for TensorRT or TensorRT-RTX",
     "inspect": "show what is in a bundle's graphs, and their engines",
-    "compare": "hold every backend that works here against ONNX Runtime",
-    "gpu-check": "on a machine with a GPU: is TensorRT right there, and how fast?",
+    "compare": "compare every backend that works here with ONNX Runtime",
+    "gpu-check": "on a machine with a GPU: check TensorRT's results and speed",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; 3: the machine lacks something."""
+    """Run one command and return its exit code; 3: the machine lacks what the command needs."""
     parser = make_parser("stream-engines", "Build, inspect and compare engines; check them on a GPU.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, what in COMMANDS.items():
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if (error.name or "").startswith("emostream"):
                 raise
             added.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-            added.set_defaults(run=_cannot(f"{error.name} is not installed: pip install 'emostream[engines]'"))
+            added.set_defaults(run=_fail(f"{error.name} is not installed: pip install 'emostream[engines]'"))
             continue
         command.add_arguments(added)
         added.set_defaults(run=command.run)
@@ -44,9 +45,8 @@ def run() -> None:
     sys.exit(main())
 
 
-def _cannot(why: str) -> Callable[[argparse.Namespace], int]:
+def _fail(reason: str) -> Callable[[argparse.Namespace], int]:
     def run(_: argparse.Namespace) -> int:
-        print(f"error: {why}", file=sys.stderr)
-        return 1
+        raise BackendError(reason)
 
     return run

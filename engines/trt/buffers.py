@@ -1,9 +1,9 @@
-"""Bookkeeping for a backend with fixed buffers: which shapes occur, what fits, how arrays are laid into a buffer.
+"""Bookkeeping for a backend with fixed buffers: shapes, checks, and the layout of arrays in a buffer.
 
-Pure Python and NumPy, so that what remains for the device is thin. An array of any shape that the profile allows is
-padded up to one of few shapes (a *ladder* for each axis), because a GPU backend prepares anew for every shape it meets:
-rows of the batch by copies of the last one, whose results are thrown away; any other axis by zeros. The latter is
-exact for graphs that mask by length, as those of a bundle do.
+Pure Python and NumPy, so that little code needs the device. An array of any shape that the profile allows is padded to
+one of a few shapes (a *ladder* for each axis), because a GPU backend prepares again for every new shape. The batch is
+padded with copies of its last row, whose results are dropped; every other axis with zeros. That is exact for graphs
+that mask by length, as a bundle's do.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from emostream.engines.trt.profiles import Profile
 from emostream.errors import BackendError
 
 Shape = tuple[int, ...]
-Profile = Mapping[str, tuple[Shape, Shape, Shape]]  # as profiles.Profile: input → (smallest, typical, largest)
-_BATCH = (1, 2.0)  # rungs 1, 2, 4, 8 …: rows of a batch run side by side, so that a padded one costs little
-_LENGTH = (8, 1.25)  # a recurrent layer takes time for every step, so that no more than a quarter (or 8) is added
+_BATCH = (1, 2.0)  # rungs 1, 2, 4, 8 …: rows of a batch run side by side, so a padded one costs little
+_LENGTH = (8, 1.25)  # a recurrent layer takes time for every step, so at most a quarter (or 8) is added
 
 
 def ladder(low: int, high: int, step: int, growth: float) -> Shape:
-    """Lengths from ``low`` to ``high``: multiples of ``step`` that grow by about ``growth``, and the two ends."""
+    """Lengths from ``low`` to ``high``: both ends, and between them multiples of ``step`` that grow by about
+    ``growth``."""
     rungs = [low]
     while rungs[-1] < high:
         rungs.append(min(high, math.ceil(max(rungs[-1] * growth, rungs[-1] + 1) / step) * step))
@@ -30,7 +31,7 @@ def ladder(low: int, high: int, step: int, growth: float) -> Shape:
 
 
 def ladders(profile: Profile) -> dict[str, tuple[Shape, ...]]:
-    """Of each input, the ladder of each axis; axis 0 is the batch.
+    """The ladder of each axis of each input; axis 0 is the batch.
 
     Raises BackendError if the inputs do not share one batch axis.
     """
@@ -46,12 +47,12 @@ def ladders(profile: Profile) -> dict[str, tuple[Shape, ...]]:
 
 
 def padded(shape: Shape, rungs: tuple[Shape, ...]) -> Shape:
-    """The shape that an array of ``shape`` is padded to: on each axis the first rung that holds it."""
+    """The shape to which an array of ``shape`` is padded: on each axis the first rung that is not smaller."""
     return tuple(next(rung for rung in axis if rung >= size) for size, axis in zip(shape, rungs, strict=True))
 
 
 def check(inputs: Mapping[str, np.ndarray], profile: Profile, dtypes: Mapping[str, np.dtype]) -> int:
-    """Rows in the batch of ``inputs``, which may be more than the profile's largest: see ``split``.
+    """Number of rows in the batch of ``inputs``, which may exceed the profile's largest: see ``split``.
 
     Raises BackendError if a name, type or size is not what the engine was built for.
     """
@@ -74,12 +75,12 @@ def check(inputs: Mapping[str, np.ndarray], profile: Profile, dtypes: Mapping[st
 
 
 def split(rows: int, largest: int) -> list[slice]:
-    """Slices of at most ``largest`` rows that cover a batch, in order."""
+    """Slices of at most ``largest`` rows that together cover a batch, in order."""
     return [slice(start, min(start + largest, rows)) for start in range(0, rows, largest)]
 
 
 def place(buffer: np.ndarray, values: np.ndarray, shape: Shape) -> np.ndarray:
-    """Lay ``values`` into the flat ``buffer``, padded to ``shape``; returns the view of the buffer that was filled."""
+    """Copy ``values`` into the flat ``buffer``, padded to ``shape``; returns the filled view of the buffer."""
     view = buffer[: math.prod(shape)].reshape(shape)
     rows = len(values)
     if values.shape[1:] != shape[1:]:

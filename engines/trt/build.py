@@ -1,9 +1,8 @@
 """ONNX → engine, by TensorRT or TensorRT-RTX, which share one API.
 
-Precision is made in the graph (``precision``), for networks of TensorRT 11 are strongly typed; its GRUs get the form
-that takes the fewest steps (``forms``). TensorRT needs the GPU that it builds for and times its kernels there
-(*tactics*); TensorRT-RTX also builds ahead of time, one engine for several compute capabilities, without a GPU, and
-times nothing: its timing cache has been without effect since 1.2.
+Networks of TensorRT 11 are strongly typed, so precision is set in the graph (``precision``). TensorRT needs the GPU
+that it builds for and times its kernels there (*tactics*). TensorRT-RTX also builds ahead of time, one engine for
+several compute capabilities, without a GPU, and times nothing: its timing cache has had no effect since 1.2.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+from emostream.engines.options import Options
 from emostream.engines.trt.profiles import Profile
-from emostream.engines.trt.runtimes import RUNTIMES, logger, plain, reasons
+from emostream.engines.trt.runtimes import logger, plain, reasons
 from emostream.errors import BackendError
 
-PRECISIONS = ("fp32", "fp16", "bf16")
 NEEDS_ONNX = "the onnx package is needed for this and is not installed: pip install 'emostream[engines]'"
 
 _log = logging.getLogger(__name__)
@@ -32,34 +31,9 @@ _one_at_a_time = threading.Lock()  # builds of one process share TensorRT's logg
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to build. ``compute``: capabilities such as SM86 to build for ahead of time (TensorRT-RTX alone); empty: for
-    the GPU of this machine. ``max_batch``: the largest batch of the fusion graph. Raises BackendError if they do not
-    fit each other."""
-
-    runtime: str = "tensorrt"
-    precision: str = "fp32"
-    compute: tuple[str, ...] = ()
-    max_batch: int = 8
-
-    def __post_init__(self) -> None:
-        if self.runtime not in RUNTIMES:
-            raise BackendError(f"runtime {self.runtime!r} is unknown; choose one of: {', '.join(RUNTIMES)}")
-        if self.precision not in PRECISIONS:
-            raise BackendError(f"precision {self.precision!r} is unknown; choose one of: {', '.join(PRECISIONS)}")
-        if self.compute and self.runtime != "tensorrt_rtx":
-            raise BackendError(
-                "TensorRT builds only for the GPU of the machine that it runs on; leave out --compute there, or build "
-                "ahead of time with --runtime tensorrt_rtx"
-            )
-        if self.max_batch < 1:
-            raise BackendError(f"--max-batch is {self.max_batch}; it must be at least 1")
-
-
-@dataclass(frozen=True)
 class Report:
-    """What a build gave. ``layers``: of the network as parsed, before the builder joins them. ``seconds``: for all of
-    it. ``sha256``: of the engine."""
+    """The result of a build. ``layers``: of the network as parsed, before the builder fuses them. ``seconds``: of the
+    whole build. ``sha256``: of the engine."""
 
     layers: int
     precision: str
@@ -71,7 +45,7 @@ class Report:
 
 
 class Progress(Protocol):
-    """Told of a build's phases, which nest; called by the thread that builds."""
+    """Hears of a build's phases, which nest; called by the thread that builds."""
 
     def phase_start(self, phase: str, parent: str | None, steps: int) -> None: ...
     def step_complete(self, phase: str, step: int) -> None: ...
@@ -80,9 +54,9 @@ class Progress(Protocol):
 
 @cache
 def version() -> str:
-    """Of what turns a bundle's graph into an engine: the hash of the code that does so."""
+    """Hash of the code that turns a bundle's graph into an engine."""
     code = hashlib.sha256()
-    for name in ("build.py", "../forms.py", "precision.py"):
+    for name in ("build.py", "precision.py"):
         code.update((Path(__file__).parent / name).read_bytes())
     return code.hexdigest()[:12]
 
@@ -95,8 +69,8 @@ def compile(
     timing_cache: bytearray | None = None,
     progress: Progress | None = None,
 ) -> tuple[bytes, Report]:
-    """Build an engine in memory. ``timing_cache``: tactics' times of earlier builds, brought up to date in place; only
-    for ``tensorrt``. Ctrl-C ends the build at its next step and is raised again.
+    """Build an engine in memory. ``timing_cache``: timings of tactics from earlier builds, updated in place; only for
+    ``tensorrt``. Ctrl-C ends the build at its next step and is raised again.
 
     Raises BackendError, with TensorRT's reasons, if the graph or the profile cannot be built.
     """
@@ -107,7 +81,7 @@ def compile(
         builder = trt.Builder(logger(trt))
         network = parse(onnx_path, model, builder, trt)
         config = builder.create_builder_config()
-        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: TF32 keeps ten bits of a factor
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: TF32 has a mantissa of only 10 bits
         _add_profile(onnx_path, profile, network, builder, config, trt)
         if options.compute:
             config.num_compute_capabilities = len(options.compute)
@@ -136,52 +110,51 @@ def _graph(path: Path, precision: str) -> bytes:
         from google.protobuf.message import DecodeError
     except ImportError as error:
         raise BackendError(NEEDS_ONNX) from error
-    from emostream.engines import forms
     from emostream.engines.trt.precision import cast
 
     try:
         model = onnx.load(path)
     except (OSError, DecodeError) as error:
         raise BackendError(f"{path}: cannot be read as an ONNX graph ({error})") from error
-    return cast(forms.rewrite(model, forms.BEST), precision).SerializeToString()
+    return bytes(cast(model, precision).SerializeToString())
 
 
 def parse(path: Path, model: bytes, builder: Any, trt: Any) -> Any:
-    """The graph as an INetworkDefinition; ``path`` is for messages. Raises BackendError that names each operator that
-    the library cannot take."""
+    """The graph as an INetworkDefinition; ``path`` is for messages. Raises BackendError that names each operator the
+    library cannot take."""
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger(trt))
     if not parser.parse(model):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        found = [f"operator {error.node_operator()} ({error.node_name()}): {plain(error.desc())}" for error in errors]
-        raise BackendError(f"{path}: {trt.__name__} cannot take this graph: {'; '.join(found)}")
+        reasons = [f"operator {error.node_operator()} ({error.node_name()}): {plain(error.desc())}" for error in errors]
+        raise BackendError(f"{path}: {trt.__name__} cannot take this graph: {'; '.join(reasons)}")
     return network
 
 
 def _add_profile(path: Path, profile: Profile, network: Any, builder: Any, config: Any, trt: Any) -> None:
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
-    if unknown := sorted(set(profile) - inputs):  # TensorRT passes over these
+    if unknown := sorted(set(profile) - inputs):  # TensorRT ignores these
         raise BackendError(
             f"{path}: the profile is for {', '.join(unknown)}, the graph takes {', '.join(sorted(inputs))}"
         )
     if not profile:
-        return  # a graph whose shapes are all fixed; for others TensorRT complains
+        return  # all shapes of the graph are fixed; if not, TensorRT complains
     shapes = builder.create_optimization_profile()
     try:
         for name, (smallest, typical, largest) in profile.items():
             shapes.set_shape(name, smallest, typical, largest)
         fits = bool(shapes) and config.add_optimization_profile(shapes) >= 0
     except ValueError as error:
-        raise BackendError(f"{path}: the profile {profile} does not hold: {error}") from error
+        raise BackendError(f"{path}: the profile {profile} is not valid: {error}") from error
     if not fits:
-        raise BackendError(f"{path}: the profile {profile} does not hold: {reasons(trt)}")
+        raise BackendError(f"{path}: the profile {profile} is not valid: {reasons(trt)}")
 
 
 def _capabilities(names: tuple[str, ...], trt: Any) -> list[Any]:
     known = {name: value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
     if unknown := [name for name in names if name not in known]:
         raise BackendError(
-            f"{trt.__name__} {trt.__version__} cannot build for {', '.join(unknown)}; it can for: {', '.join(known)}"
+            f"{trt.__name__} {trt.__version__} cannot build for {', '.join(unknown)}; it builds for: {', '.join(known)}"
         )
     return [known[name] for name in names]
 
@@ -189,24 +162,24 @@ def _capabilities(names: tuple[str, ...], trt: Any) -> list[Any]:
 def _attach(timing_cache: bytearray, config: Any) -> Any:
     tactics = config.create_timing_cache(bytes(timing_cache))
     if not config.set_timing_cache(tactics, False):
-        _log.warning("the tactics' times are of another TensorRT or GPU; they are measured anew")
+        _log.warning("the cached timings of tactics are from another TensorRT or GPU; they are measured again")
         tactics = config.create_timing_cache(b"")
         config.set_timing_cache(tactics, False)
     return tactics
 
 
 def _interruptible(build: Callable[[], Any], cancelled: threading.Event) -> Any:
-    """Run in a thread, since Python hears Ctrl-C only in the main one, and not while that is inside of TensorRT."""
+    """Run in a thread: Python handles Ctrl-C only in the main thread, and not while that is inside TensorRT."""
     with ThreadPoolExecutor(1) as pool:
         try:
             return pool.submit(build).result()
         except KeyboardInterrupt:
             cancelled.set()
-            raise  # once the pool's thread has ended
+            raise  # after the pool's thread has ended
 
 
 def _monitor(trt: Any, progress: Progress | None, cancelled: threading.Event) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module is only known at run time
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 

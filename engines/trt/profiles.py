@@ -5,18 +5,18 @@ from __future__ import annotations
 from emostream.engines.bundle import FACE, FUSION, MODALITIES, Manifest
 
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-"""By input: the smallest, the typical and the largest shape."""
+"""The smallest, the typical and the largest shape of each input."""
 
 _TYPICAL_ROWS = 5  # an utterance of 3 s in windows of 15 s: a fifth
-_TYPICAL_BATCH = 4  # one label, and what each of three modalities contributed to it
-_CROPS = (1, 8, 64)  # in one run of the face network; what a short utterance brings, and what the live code ends at
+_TYPICAL_BATCH = 4  # an utterance, and the same without each of its three modalities
+_CROPS = (1, 8, 64)  # in one run of the face network: one, those of a short utterance, the live code's limit
 
 
 def of_bundle(manifest: Manifest, graph: str, max_batch: int = 8) -> Profile:
-    """Shapes of the live pipeline for one of the bundle's graphs, FUSION or FACE, from its manifest's window sizes.
+    """Shapes that occur in the live pipeline for one of a bundle's graphs, FUSION or FACE, by its manifest's window
+    sizes. ``max_batch``: the fusion graph's. An absent modality has one row.
 
-    ``max_batch`` is that of the fusion graph. A modality that is absent has one row. Raises ValueError for another
-    graph or a batch below 1.
+    Raises ValueError for another graph or a batch below 1.
     """
     if max_batch < 1:
         raise ValueError(f"max_batch is {max_batch}; it must be at least 1")

@@ -1,4 +1,4 @@
-"""The two libraries that share TensorRT's API: how they are imported, and what they say."""
+"""The two libraries that share TensorRT's API: importing them, and their messages."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from emostream.engines.options import RUNTIMES
 from emostream.errors import BackendError
 
-RUNTIMES = ("tensorrt", "tensorrt_rtx")
 _EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
 _EXPECTED = (
-    "cudaError 35",  # there is no driver, said at each build ahead of time, where it does not matter
-    "Int64 binding",  # an input is int64: so it is given
+    "cudaError 35",  # no driver: logged at each build ahead of time, where none is needed
+    "Int64 binding",  # an input is int64, and it gets int64
 )
 
 _log = logging.getLogger(__name__)
@@ -32,14 +32,14 @@ def load_module(runtime: str) -> ModuleType:
         raise BackendError(f"{runtime} cannot be imported ({error}); {mend}") from error
 
 
-@cache  # TensorRT keeps a bare pointer to its first logger, which must never go away; so one serves all
+@cache  # TensorRT keeps a bare pointer to its first logger, which must live as long as the process
 def logger(trt: Any) -> Any:
-    """The logger of a library, an ILogger. ``messages``: its errors, which TensorRT's calls answer only by False or
-    None; to be cleared before a call whose reasons are wanted."""
+    """The logger of a library, an ILogger. ``messages``: its errors, since a failed call returns only False or None;
+    clear them before a call whose errors are wanted."""
 
-    class Logger(trt.ILogger):  # type: ignore[name-defined]
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the module is only known at run time
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # the binding does not see super()
+            trt.ILogger.__init__(self)  # the binding does not support super()
             self.messages: list[str] = []
 
         def log(self, severity: Any, msg: str) -> None:
@@ -53,8 +53,8 @@ def logger(trt: Any) -> Any:
 
 def reasons(trt: Any) -> str:
     """The errors since ``messages`` was cleared."""
-    found = dict.fromkeys(plain(message) for message in logger(trt).messages if not _expected(message))
-    return "; ".join(found) or f"{trt.__name__} gives no reason"
+    errors = dict.fromkeys(plain(message) for message in logger(trt).messages if not _expected(message))
+    return "; ".join(errors) or f"{trt.__name__} gives no reason"
 
 
 def _expected(message: str) -> bool:
@@ -62,5 +62,5 @@ def _expected(message: str) -> bool:
 
 
 def plain(message: str) -> str:
-    """A message in one line, without the place in TensorRT's source."""
+    """A message on one line, without its location in TensorRT's source."""
     return " ".join(re.sub(r"\s*In \w+ at /_src\S*?(?=\)|$)", "", message).split())

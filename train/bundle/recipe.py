@@ -16,7 +16,6 @@ from emostream.engines.bundle import (
     FACE,
     FORMAT,
     FUSION,
-    FUSION_CPU,
     WORDS,
     Corpus,
     Manifest,
@@ -47,6 +46,7 @@ from emostream.train.bundle.fit import (
 )
 from emostream.train.bundle.presets import PRESETS, Preset
 from emostream.train.corpora import LABELS, Item, emodb, fer2013, goemotions, meld, numbers, of, ravdess, some
+from emostream.train.graphs import fast
 from emostream.train.graphs import portable as export
 from emostream.train.metrics import scores
 from emostream.train.model import MODALITIES, Fusion, build
@@ -274,15 +274,16 @@ def by_group(
 
 
 def make_bundle(
-    preset_name: str, data: Path, out: Path | None, cache: Path, seed: int, stage: Stage
+    preset_name: str, data: Path, out: Path | None, cache: Path, seed: int, stage: Stage, portable: bool = False
 ) -> tuple[Manifest, Path]:
     """Train a preset on the corpora below ``data`` and write the bundle; returns its manifest and its folder.
 
-    Raises CorpusError, ModelError or ExportError.
+    ``portable``: without the fast graphs. Raises CorpusError, ModelError or ExportError.
     """
     preset = PRESETS[preset_name]
     out = out or Path("bundles") / preset_name
     corpora = load_all(data)
+    fast.try_exports(preset.attention, {"text": preset.word_dim}, fast=not portable)
     if preset.most is not None:
         corpora = [some(of(items, "train"), preset.most) + some(of(items, "val"), preset.most) for items in corpora]
     clips, german, stills, comments, lines = corpora
@@ -314,7 +315,10 @@ def make_bundle(
 
     out.mkdir(parents=True, exist_ok=True)
     worst = {FUSION: export.export_fusion(model, out / FUSION), FACE: export.export_face(net, out / FACE)}
-    worst[FUSION_CPU] = export.export_fusion_cpu(model, out / FUSION_CPU)
+    for name in fast.GRAPHS:
+        (out / name).unlink(missing_ok=True)  # an earlier bundle's
+    if not portable:
+        worst |= fast.export_fast(model, out)
     table.save(out / WORDS)
     manifest = Manifest(
         format=FORMAT,
@@ -329,7 +333,8 @@ def make_bundle(
         temperature=calibration.temperature,
         uncertain_below=calibration.uncertain_below,
         training={
-            "command": f"python -m train fit --preset {preset_name} --data DIR --seed {seed}",
+            "command": f"python -m train fit --preset {preset_name} --data DIR --seed {seed}"
+            + (" --portable" if portable else ""),
             "preset": dataclasses.asdict(preset),
             "seed": seed,
             "parameters": {

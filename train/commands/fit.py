@@ -27,6 +27,10 @@ def add_fit_command(subparsers: argparse._SubParsersAction) -> None:
         help="folder where features and finished parts are kept (default: %(default)s)",
     )  # fmt: skip
     fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument(
+        "--portable", action="store_true",
+        help="leave out the hand-written fast graphs, for a network that they do not fit",
+    )  # fmt: skip
     fit.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default: 1)")
 
 
@@ -60,7 +64,13 @@ def run_fit(arguments: argparse.Namespace) -> int:
 
         try:
             manifest, folder = make_bundle(
-                arguments.preset, arguments.data, arguments.out, arguments.cache, arguments.seed, stage
+                arguments.preset,
+                arguments.data,
+                arguments.out,
+                arguments.cache,
+                arguments.seed,
+                stage,
+                arguments.portable,
             )
         except (CorpusError, ModelError, ExportError, BundleError) as error:
             console.print(f"[red]error:[/red] {error}", soft_wrap=True)

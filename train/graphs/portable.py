@@ -1,4 +1,4 @@
-"""Torch modules → ONNX graphs, each held to the torch result before it is accepted.
+"""Torch modules → ONNX graphs by torch's exporter, each compared with its module before it is accepted.
 
 The older exporter (``dynamo=False``) is used on purpose: it traces GRUs to ONNX's own GRU operator.
 """
@@ -9,14 +9,14 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 
+from emostream.engines.bundle import MODALITIES
 from emostream.engines.onnx import OnnxRuntime
 from emostream.errors import ExportError
 from emostream.train.bundle.face import FaceNet
-from emostream.train.graphs.cpu import OPSET, cpu_graph
-from emostream.train.model import MODALITIES, Fusion
+from emostream.train.graphs.writer import OPSET
+from emostream.train.model import Fusion
 
 TOLERANCE = 1e-4
 LENGTHS = (1, 7, 50, 300)
@@ -24,10 +24,15 @@ BATCHES = (1, 2, 3, 4)
 
 
 def _export(
-    module: torch.nn.Module, args: tuple, path: Path, inputs: list[str], outputs: list[str], axes: dict
+    module: torch.nn.Module,
+    args: tuple[torch.Tensor, ...],
+    path: Path,
+    inputs: list[str],
+    outputs: list[str],
+    axes: dict[str, dict[int, str]],
 ) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it announces its own retirement and each traced shape
+        warnings.simplefilter("ignore")  # the exporter announces its own retirement and each traced shape
         torch.onnx.export(
             module.eval(), args, str(path), input_names=inputs, output_names=outputs, dynamic_axes=axes,
             opset_version=OPSET, dynamo=False,
@@ -37,7 +42,8 @@ def _export(
 def fusion_inputs(
     dims: dict[str, int], lengths: dict[str, list[int]], rng: np.random.Generator, padding: int = 0
 ) -> dict[str, np.ndarray]:
-    """Random features for a batch; beyond the lengths there is random stuff, ``padding`` rows more than needed."""
+    """Random features for a batch: (B, T, dim) float32 and (B,) int64 lengths of each modality. Rows beyond the lengths
+    are random too, ``padding`` more of them than needed."""
     arrays: dict[str, np.ndarray] = {}
     for name, dim in dims.items():
         rows = max(1, *lengths[name]) + padding
@@ -47,14 +53,14 @@ def fusion_inputs(
 
 
 def export_fusion(model: Fusion, path: Path) -> float:
-    """Write ``fusion.onnx`` and check it; returns the largest difference found.
+    """Write ``fusion.onnx`` and check it; returns the largest difference from the torch model.
 
     Inputs: audio (B, Ta, 120), video (B, Tv, 128), text (B, Tt, Dt) float32, each with its ``_len`` (B,) int64;
-    output: logits (B, labels). Batch and times are free. An absent modality is length 0 with one row of anything.
-    Raises ExportError above ``TOLERANCE``.
+    output: logits (B, labels). Batch size and lengths vary. An absent modality has length 0 and one row of anything.
+    Raises ExportError if the difference is above ``TOLERANCE``.
     """
     if tuple(model.dims) != MODALITIES:
-        raise ExportError(f"a bundle wants {', '.join(MODALITIES)}; this model has {', '.join(model.dims)}")
+        raise ExportError(f"a bundle needs {', '.join(MODALITIES)}; this model has {', '.join(model.dims)}")
     rng = np.random.default_rng(0)
     names = [name for m in MODALITIES for name in (m, f"{m}_len")]
     example = fusion_inputs(model.dims, {m: [9, 6] for m in MODALITIES}, rng)
@@ -66,16 +72,10 @@ def export_fusion(model: Fusion, path: Path) -> float:
     return check_fusion(model, path)
 
 
-def export_fusion_cpu(model: Fusion, path: Path) -> float:
-    """Write the model once more in the form that is fastest on a CPU (``train.cpu_graph``) and check it like the first;
-    returns the largest difference found."""
-    onnx.save(cpu_graph(model), path)
-    return check_fusion(model, path)
-
-
 @torch.inference_mode()
 def check_fusion(model: Fusion, path: Path) -> float:
-    """Compare ``path`` with ``model`` at several lengths and batches, padded, with each subset of modalities."""
+    """Compare the graph at ``path`` with ``model`` at several lengths and batch sizes, padded, with each subset of
+    modalities; returns the largest difference of a logit. Raises ExportError if it is above ``TOLERANCE``."""
     graph = OnnxRuntime(path)
     rng = np.random.default_rng(1)
     worst = 0.0
@@ -91,7 +91,7 @@ def check_fusion(model: Fusion, path: Path) -> float:
                 want = model(**{name: torch.from_numpy(a) for name, a in arrays.items()}).numpy()
                 got = graph.run(arrays)["logits"]
                 worst = max(worst, float(np.abs(got - want).max()))
-                alone = {  # the first clip by itself and cut to its length: neither padding nor batch mates count
+                alone = {  # the first clip by itself, cut to its length: padding and its neighbours must not matter
                     name: a[:1] if name.endswith("_len") else a[:1, : max(1, lengths[name][0])]
                     for name, a in arrays.items()
                 }
@@ -103,7 +103,8 @@ def check_fusion(model: Fusion, path: Path) -> float:
 
 @torch.inference_mode()
 def export_face(net: FaceNet, path: Path) -> float:
-    """Write ``face.onnx``, crops (N, 48, 48) uint8 → vectors (N, 128) float32, and check it."""
+    """Write ``face.onnx``, crops (N, 48, 48) uint8 → vectors (N, 128) float32, and check it; returns the largest
+    difference from the torch network. Raises ExportError if it is above ``TOLERANCE``."""
     rng = np.random.default_rng(0)
     example = torch.from_numpy(rng.integers(0, 256, (2, 48, 48), np.uint8))
     _export(net, (example,), path, ["crops"], ["vectors"], {"crops": {0: "crops"}, "vectors": {0: "crops"}})

@@ -31,8 +31,9 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from emostream.engines.bundle import FACE, MODALITIES, WORDS, Bundle, sha256
+from emostream.engines.bundle import FACE, MODALITIES, WORDS, Bundle
 from emostream.errors import CorpusError, Problems, SourceError
+from emostream.files import sha256
 from emostream.stream import models
 from emostream.stream.config import Video
 from emostream.stream.cores.audio import AudioCore
