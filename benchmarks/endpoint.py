@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.script import RATE_HZ, _read
+from emostream.stream.config import Speech
 from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, Endpointer
 
 RULES = {  # name → (hangover_ms, min_hangover_ms)
@@ -86,7 +87,7 @@ def judge(clips: Sequence[Clip], hangover_ms: int, min_hangover_ms: int) -> dict
     delays, waits = [], []
     cut = lost = unheard = 0
     for clip in clips:
-        endpointer = Endpointer(hangover_ms=hangover_ms, min_hangover_ms=min_hangover_ms)
+        endpointer = Endpointer.from_config(Speech(hangover_ms=hangover_ms, min_hangover_ms=min_hangover_ms))
         ended = []
         for i, probability in enumerate(clip.probabilities):
             for bound in endpointer.push(float(probability), i * FRAME_NS):

@@ -14,7 +14,8 @@ PROBABILITIES = st.lists(st.sampled_from([0.0, 0.04, 0.2, 0.34, 0.4, 0.6, 1.0]),
 
 def ends(probabilities: list[float], **settings: float | None) -> list[tuple[int, int, int]]:
     """(start, end, confirmed) of each utterance, in frames."""
-    endpointer = Endpointer(pause_ms=160, hangover_ms=400, **settings)  # type: ignore[arg-type]
+    fixed = {"threshold": 0.5, "min_speech_ms": 96, "pause_ms": 160, "hangover_ms": 400, "max_utterance_s": 15}
+    endpointer = Endpointer(**{**fixed, "min_hangover_ms": None, **settings})  # type: ignore[arg-type]
     found = []
     for i, probability in enumerate(probabilities):
         for bound in endpointer.push(probability, i * FRAME_NS):

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from emostream.stream import models
+from emostream.stream.config import Speech
 from emostream.stream.nodes.speech import load_vad
 from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, Endpointer, utterances
 from tests import media
@@ -31,6 +32,12 @@ _run = st.tuples(st.sampled_from([0.0, 0.4, 0.97]) | st.floats(0, 1), st.integer
 probabilities = st.lists(_run, max_size=12).map(lambda runs: [p for p, n in runs for _ in range(n)])
 
 
+def _endpointer(**options) -> Endpointer:
+    """A fixed hangover of 400 ms, unless the options say otherwise."""
+    fixed = {"threshold": 0.5, "min_speech_ms": 96, "pause_ms": 160, "hangover_ms": 400, "max_utterance_s": 15}
+    return Endpointer(**{**fixed, "min_hangover_ms": None, **options})
+
+
 def _all(endpointer: Endpointer, values: list[float]) -> list:
     bounds = [bound for i, p in enumerate(values) for bound in endpointer.push(p, i * FRAME_NS)]
     return bounds + ([endpointer.end()] if endpointer.speaking else [])
@@ -38,7 +45,7 @@ def _all(endpointer: Endpointer, values: list[float]) -> list:
 
 @given(settings_, probabilities)
 def test_bounds_come_in_order(options, values):
-    endpointer = Endpointer(**options)
+    endpointer = _endpointer(**options)
     state, begun, last_end = "ended", -1, 0
     after = {"ended": {"started"}, "started": {"paused", "ended"}, "paused": {"resumed", "ended"}}
     after["resumed"] = after["started"]
@@ -66,7 +73,7 @@ def test_bounds_come_in_order(options, values):
 
 @given(settings_, probabilities)
 def test_speech_is_as_long_as_configured(options, values):
-    for bound in _all(Endpointer(**options), values):
+    for bound in _all(_endpointer(**options), values):
         length_ms = (bound.end_ns - bound.start_ns) / _MS
         assert length_ms >= options["min_speech_ms"]
         if bound.kind == "started":
@@ -79,41 +86,41 @@ def test_speech_is_as_long_as_configured(options, values):
     [0.9] * 30 + [0.0] * 11 + [0.9],
 )
 def test_no_utterance_is_longer_than_the_longest_allowed(options, values):
-    for bound in _all(Endpointer(**options), values):
+    for bound in _all(_endpointer(**options), values):
         assert bound.end_ns - bound.start_ns <= options["max_utterance_s"] * 1e9 + FRAME_NS
 
 
 @given(settings_, probabilities)
 def test_an_utterance_begins_and_ends_with_speech(options, values):
     off = max(options["threshold"] - 0.15, 0.01)
-    for bound in _all(Endpointer(**options), values):
+    for bound in _all(_endpointer(**options), values):
         assert values[bound.start_ns // FRAME_NS] >= options["threshold"]
         assert values[bound.end_ns // FRAME_NS - 1] >= off
 
 
 @given(settings_, st.lists(st.floats(0, 1), max_size=200))
 def test_below_the_threshold_nothing_starts(options, values):
-    assert _all(Endpointer(**options), [p * options["threshold"] * 0.999 for p in values]) == []
+    assert _all(_endpointer(**options), [p * options["threshold"] * 0.999 for p in values]) == []
 
 
 @given(settings_, probabilities, probabilities)
 def test_reset_forgets(options, before, values):
-    endpointer = Endpointer(**options)
+    endpointer = _endpointer(**options)
     for p in before:
         endpointer.push(p, 0)
     endpointer.reset()
-    assert _all(endpointer, values) == _all(Endpointer(**options), values)
+    assert _all(endpointer, values) == _all(_endpointer(**options), values)
 
 
 def test_only_frames_in_a_row_start_an_utterance():
     noises = ([0.9] * 2 + [0.0]) * 30
-    assert _all(Endpointer(min_speech_ms=96), noises) == []
-    assert _all(Endpointer(min_speech_ms=96), [*noises, 0.9, 0.9, 0.9])[0].start_ns == 90 * FRAME_NS
+    assert _all(_endpointer(min_speech_ms=96), noises) == []
+    assert _all(_endpointer(min_speech_ms=96), [*noises, 0.9, 0.9, 0.9])[0].start_ns == 90 * FRAME_NS
 
 
 def test_one_sentence_with_a_pause():
     values = [0.0] * 5 + [0.9] * 20 + [0.0] * 8 + [0.9] * 10 + [0.0] * 20
-    bounds = _all(Endpointer(), values)
+    bounds = _all(_endpointer(), values)
     assert [bound.kind for bound in bounds] == ["started", "paused", "resumed", "paused", "ended"]
     assert bounds[0].start_ns == 5 * FRAME_NS
     assert bounds[0].end_ns == 8 * FRAME_NS  # known after 96 ms
@@ -123,7 +130,7 @@ def test_one_sentence_with_a_pause():
 
 
 def test_an_end_is_told_as_soon_as_the_silence_is_long_enough():
-    endpointer = Endpointer(pause_ms=160, hangover_ms=400)
+    endpointer = _endpointer(pause_ms=160, hangover_ms=400)
     told = {}
     for i, p in enumerate([0.9] * 10 + [0.0] * 30):
         for bound in endpointer.push(p, i * FRAME_NS):
@@ -133,12 +140,12 @@ def test_an_end_is_told_as_soon_as_the_silence_is_long_enough():
 
 
 def test_doubtful_frames_keep_speech_going_but_do_not_start_it():
-    assert _all(Endpointer(0.5), [0.4] * 50) == []
-    assert [bound.kind for bound in _all(Endpointer(0.5), [0.9] * 5 + [0.4] * 50)] == ["started", "ended"]
+    assert _all(_endpointer(threshold=0.5), [0.4] * 50) == []
+    assert [bound.kind for bound in _all(_endpointer(threshold=0.5), [0.9] * 5 + [0.4] * 50)] == ["started", "ended"]
 
 
 def test_a_monologue_is_cut_without_losing_a_frame():
-    bounds = _all(Endpointer(max_utterance_s=2), [0.9] * 200)
+    bounds = _all(_endpointer(max_utterance_s=2), [0.9] * 200)
     ends = [bound for bound in bounds if bound.kind == "ended"]
     starts = [bound for bound in bounds if bound.kind == "started"]
     assert [bound.forced for bound in ends] == [True] * (len(ends) - 1) + [False]
@@ -146,12 +153,23 @@ def test_a_monologue_is_cut_without_losing_a_frame():
     assert ends[-1].end_ns == 200 * FRAME_NS
 
 
+def test_settings_of_a_live_stream_come_from_its_configuration():
+    values = [0.9] * 10 + [0.0] * 30
+    live = {"pause_ms": 128, "hangover_ms": 400, "min_hangover_ms": 192}
+    assert _all(Endpointer.from_config(Speech()), values) == _all(_endpointer(**live), values)
+    changed = {"threshold": 0.95, "min_speech_ms": 64, "max_utterance_s": 1.0, "pause_ms": 64, "min_hangover_ms": 96}
+    for key, value in changed.items():
+        values = [0.9, 0.9, *[0.97] * 40, 0.0, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.9, 0.9, 0.9]
+        configured = _all(Endpointer.from_config(Speech(**{key: value})), values)
+        assert configured == _all(_endpointer(**live | {key: value}), values)
+
+
 # With the network
 
 
 def test_the_demos_sentences_are_found(vad):
     sentences = json.loads(media.DEMO.with_suffix(".json").read_text())["sentences"]
-    found = [(start / 1e9, end / 1e9) for start, end in utterances(media.speech_samples(27.0), vad, Endpointer())]
+    found = [(start / 1e9, end / 1e9) for start, end in utterances(media.speech_samples(27.0), vad, _endpointer())]
     assert len(found) == len(sentences) == 5
     np.testing.assert_allclose(found, [(s["start_s"], s["end_s"]) for s in sentences], atol=0.35)
 
@@ -166,7 +184,7 @@ def test_what_is_not_speech_starts_nothing(vad, sound):
         "hum": 1000 * np.sin(2 * np.pi * 50 * t / 16_000),
         "clicks": 8000.0 * (t % 4000 == 0),
     }[sound].astype(np.int16)
-    assert list(utterances(samples, vad, Endpointer())) == []
+    assert list(utterances(samples, vad, _endpointer())) == []
 
 
 def test_the_networks_state_is_forgotten_by_reset(vad, speech_samples):
@@ -198,4 +216,4 @@ def test_each_frame_is_seen_with_the_end_of_the_one_before(speech_samples):
 
 
 def test_a_recording_shorter_than_a_frame_has_no_utterance(vad):
-    assert list(utterances(np.zeros(511, np.int16), vad, Endpointer())) == []
+    assert list(utterances(np.zeros(511, np.int16), vad, _endpointer())) == []

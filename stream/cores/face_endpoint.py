@@ -17,7 +17,9 @@ class FaceEndpointer:
     def __init__(self, stream: str, fps: float, config: Speech) -> None:
         self._stream = stream
         self._length_ns = int(1e9 / fps)
-        self._endpointer = Endpointer(0.5, _MIN_FACE_MS, config.pause_ms, config.hangover_ms, config.max_utterance_s)
+        self._endpointer = Endpointer(
+            0.5, _MIN_FACE_MS, config.pause_ms, config.hangover_ms, config.max_utterance_s, min_hangover_ms=None
+        )
         self._hole_ns = int(config.hangover_ms * 1e6) + self._length_ns
         self._turn = 0
         self._last: Face | None = None

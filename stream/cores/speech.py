@@ -28,10 +28,7 @@ class SpeechCore:
         self, stream: str, vad: SileroVad, recognizer: Recognizer | None, config: Speech, clock: Clock
     ) -> None:
         self._stream, self._vad, self._recognizer, self._clock = stream, vad, recognizer, clock
-        self._endpointer = Endpointer(
-            config.threshold, config.min_speech_ms, config.pause_ms, config.hangover_ms, config.max_utterance_s,
-            config.min_hangover_ms,
-        )  # fmt: skip
+        self._endpointer = Endpointer.from_config(config)
         self._hangover_ns = int(config.hangover_ms * 1e6)
         self._preroll: deque[Pcm] = deque(maxlen=_PREROLL_BLOCKS)
         self._fed_ns = 0  # the recogniser has had everything before this media time

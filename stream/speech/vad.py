@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 import onnxruntime
 
+from emostream.stream.config import Speech
+
 RATE_HZ = 16_000
 FRAME_SAMPLES = 512  # 32 ms, the only frame length that the network takes at 16 kHz
 FRAME_NS = 1_000_000_000 * FRAME_SAMPLES // RATE_HZ
@@ -71,12 +73,12 @@ class Endpointer:
 
     def __init__(
         self,
-        threshold: float = 0.5,
-        min_speech_ms: float = 96,
-        pause_ms: float = 160,
-        hangover_ms: float = 400,
-        max_utterance_s: float = 15,
-        min_hangover_ms: float | None = None,
+        threshold: float,
+        min_speech_ms: float,
+        pause_ms: float,
+        hangover_ms: float,
+        max_utterance_s: float,
+        min_hangover_ms: float | None,
     ) -> None:
         self._on, self._off = threshold, max(threshold - 0.15, 0.01)
         self._min_speech_ns = int(min_speech_ms * 1e6)
@@ -85,6 +87,14 @@ class Endpointer:
         self._sure_ns = self._hangover_ns if min_hangover_ms is None else int(min_hangover_ms * 1e6)
         self._longest_ns = int(max_utterance_s * 1e9)
         self.reset()
+
+    @classmethod
+    def from_config(cls, config: Speech) -> Endpointer:
+        """The endpointer of a live stream with these settings."""
+        return cls(
+            config.threshold, config.min_speech_ms, config.pause_ms, config.hangover_ms, config.max_utterance_s,
+            config.min_hangover_ms,
+        )  # fmt: skip
 
     def reset(self) -> None:
         self.speaking = False
