@@ -263,7 +263,7 @@ def test_folds_whole_or_cut_to_their_lengths(tmp_path):
     cut, whole = (iemocap_folds.load(folder, fixed) for fixed in (False, True))
     assert cut.folds == 2 and cut.settings != whole.settings and len(cut.label_names) == 7
     test = cut.split(1)["test"]
-    assert test.together and test.labels["text"].tolist() == [0, 2, 3, 4]  # without clip 1, that has no picture
+    assert test.aligned and test.labels["text"].tolist() == [0, 2, 3, 4]  # without clip 1, that has no picture
     assert [len(test.features["video"][i]) for i in range(4)] == [2, 3, 3, 3]
     assert [len(test.features["audio"][i]) for i in range(4)] == [4, 6, 6, 6]
     assert [len(test.features["text"][i]) for i in range(4)] == [2, 4, 4, 4]

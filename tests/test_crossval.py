@@ -1,6 +1,5 @@
 """The grid of runs: names, resuming, failures, processes, Ray, and the command from corpora to report."""
 
-import argparse
 import dataclasses
 import json
 import os
@@ -18,10 +17,10 @@ import soundfile
 import torch
 
 from emostream.errors import Problems
-from emostream.train.commands.crossval import add_crossval_command, run_crossval
+from emostream.train.commands.main import main
 from emostream.train.corpora import LABELS
 from emostream.train.study.crossval import GROUPS, check, complete, finished, grid, spec_of, systems
-from emostream.train.study.dataset import Grouped
+from emostream.train.study.dataset import GroupedFolds
 from emostream.train.study.trial import Result, Training, path_of
 from tests.grouped import tiny
 
@@ -82,7 +81,7 @@ def test_an_interruption_keeps_what_is_finished(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Broken(Grouped):
+class Broken(GroupedFolds):
     """Fold 1 cannot be had."""
 
     def split(self, fold):
@@ -115,7 +114,7 @@ def test_processes_give_the_same_and_survive_failures(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Deadly(Grouped):
+class Deadly(GroupedFolds):
     """Whoever asks for fold 1 is gone, like a process that the kernel kills for its memory."""
 
     def split(self, fold):
@@ -192,9 +191,7 @@ def corpora(tmp_path_factory):
 
 
 def crossval(*words):
-    parser = argparse.ArgumentParser()
-    add_crossval_command(parser.add_subparsers(dest="command"))
-    return run_crossval(parser.parse_args(["crossval", *map(str, words)]))
+    return main(["crossval", *map(str, words)])
 
 
 def test_command_from_corpora_to_report(corpora, tmp_path, capsys):
@@ -217,19 +214,19 @@ def test_command_says_what_is_wrong_and_makes_nothing(corpora, tmp_path, capsys,
     monkeypatch.delenv("EMOSTREAM_DATA", raising=False)
     base = ("--corpus", "label-paired", "--out", tmp_path / "out", "--cache", tmp_path / "cache")
     data = ("--data", corpora)
-    for words, said in (
-        ((*base,), "--data"),
-        ((*base, "--data", tmp_path), "RAVDESS"),
-        ((*base, *data, "--systems", "avt-diagonal"), "letters a, v and t"),
-        ((*base, *data, "--folds", 2), "at least 3"),
-        ((*base, *data, "--folds", 9), "too few"),
-        ((*base, *data, "--seeds", 0), "at least 1"),
-        ((*base, *data, "--folds", 3, "--variant", "paper", "--systems", "a-cross"), "alone"),
-        ((*base, *data, "--folds", 3, "--variant", "paper", "--modality-dropout", "0.5"), "masks"),
-        ((*base, *data, "--bundle", "nothing"), "not found"),
+    for words, code, text in (
+        ((*base,), 1, "--data"),
+        ((*base, "--data", tmp_path), 1, "RAVDESS"),
+        ((*base, *data, "--systems", "avt-diagonal"), 2, "letters a, v and t"),
+        ((*base, *data, "--folds", 2), 2, "at least 3"),
+        ((*base, *data, "--folds", 9), 1, "too few"),
+        ((*base, *data, "--seeds", 0), 2, "at least 1"),
+        ((*base, *data, "--folds", 3, "--variant", "paper", "--systems", "a-cross"), 1, "alone"),
+        ((*base, *data, "--folds", 3, "--variant", "paper", "--modality-dropout", "0.5"), 2, "masks"),
+        ((*base, *data, "--bundle", "nothing"), 1, "not found"),
     ):
-        assert crossval(*words) == 1
-        assert said in capsys.readouterr().err
+        assert crossval(*words) == code
+        assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

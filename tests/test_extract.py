@@ -1,6 +1,5 @@
 """Extraction of clips: the same features as live, kept, never stale, all problems in one list."""
 
-import argparse
 import copy
 import dataclasses
 import json
@@ -23,15 +22,16 @@ from emostream.stream.features import mfcc
 from emostream.stream.features.words import WordVectors
 from emostream.stream.label import Labeller
 from emostream.stream.sources.base import VideoFrame
-from emostream.train.commands.features import add_features_command, read_corpus, run_features
+from emostream.train.commands.main import main
 from emostream.train.corpora import Clip, iemocap
+from emostream.train.corpora.recorded import read_corpus
 from emostream.train.study import extract as extraction
 from emostream.train.study.extract import dataset, extract, lengths
 from tests import media
 from tests.test_corpora import release
 
 
-def of(path):
+def arrays_of(path):
     return load_file(path)
 
 
@@ -85,7 +85,7 @@ def test_a_clip_is_what_a_live_utterance_with_its_bounds_is(files, tmp_path, bun
     labels = list(Labeller(Config(speech=Speech(recognizer="none"))).label(files / "face.mkv"))
     assert len(labels) == len(seen) == 1
     bounds = {"start_s": labels[0].start_s, "end_s": labels[0].end_s}
-    arrays = of(extract([clip("u", files / "face.mkv", **bounds)], bundle, tmp_path)[0])
+    arrays = arrays_of(extract([clip("u", files / "face.mkv", **bounds)], bundle, tmp_path)[0])
     assert len(seen[0].audio) > 200 and len(seen[0].video) > 20
     assert np.array_equal(arrays["audio"], seen[0].audio)
     live = seen[0].video  # the same person in the same frames; the detector ran in others of them
@@ -106,14 +106,19 @@ def extracted(files, tmp_path_factory, bundle):
 
 def test_sound_and_words_are_those_of_the_feature_code(extracted, bundle, classifier):
     paths, _ = extracted
-    assert np.allclose(of(paths[0])["audio"], mfcc.mfcc(media.speech_samples(1.0)), atol=1e-4)  # sums of other order
-    assert np.array_equal(of(paths[0])["text"], classifier.encode_words(["how", "nice"]))
-    assert of(paths[0])["video"].shape == (0, bundle.manifest.video.dim)
+    assert np.allclose(
+        arrays_of(paths[0])["audio"], mfcc.mfcc(media.speech_samples(1.0)), atol=1e-4
+    )  # sums of other order
+    assert np.array_equal(arrays_of(paths[0])["text"], classifier.encode_words(["how", "nice"]))
+    assert arrays_of(paths[0])["video"].shape == (0, bundle.manifest.video.dim)
     two = mfcc.mfcc(media.speech_samples(2.0))
-    assert of(paths[3])["audio"].shape == (98, 120) and np.allclose(
-        of(paths[3])["audio"], two[:98], atol=1e-4
+    assert arrays_of(paths[3])["audio"].shape == (98, 120) and np.allclose(
+        arrays_of(paths[3])["audio"], two[:98], atol=1e-4
     )  # row 97 ends at 995 ms, row 98 at 1005 ms
-    assert of(paths[4])["audio"].shape == (0, 120) and of(paths[4])["text"].shape == (2, bundle.manifest.text.dim)
+    assert arrays_of(paths[4])["audio"].shape == (0, 120) and arrays_of(paths[4])["text"].shape == (
+        2,
+        bundle.manifest.text.dim,
+    )
 
 
 def test_one_half_of_a_split_screen(files, tmp_path, bundle, classifier):
@@ -128,9 +133,9 @@ def test_one_half_of_a_split_screen(files, tmp_path, bundle, classifier):
         images = [frame.to_ndarray(format="gray")[:, :320] for frame in container.decode(video=0)]
     messages = [core.push(VideoFrame(images[i], i * 100_000_000))[0] for i in range(4, 16)]
     want = classifier.encode_faces(np.stack([message.crop for message in messages]))
-    assert np.allclose(of(paths[0])["video"], want, atol=1e-5)
+    assert np.allclose(arrays_of(paths[0])["video"], want, atol=1e-5)
     whole = mfcc.mfcc(media.speech_samples(1.0))  # of its own file, whatever the bounds in the other one
-    assert np.allclose(of(paths[1])["audio"], whole, atol=1e-4)
+    assert np.allclose(arrays_of(paths[1])["audio"], whole, atol=1e-4)
 
 
 # --- kept ------------------------------------------------------------------------------------------------------------
@@ -164,14 +169,14 @@ def test_an_interrupted_extraction_goes_on(files, tmp_path, bundle, jobs):
     paths = extract(clips, bundle, tmp_path, 1, lambda done, total: counts.append(done))
     assert counts[0] == len(kept) and counts[-1] == 5 and all(path.is_file() for path in paths)
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # nothing is done twice
-    assert not list(tmp_path.rglob("*.part-*"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_what_is_half_written_is_not_taken(files, tmp_path, bundle):
     (path,) = extract([clip("a", files / "one.wav")], bundle, tmp_path)
     whole = path.read_bytes()
-    path.rename(path.with_name(f"{path.name}.part-1"))
-    path.with_name(f"{path.name}.part-1").write_bytes(whole[:100])
+    path.unlink()
+    path.with_name(f".{path.name}.1.part").write_bytes(whole[:100])
     extract([clip("a", files / "one.wav")], bundle, tmp_path)
     assert path.read_bytes() == whole
 
@@ -183,11 +188,11 @@ def test_stale_features_are_never_used(files, tmp_path, bundle, monkeypatch):
     assert extract([dataclasses.replace(mine, label="sad", where="z")], bundle, tmp_path) == first  # features are equal
     changed = [dataclasses.replace(mine, **change) for change in ({"text": "no"}, {"end_s": 0.5}, {"crop": "left"})]
     assert len({*first, *extract(changed, bundle, tmp_path)}) == 4
-    before, size = of(first[0])["audio"], path.stat().st_size
+    before, size = arrays_of(first[0])["audio"], path.stat().st_size
     soundfile.write(path, media.speech_samples(1.0)[::-1], 16_000, "PCM_16")  # other sound, of the same length
     path.write_bytes(path.read_bytes().ljust(size, b"\0"))
     again = extract([mine], bundle, tmp_path)
-    assert path.stat().st_size == size and again != first and not np.array_equal(of(again[0])["audio"], before)
+    assert path.stat().st_size == size and again != first and not np.array_equal(arrays_of(again[0])["audio"], before)
     monkeypatch.setitem(mfcc.SETTINGS, "rate_hz", 8_000)
     monkeypatch.setitem(bundle.manifest.audio.settings, "rate_hz", 8_000)
     other = extract([mine], bundle, tmp_path)
@@ -284,7 +289,7 @@ def test_given_folds_are_kept_and_each_item_is_tested_once(tmp_path, bundle):
         part = folds.split(f)["test"]
         want = [i for i, c in enumerate(clips) if c.fold == number]
         assert part.labels["text"].tolist() == [i % 2 for i in want]
-        assert np.array_equal(part.features["text"][1], of(files[want[1]])["text"])
+        assert np.array_equal(part.features["text"][1], arrays_of(files[want[1]])["text"])
         parts = folds.split(f)
         assert [len(parts[split].labels["text"]) for split in ("train", "dev", "test")] == [4, 4, 4]
         following = [i % 2 for i, c in enumerate(clips) if c.fold == (2, 4, 7)[(f + 1) % 3]]
@@ -297,9 +302,7 @@ def test_given_folds_are_kept_and_each_item_is_tested_once(tmp_path, bundle):
 
 
 def command(*words):
-    parser = argparse.ArgumentParser()
-    add_features_command(parser.add_subparsers(dest="command", required=True))
-    return run_features(parser.parse_args(["features", *map(str, words)]))
+    return main(["features", *map(str, words)])
 
 
 def test_command_extracts_a_manifest_and_tells_what_there_is(files, tmp_path, capsys):

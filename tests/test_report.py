@@ -1,4 +1,4 @@
-"""The report, from runs whose answers are made up here."""
+"""The report, written from made-up runs."""
 
 import json
 
@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from emostream.errors import CorpusError
 from emostream.train.metrics import accuracy
 from emostream.train.study.crossval import GROUPS, grid
 from emostream.train.study.report import title, write
@@ -101,13 +102,13 @@ def test_a_system_with_a_missing_run_is_named_and_not_shown(tmp_path, specs, res
     write(tmp_path, tiny(), some, specs, TRAINING, COMMAND)
     text = (tmp_path / "study.md").read_text()
     assert "runs of theirs are missing: avt-self." in text and "| A+V+T | self |" not in text
-    with pytest.raises(ValueError, match="no system"):
+    with pytest.raises(CorpusError, match="no system"):
         write(tmp_path / "none", tiny(), {}, specs, TRAINING, COMMAND)
     assert not (tmp_path / "none").exists()
 
 
-def test_a_corpus_whose_items_are_together_has_other_limits(tmp_path, specs, results):
-    write(tmp_path, tiny(together=True), results, specs, TRAINING, COMMAND)
+def test_a_corpus_of_aligned_items_has_other_limits(tmp_path, specs, results):
+    write(tmp_path, tiny(aligned=True), results, specs, TRAINING, COMMAND)
     limits = (tmp_path / "study.md").read_text().split("\n\n")[1]
     assert "synthetic" not in limits and "degrees of freedom" in limits
 

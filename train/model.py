@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emostream.engines.bundle import MODALITIES
+
 VARIANTS = ("default", "paper")
 ATTENTION = ("self", "cross", "both", "none")
-MODALITIES = ("audio", "video", "text")
 
 # --- the paper's network ---------------------------------------------------------------------------------------------
 

@@ -124,7 +124,7 @@ class ArrayFolds:
             padding = table[0]
         features["text"] = Words(text, table, items, None if self.fixed else padding)
         labels = _numbers(np.load(folder / f"{split}_label.npy"))[items]
-        return Part(features, dict.fromkeys(features, labels), together=True)
+        return Part(features, dict.fromkeys(features, labels), aligned=True)
 
     def _length(self, path: Path, array: np.ndarray) -> np.ndarray:
         most = array.shape[1]
