@@ -142,7 +142,8 @@ def train(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    net = FaceNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    net = FaceNet()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     count = np.bincount(labels, minlength=len(LABELS)).clip(1)
     draw = (count**-0.3)[labels]
     draw /= draw.sum()

@@ -106,8 +106,8 @@ def through_codec(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def augment(samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Another room, microphone and pace: (n,) int16 → (m,) int16, and the factor by which times grew.
 
-    Speed within ±12 % (pitch with it), a room's decay, a microphone's colour, noise 5 to 35 dB below the speech, a lossy
-    codec, gain.
+    Speed within ±12 % (pitch with it), a room's decay, a microphone's colour, noise 5 to 35 dB below the speech, a
+    lossy codec, gain.
     """
     x = samples / 32768.0
     speed = rng.uniform(0.88, 1.12)

@@ -164,8 +164,8 @@ def fit(
 ) -> Fusion:
     """Train on the pools; returns the model after the last step.
 
-    ``share``: of the batches, by set of modalities ("audio+text"). All of a batch has the same modalities, so that absent
-    ones cost nothing. Raises CorpusError if a pool lacks a label.
+    ``share``: of the batches, by set of modalities ("audio+text"). All of a batch has the same modalities, so that
+    absent ones cost nothing. Raises CorpusError if a pool lacks a label.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)

@@ -184,7 +184,7 @@ def _length_s(media: Path) -> float | str:
 
 def _twice(clips: dict[int, Clip]) -> list[Problem]:
     """Rows that are the same stretch of the same file as one before."""
-    first: dict[tuple, int] = {}
+    first: dict[tuple[Path, float, float | None], int] = {}
     problems = []
     for number, clip in clips.items():
         if clip.media is not None:

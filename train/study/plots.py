@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")  # draws into files on machines without a display
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from emostream.train.metrics import reliability
 
@@ -24,7 +25,7 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
 

@@ -46,8 +46,8 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """One system: ``figures[name]`` (folds, seeds), ``recall`` (folds, seeds, labels), NaN where a label does not occur,
-    and the ``results`` of all its runs."""
+    """One system: ``figures[name]`` (folds, seeds), ``recall`` (folds, seeds, labels) with NaN where a label does not
+    occur, and the ``results`` of all its runs."""
 
     figures: dict[str, np.ndarray]
     recall: np.ndarray
