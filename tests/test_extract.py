@@ -1,4 +1,4 @@
-"""Extraction of clips: the same features as live, kept, never stale, all problems in one list."""
+"""Extraction of clips: live features, kept, never stale, with all problems in one list."""
 
 import copy
 import dataclasses
@@ -76,7 +76,7 @@ def some_clips(files):
 # --- the same as live ------------------------------------------------------------------------------------------------
 
 
-def test_a_clip_is_what_a_live_utterance_with_its_bounds_is(files, tmp_path, bundle, monkeypatch):
+def test_a_clip_has_the_features_of_a_live_utterance_with_its_bounds(files, tmp_path, bundle, monkeypatch):
     seen = []
     classify = Classifier.classify
     monkeypatch.setattr(
@@ -99,7 +99,7 @@ def test_a_clip_is_what_a_live_utterance_with_its_bounds_is(files, tmp_path, bun
 
 @pytest.fixture(scope="module")
 def extracted(files, tmp_path_factory, bundle):
-    """The features of ``some_clips`` and the cache that they lie in."""
+    """The features of ``some_clips`` and their cache."""
     cache = tmp_path_factory.mktemp("cache")
     return extract(some_clips(files), bundle, cache), cache
 
@@ -145,7 +145,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
-def test_two_processes_give_what_one_gives(files, extracted, tmp_path, bundle):
+def test_two_processes_give_the_same_as_one(files, extracted, tmp_path, bundle):
     calls = []
     extract(some_clips(files), bundle, tmp_path, 2, lambda done, total: calls.append((done, total)))
     assert contents(tmp_path) == contents(extracted[1]) and len(contents(tmp_path)) == 5
@@ -172,7 +172,7 @@ def test_an_interrupted_extraction_goes_on(files, tmp_path, bundle, jobs):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_what_is_half_written_is_not_taken(files, tmp_path, bundle):
+def test_a_half_written_file_is_not_used(files, tmp_path, bundle):
     (path,) = extract([clip("a", files / "one.wav")], bundle, tmp_path)
     whole = path.read_bytes()
     path.unlink()
@@ -212,7 +212,7 @@ def odd_bundle(bundle, tmp_path):
     return open_bundle(folder)
 
 
-def test_another_bundle_is_another_hash_and_its_nan_is_a_problem(files, tmp_path, bundle, odd_bundle):
+def test_another_bundle_has_another_hash_and_its_nan_is_a_problem(files, tmp_path, bundle, odd_bundle):
     assert extraction.settings(bundle)["text"] != extraction.settings(odd_bundle)["text"]
     with pytest.raises(Problems, match="a: text features are NaN or infinite in row 0"):
         extract(
@@ -280,7 +280,7 @@ def test_folds_never_split_a_group_and_leave_absent_modalities_out(tmp_path, bun
         dataset("mine", clips, ("a", "b"), extract(clips, bundle, tmp_path), folds=7)
 
 
-def test_given_folds_are_kept_and_each_item_is_tested_once(tmp_path, bundle):
+def test_predefined_folds_are_kept_and_each_item_is_tested_once(tmp_path, bundle):
     clips = [dataclasses.replace(c, fold=(7, 2, 4)[i % 3]) for i, c in enumerate(many(12))]
     files = extract(clips, bundle, tmp_path)
     folds = dataset("mine", clips, ("a", "b"), files)
@@ -305,7 +305,7 @@ def command(*words):
     return main(["features", *map(str, words)])
 
 
-def test_command_extracts_a_manifest_and_tells_what_there_is(files, tmp_path, capsys):
+def test_command_extracts_a_manifest_and_prints_a_summary(files, tmp_path, capsys):
     rows = [
         "path,label,speaker,text",
         f"{files}/one.wav,glad,anna,how nice",
@@ -343,7 +343,7 @@ def test_command_on_iemocap_warns_of_other_counts(tmp_path, capsys):
     assert folds.folds == 5 and len(folds.split(4)["test"].labels["audio"]) == 14
 
 
-def test_acted_corpora_are_clips_as_well(tmp_path, capsys):
+def test_acted_corpora_are_clips_too(tmp_path, capsys):
     for name in ("03-01-05-01-02-01-12", "03-01-03-01-02-01-17"):
         (tmp_path / "ravdess").mkdir(exist_ok=True)
         media.audio_only(tmp_path / "ravdess" / f"{name}.wav", 0.5)

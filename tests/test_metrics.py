@@ -30,7 +30,7 @@ def test_accuracy_recall_and_f1_by_hand():
     assert scores(TRUTH, PREDICTED) == {"items": 4, "accuracy": 0.75, "balanced_accuracy": 0.8333, "macro_f1": 0.7333}
 
 
-def test_balanced_accuracy_is_sklearns():
+def test_balanced_accuracy_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     truth, predicted = rng.integers(0, 7, 300), rng.integers(0, 7, 300)
     assert balanced_accuracy(truth, predicted) == pytest.approx(balanced_accuracy_score(truth, predicted))
@@ -68,7 +68,7 @@ def test_risk_coverage_by_hand_and_with_ties():
     assert np.allclose(coverage, [1 / 3, 1, 1]) and np.allclose(risk, [0, 1 / 3, 1 / 3])
 
 
-def test_risk_coverage_is_that_of_its_thresholds():
+def test_risk_and_coverage_are_those_of_their_thresholds():
     rng = np.random.default_rng(0)
     confidence, right = rng.integers(0, 20, 200) / 20, rng.random(200) < 0.6
     coverage, risk = risk_coverage(confidence, right)

@@ -1,4 +1,4 @@
-"""Training: the corpora's layouts, export, and the whole way on tiny made-up data."""
+"""Training: the corpora's layouts, export, and a whole run on tiny made-up data."""
 
 import math
 import zlib
@@ -53,7 +53,7 @@ def test_exported_face_takes_bytes_and_ignores_light(tmp_path):
     assert plain.mean() == pytest.approx(0, abs=1e-5) and plain.var() == pytest.approx(1, abs=1e-2)
 
 
-# --- corpora, on trees made here in their layouts ------------------------------------------------------------------
+# --- corpora, on made-up trees in their layouts --------------------------------------------------------------------
 
 
 def tone(path, seconds=0.4, rate=16_000):
@@ -126,7 +126,7 @@ def test_a_wrong_layout_is_an_error_that_names_the_place(corpus, tmp_path):
         corpus.load(tmp_path)
 
 
-def test_a_label_that_is_none_of_ours_is_an_error(tmp_path):
+def test_an_unknown_label_is_an_error(tmp_path):
     table = pa.table({"Utterance": ["oh"], "Speaker": ["Joey"], "Emotion": ["hunger"]})
     parquet.write_table(table, tmp_path / "train.parquet")
     with pytest.raises(CorpusError, match="hunger"):
@@ -176,7 +176,7 @@ def test_augment_keeps_length_in_step_and_never_overflows():
     assert np.isfinite(features.augment(np.zeros(4000, np.int16), rng)[0]).all()
 
 
-def test_bags_average_to_what_the_live_table_gives(tmp_path):
+def test_bags_average_to_the_vectors_of_the_live_table(tmp_path):
     vocabulary = words.Vocabulary(["Don't you DARE!", "you again"], 64)
     assert vocabulary.words == ["don't", "you", "dare", "again"]
     net = words.WordNet(64, 8)
@@ -187,7 +187,7 @@ def test_bags_average_to_what_the_live_table_gives(tmp_path):
     assert np.allclose(vectors, WordVectors.load(tmp_path / "words.safetensors").encode(["dare", "don't"]), atol=1e-3)
 
 
-def test_words_learn_what_separates_two_labels():
+def test_words_learn_to_separate_two_labels():
     texts = ["i am so happy today", "this is truly awful news"] * 64
     labels = np.array([LABELS.index("joy"), LABELS.index("sadness")] * 64)
     losses = []
@@ -228,7 +228,7 @@ def test_pools_vary_only_when_asked():
     assert batch["video"].shape == (2, 150, 3) and batch["video_len"].tolist() == [150, 0]
 
 
-def test_labels_are_drawn_more_evenly_than_they_come():
+def test_labels_are_drawn_more_evenly_than_they_occur():
     labels = np.repeat(np.arange(7), [640, 10, 10, 10, 10, 10, 10])
     pools = {m: Faces(np.zeros((700, 2, 1), np.float32), labels) for m in ("video", "audio")}
     alone, together = label_shares(pools, ("video",)), label_shares(pools, ("audio", "video"))
@@ -247,10 +247,10 @@ def test_misheard_words_are_mostly_those_that_sound_alike():
     firsts = [vocabulary.words[h[0]] for h in heard if len(h) == 2]
     assert 0.85 < len(firsts) / 2000 * (1 / 0.81) < 1.15  # both are kept
     assert 0.01 < np.mean([word == "there" for word in firsts]) < 0.08
-    assert line.tolist() == vocabulary.lines(["their right"])[0].tolist()  # the line itself is left alone
+    assert line.tolist() == vocabulary.lines(["their right"])[0].tolist()  # the line itself does not change
 
 
-def test_pairs_have_equal_labels_and_come_from_what_may_be_drawn():
+def test_pairs_have_equal_labels_and_only_items_that_may_be_drawn():
     labels = {"audio": np.array([0, 0, 1, 2, -1]), "text": np.array([1, 0, 2, -1, 2, 2])}
     drawn = paired(labels, ("audio", "text"), 30, np.random.default_rng(0))
     truth = labels["audio"][drawn["audio"]]
@@ -265,7 +265,7 @@ def test_halves_share_no_actor_and_no_item():
     assert half_of("video", pool).tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
 
 
-def test_audio_augmentation_keeps_the_pace_it_tells_and_stays_in_range():
+def test_audio_augmentation_keeps_its_pace_and_stays_in_range():
     rng = np.random.default_rng(0)
     t = np.arange(16_000) / 16_000
     samples = (8000 * np.sin(2 * np.pi * 220 * t)).astype(np.int16)
@@ -276,7 +276,7 @@ def test_audio_augmentation_keeps_the_pace_it_tells_and_stays_in_range():
 
 
 @pytest.mark.parametrize("codec", features.CODECS, ids=lambda codec: codec[1])
-def test_codecs_give_back_the_same_length_and_nearly_the_same_sound(codec, monkeypatch):
+def test_codecs_keep_the_length_and_nearly_the_sound(codec, monkeypatch):
     monkeypatch.setattr(features, "CODECS", (codec,))
     t = np.arange(16_000) / 16_000
     x = 0.3 * np.sin(2 * np.pi * 300 * t)
@@ -287,7 +287,7 @@ def test_codecs_give_back_the_same_length_and_nearly_the_same_sound(codec, monke
     assert power[1].max() == pytest.approx(power[0].max(), rel=0.2)
 
 
-# --- the whole way, and what is shipped ------------------------------------------------------------------------------
+# --- a whole run, and the shipped bundle ------------------------------------------------------------------------------
 
 
 def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
@@ -307,7 +307,7 @@ def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
     assert (tmp_path / "first/fusion.onnx").read_bytes() == (tmp_path / "second/fusion.onnx").read_bytes()
 
 
-def test_fit_without_data_says_what_to_do(tmp_path, capsys, monkeypatch):
+def test_fit_without_data_names_the_option(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("EMOSTREAM_DATA", raising=False)
     assert main(["fit", "--preset", "tiny"]) == 1
     assert "--data" in capsys.readouterr().err
@@ -345,7 +345,7 @@ def test_a_pool_without_a_label_is_an_error():
         fit({"video": pool}, steps=1, seed=0)
 
 
-def test_shipped_bundle_is_whole_and_better_than_chance_in_each_modality():
+def test_shipped_bundle_is_complete_and_better_than_chance_in_each_modality():
     bundle = open_bundle("ekman7")
     manifest = bundle.manifest
     assert manifest.labels == list(LABELS)

@@ -1,4 +1,4 @@
-"""How long commands tell how far they are: stages that report their steps, and bars that show them."""
+"""Progress of long commands: stages that report their steps, and bars that show them."""
 
 from __future__ import annotations
 

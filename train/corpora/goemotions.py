@@ -2,7 +2,7 @@
 
 Read from ``train.parquet`` and ``dev.parquet`` with the columns text and labels (list). Comments with more than one
 label (9 %) are dropped: there is one answer per utterance, and picking one of two would be a guess. The
-placeholders ``[NAME]`` and ``[RELIGION]`` are taken out, since no recogniser writes them.
+placeholders ``[NAME]`` and ``[RELIGION]`` are removed, since no recogniser writes them.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def sex(speaker: str) -> str:
 
 
 def load(folder: Path) -> list[Item]:
-    """Speech clips (WAV or FLAC) anywhere below ``folder``; songs and videos are passed over."""
+    """Speech clips (WAV or FLAC) anywhere below ``folder``; songs and videos are ignored."""
     items = []
     for path in find_recordings(folder, "RAVDESS clips named like 03-01-05-01-02-01-12.wav"):
         if match := _NAME.fullmatch(path.stem):

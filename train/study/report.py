@@ -133,8 +133,8 @@ def _limits(folds: Folds, aligned: bool, n_folds: int, seeds: int, systems: Mapp
             f"{PAPERS_GRID[0]} × {PAPERS_GRID[1]}."
         )
     parts.append(
-        f"With {n_folds} folds a t-test has {n_folds - 1} degrees of freedom: only large differences can be seen, and "
-        "not to see one does not show that there is none. The p values are not corrected for their number."
+        f"With {n_folds} folds a t-test has {n_folds - 1} degrees of freedom: only large differences can be "
+        "detected, and one that is not detected may still exist. The p values are not corrected for their number."
     )
     return " ".join(parts)
 
@@ -176,9 +176,9 @@ def _markdown(
         *verdict,
         "## One, two and three modalities",
         f"Mean (standard deviation) over the {facts['folds']} folds of each fold's test figure, which is the mean over "
-        f"its {facts['seeds']} seed{'s' if facts['seeds'] > 1 else ''}. The paper names its columns the other way "
-        "round from its field: its \"UWA\" is plain accuracy, its \"WA\" the class-balanced one. ECE and Brier: less "
-        "is better.",
+        f"its {facts['seeds']} seed{'s' if facts['seeds'] > 1 else ''}. The paper's column names "
+        "are the reverse of its field's: its \"UWA\" is plain accuracy, its \"WA\" the class-balanced one. ECE and "
+        "Brier: lower is better.",
         _figures_table(systems, main, ["modalities", "attention"]),
         "![Balanced accuracy of each system](study-accuracy.png)",
         "## Ablation, three modalities",
@@ -190,18 +190,18 @@ def _markdown(
         "Seeds are averaged within a fold and systems paired by fold. Corrected resampled t-test (Nadeau and Bengio, "
         f"2003) with a test-to-train ratio of {ratio:.3f}; 95 % intervals.",
         _table(["difference", "figure", "mean", "95 % interval", "t", "p"], rows) if rows else "(nothing to compare)",
-        "## Where they err",
-        f"All test answers of all folds and seeds. {' and '.join(title(s) for s in facts['shown'])}.",
+        "## Errors",
+        f"All test answers of all folds and seeds, of {' and '.join(title(s) for s in facts['shown'])}.",
         "![Confusion matrices](study-confusion.png)",
         "![Recall of each label](study-recall.png)",
-        "Confidence against accuracy, in ten bins of confidence; those with less than 1 % of the answers are left out. "
+        "Accuracy against confidence, in ten bins of confidence; bins with less than 1 % of the answers are left out. "
         "No temperature was fitted.",
         "![Reliability diagram](study-reliability.png)",
         "## How it was done",
         f"- Network: the `{variant}` variant of `train/model.py`. Adam at {PROTOCOL['learning_rate']:g}, batches of "
         f"{PROTOCOL['batch']}, cross-entropy, rate × {PROTOCOL['plateau_factor']} after "
-        f"{PROTOCOL['plateau_patience']} epochs without a better dev loss, an end after {PROTOCOL['stop_after']} "
-        f"epochs without a better dev accuracy or after {training.max_epochs} epochs, the weights of the best dev "
+        f"{PROTOCOL['plateau_patience']} epochs without a better dev loss, stopped after {PROTOCOL['stop_after']} "
+        f"epochs without a better dev accuracy or after {training.max_epochs} epochs, with the weights of the best dev "
         "accuracy. "
         + ("No modality was left out in training, as in the paper." if not training.modality_dropout else
            f"A modality was left out of a training example with probability {training.modality_dropout:g}."),
@@ -212,20 +212,20 @@ def _markdown(
            "The arrays are taken as they are. ")
         + "The test part is used once, after selection.",
         *([] if facts["aligned"] else [
-            "- An epoch takes each training clip once, with a face and a text of its label drawn anew. Each test clip "
-            f"stands in {PROTOCOL['test_draws']} examples, drawn once per fold: all systems and seeds are tested on "
-            "the same examples, and a system of fewer modalities on its part of them."
+            "- An epoch takes each training clip once, with a face and a text of its label drawn afresh. Each test "
+            f"clip is in {PROTOCOL['test_draws']} examples, drawn once per fold: all systems and seeds are tested on "
+            "the same examples, and a system of fewer modalities on its modalities of them."
         ]),
         f"- Bars and recalls: 95 % intervals of the mean, with the same correction. {facts['runs']} runs, "
-        f"{facts['hours']:.1f} hours of computing; {facts['mean_epochs']:.0f} epochs a run on average. "
+        f"{facts['hours']:.1f} hours of computing; {facts['mean_epochs']:.0f} epochs per run on average. "
         f"torch {torch.__version__}, Python {platform.python_version()}.",
         "## The paper's own figures",
-        "For orientation only; another corpus (IEMOCAP, real pairs, 7 classes), so not to be compared: cross-attention "
-        "0.578 class-balanced and 0.636 plain accuracy, self-attention 0.587 and 0.642 (Rajan, Brutti and Cavallaro, "
-        "ICASSP 2022).",
+        "For orientation only, since they are of another corpus (IEMOCAP, real pairs, 7 classes) and cannot be "
+        "compared: cross-attention 0.578 class-balanced and 0.636 plain accuracy, self-attention 0.587 and 0.642 "
+        "(Rajan, Brutti and Cavallaro, ICASSP 2022).",
     ]  # fmt: skip
     if facts["missing"]:
-        sections.insert(3, f"Not shown, since runs of theirs are missing: {', '.join(facts['missing'])}.")
+        sections.insert(3, f"Not shown, since some of their runs are missing: {', '.join(facts['missing'])}.")
     return "\n\n".join(sections) + "\n"
 
 
