@@ -18,8 +18,8 @@ from emostream.stream.features import mfcc
 from emostream.stream.features.words import WordVectors
 from emostream.train import corpora
 from emostream.train.bundle import face, features, words
+from emostream.train.bundle.evaluate import half_of
 from emostream.train.bundle.fit import Faces, Lines, Sounds, batch_of, fit, label_shares, paired
-from emostream.train.bundle.recipe import half_of
 from emostream.train.commands.main import main
 from emostream.train.corpora import LABELS, emodb, fer2013, goemotions, meld, ravdess
 from emostream.train.graphs import portable as export

@@ -80,7 +80,7 @@ def columns(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
     mean = total / max(count, 1)
     std = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0)).clip(1e-3)
     if not np.isfinite(std).all():
-        raise CorpusError("features of the training part are not finite; extract them anew: python -m train features")
+        raise CorpusError("features of the training part are not finite; extract them again: python -m train features")
     return mean.astype(np.float32), std.astype(np.float32)
 
 
