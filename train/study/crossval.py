@@ -21,7 +21,7 @@ import torch
 from emostream.engines.bundle import MODALITIES
 from emostream.errors import ConfigError, CorpusError, Problems
 from emostream.train.model import ATTENTION, build
-from emostream.train.pool import work, worker_pool
+from emostream.train.pool import submit, worker_pool
 from emostream.train.study.dataset import Folds
 from emostream.train.study.examples import draw
 from emostream.train.study.trial import Result, Spec, Training, path_of, run
@@ -159,7 +159,7 @@ def _in_processes(todo: Sequence[Spec], training: Training, folds: Folds, jobs: 
     pool = worker_pool(min(jobs, len(todo)), partial, _attempt, training=training, folds=folds)
     orderly = False
     try:
-        futures = {pool.submit(work, spec): spec for spec in todo}
+        futures = submit(pool, todo)
         for future in as_completed(futures):
             error = future.exception()
             yield futures[future], future.result() if error is None else f"its process died ({error})"

@@ -38,7 +38,7 @@ from emostream.stream.features import face, follow, mfcc
 from emostream.stream.features.words import tokens
 from emostream.stream.messages import Face, Message
 from emostream.train.corpora import Clip
-from emostream.train.pool import work, worker_pool
+from emostream.train.pool import submit, worker_pool
 from emostream.train.progress import StepDone, ignore
 from emostream.train.recordings import FOREVER_NS, Recording, read_sound
 from emostream.train.study.dataset import GroupedFolds, PredefinedFolds
@@ -244,9 +244,9 @@ def _run(tasks: list[Task], bundle: Bundle, jobs: int) -> Iterator[tuple[int, li
         return
     pool = worker_pool(min(jobs, len(tasks)), _extracting, bundle)
     try:
-        futures = {pool.submit(work, task): len(task) for task in tasks}
+        futures = submit(pool, tasks)
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            yield len(futures[future]), future.result()
     except BrokenProcessPool as error:
         raise CorpusError(
             "a process of the extraction died (out of memory?); run it again with fewer --jobs"
