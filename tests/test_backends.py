@@ -25,10 +25,10 @@ from emostream.engines.trt.precision import cast
 from emostream.errors import BackendError
 from emostream.stream.cores.classifier import Classifier, Features
 from emostream.train.bundle.face import FaceNet, decode
-from emostream.train.bundle.features import read
-from emostream.train.corpora import fer2013, goemotions, of, ravdess
+from emostream.train.corpora import fer2013, goemotions, in_split, ravdess
 from emostream.train.graphs import portable as export
 from emostream.train.model import DIMS, build
+from emostream.train.recordings import read_sound
 from tests.nets import SMALL, small
 
 TOLERANCE = 1e-4
@@ -178,19 +178,17 @@ DATA = Path(os.environ.get("EMOSTREAM_DATA", "/nonexistent"))
 )
 def test_half_precision_gives_the_same_labels_for_real_features(bundle: Bundle, classifier, tmp_path):
     """RAVDESS recordings, FER2013 faces and GoEmotions comments, combined in every subset of modalities."""
-    from emostream.stream.features import mfcc
-
     count = 180
     rng = np.random.default_rng(0)
     drawn = [
         [items[i] for i in rng.choice(len(items), number, replace=False)]
         for items, number in (
-            (of(ravdess.load(DATA / "ravdess"), "val"), count),
-            (of(fer2013.load(DATA / "fer2013"), "val"), 5 * count),
-            (of(goemotions.load(DATA / "goemotions"), "val"), count),
+            (in_split(ravdess.load(DATA / "ravdess"), "val"), count),
+            (in_split(fer2013.load(DATA / "fer2013"), "val"), 5 * count),
+            (in_split(goemotions.load(DATA / "goemotions"), "val"), count),
         )
     ]
-    sounds = [mfcc.mfcc(read(item.content)) for item in drawn[0]]
+    sounds = [read_sound(item.content).rows() for item in drawn[0]]
     faces = classifier.encode_faces(decode(drawn[1])).reshape(count, 5, -1)  # five rows a clip
     texts = [classifier.encode_words(item.content.lower().split()) for item in drawn[2]]
     clips = [

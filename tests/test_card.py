@@ -1,4 +1,4 @@
-"""The model card says what the manifest says, and the docs hold the shipped bundle's card."""
+"""The model card agrees with the manifest, and the docs have the shipped bundle's card."""
 
 import shutil
 from pathlib import Path
@@ -17,14 +17,14 @@ def bundle():
     return open_bundle("ekman7")
 
 
-def test_docs_hold_the_card_of_the_shipped_bundle(bundle, capsys):
+def test_docs_have_the_card_of_the_shipped_bundle(bundle, capsys):
     assert main(["card", "ekman7"]) == 0
     assert capsys.readouterr().out == CARD.read_text(encoding="utf-8"), (
         "python -m train card ekman7 > docs/model-card.md"
     )
 
 
-def test_card_holds_figures_licences_and_limits(bundle):
+def test_card_has_figures_licences_and_limits(bundle):
     text, manifest = card(bundle), bundle.manifest
     for corpus in manifest.corpora:
         assert corpus.name in text and corpus.licence in text and corpus.citation in text
@@ -36,7 +36,7 @@ def test_card_holds_figures_licences_and_limits(bundle):
     assert "2024/1689" in text and "synthetic" in text
 
 
-def test_shown():
+def test_names_for_readers():
     assert shown("audio+video (label-paired)") == "sound + face (label-paired)"
     assert shown("text, MELD") == "words, MELD"
 

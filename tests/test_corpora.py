@@ -1,4 +1,4 @@
-"""Corpora of whole utterances: manifests, IEMOCAP's release and its processed folds, each on a tree made here."""
+"""Corpora of whole utterances: manifests, IEMOCAP's release and its processed folds, each on a made-up tree."""
 
 import pickle
 import re
@@ -18,7 +18,7 @@ def lines(error):
     return "\n".join(error.value.problems)
 
 
-def test_problems_are_listed_but_not_without_end():
+def test_only_the_first_problems_are_listed():
     problems = Problems("list.csv", [f"row {n}: odd" for n in range(1, 61)])
     text = str(problems)
     assert text.startswith("list.csv: 60 problems\n  row 1: odd\n") and text.endswith("row 50: odd\n  and 10 more")
@@ -51,7 +51,7 @@ def test_manifest_rows_become_clips(files):
     rows = [
         "path,label,speaker,start_s,end_s,text,age",
         "one.wav,glad,anna,,,,31",
-        'two.wav,cross, bert ,0.5,2.05,"Well, well.",',  # the end is a rounding later than the file's
+        'two.wav,cross, bert ,0.5,2.05,"Well, well.",',  # ends later than the file, by rounding
         ",glad,carl,,,only words,",
     ]
     whole, stretch, words = manifest.load(write(files, "\n".join(rows)))
@@ -73,7 +73,7 @@ def test_parquet_and_csv_give_the_same_clips(files):
     assert [clip.fold for clip in clips] == [0, 1, 2]
 
 
-def test_manifest_tells_all_problems_at_once(files):
+def test_manifest_reports_all_problems_at_once(files):
     rows = [
         "path,label,speaker,start_s,end_s,text,fold",
         "one.wav,glad,anna,,,,0",  # 1, the only good one
@@ -137,7 +137,7 @@ def test_manifest_needs_three_folds(files):
         ("list.txt", b"path,label,speaker\n", ".csv or .parquet"),
     ],
 )
-def test_what_is_no_manifest_is_refused(tmp_path, name, content, message):
+def test_other_files_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorpusError, match=message):
         manifest.load(tmp_path / name)
@@ -193,7 +193,7 @@ def test_iemocap_turns_with_words_sides_and_sessions(tmp_path):
         assert {clip.speaker for clip in clips if clip.fold == session} == {f"Ses0{session + 1}_{sex}" for sex in "FM"}
 
 
-def test_iemocap_counts_are_held_against_the_published_ones(tmp_path):
+def test_iemocap_counts_are_compared_with_the_published_ones(tmp_path):
     assert sum(iemocap.COUNTS.values()) == 7487
     clips = iemocap.load(release(tmp_path))
     assert "anger: 10 clips, published 1103" in iemocap.check_counts(clips) and len(iemocap.check_counts(clips)) == 7
@@ -201,7 +201,7 @@ def test_iemocap_counts_are_held_against_the_published_ones(tmp_path):
     assert iemocap.check_counts([one[label] for label, n in iemocap.COUNTS.items() for _ in range(n)]) == []
 
 
-def test_iemocap_of_another_layout_tells_all_that_is_missing(tmp_path):
+def test_iemocap_in_another_layout_reports_all_that_is_missing(tmp_path):
     root = release(tmp_path)
     shutil.rmtree(root / "Session1")
     shutil.rmtree(root / "Session2/dialog/avi")
@@ -258,12 +258,12 @@ def processed(folder, folds=2, text="nlp_trans", one_hot=False, sizes=(9, 4, 5))
     return folder
 
 
-def test_folds_whole_or_cut_to_their_lengths(tmp_path):
+def test_folds_are_whole_or_cut_to_their_lengths(tmp_path):
     folder = processed(tmp_path / "folds")
     cut, whole = (iemocap_folds.load(folder, fixed) for fixed in (False, True))
     assert cut.folds == 2 and cut.settings != whole.settings and len(cut.label_names) == 7
     test = cut.split(1)["test"]
-    assert test.together and test.labels["text"].tolist() == [0, 2, 3, 4]  # without clip 1, that has no picture
+    assert test.aligned and test.labels["text"].tolist() == [0, 2, 3, 4]  # without clip 1, which has no picture
     assert [len(test.features["video"][i]) for i in range(4)] == [2, 3, 3, 3]
     assert [len(test.features["audio"][i]) for i in range(4)] == [4, 6, 6, 6]
     assert [len(test.features["text"][i]) for i in range(4)] == [2, 4, 4, 4]
@@ -275,7 +275,7 @@ def test_folds_whole_or_cut_to_their_lengths(tmp_path):
     assert {m: fixed[m][0].shape for m in fixed} == {"audio": (6, 12), "video": (3, 8), "text": (4, 5)}
     assert np.array_equal(fixed["text"][0], table[words[0]]) and fixed["audio"][0].dtype == np.float32
     assert cut.prosody(1, "test").shape == (4, 3)
-    sent = pickle.dumps(cut)  # to another process: where the arrays are, not the arrays
+    sent = pickle.dumps(cut)  # another process gets the paths of the arrays, not the arrays
     assert len(sent) < 5000 and np.array_equal(pickle.loads(sent).split(1)["test"].features["text"][1], table[words[2]])
 
 
@@ -291,7 +291,7 @@ def test_folds_with_ready_word_vectors_and_one_hot_labels(tmp_path):
     assert single.folds == 1 and len(single.split(0)["train"].features["text"]) == 8
 
 
-def test_labels_are_named_where_their_numbers_tell(tmp_path, monkeypatch):
+def test_labels_are_named_where_their_counts_are_the_published_ones(tmp_path, monkeypatch):
     folder = processed(tmp_path / "folds", folds=1, sizes=(12, 4, 5))
     assert iemocap_folds.load(folder, True).label_names == tuple(f"label {k}" for k in range(7))
     numbers = np.repeat(np.arange(7), [3, 0, 6, 1, 5, 2, 4])
@@ -301,7 +301,7 @@ def test_labels_are_named_where_their_numbers_tell(tmp_path, monkeypatch):
     assert "".join(iemocap_folds.load(folder, True).label_names) == "dagbfce"
 
 
-def test_folds_tell_all_that_is_wrong_with_the_arrays(tmp_path):
+def test_folds_report_all_that_is_wrong_with_the_arrays(tmp_path):
     folder = processed(tmp_path / "folds")
     first, second = folder / "fold01", folder / "fold02"
 
@@ -339,7 +339,7 @@ def test_folds_tell_all_that_is_wrong_with_the_arrays(tmp_path):
         iemocap_folds.load(tmp_path / "nowhere", True)
 
 
-def test_word_numbers_without_their_vectors_are_of_no_use(tmp_path):
+def test_word_numbers_need_their_vectors(tmp_path):
     folder = processed(tmp_path / "folds", folds=1)
     (folder / "W_embedding.npy").unlink()
     with pytest.raises(Problems, match="neither here nor in the folder above"):

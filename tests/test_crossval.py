@@ -1,6 +1,5 @@
-"""The grid of runs: names, resuming, failures, processes, Ray, and the command from corpora to report."""
+"""The grid of runs: names, resumption, failures, processes, Ray; the command from corpora to report."""
 
-import argparse
 import dataclasses
 import json
 import os
@@ -18,10 +17,10 @@ import soundfile
 import torch
 
 from emostream.errors import Problems
-from emostream.train.commands.crossval import add_crossval_command, run_crossval
+from emostream.train.commands.main import main
 from emostream.train.corpora import LABELS
 from emostream.train.study.crossval import GROUPS, check, complete, finished, grid, spec_of, systems
-from emostream.train.study.dataset import Grouped
+from emostream.train.study.dataset import GroupedFolds
 from emostream.train.study.trial import Result, Training, path_of
 from tests.grouped import tiny
 
@@ -43,7 +42,7 @@ def test_systems_of_the_papers_tables():
 
 
 @pytest.mark.parametrize("name", ["", "avt", "ta-self", "aa-self", "avt-diagonal", "x-self", "avt-self-sp", "-self"])
-def test_other_names_are_errors_that_say_how_names_are_made(name):
+def test_other_names_are_errors_that_explain_the_form_of_names(name):
     with pytest.raises(ValueError, match="avt|letters"):
         systems([name])
 
@@ -82,8 +81,8 @@ def test_an_interruption_keeps_what_is_finished(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Broken(Grouped):
-    """Fold 1 cannot be had."""
+class Broken(GroupedFolds):
+    """Folds of which fold 1 cannot be read."""
 
     def split(self, fold):
         if fold == 1:
@@ -115,8 +114,8 @@ def test_processes_give_the_same_and_survive_failures(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Deadly(Grouped):
-    """Whoever asks for fold 1 is gone, like a process that the kernel kills for its memory."""
+class Deadly(GroupedFolds):
+    """Reading fold 1 kills the process, as the kernel does when memory runs out."""
 
     def split(self, fold):
         if fold == 1:
@@ -151,7 +150,7 @@ def test_one_fold_is_no_cross_validation():
         check(grid(["t-self"], "default", 1, 1), One())
 
 
-def test_check_lists_all_that_stands_in_the_way_at_once():
+def test_check_lists_all_problems_at_once():
     check(grid(systems(["paper-table"]), "paper", 3, 1), tiny())
     folds = tiny(without=("video",))
     folds.labels["text"][folds.labels["text"] == 1] = 2
@@ -192,9 +191,7 @@ def corpora(tmp_path_factory):
 
 
 def crossval(*words):
-    parser = argparse.ArgumentParser()
-    add_crossval_command(parser.add_subparsers(dest="command"))
-    return run_crossval(parser.parse_args(["crossval", *map(str, words)]))
+    return main(["crossval", *map(str, words)])
 
 
 def test_command_from_corpora_to_report(corpora, tmp_path, capsys):
@@ -213,23 +210,23 @@ def test_command_from_corpora_to_report(corpora, tmp_path, capsys):
     assert "study.md" in capsys.readouterr().out
 
 
-def test_command_says_what_is_wrong_and_makes_nothing(corpora, tmp_path, capsys, monkeypatch):
+def test_command_reports_what_is_wrong_and_writes_nothing(corpora, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("EMOSTREAM_DATA", raising=False)
     base = ("--corpus", "label-paired", "--out", tmp_path / "out", "--cache", tmp_path / "cache")
     data = ("--data", corpora)
-    for words, said in (
-        ((*base,), "--data"),
-        ((*base, "--data", tmp_path), "RAVDESS"),
-        ((*base, *data, "--systems", "avt-diagonal"), "letters a, v and t"),
-        ((*base, *data, "--folds", 2), "at least 3"),
-        ((*base, *data, "--folds", 9), "too few"),
-        ((*base, *data, "--seeds", 0), "at least 1"),
-        ((*base, *data, "--folds", 3, "--variant", "paper", "--systems", "a-cross"), "alone"),
-        ((*base, *data, "--folds", 3, "--variant", "paper", "--modality-dropout", "0.5"), "masks"),
-        ((*base, *data, "--bundle", "nothing"), "not found"),
+    for words, code, text in (
+        ((*base,), 1, "--data"),
+        ((*base, "--data", tmp_path), 1, "RAVDESS"),
+        ((*base, *data, "--systems", "avt-diagonal"), 2, "letters a, v and t"),
+        ((*base, *data, "--folds", 2), 2, "at least 3"),
+        ((*base, *data, "--folds", 9), 1, "too few"),
+        ((*base, *data, "--seeds", 0), 2, "at least 1"),
+        ((*base, *data, "--folds", 3, "--variant", "paper", "--systems", "a-cross"), 1, "alone"),
+        ((*base, *data, "--folds", 3, "--variant", "paper", "--modality-dropout", "0.5"), 2, "masks"),
+        ((*base, *data, "--bundle", "nothing"), 1, "not found"),
     ):
-        assert crossval(*words) == 1
-        assert said in capsys.readouterr().err
+        assert crossval(*words) == code
+        assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -251,8 +248,8 @@ def test_ctrl_c_keeps_runs_and_the_next_call_goes_on(corpora, tmp_path):
     assert 2 <= len(kept) < 240 and all(Result.load(path).truth.size for path in kept)
 
 
-def test_a_corpus_of_ones_own_recordings(tmp_path):
-    """A manifest of sounds and words: no picture, own labels, folds by speaker."""
+def test_a_manifest_of_your_own_recordings(tmp_path):
+    """Sounds and words, no picture; labels of its own, folds by speaker."""
     rng = np.random.default_rng(0)
     rows = ["path,label,speaker,text"]
     for speaker in range(4):
@@ -273,7 +270,7 @@ def test_a_corpus_of_ones_own_recordings(tmp_path):
 
 @pytest.mark.parametrize("variant", ["default", "paper"])
 def test_processed_folds(tmp_path, variant):
-    """Arrays in the layout of IEMOCAP's processed folds, though smaller."""
+    """Small arrays in the layout of IEMOCAP's processed folds."""
     rng = np.random.default_rng(0)
     for fold in ("fold01", "fold02"):
         (tmp_path / "data" / fold).mkdir(parents=True)

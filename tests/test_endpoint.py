@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from benchmarks import endpoint
 from emostream.stream.config import Speech
-from emostream.stream.speech.endpoint import SURE, SURE_FRAMES, Endpointer, EndpointEvent, utterances
-from emostream.stream.speech.vad import FRAME_NS
+from emostream.stream.speech.endpoint import SURE, SURE_FRAMES, Endpointer, EndpointEvent
+from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, RATE_HZ, SileroVad
 from tests import media
 
 _MS = 1_000_000
@@ -29,6 +30,20 @@ RULES = st.fixed_dictionaries(
 # runs of speech and silence, so that whole utterances are likely, and some frames of any probability
 _RUN = st.tuples(st.sampled_from([0.0, 0.4, 0.97]) | st.floats(0, 1), st.integers(1, 40))
 probabilities = st.lists(_RUN, max_size=12).map(lambda runs: [p for p, n in runs for _ in range(n)])
+
+
+def utterances(samples: np.ndarray, vad: SileroVad, endpointer: Endpointer) -> Iterator[tuple[int, int]]:
+    """(start_ns, end_ns) of each utterance in a whole (n,) int16 recording at 16 kHz. Resets both objects first."""
+    vad.reset()
+    endpointer.reset()
+    for i in range(0, len(samples) - FRAME_SAMPLES + 1, FRAME_SAMPLES):
+        start_ns = i * 1_000_000_000 // RATE_HZ
+        for event in endpointer.push(vad.push(samples[i : i + FRAME_SAMPLES]), start_ns):
+            if event.kind == "ended":
+                yield event.start_ns, event.end_ns
+    if endpointer.speaking:
+        event = endpointer.end()
+        yield event.start_ns, event.end_ns
 
 
 def _endpointer(**changes: float) -> Endpointer:

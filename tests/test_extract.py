@@ -1,6 +1,5 @@
-"""Extraction of clips: the same features as live, kept, never stale, all problems in one list."""
+"""Extraction of clips: live features, kept, never stale, with all problems in one list."""
 
-import argparse
 import copy
 import dataclasses
 import json
@@ -23,15 +22,16 @@ from emostream.stream.features import mfcc
 from emostream.stream.features.words import WordVectors
 from emostream.stream.label import Labeller
 from emostream.stream.sources.base import VideoFrame
-from emostream.train.commands.features import add_features_command, read_corpus, run_features
+from emostream.train.commands.main import main
 from emostream.train.corpora import Clip, iemocap
+from emostream.train.corpora.recorded import read_corpus
 from emostream.train.study import extract as extraction
 from emostream.train.study.extract import dataset, extract, lengths
 from tests import media
 from tests.test_corpora import release
 
 
-def of(path):
+def arrays_of(path):
     return load_file(path)
 
 
@@ -76,7 +76,7 @@ def some_clips(files):
 # --- the same as live ------------------------------------------------------------------------------------------------
 
 
-def test_a_clip_is_what_a_live_utterance_with_its_bounds_is(files, tmp_path, bundle, monkeypatch):
+def test_a_clip_has_the_features_of_a_live_utterance_with_its_bounds(files, tmp_path, bundle, monkeypatch):
     seen = []
     classify = Classifier.classify
     monkeypatch.setattr(
@@ -85,7 +85,7 @@ def test_a_clip_is_what_a_live_utterance_with_its_bounds_is(files, tmp_path, bun
     labels = list(Labeller(Config(speech=Speech(recognizer="none"))).label(files / "face.mkv"))
     assert len(labels) == len(seen) == 1
     bounds = {"start_s": labels[0].start_s, "end_s": labels[0].end_s}
-    arrays = of(extract([clip("u", files / "face.mkv", **bounds)], bundle, tmp_path)[0])
+    arrays = arrays_of(extract([clip("u", files / "face.mkv", **bounds)], bundle, tmp_path)[0])
     assert len(seen[0].audio) > 200 and len(seen[0].video) > 20
     assert np.array_equal(arrays["audio"], seen[0].audio)
     live = seen[0].video  # the same person in the same frames; the detector ran in others of them
@@ -99,21 +99,26 @@ def test_a_clip_is_what_a_live_utterance_with_its_bounds_is(files, tmp_path, bun
 
 @pytest.fixture(scope="module")
 def extracted(files, tmp_path_factory, bundle):
-    """The features of ``some_clips`` and the cache that they lie in."""
+    """The features of ``some_clips`` and their cache."""
     cache = tmp_path_factory.mktemp("cache")
     return extract(some_clips(files), bundle, cache), cache
 
 
 def test_sound_and_words_are_those_of_the_feature_code(extracted, bundle, classifier):
     paths, _ = extracted
-    assert np.allclose(of(paths[0])["audio"], mfcc.mfcc(media.speech_samples(1.0)), atol=1e-4)  # sums of other order
-    assert np.array_equal(of(paths[0])["text"], classifier.encode_words(["how", "nice"]))
-    assert of(paths[0])["video"].shape == (0, bundle.manifest.video.dim)
+    assert np.allclose(
+        arrays_of(paths[0])["audio"], mfcc.mfcc(media.speech_samples(1.0)), atol=1e-4
+    )  # sums of other order
+    assert np.array_equal(arrays_of(paths[0])["text"], classifier.encode_words(["how", "nice"]))
+    assert arrays_of(paths[0])["video"].shape == (0, bundle.manifest.video.dim)
     two = mfcc.mfcc(media.speech_samples(2.0))
-    assert of(paths[3])["audio"].shape == (98, 120) and np.allclose(
-        of(paths[3])["audio"], two[:98], atol=1e-4
+    assert arrays_of(paths[3])["audio"].shape == (98, 120) and np.allclose(
+        arrays_of(paths[3])["audio"], two[:98], atol=1e-4
     )  # row 97 ends at 995 ms, row 98 at 1005 ms
-    assert of(paths[4])["audio"].shape == (0, 120) and of(paths[4])["text"].shape == (2, bundle.manifest.text.dim)
+    assert arrays_of(paths[4])["audio"].shape == (0, 120) and arrays_of(paths[4])["text"].shape == (
+        2,
+        bundle.manifest.text.dim,
+    )
 
 
 def test_one_half_of_a_split_screen(files, tmp_path, bundle, classifier):
@@ -128,9 +133,9 @@ def test_one_half_of_a_split_screen(files, tmp_path, bundle, classifier):
         images = [frame.to_ndarray(format="gray")[:, :320] for frame in container.decode(video=0)]
     messages = [core.push(VideoFrame(images[i], i * 100_000_000))[0] for i in range(4, 16)]
     want = classifier.encode_faces(np.stack([message.crop for message in messages]))
-    assert np.allclose(of(paths[0])["video"], want, atol=1e-5)
+    assert np.allclose(arrays_of(paths[0])["video"], want, atol=1e-5)
     whole = mfcc.mfcc(media.speech_samples(1.0))  # of its own file, whatever the bounds in the other one
-    assert np.allclose(of(paths[1])["audio"], whole, atol=1e-4)
+    assert np.allclose(arrays_of(paths[1])["audio"], whole, atol=1e-4)
 
 
 # --- kept ------------------------------------------------------------------------------------------------------------
@@ -140,7 +145,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
-def test_two_processes_give_what_one_gives(files, extracted, tmp_path, bundle):
+def test_two_processes_give_the_same_as_one(files, extracted, tmp_path, bundle):
     calls = []
     extract(some_clips(files), bundle, tmp_path, 2, lambda done, total: calls.append((done, total)))
     assert contents(tmp_path) == contents(extracted[1]) and len(contents(tmp_path)) == 5
@@ -164,14 +169,14 @@ def test_an_interrupted_extraction_goes_on(files, tmp_path, bundle, jobs):
     paths = extract(clips, bundle, tmp_path, 1, lambda done, total: counts.append(done))
     assert counts[0] == len(kept) and counts[-1] == 5 and all(path.is_file() for path in paths)
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # nothing is done twice
-    assert not list(tmp_path.rglob("*.part-*"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
-def test_what_is_half_written_is_not_taken(files, tmp_path, bundle):
+def test_a_half_written_file_is_not_used(files, tmp_path, bundle):
     (path,) = extract([clip("a", files / "one.wav")], bundle, tmp_path)
     whole = path.read_bytes()
-    path.rename(path.with_name(f"{path.name}.part-1"))
-    path.with_name(f"{path.name}.part-1").write_bytes(whole[:100])
+    path.unlink()
+    path.with_name(f".{path.name}.1.part").write_bytes(whole[:100])
     extract([clip("a", files / "one.wav")], bundle, tmp_path)
     assert path.read_bytes() == whole
 
@@ -183,11 +188,11 @@ def test_stale_features_are_never_used(files, tmp_path, bundle, monkeypatch):
     assert extract([dataclasses.replace(mine, label="sad", where="z")], bundle, tmp_path) == first  # features are equal
     changed = [dataclasses.replace(mine, **change) for change in ({"text": "no"}, {"end_s": 0.5}, {"crop": "left"})]
     assert len({*first, *extract(changed, bundle, tmp_path)}) == 4
-    before, size = of(first[0])["audio"], path.stat().st_size
+    before, size = arrays_of(first[0])["audio"], path.stat().st_size
     soundfile.write(path, media.speech_samples(1.0)[::-1], 16_000, "PCM_16")  # other sound, of the same length
     path.write_bytes(path.read_bytes().ljust(size, b"\0"))
     again = extract([mine], bundle, tmp_path)
-    assert path.stat().st_size == size and again != first and not np.array_equal(of(again[0])["audio"], before)
+    assert path.stat().st_size == size and again != first and not np.array_equal(arrays_of(again[0])["audio"], before)
     monkeypatch.setitem(mfcc.SETTINGS, "rate_hz", 8_000)
     monkeypatch.setitem(bundle.manifest.audio.settings, "rate_hz", 8_000)
     other = extract([mine], bundle, tmp_path)
@@ -207,7 +212,7 @@ def odd_bundle(bundle, tmp_path):
     return open_bundle(folder)
 
 
-def test_another_bundle_is_another_hash_and_its_nan_is_a_problem(files, tmp_path, bundle, odd_bundle):
+def test_another_bundle_has_another_hash_and_its_nan_is_a_problem(files, tmp_path, bundle, odd_bundle):
     assert extraction.settings(bundle)["text"] != extraction.settings(odd_bundle)["text"]
     with pytest.raises(Problems, match="a: text features are NaN or infinite in row 0"):
         extract(
@@ -275,7 +280,7 @@ def test_folds_never_split_a_group_and_leave_absent_modalities_out(tmp_path, bun
         dataset("mine", clips, ("a", "b"), extract(clips, bundle, tmp_path), folds=7)
 
 
-def test_given_folds_are_kept_and_each_item_is_tested_once(tmp_path, bundle):
+def test_predefined_folds_are_kept_and_each_item_is_tested_once(tmp_path, bundle):
     clips = [dataclasses.replace(c, fold=(7, 2, 4)[i % 3]) for i, c in enumerate(many(12))]
     files = extract(clips, bundle, tmp_path)
     folds = dataset("mine", clips, ("a", "b"), files)
@@ -284,7 +289,7 @@ def test_given_folds_are_kept_and_each_item_is_tested_once(tmp_path, bundle):
         part = folds.split(f)["test"]
         want = [i for i, c in enumerate(clips) if c.fold == number]
         assert part.labels["text"].tolist() == [i % 2 for i in want]
-        assert np.array_equal(part.features["text"][1], of(files[want[1]])["text"])
+        assert np.array_equal(part.features["text"][1], arrays_of(files[want[1]])["text"])
         parts = folds.split(f)
         assert [len(parts[split].labels["text"]) for split in ("train", "dev", "test")] == [4, 4, 4]
         following = [i % 2 for i, c in enumerate(clips) if c.fold == (2, 4, 7)[(f + 1) % 3]]
@@ -297,12 +302,10 @@ def test_given_folds_are_kept_and_each_item_is_tested_once(tmp_path, bundle):
 
 
 def command(*words):
-    parser = argparse.ArgumentParser()
-    add_features_command(parser.add_subparsers(dest="command", required=True))
-    return run_features(parser.parse_args(["features", *map(str, words)]))
+    return main(["features", *map(str, words)])
 
 
-def test_command_extracts_a_manifest_and_tells_what_there_is(files, tmp_path, capsys):
+def test_command_extracts_a_manifest_and_prints_a_summary(files, tmp_path, capsys):
     rows = [
         "path,label,speaker,text",
         f"{files}/one.wav,glad,anna,how nice",
@@ -340,7 +343,7 @@ def test_command_on_iemocap_warns_of_other_counts(tmp_path, capsys):
     assert folds.folds == 5 and len(folds.split(4)["test"].labels["audio"]) == 14
 
 
-def test_acted_corpora_are_clips_as_well(tmp_path, capsys):
+def test_acted_corpora_are_clips_too(tmp_path, capsys):
     for name in ("03-01-05-01-02-01-12", "03-01-03-01-02-01-17"):
         (tmp_path / "ravdess").mkdir(exist_ok=True)
         media.audio_only(tmp_path / "ravdess" / f"{name}.wav", 0.5)

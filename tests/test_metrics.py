@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
 
 from emostream.train.metrics import (
@@ -15,28 +16,27 @@ from emostream.train.metrics import (
     reliability,
     risk_coverage,
     scores,
-    softmax,
 )
 
-TRUTH, FOUND = np.array([0, 0, 0, 2]), np.array([0, 0, 2, 2])
+TRUTH, PREDICTED = np.array([0, 0, 0, 2]), np.array([0, 0, 2, 2])
 
 
 def test_accuracy_recall_and_f1_by_hand():
-    assert accuracy(TRUTH, FOUND) == 0.75
-    recall = recalls(TRUTH, FOUND, 4)
+    assert accuracy(TRUTH, PREDICTED) == 0.75
+    recall = recalls(TRUTH, PREDICTED, 4)
     assert recall[0] == pytest.approx(2 / 3) and recall[2] == 1 and np.isnan(recall[[1, 3]]).all()
-    assert balanced_accuracy(TRUTH, FOUND) == pytest.approx(5 / 6)
-    assert macro_f1(TRUTH, FOUND) == pytest.approx((0.8 + 2 / 3) / 2)
-    assert scores(TRUTH, FOUND) == {"items": 4, "accuracy": 0.75, "balanced_accuracy": 0.8333, "macro_f1": 0.7333}
+    assert balanced_accuracy(TRUTH, PREDICTED) == pytest.approx(5 / 6)
+    assert macro_f1(TRUTH, PREDICTED) == pytest.approx((0.8 + 2 / 3) / 2)
+    assert scores(TRUTH, PREDICTED) == {"items": 4, "accuracy": 0.75, "balanced_accuracy": 0.8333, "macro_f1": 0.7333}
 
 
-def test_balanced_accuracy_is_sklearns():
+def test_balanced_accuracy_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
-    truth, found = rng.integers(0, 7, 300), rng.integers(0, 7, 300)
-    assert balanced_accuracy(truth, found) == pytest.approx(balanced_accuracy_score(truth, found))
+    truth, predicted = rng.integers(0, 7, 300), rng.integers(0, 7, 300)
+    assert balanced_accuracy(truth, predicted) == pytest.approx(balanced_accuracy_score(truth, predicted))
 
 
-def test_a_label_found_beyond_those_that_occur_counts_as_wrong():
+def test_predicting_a_label_that_does_not_occur_counts_as_wrong():
     assert balanced_accuracy(np.array([0, 1]), np.array([0, 6])) == 0.5
 
 
@@ -47,7 +47,7 @@ def test_brier_by_hand():
     assert brier(np.full((2, 4), 0.25), truth) == pytest.approx(1 - 1 / 4)
     p = np.array([[0.7, 0.2, 0.1]])
     assert brier(p, np.array([0])) == pytest.approx(0.09 + 0.04 + 0.01)
-    assert p[0].tolist() == [0.7, 0.2, 0.1]  # what was given is not changed
+    assert p[0].tolist() == [0.7, 0.2, 0.1]  # the argument is not changed
 
 
 def test_calibration_error_by_hand():
@@ -68,7 +68,7 @@ def test_risk_coverage_by_hand_and_with_ties():
     assert np.allclose(coverage, [1 / 3, 1, 1]) and np.allclose(risk, [0, 1 / 3, 1 / 3])
 
 
-def test_risk_coverage_is_that_of_its_thresholds():
+def test_risk_and_coverage_are_those_of_their_thresholds():
     rng = np.random.default_rng(0)
     confidence, right = rng.integers(0, 20, 200) / 20, rng.random(200) < 0.6
     coverage, risk = risk_coverage(confidence, right)
@@ -79,9 +79,9 @@ def test_risk_coverage_is_that_of_its_thresholds():
 
 def test_figures_agree_with_their_functions():
     rng = np.random.default_rng(1)
-    p, truth = softmax(rng.normal(size=(50, 4))), rng.integers(0, 4, 50)
-    found = p.argmax(1)
+    p, truth = softmax(rng.normal(size=(50, 4)), axis=1), rng.integers(0, 4, 50)
+    predicted = p.argmax(1)
     assert figures(p, truth) == {
-        "accuracy": accuracy(truth, found), "balanced_accuracy": balanced_accuracy(truth, found),
-        "macro_f1": macro_f1(truth, found), "ece": calibration_error(p, truth), "brier": brier(p, truth),
+        "accuracy": accuracy(truth, predicted), "balanced_accuracy": balanced_accuracy(truth, predicted),
+        "macro_f1": macro_f1(truth, predicted), "ece": calibration_error(p, truth), "brier": brier(p, truth),
     }  # fmt: skip

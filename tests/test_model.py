@@ -32,7 +32,7 @@ SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(MODALITIES, n)]
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("pooling", [True, False])
-def test_padding_and_batch_mates_change_nothing(attention, pooling):
+def test_padding_and_other_clips_of_a_batch_change_nothing(attention, pooling):
     model = small(attention, pooling=pooling)
     lengths = {"audio": [13, 1, 0, 9], "video": [5, 0, 3, 1], "text": [2, 4, 0, 1]}
     together = inputs(lengths, padding=3)
@@ -51,7 +51,7 @@ def test_padding_and_batch_mates_change_nothing(attention, pooling):
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("only", MODALITIES)
-def test_one_modality_alone_is_finite_and_others_absent_are_left_out(attention, only):
+def test_a_single_modality_is_finite_and_absent_ones_are_left_out(attention, only):
     model = small(attention)
     given = inputs({m: [6, 3] if m == only else [0, 0] for m in MODALITIES})
     logits = model(**given)
@@ -226,7 +226,7 @@ def test_the_papers_sizes():
 
 @pytest.mark.parametrize("modalities", SUBSETS)
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_what_the_paper_pools_and_in_which_order(attention, modalities):
+def test_the_paper_pools_its_vectors_in_order(attention, modalities):
     selves, crosses = ["t", "v", "a"], ["a_t", "v_t", "t_v", "a_v", "t_a", "v_a"]
     order = {"self": selves, "cross": crosses, "both": selves + crosses, "none": []}[attention]
     initials = {m[0] for m in modalities}
@@ -261,7 +261,7 @@ def test_the_papers_gradient_is_finite_and_reaches_every_parameter(attention, mo
         assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0, name
 
 
-def test_where_the_paper_drops():
+def test_the_papers_dropout():
     model, given = paper("both")
     given["text"] = torch.ones(2, 5, 4) + torch.arange(4)
     still = model(**given)

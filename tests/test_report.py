@@ -1,4 +1,4 @@
-"""The report, from runs whose answers are made up here."""
+"""The report, written from made-up runs."""
 
 import json
 
@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from emostream.errors import CorpusError
 from emostream.train.metrics import accuracy
 from emostream.train.study.crossval import GROUPS, grid
 from emostream.train.study.report import title, write
@@ -45,7 +46,7 @@ def written(tmp_path_factory, specs, results):
     return out
 
 
-def test_tables_hold_mean_and_deviation_over_folds(written, results):
+def test_tables_have_mean_and_deviation_over_folds(written, results):
     text = (written / "study.md").read_text()
     each = np.array(
         [
@@ -65,7 +66,7 @@ def test_tables_hold_mean_and_deviation_over_folds(written, results):
     assert order == ["Cross-noSP", "Cross", "Self-noSP", "Self", "Cross+Self"]
 
 
-def test_first_paragraph_holds_the_limits_and_the_command_follows(written):
+def test_the_limits_come_first_and_the_command_follows(written):
     title_line, limits, command, *_ = (written / "study.md").read_text().split("\n\n")
     assert title_line.startswith("# ")
     for word in ("label-paired", "synthetic", "independent given the label", "still", "acted", "3 folds × 2 seeds",
@@ -74,12 +75,12 @@ def test_first_paragraph_holds_the_limits_and_the_command_follows(written):
     assert COMMAND in (written / "study.md").read_text() and "Corpus: tiny" in command
 
 
-def test_columns_carry_both_names(written):
+def test_columns_have_both_names(written):
     text = (written / "study.md").read_text()
     assert 'balanced accuracy (the paper\'s "WA")' in text and 'accuracy (the paper\'s "UWA")' in text
 
 
-def test_json_holds_the_comparisons_and_every_value(written, results):
+def test_json_has_the_comparisons_and_every_value(written, results):
     record = json.loads((written / "study.json").read_text())
     values = {s: np.array(x["by_fold_and_seed"]["accuracy"]) for s, x in record["systems"].items()}
     assert values["avt-self"].shape == (3, 2) and len(values) == 14
@@ -89,7 +90,7 @@ def test_json_holds_the_comparisons_and_every_value(written, results):
     assert record["labels"] == ["calm", "cross", "glad"] and record["training"]["max_epochs"] == 7
 
 
-def test_plots_are_pictures_of_a_readable_size(written):
+def test_plots_are_images_of_a_readable_size(written):
     for name in ("accuracy", "confusion", "recall", "reliability"):
         image = cv2.imread(str(written / f"study-{name}.png"))
         assert min(image.shape[:2]) > 300 and (image[0, 0] == 255).all()
@@ -100,14 +101,14 @@ def test_a_system_with_a_missing_run_is_named_and_not_shown(tmp_path, specs, res
     some = {s: r for s, r in results.items() if s.system != "avt-self" or s.seed == 0}
     write(tmp_path, tiny(), some, specs, TRAINING, COMMAND)
     text = (tmp_path / "study.md").read_text()
-    assert "runs of theirs are missing: avt-self." in text and "| A+V+T | self |" not in text
-    with pytest.raises(ValueError, match="no system"):
+    assert "some of their runs are missing: avt-self." in text and "| A+V+T | self |" not in text
+    with pytest.raises(CorpusError, match="no system"):
         write(tmp_path / "none", tiny(), {}, specs, TRAINING, COMMAND)
     assert not (tmp_path / "none").exists()
 
 
-def test_a_corpus_whose_items_are_together_has_other_limits(tmp_path, specs, results):
-    write(tmp_path, tiny(together=True), results, specs, TRAINING, COMMAND)
+def test_a_corpus_of_aligned_items_has_other_limits(tmp_path, specs, results):
+    write(tmp_path, tiny(aligned=True), results, specs, TRAINING, COMMAND)
     limits = (tmp_path / "study.md").read_text().split("\n\n")[1]
     assert "synthetic" not in limits and "degrees of freedom" in limits
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from emostream.engines.bundle import FUSION, FUSION_CPU
+from emostream.engines.bundle import FUSION, FUSION_CPU, MODALITIES
 from emostream.engines.onnx import OnnxRuntime
 from emostream.stream.features.mfcc import Mfcc
 from emostream.stream.messages import Codec, Pcm
-from emostream.train.model import MODALITIES, PAPER_DIMS, build
+from emostream.train.model import PAPER_DIMS, build
 
 ROWS = {"audio": 500, "video": 50, "text": 15}  # 5 s
 FRAME = 512  # samples, 32 ms

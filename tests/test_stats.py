@@ -1,4 +1,4 @@
-"""The corrected t-test, against numbers worked out by hand and against scipy's where they must agree."""
+"""The corrected t-test, against numbers worked out by hand and against SciPy's where they must agree."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_nothing_to_estimate():
         compare(A, B[:2], 0.3)
 
 
-def test_interval_covers_what_it_should():
+def test_95_percent_intervals_cover_the_mean_in_95_percent_of_cases():
     rng = np.random.default_rng(0)
     inside = 0
     for _ in range(1000):

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from emostream.engines.bundle import MODALITIES
 from emostream.errors import CorpusError
 from emostream.train.bundle.features import Ragged
-from emostream.train.model import MODALITIES, PAPER_ROWS
+from emostream.train.model import PAPER_ROWS
 from emostream.train.study import trial
 from emostream.train.study.crossval import spec_of
 from emostream.train.study.dataset import Part
-from emostream.train.study.examples import Feeder, batches, columns, draw, lengths, rows_of
+from emostream.train.study.examples import Collator, batches, columns, draw, lengths, rows_of
 from emostream.train.study.trial import PROTOCOL, Result, Training, path_of, run
 from tests.grouped import DIMS, tiny
 
@@ -40,8 +41,8 @@ def test_label_paired_examples_have_equal_labels_and_use_items_evenly():
     assert np.array_equal(again["audio"], items["audio"]) and not np.array_equal(again["text"], items["text"])
 
 
-def test_examples_that_are_together_are_each_utterance_once():
-    part = tiny(together=True).split(0)["train"]
+def test_aligned_examples_are_each_utterance_once():
+    part = tiny(aligned=True).split(0)["train"]
     items, truth = draw(part, 4, np.random.default_rng(0))
     assert all(items[m].tolist() == list(range(len(truth))) for m in MODALITIES)
 
@@ -54,7 +55,7 @@ def test_a_label_that_a_modality_lacks_is_an_error():
         draw(lacking, 1, np.random.default_rng(0))
 
 
-def test_batches_hold_each_example_once_and_like_lengths_together():
+def test_batches_have_each_example_once_and_similar_lengths():
     length = np.random.default_rng(0).integers(1, 200, 1000)
     found = batches(length, 32, np.random.default_rng(1))
     assert sorted(np.concatenate(found)) == list(range(1000)) and max(map(len, found)) == 32
@@ -70,15 +71,15 @@ def test_columns_are_those_of_all_rows():
         columns(Ragged.of([np.full((2, 3), np.nan)]))
 
 
-def feeder(part, fixed=False, **options):
-    return Feeder(part, MODALITIES, fixed, options.get("standardise", True), options.get("modality_dropout", 0.0))
+def collator(part, fixed=False, **options):
+    return Collator(part, MODALITIES, fixed, options.get("standardise", True), options.get("modality_dropout", 0.0))
 
 
 def test_paper_variant_gets_fixed_rows_the_first_kept_and_zeros_after():
-    part = tiny(together=True).split(0)["train"]
+    part = tiny(aligned=True).split(0)["train"]
     numbers = np.arange(len(part.labels["audio"]))
     items = dict.fromkeys(MODALITIES, numbers)
-    fixed = feeder(part, fixed=True)
+    fixed = collator(part, fixed=True)
     longest = {m: int(n.max()) for m, n in lengths(part, MODALITIES).items()}
     assert fixed.rows == {m: min(PAPER_ROWS[m], n) for m, n in longest.items()}
     fixed.rows["audio"] = 4
@@ -88,15 +89,15 @@ def test_paper_variant_gets_fixed_rows_the_first_kept_and_zeros_after():
     for i, row in enumerate(given["audio"].numpy()):
         x = (part.features["audio"][i][:4] - mean) / std
         assert np.allclose(row[: len(x)], x, atol=1e-6) and not row[len(x) :].any()
-    plain = feeder(part, fixed=True, standardise=False)(part, items, numbers)["text"].numpy()
+    plain = collator(part, fixed=True, standardise=False)(part, items, numbers)["text"].numpy()
     assert np.allclose(plain[0, : len(part.features["text"][0])], part.features["text"][0])
 
 
 def test_modality_dropout_leaves_one_at_least_and_only_in_training():
-    part = tiny(together=True).split(0)["train"]
+    part = tiny(aligned=True).split(0)["train"]
     numbers = np.arange(len(part.labels["audio"]))
     items = dict.fromkeys(MODALITIES, numbers)
-    dropping = feeder(part, modality_dropout=0.9)
+    dropping = collator(part, modality_dropout=0.9)
     given = dropping(part, items, numbers, np.random.default_rng(0))
     there = np.stack([given[f"{m}_len"].numpy() > 0 for m in MODALITIES])
     assert (there.sum(0) >= 1).all() and there.mean() < 0.6 and there.any(1).all()
@@ -104,22 +105,22 @@ def test_modality_dropout_leaves_one_at_least_and_only_in_training():
 
 
 def test_long_recordings_give_a_part_in_training_only():
-    part = tiny(together=True).split(0)["train"]
+    part = tiny(aligned=True).split(0)["train"]
     long = Ragged.of([np.ones((300, 6), np.float32)] * len(part.labels["audio"]))
     part = dataclasses.replace(part, features={**part.features, "audio": long})
     numbers = np.arange(4)
     items = dict.fromkeys(MODALITIES, numbers)
-    assert set(feeder(part)(part, items, numbers, np.random.default_rng(0))["audio_len"].tolist()) == {256}
-    assert set(feeder(part)(part, items, numbers)["audio_len"].tolist()) == {300}
+    assert set(collator(part)(part, items, numbers, np.random.default_rng(0))["audio_len"].tolist()) == {256}
+    assert set(collator(part)(part, items, numbers)["audio_len"].tolist()) == {300}
     assert rows_of(lengths(part, ["audio"]), items).tolist() == [300] * 4
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_it_learns_and_the_seed_decides_everything(together):
-    folds = tiny(together)
+@pytest.mark.parametrize("aligned", [False, True])
+def test_it_learns_and_the_seed_decides_everything(aligned):
+    folds = tiny(aligned)
     result = run(spec("avt-cross"), Training(max_epochs=6), folds)
     assert (result.logits.argmax(1) == result.truth).mean() > 0.7
     again = run(spec("avt-cross"), Training(max_epochs=6), folds)
@@ -147,7 +148,7 @@ class Watched:
 
     def split(self, fold):
         return {
-            name: Part({m: self._watch(name, x) for m, x in part.features.items()}, part.labels, part.together)
+            name: Part({m: self._watch(name, x) for m, x in part.features.items()}, part.labels, part.aligned)
             for name, part in self._folds.split(fold).items()
         }
 
@@ -224,7 +225,7 @@ def test_paper_variant_runs(system):
 
 
 def test_an_utterance_without_any_modality_is_tested_but_not_trained_on():
-    folds = tiny(together=True)
+    folds = tiny(aligned=True)
     video = [np.asarray(folds.features["video"][i])[: 0 if i % 4 == 0 else None] for i in range(24)]
     folds = dataclasses.replace(folds, features={**folds.features, "video": Ragged.of(video)})
     result = run(spec("v-self"), SHORT, folds)

@@ -1,17 +1,20 @@
-"""The fusion model, whole: features of sound, face and words → logits. Two variants, made by ``build``.
+"""The whole fusion model: features of sound, face and words → logits. ``build`` makes it, in two variants.
 
 After Rajan, Brutti and Cavallaro, "Is cross-attention preferable to self-attention for multi-modal emotion
-recognition?" (ICASSP 2022). Its idea, in the order of this file: per modality a convolution and a bidirectional GRU
-(60 units each way, so 120 wide); multi-head attention (6 heads), within a modality ("self") or from one modality to
-another ("cross"); the mean over time, so that each attention gives one vector; mean and standard deviation over these
-vectors ("statistical pooling"); two linear layers.
+recognition?" (ICASSP 2022). The network, from input to output:
+
+1. each modality by itself: a convolution, then a bidirectional GRU with 60 units each way, so 120 wide;
+2. multi-head attention (6 heads) within each modality ("self") or from one modality to another ("cross");
+3. the mean over time, so that each attention gives one vector;
+4. mean and standard deviation over these vectors ("statistical pooling");
+5. two linear layers.
 
 ``Paper`` is the authors' published network to the letter, to reproduce their figures on arrays of fixed length.
-``Fusion`` is what is shipped: the same idea for sequences of any length, of which any modality may be absent. What
-differs, and why, stands before it.
+``Fusion`` is the shipped one: the same idea for sequences of any length, with any modality absent. The comment before
+it says what differs, and why.
 
 Shapes: B batch, T rows in time, D features of a row, W width, H heads, N vectors to pool. A pair is (target, source):
-queries from the target, keys and values from the source; a modality with itself is self-attention.
+queries come from the target, keys and values from the source; a modality paired with itself is self-attention.
 """
 
 from __future__ import annotations
@@ -22,16 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emostream.engines.bundle import MODALITIES
+
 VARIANTS = ("default", "paper")
 ATTENTION = ("self", "cross", "both", "none")
-MODALITIES = ("audio", "video", "text")
 
 # --- the paper's network ---------------------------------------------------------------------------------------------
 
-# rows of each array and features of a row: MFCC with deltas, ResNet frames, word vectors
+# rows of each array, and features of a row: word vectors, ResNet frames, MFCC with deltas
 PAPER_ROWS = {"text": 128, "video": 32, "audio": 1000}
 PAPER_DIMS = {"text": 300, "video": 2048, "audio": 120}
-# the convolution's output rows per input row, for other numbers of rows as well, rounded down
+# the convolution's output rows for so many input rows; for other numbers of rows the same ratio, rounded down
 PAPER_CONVOLUTION = {"video": (25, 32), "audio": (500, 1000)}
 PAPER_SELVES = (("text", "text"), ("video", "video"), ("audio", "audio"))  # in the order in which they are pooled
 PAPER_CROSSES = (
@@ -40,18 +44,18 @@ PAPER_CROSSES = (
 
 
 def authors_name(target: str, source: str) -> str:
-    """What the authors call a pair's attention: ``mha_t``, or source before target, as in ``mha_a_t``."""
+    """The authors' name of a pair's attention: ``mha_t``, or with the source before the target ``mha_a_t``."""
     return f"mha_{target[0]}" if target == source else f"mha_{source[0]}_{target[0]}"
 
 
 class Paper(nn.Module):
     """The published network; see ``build``. Its parameters have the authors' names and torch's own layouts.
 
-    The authors published three modalities with self- or with cross-attention, both pooled. The rest follows the paper
-    in the plainest way: fewer modalities leave out the pairs that they lack and keep the order of the others; "both"
-    pools the self vectors, then the cross vectors; "none" pools the means of the GRU states; without pooling the
-    vectors are concatenated in the same order. One vector alone has no unbiased deviation (0 / 0), so it goes into the
-    linear layers as it is, with pooling and without.
+    The authors published three modalities with self- or with cross-attention, both pooled. The other systems follow the
+    paper in the plainest way: fewer modalities leave out the pairs that they lack and keep the order of the others;
+    "both" pools the self vectors, then the cross vectors; "none" pools the means of the GRU states; without pooling the
+    vectors are concatenated in the same order. A single vector has no unbiased deviation (0 / 0), so it goes into the
+    linear layers unchanged, pooling or not.
     """
 
     def __init__(
@@ -70,10 +74,11 @@ class Paper(nn.Module):
         self.text_dropout = nn.Dropout(0.25)
         for m, dim in self.dims.items():
             if m in PAPER_CONVOLUTION:
-                out, of = PAPER_CONVOLUTION[m]
-                self.add_module(f"{m}_conv", nn.Conv1d(rows[m], max(1, rows[m] * out // of), kernel_size=1))
+                rows_out, rows_in = PAPER_CONVOLUTION[m]
+                self.add_module(f"{m}_conv", nn.Conv1d(rows[m], max(1, rows[m] * rows_out // rows_in), kernel_size=1))
             self.add_module(f"{m}_encoder", nn.GRU(dim, hidden, batch_first=True, bidirectional=True))
-        pairs = PAPER_SELVES if attention in ("self", "both") else ()
+        pairs: tuple[tuple[str, str], ...] = ()
+        pairs += PAPER_SELVES if attention in ("self", "both") else ()
         pairs += PAPER_CROSSES if attention in ("cross", "both") else ()
         self.pairs = [(target, source) for target, source in pairs if target in dims and source in dims]
         for pair in self.pairs:
@@ -84,13 +89,14 @@ class Paper(nn.Module):
         self.classifier = nn.Linear(hidden, labels)
 
     def encode(self, m: str, x: Tensor) -> Tensor:
-        """(B, rows, D) → states (B, T, W), where T is the rows of text, or those that the convolution makes.
+        """(B, rows, D) → states (B, T, W), where T is the rows of text, or the rows that the convolution makes.
 
-        The convolution takes the time steps for its channels. With kernel 1 each of its rows is therefore a learned
-        weighted sum of all rows, the same for every feature: hence the fixed lengths.
+        The time steps are the convolution's channels. With kernel 1 each of its rows is therefore a learned weighted
+        sum of all rows, the same for every feature: hence the fixed lengths.
         """
-        x = self.text_dropout(x) if m == "text" else self.get_submodule(f"{m}_conv")(x)  # (B, T, D)
-        return self.get_submodule(f"{m}_encoder")(x)[0]  # (B, T, W)
+        x = self.text_dropout(x) if m == "text" else self.get_submodule(f"{m}_conv")(x)  # (B, rows, D) → (B, T, D)
+        states: Tensor = self.get_submodule(f"{m}_encoder")(x)[0]  # (B, T, D) → (B, T, W)
+        return states
 
     def forward(
         self,
@@ -103,8 +109,8 @@ class Paper(nn.Module):
     ) -> Tensor:
         """Features (B, rows, D) float32 of every modality of the network → logits (B, labels).
 
-        There are no masks: lengths are ignored, and rows of padding count like any other. Raises ValueError for a
-        modality that is not given, or whose shape is another.
+        There are no masks: lengths are ignored, and rows of padding count like any others. Raises ValueError for a
+        modality that is missing or of another shape.
         """
         given = {"audio": audio, "video": video, "text": text}
         states: dict[str, Tensor] = {}
@@ -118,23 +124,25 @@ class Paper(nn.Module):
         if len({len(x) for x in states.values()}) > 1:
             raise ValueError(f"batches differ: {', '.join(f'{m} has {len(x)}' for m, x in states.items())}")
 
-        vectors = [x.mean(1) for x in states.values()]  # (B, W) each
+        vectors = [x.mean(1) for x in states.values()]  # (B, T, W) → (B, W) each
         if self.pairs:
             vectors = []
             for target, source in self.pairs:
                 attend = self.get_submodule(authors_name(target, source))
                 answer, _ = attend(states[target], states[source], states[source], need_weights=False)  # (B, T, W)
-                vectors.append(answer.mean(1))  # (B, W)
+                vectors.append(answer.mean(1))  # (B, T, W) → (B, W)
         if self.pooling:
-            # The authors' code unpacks the deviation as the mean and the mean as the deviation: deviation comes first.
-            vectors = torch.std_mean(torch.stack(vectors, dim=1), dim=1)  # unbiased: divided by N - 1
-        return self.classifier(self.concat_linear(torch.cat(vectors, dim=1)))  # (B, 2W or NW) → (B, labels)
+            # Deviation comes first: the authors' code unpacks torch's (deviation, mean) as (mean, deviation).
+            vectors = [*torch.std_mean(torch.stack(vectors, dim=1), dim=1)]  # (B, N, W) → 2 × (B, W); divided by N - 1
+        x = self.concat_linear(torch.cat(vectors, dim=1))  # (B, 2W or NW) → (B, W/2)
+        logits: Tensor = self.classifier(x)  # (B, W/2) → (B, labels)
+        return logits
 
 
 def load_authors_weights(model: Paper, state: Mapping[str, Tensor]) -> None:
-    """Put a state dict in the authors' names into the model, in whatever precision it comes (theirs is double).
+    """Load a state dict with the authors' names, of any precision (theirs is double).
 
-    Raises ValueError that lists every name that is missing, unexpected or of another shape; then nothing is loaded.
+    Raises ValueError, having loaded nothing, with every name that is missing, unexpected or of another shape.
     """
     own = model.state_dict()
     problems = [f"missing: {name}" for name in own if name not in state]
@@ -151,36 +159,36 @@ def load_authors_weights(model: Paper, state: Mapping[str, Tensor]) -> None:
 
 # --- ours ------------------------------------------------------------------------------------------------------------
 #
-# Two rules hold everywhere below. Rows beyond a sequence's length change nothing, whatever they hold: they are masked
-# before the convolution, skipped by the backward GRU, and masked in attention and in every mean. And a modality of
-# length 0 is absent: its vectors are left out of the pooling, not fed as zeros.
+# Two rules hold everywhere below. Rows beyond a sequence's length change nothing, whatever their values: they are
+# masked before the convolution, skipped by the backward GRU, and masked in attention and in every mean. And a modality
+# of length 0 is absent: its vectors are left out of the pooling, not fed as zeros.
 #
 # What differs from the paper:
-# - Lengths and masks. Live speech has no fixed length, faces come and go, and padding must not move a label.
-# - The convolution goes over time, with features as channels, and so takes any length; a ReLU follows. With the mean
-#   after it, it makes one row of 20 of sound and of 3 of faces, since a GRU's steps wait for each other: they are what
-#   time goes into.
+# - Lengths and masks. Live speech has no fixed length, faces come and go, and padding must not change a label.
+# - The convolution goes over time, with features as channels, so it takes any length; a ReLU follows. Together with the
+#   mean after it, it makes one row out of 20 of sound and of 3 of faces: a GRU's steps wait for each other, so they are
+#   what takes time.
 # - Two one-directional GRUs for a bidirectional one, so that the way back begins at the last valid row.
-# - Attention is written out, since torch's own does not export with free lengths, and has a residual and a layer norm:
-#   if it finds nothing, the states go on unchanged, and the scale stays the same whatever is absent.
-# - Three heads for six: half as many small products of matrices, each twice as large.
-# - Where one modality is there alone, cross-attention has no pair; the mean of the states then stands for it.
-# - The deviation is the biased one (divided by N, not N - 1), so that one vector alone has 0 and nothing is undefined;
-#   the mean comes first.
+# - Attention is written out, since torch's own does not export with free lengths. It has a residual and a layer norm:
+#   if it finds nothing, the states pass unchanged, and the scale is the same whatever is absent.
+# - Three heads for six: half as many small matrix products, each twice as large.
+# - Where only one modality is present, cross-attention has no pair; the mean of the states takes its place.
+# - The deviation is the biased one (divided by N, not N - 1), so that a single vector has deviation 0 and nothing is
+#   undefined; the mean comes first.
 # - ReLU between the linear layers, without which two of them can do no more than one; the first is as wide as the
 #   GRUs, twice the paper's.
-# - Dropout of one rate everywhere: of features, states and attention weights, and before each linear layer.
+# - Dropout at one rate everywhere: of features, states and attention weights, and before each linear layer.
 # - Features are normalised within the network, by the training features' mean and deviation, so that a runtime feeds
 #   plain ones. ``Paper`` takes its arrays as they are.
 # - Modality dropout: the trainer leaves whole modalities out of a batch, since each may be absent in use.
-# - Narrower features, from encoders that run on a small machine: faces of 128, words of 80.
+# - Narrower features, from encoders that run on a small machine: 128 for a face, 80 for a word.
 
-# Features of a row; every how many-th row is read; how many of these the convolution takes at once, which is its stride
-# too, and its width; over how many of its rows the mean is taken. Audio rows come every 10 ms and each sees 105 ms, its
-# deltas included: every second one is read, and the GRU has a row for each 200 ms. A mean has no weights; a second
-# convolution in its place learns the voices of training by heart. Faces come every 100 ms, and the GRU has a row for
-# each 300. Words are few and far apart in time, so they have no convolution.
-DIMS = {"audio": 120, "video": 128, "text": 80}
+# Each modality's way to its GRU: of every STEP rows one is read; a convolution takes (rows at once, which is its stride
+# too; width); the mean over MEAN of its rows is the GRU's input. Audio rows come every 10 ms and each sees 105 ms, its
+# deltas included, so every second one is enough, and the GRU has a row for each 200 ms. A mean has no weights; a second
+# convolution in its place learns the training voices by heart. Faces come every 100 ms, and the GRU has a row for each
+# 300 ms. Words are few and far apart in time, so they have no convolution.
+DIMS = {"audio": 120, "video": 128, "text": 80}  # features of a row
 STEP = {"audio": 2, "video": 1, "text": 1}
 CONVOLUTION: dict[str, tuple[int, int] | None] = {"audio": (2, 120), "video": (3, 64), "text": None}
 MEAN = {"audio": 5, "video": 1, "text": 1}
@@ -194,7 +202,7 @@ def valid(length: Tensor, rows: int) -> Tensor:
 
 
 def reverse(x: Tensor, length: Tensor) -> Tensor:
-    """Turn each sequence around within its own length; the rows beyond it stay. (B, T, D), (B,) → (B, T, D)."""
+    """Reverse each sequence within its own length; the rows beyond it stay. (B, T, D), (B,) → (B, T, D)."""
     t = torch.arange(x.shape[1], device=x.device)[None]  # (1, T)
     index = torch.where(t < length[:, None], length[:, None] - 1 - t, t)  # (B, T)
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
@@ -203,15 +211,14 @@ def reverse(x: Tensor, length: Tensor) -> Tensor:
 def time_mean(x: Tensor, keep: Tensor) -> Tensor:
     """Mean over the valid rows; zeros where there are none. (B, T, W), (B, T) 0 or 1 → (B, W)."""
     share = keep / keep.sum(1, keepdim=True).clamp(min=1)  # (B, T)
-    return (share[:, None] @ x)[:, 0]
+    return (share[:, None] @ x)[:, 0]  # (B, 1, T) @ (B, T, W) → (B, W)
 
 
 class Encoder(nn.Module):
     """One modality: normalise, convolve over time, read in both directions.
 
-    ``mean`` and ``std`` are those of the training features, so that a runtime feeds plain features. For the rest see
-    STEP, CONVOLUTION and MEAN. A convolution whose stride is its reach is one product of matrices: the rows that it
-    takes at once, laid end to end.
+    ``mean`` and ``std`` are those of the training features; the rest is by STEP, CONVOLUTION and MEAN. A convolution
+    whose stride is its kernel size is one matrix product, of the rows that it takes at once, laid end to end.
     """
 
     mean: Tensor
@@ -231,26 +238,28 @@ class Encoder(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Rows of features for one of states."""
+        """Rows of features per row of states."""
         return self.step * self.taken * self.mean_of
 
     def forward(self, x: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, D), (B,) → states (B, T', W), and 1 where they are valid, else 0 (B, T'); T' = ceil(T / stride)."""
+        """(B, T, D), (B,) → states (B, T', W), and 1 where they are valid, else 0: (B, T'); T' = ceil(T / stride)."""
         if self.step > 1:
-            x = x[:, :: self.step]  # (B, T / step, D)
+            x = x[:, :: self.step]  # (B, T, D) → (B, T/step, D)
         zero = torch.zeros((), dtype=x.dtype, device=x.device)
-        inside = valid((length + self.step - 1) // self.step, x.shape[1])
+        inside = valid((length + self.step - 1) // self.step, x.shape[1])  # (B, T/step)
         x = torch.where(inside[..., None], (x - self.mean) * (1 / self.std), zero)
         x = self.dropout(x)
-        if self.conv is not None:  # rows of zeros until it comes out even, so every clip ends the same way
+        if self.conv is not None:
             rows = self.taken * self.mean_of
             missing = (x.shape[1] + rows - 1) // rows * rows - x.shape[1]
-            x = torch.cat([x, x.new_zeros(x.shape[0], missing, x.shape[2])], dim=1)
-            x = F.relu(self.conv(x.reshape(x.shape[0], -1, self.taken * x.shape[2])))  # (B, rows, W)
+            # zeros up to a multiple of what becomes one row, so that the batch's longest clip ends like the others
+            x = torch.cat([x, x.new_zeros(x.shape[0], missing, x.shape[2])], dim=1)  # (B, T'·mean·taken, D)
+            x = x.reshape(x.shape[0], -1, self.taken * x.shape[2])  # (B, T'·mean, taken·D)
+            x = F.relu(self.conv(x))  # (B, T'·mean, inner)
         if self.mean_of > 1:
-            x = x.reshape(x.shape[0], -1, self.mean_of, x.shape[2]).mean(2)  # (B, T', W)
+            x = x.reshape(x.shape[0], -1, self.mean_of, x.shape[2]).mean(2)  # (B, T'·mean, inner) → (B, T', inner)
         length = (length + self.stride - 1) // self.stride
-        start = torch.zeros(1, x.shape[0], self.ahead.hidden_size, dtype=x.dtype, device=x.device)
+        start = torch.zeros(1, x.shape[0], self.ahead.hidden_size, dtype=x.dtype, device=x.device)  # (1, B, W/2)
         ahead, _ = self.ahead(x, start)  # (B, T', W/2)
         back, _ = self.back(reverse(x, length), start)  # (B, T', W/2)
         x = torch.cat([ahead, reverse(back, length)], dim=2)  # (B, T', W)
@@ -258,7 +267,7 @@ class Encoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al., 2017, section 3.2) with a residual, written out.
+    """Multi-head attention (Vaswani et al., "Attention is all you need", 2017, section 3.2) with a residual.
 
     ``nn.MultiheadAttention`` bakes the traced length into an exported graph; this does not. Query, key and value are
     one product where a modality attends to itself.
@@ -272,8 +281,8 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, target: Tensor, source: Tensor, source_keep: Tensor) -> Tensor:
-        """Rows of ``target`` (B, Tq, W) ask, rows of ``source`` (B, Ts, W) answer where ``source_keep`` (B, Ts) is 1,
-        not 0 → (B, Tq, W)."""
+        """``target`` (B, Tq, W) attends to the rows of ``source`` (B, Ts, W) where ``source_keep`` (B, Ts) is 1, not 0.
+        Returns (B, Tq, W)."""
         width = target.shape[2]
         if target is source:
             parts = self.split(self.query_key_value(target), 3)  # (3, B, H, T, W/H)
@@ -284,30 +293,31 @@ class Attention(nn.Module):
             parts = self.split(F.linear(source, w[width:], b[width:]), 2)  # (2, B, H, Ts, W/H)
             k, v = parts[0], parts[1]
         score = q @ k.transpose(2, 3) * (q.shape[3] ** -0.5)  # (B, H, Tq, Ts)
-        weight = (score + (source_keep - 1)[:, None, None] * -MASKED).softmax(3)
+        weight = (score + (source_keep - 1)[:, None, None] * -MASKED).softmax(3)  # (B, H, Tq, Ts)
         answer = (self.dropout(weight) @ v).transpose(1, 2).flatten(2)  # (B, H, Tq, W/H) → (B, Tq, W)
-        return self.norm(target + self.out(answer))
+        attended: Tensor = self.norm(target + self.out(answer))  # (B, Tq, W)
+        return attended
 
     def split(self, x: Tensor, parts: int) -> Tensor:
         """(B, T, parts · W) → (parts, B, H, T, W/H)."""
-        return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        split: Tensor = x.unflatten(2, (parts, self.heads, -1))  # type: ignore[no-untyped-call]  # (B, T, parts, H, W/H)
+        return split.permute(2, 0, 3, 1, 4)
 
 
 def statistics(vectors: Tensor, present: Tensor) -> Tensor:
-    """Mean and standard deviation over the vectors that are present. (B, N, W), (B, N) bool → (B, 2 W).
+    """Statistical pooling: mean and standard deviation over the present vectors. (B, N, W), (B, N) bool → (B, 2W).
 
-    The deviation is that of the vectors themselves (divided by their number, not one less), so that one vector
-    alone has 0 and nothing is undefined.
+    The deviation is the biased one (divided by N), so that a single vector has 0 and nothing is undefined.
     """
     keep = present[..., None].to(vectors.dtype)  # (B, N, 1)
     count = keep.sum(1).clamp(min=1)  # (B, 1)
     mean = (vectors * keep).sum(1) / count  # (B, W)
     variance = ((vectors - mean[:, None]) ** 2 * keep).sum(1) / count  # (B, W)
-    return torch.cat([mean, (variance + POOLING_EPS).sqrt() - POOLING_EPS**0.5], dim=1)  # (B, 2 W)
+    return torch.cat([mean, (variance + POOLING_EPS).sqrt() - POOLING_EPS**0.5], dim=1)  # (B, 2W)
 
 
 class Fusion(nn.Module):
-    """What is shipped; see ``build``. One vector per pair, and where a modality is without a pair, its mean state."""
+    """The shipped network; see ``build``. It pools one vector per pair, or the mean state of a modality without one."""
 
     def __init__(
         self,
@@ -343,36 +353,40 @@ class Fusion(nn.Module):
     ) -> Tensor:
         """Features (B, T, D) float32 and lengths (B,) int64 of each modality → logits (B, labels).
 
-        None is a modality absent from the whole batch. A clip with every modality absent gets what the last layers
-        make of a zero vector: it means nothing, and a caller does not ask for it.
+        None: the modality is absent from the whole batch. The logits of a clip without any modality mean nothing: they
+        are those of a zero vector.
         """
         given = {"audio": (audio, audio_len), "video": (video, video_len), "text": (text, text_len)}
         like = next(x for x, _ in given.values() if x is not None)
         states: dict[str, Tensor] = {}
-        here: dict[str, Tensor] = {}  # (B,) each
-        keep: dict[str, Tensor] = {}
+        here: dict[str, Tensor] = {}  # (B,) bool each: whether the clip has the modality
+        keep: dict[str, Tensor] = {}  # (B, T) each: 1 where a state is valid, else 0
         for m, encoder in self.encoders.items():
             x, n = given[m]
             if x is None:
                 x = torch.zeros(like.shape[0], 1, self.dims[m], dtype=like.dtype, device=like.device)
                 n = torch.zeros(like.shape[0], dtype=torch.int64, device=like.device)
-            states[m], keep[m] = encoder(x, n)
+            assert n is not None, f"{m} needs its lengths"
+            states[m], keep[m] = encoder(x, n)  # (B, T, D) → (B, T', W), (B, T')
             here[m] = n > 0
 
         vectors, present = [], []
         for (target, source), attend in zip(self.pairs, self.attentions, strict=True):
-            vectors.append(time_mean(attend(states[target], states[source], keep[source]), keep[target]))  # (B, W)
+            attended = attend(states[target], states[source], keep[source])  # (B, T', W)
+            vectors.append(time_mean(attended, keep[target]))  # (B, T', W) → (B, W)
             present.append(here[target] & here[source])
         if self.attention in ("cross", "none"):
-            # no attention: the mean of the states stands for a modality; with cross-attention only where a modality
-            # is alone and so has nothing to attend to
-            others = torch.stack([h.to(torch.int64) for h in here.values()], dim=1).sum(1)  # (B,)
+            # the mean of the states takes the place of attention; with cross-attention only where a modality is alone,
+            # so that it has nothing to attend to
+            count = torch.stack([h.to(torch.int64) for h in here.values()], dim=1).sum(1)  # (B,)
             for m in self.encoders:
-                vectors.append(time_mean(states[m], keep[m]))  # (B, W)
-                present.append(here[m] & (others == 1) if self.attention == "cross" else here[m])
+                vectors.append(time_mean(states[m], keep[m]))  # (B, T', W) → (B, W)
+                present.append(here[m] & (count == 1) if self.attention == "cross" else here[m])
         stacked, mask = torch.stack(vectors, dim=1), torch.stack(present, dim=1)  # (B, N, W), (B, N)
         pooled = statistics(stacked, mask) if self.pooling else (stacked * mask[..., None]).flatten(1)  # (B, 2W or NW)
-        return self.classifier(self.dropout(F.relu(self.hidden_layer(self.dropout(pooled)))))  # (B, labels)
+        x = F.relu(self.hidden_layer(self.dropout(pooled)))  # (B, 2W or NW) → (B, W)
+        logits: Tensor = self.classifier(self.dropout(x))  # (B, W) → (B, labels)
+        return logits
 
 
 def build(
@@ -383,7 +397,7 @@ def build(
     labels: int = 7,
     dims: Mapping[str, int] | None = None,
     rows: Mapping[str, int] | None = None,
-    hidden: int = 60,  # the paper's: 120 wide with both directions
+    hidden: int = 60,  # as in the paper: 120 wide with both directions
     heads: int | None = None,
     dropout: float | None = None,
 ) -> Fusion | Paper:
@@ -391,14 +405,13 @@ def build(
 
     ``attention``: "self", one per modality; "cross", one per ordered pair (queries from the target, keys and values
     from the source); "both"; "none", the mean of each modality's states. ``pooling``: mean and standard deviation over
-    the vectors, else they are concatenated, in the default variant with zeros for absent ones.
+    the vectors; without it they are concatenated, in the default variant with zeros for absent ones.
 
-    ``dims`` and ``rows`` replace the variant's own features of a row and, in the paper variant alone, rows in time, for
-    the modalities that they name. Of other numbers of rows the convolution makes the same share, rounded down and at
-    least one: 25 of 32 for video, 500 of 1000 for audio. ``heads`` of attention: 6 in the paper variant, 3 in the
-    default one. ``dropout`` (0.3) is the default variant's; the paper's rates are fixed. Raises ValueError for a name
-    that is not one of these, for an option that the variant lacks, and for the paper's cross-attention with one
-    modality.
+    ``dims`` replaces the variant's number of features of a row, and ``rows``, in the paper variant alone, its number of
+    rows in time, for the modalities that they name. The paper's convolution makes 25 rows of 32 of video and 500 of
+    1000 of audio; of other numbers the same share, rounded down, at least one. ``heads``: 6 in the paper variant, 3 in
+    the default one. ``dropout``: 0.3 in the default variant; the paper's rates are fixed. Raises ValueError for an
+    unknown name, for an option that the variant lacks, and for the paper's cross-attention with one modality.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is unknown; choose one of: {', '.join(VARIANTS)}")

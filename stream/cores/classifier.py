@@ -11,6 +11,7 @@ from emostream.engines.bundle import FACE, FUSION, MODALITIES, WORDS, Bundle
 from emostream.engines.load import load
 from emostream.errors import BundleError
 from emostream.stream.features import face, mfcc
+from emostream.stream.features.padding import pad
 from emostream.stream.features.words import WordVectors
 
 _MAX_CROPS = 64  # in one run of the face network, to bound the memory that a long backlog needs
@@ -117,13 +118,10 @@ class Classifier:
         """(rows, labels) calibrated probabilities."""
         inputs: dict[str, np.ndarray] = {}
         for name in MODALITIES:
-            spec = getattr(self._manifest, name)
-            values = [getattr(row, name)[-spec.max_rows :] for row in rows]
-            lengths = np.array([len(value) for value in values], np.int64)
-            padded = np.zeros((len(rows), max(1, int(lengths.max())), spec.dim), np.float32)  # (B, T, dim)
-            for i, value in enumerate(values):
-                padded[i, : len(value)] = value
-            inputs[name], inputs[f"{name}_len"] = padded, lengths
+            max_rows = getattr(self._manifest, name).max_rows
+            inputs[name], inputs[f"{name}_len"] = pad(
+                [getattr(row, name) for row in rows], max_rows
+            )  # (B, T, dim), (B,)
         temperature = np.array([self._manifest.temperature["+".join(row.present())] for row in rows])
         logits = self._fusion.run(inputs)["logits"].astype(np.float64) / temperature[:, None]
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))

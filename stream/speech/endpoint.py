@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from emostream.stream.config import Speech
-from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, RATE_HZ, SileroVad
+from emostream.stream.speech.vad import FRAME_NS
 
 SURE = 0.05  # a speech probability below this counts as certain silence
 SURE_FRAMES = 4  # of 32 ms
@@ -128,17 +125,3 @@ class Endpointer:
         event = EndpointEvent("ended", self._start, self._end, forced)
         self.speaking, self._start = False, None
         return event
-
-
-def utterances(samples: np.ndarray, vad: SileroVad, endpointer: Endpointer) -> Iterator[tuple[int, int]]:
-    """(start_ns, end_ns) of each utterance in a whole (n,) int16 recording at 16 kHz. Resets both objects first."""
-    vad.reset()
-    endpointer.reset()
-    for i in range(0, len(samples) - FRAME_SAMPLES + 1, FRAME_SAMPLES):
-        start_ns = i * 1_000_000_000 // RATE_HZ
-        for event in endpointer.push(vad.push(samples[i : i + FRAME_SAMPLES]), start_ns):
-            if event.kind == "ended":
-                yield event.start_ns, event.end_ns
-    if endpointer.speaking:
-        event = endpointer.end()
-        yield event.start_ns, event.end_ns

@@ -1,4 +1,4 @@
-"""How sure the model may say it is: a temperature for each set of modalities, and when it should say "uncertain"."""
+"""Calibration: a temperature for each set of modalities, and the confidence below which an answer is uncertain."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
-from emostream.train.metrics import calibration_error, risk_coverage, softmax
+from emostream.train.metrics import calibration_error, risk_coverage
 
 Answers = tuple[np.ndarray, np.ndarray]  # logits (N, labels), truth (N,) int64
-LEFT_RISK = 0.5  # answers that are not marked uncertain are wrong at most so often, as a share of all answers' errors
+LEFT_RISK = 0.5  # error rate of the answers that are not marked uncertain, at most, as a share of that of all answers
 
 
 @dataclass(frozen=True)
 class Calibration:
     """``temperature`` by set of modalities divides the logits; ``uncertain_below`` is a probability.
 
-    ``judged``, by set of modalities: expected calibration error before and after (``ece_before``, ``ece``), that of a
-    perfectly calibrated model with as many answers of the same confidence (``ece_floor``: the estimate never is 0),
-    and what the threshold keeps (``coverage``) and how much of that is wrong (``risk``, of all: ``risk_all``).
+    ``judged``, by set of modalities: the expected calibration error before and after (``ece_before``, ``ece``), that of
+    a perfectly calibrated model with as many answers of the same confidence (``ece_floor``: the estimate is never 0),
+    the share of answers above the threshold (``coverage``), and how many of these (``risk``) and of all answers
+    (``risk_all``) are wrong.
     """
 
     temperature: dict[str, float]
@@ -29,7 +31,7 @@ class Calibration:
 
 
 def temperature_of(logits: np.ndarray, truth: np.ndarray) -> float:
-    """The divisor of the logits with the least log-loss (Guo et al., ICML 2017, section 4.2), within 0.2 and 5."""
+    """The divisor of the logits with the least log-loss (Guo et al., ICML 2017, section 4.2), between 0.2 and 5."""
 
     def loss(log_t: float) -> float:
         z = logits / np.exp(log_t)
@@ -40,8 +42,8 @@ def temperature_of(logits: np.ndarray, truth: np.ndarray) -> float:
 
 
 def threshold(confidence: np.ndarray, right: np.ndarray) -> float:
-    """The least confidence that an answer needs so that those that have it are wrong ``LEFT_RISK`` times as often as
-    all are. It is read off the risk-coverage curve (Geifman and El-Yaniv, NIPS 2017).
+    """The least confidence above which answers are wrong at most ``LEFT_RISK`` times as often as all answers are, read
+    off the risk-coverage curve (Geifman and El-Yaniv, NIPS 2017).
     """
     _, risk = risk_coverage(confidence, right)
     kept = np.flatnonzero(risk <= LEFT_RISK * risk[-1])
@@ -49,7 +51,7 @@ def threshold(confidence: np.ndarray, right: np.ndarray) -> float:
 
 
 def floor(probabilities: np.ndarray, rng: np.random.Generator, rounds: int = 100) -> float:
-    """Expected calibration error that remains if each answer is right just as often as its confidence says."""
+    """Expected calibration error that chance leaves when each answer is right as often as its confidence says."""
     confidence = probabilities.max(1)
     binary = np.stack([confidence, np.zeros_like(confidence)], axis=1)  # right is 0; the second column never leads
     return float(
@@ -58,19 +60,19 @@ def floor(probabilities: np.ndarray, rng: np.random.Generator, rounds: int = 100
 
 
 def _equal_shares(sets: Mapping[str, Answers], temperature: Mapping[str, float], rng: np.random.Generator) -> Answers:
-    """Confidence and rightness of as many answers of each set of modalities."""
+    """Confidence and rightness of answers, equally many for each set of modalities."""
     least = min(len(truth) for _, truth in sets.values())
     confidence, right = [], []
     for name, (logits, truth) in sets.items():
         chosen = rng.permutation(len(truth))[:least]
-        probabilities = softmax(logits[chosen] / temperature[name])
+        probabilities = softmax(logits[chosen] / temperature[name], axis=1)
         confidence.append(probabilities.max(1))
         right.append(probabilities.argmax(1) == truth[chosen])
     return np.concatenate(confidence), np.concatenate(right)
 
 
 def calibrate(halves: tuple[Mapping[str, Answers], Mapping[str, Answers]], seed: int = 0) -> Calibration:
-    """Fit on both halves of the held-out answers; judge each half by what was fitted on the other.
+    """Fit on both halves of the held-out answers; judge each half with what was fitted on the other.
 
     ``halves``: two halves without a common speaker or item, each by set of modalities ("audio+text").
     """
@@ -84,8 +86,8 @@ def calibrate(halves: tuple[Mapping[str, Answers], Mapping[str, Answers]], seed:
         before, after, truths, sure = [], [], [], []
         for half, t, limit in zip(halves, fitted[::-1], limits[::-1], strict=True):
             logits, truth = half[name]
-            before.append(softmax(logits))
-            after.append(softmax(logits / t[name]))
+            before.append(softmax(logits, axis=1))
+            after.append(softmax(logits / t[name], axis=1))
             truths.append(truth)
             sure.append(after[-1].max(1) >= limit)
         probabilities, truth, keep = np.concatenate(after), np.concatenate(truths), np.concatenate(sure)

@@ -1,4 +1,4 @@
-"""The model card of a bundle, written from its manifest, so that the two cannot differ.
+"""The model card of a bundle, written from its manifest, so that the two cannot disagree.
 
 Its headings follow Mitchell et al., "Model cards for model reporting" (FAT* 2019).
 """
@@ -10,18 +10,18 @@ from collections.abc import Iterable, Sequence
 from emostream.engines.bundle import SUBSETS, Bundle
 
 NAMES = {"audio": "sound", "video": "face", "text": "words"}
-WEAK = 0.5  # a recall below this is listed among the failures
+WEAK = 0.5  # recalls below this are listed among the failures
 
 
 def shown(name: str) -> str:
-    """``audio+video (label-paired)`` → ``sound + face (label-paired)``; names of other figures likewise."""
+    """A figure's name for readers: ``audio+video (label-paired)`` → ``sound + face (label-paired)``."""
     for key, word in NAMES.items():
         name = name.replace(key, word)
     return name.replace("+", " + ")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; floats with three decimals."""
+    """A Markdown table; floats have three decimals."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -14,10 +14,11 @@ from emostream.errors import Problems
 from emostream.stream.features.face import CROP
 from emostream.train.corpora import LABELS, Item
 from emostream.train.metrics import scores
+from emostream.train.progress import StepDone, ignore
 from emostream.train.schedule import one_cycle
 
 DIM = 128
-VERSION = 2  # raise this number when the network or its training changes: encoders kept from before are then not used
+VERSION = 2  # raise this number when the network or its training changes, so that cached encoders are not used
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -57,8 +58,8 @@ class FaceNet(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         """(N, 48, 48) uint8, or float of the same range → (N, 128) float32."""
         x = crops.to(torch.float32).unsqueeze(1)  # (N, 1, 48, 48)
-        x = x - x.mean(dim=(2, 3), keepdim=True)  # each crop on its own: brightness and contrast of a camera drop out
-        x = x / ((x * x).mean(dim=(2, 3), keepdim=True) + 25.0).sqrt()  # 25: noise of a flat crop stays small
+        x = x - x.mean(dim=(2, 3), keepdim=True)  # each crop by itself: brightness and contrast of a camera drop out
+        x = x / ((x * x).mean(dim=(2, 3), keepdim=True) + 25.0).sqrt()  # 25 keeps the noise of a flat crop small
         x = self.body(x).mean(dim=(2, 3))  # (N, 192)
         return F.layer_norm(self.vector(self.dropout(x)).float(), (DIM,))
 
@@ -66,26 +67,28 @@ class FaceNet(nn.Module):
 def decode(items: Sequence[Item]) -> np.ndarray:
     """Encoded images of ``items`` → (N, 48, 48) uint8 gray. Raises Problems with all that cannot be decoded."""
     damaged = []
-    out = np.empty((len(items), CROP, CROP), np.uint8)
+    crops = np.empty((len(items), CROP, CROP), np.uint8)
     for i, item in enumerate(items):
         assert isinstance(item.content, bytes)
         image = cv2.imdecode(np.frombuffer(item.content or b"-", np.uint8), cv2.IMREAD_GRAYSCALE)
         if image is None:
             damaged.append(f"image {i + 1} of split {item.split} cannot be decoded")
             continue
-        out[i] = image if image.shape == (CROP, CROP) else cv2.resize(image, (CROP, CROP), interpolation=cv2.INTER_AREA)
+        crops[i] = (
+            image if image.shape == (CROP, CROP) else cv2.resize(image, (CROP, CROP), interpolation=cv2.INTER_AREA)
+        )
     if damaged:
         raise Problems("FER2013", damaged)
-    return out
+    return crops
 
 
 def jitter(crops: np.ndarray, rng: np.random.Generator, strong: bool = True) -> np.ndarray:
-    """What a live detector and camera do to a crop: turn, scale, shift, light, blur; (N, 48, 48) uint8 → the same.
+    """Turn, scale, shift, light and blur crops as a live detector and camera do; (N, 48, 48) uint8 → the same.
 
-    ``strong`` adds mirror images and hidden patches ("cutout"), which help training but which no video shows
-    from one frame to the next.
+    ``strong`` adds mirror images and hidden patches ("cutout"), which help training but do not occur from one frame of
+    a video to the next.
     """
-    out = np.empty_like(crops)
+    jittered = np.empty_like(crops)
     n = len(crops)
     turn, scale = rng.normal(0, 6 if strong else 3, n), np.exp(rng.normal(0, 0.07 if strong else 0.03, n))
     shift = rng.normal(0, 2 if strong else 1, (n, 2))
@@ -101,11 +104,11 @@ def jitter(crops: np.ndarray, rng: np.random.Generator, strong: bool = True) -> 
         x = cv2.convertScaleAbs(x, alpha=contrast[i], beta=max(light[i], -float(x.min())))
         if strong and mirror[i]:
             x = x[:, ::-1]
-        out[i] = x
+        jittered[i] = x
         if strong and hide[i]:
             (top, left), (height, width) = corner[i], size[i]
-            out[i, top : top + height, left : left + width] = int(x.mean())
-    return out
+            jittered[i, top : top + height, left : left + width] = int(x.mean())
+    return jittered
 
 
 @torch.inference_mode()
@@ -117,7 +120,7 @@ def encode(net: FaceNet, crops: np.ndarray, batch: int = 64) -> np.ndarray:
 
 @torch.inference_mode()
 def evaluate(net: FaceNet, crops: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Scores of the network's own classifier."""
+    """Scores of the network's own classifier on (N, 48, 48) uint8 crops."""
     logits = net.classifier(torch.from_numpy(encode(net, crops))).numpy()
     return scores(labels, logits.argmax(1))
 
@@ -127,19 +130,20 @@ def train(
     labels: np.ndarray,
     epochs: int,
     seed: int,
-    step_done: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    step_done: StepDone = ignore,
     batch: int = 128,
     fast: bool = True,
 ) -> FaceNet:
     """Train on (N, 48, 48) uint8 crops and (N,) int64 labels; returns the network after the last epoch.
 
-    An image is drawn with probability proportional to its class's count to the power of -0.3: between as they come,
-    where disgust (one in 66) is hardly learnt, and evenly, where the same few faces are seen again and again. ``fast``
-    computes convolutions in bfloat16.
+    An image is drawn with a probability proportional to its class's count to the power of -0.3: a compromise between
+    the corpus's mix, in which disgust (one in 66) is hardly learnt, and an even one, in which the same few faces come
+    again and again. ``fast`` computes convolutions in bfloat16.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    net = FaceNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    net = FaceNet()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     count = np.bincount(labels, minlength=len(LABELS)).clip(1)
     draw = (count**-0.3)[labels]
     draw /= draw.sum()
@@ -157,8 +161,9 @@ def train(
             logits = net.classifier(net.dropout(vectors))
             loss = F.cross_entropy(logits, torch.from_numpy(labels[chosen]), label_smoothing=0.1)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             step_done(epoch * steps + step + 1, epochs * steps, loss.item())
-    return net.eval()
+    net.eval()
+    return net

@@ -1,40 +1,42 @@
 """Features of the corpora, by the code that runs live, computed once and kept.
 
-What is kept lies in a folder named by a hash of everything it was made from, so features of other settings or other
-data are never taken for these.
+Each result lies in a folder named by a hash of everything it was made from, so that features of other settings or data
+are never used in its place.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from emostream.errors import CorpusError, ModelError, Problems
+from emostream.errors import CorpusError, Problems, SourceError
+from emostream.files import sha256, write_atomically
+from emostream.stream import models
 from emostream.stream.config import Speech
 from emostream.stream.features import mfcc
-from emostream.stream.models import find, how_to_get
-from emostream.stream.speech.endpoint import Endpointer, utterances
 from emostream.stream.speech.vad import SileroVad
 from emostream.train.corpora import Item
+from emostream.train.progress import StepDone, ignore
+from emostream.train.recordings import FOREVER_NS, Sound, read_sound, utterances
 
-AUGMENTATION = 2  # raise this number when ``augment`` or ``cut`` changes
+VERSION = 3  # raise this number when the code here changes the features
+ENDPOINTING = {"threshold", "min_speech_ms", "pause_ms", "hangover_ms", "max_utterance_s", "min_hangover_ms"}
 CODECS = (("WAV", "ULAW", 8000), ("WAV", "GSM610", 8000), ("OGG", "VORBIS", 16_000), ("MP3", "MPEG_LAYER_III", 16_000))
-JITTER_NS = 100_000_000  # what an augmented copy's bounds move by, at most: no two detectors cut at the same place
+JITTER_NS = 100_000_000  # an augmented copy's bounds move by at most this: no two detectors cut at the same place
 
 
 def fingerprint(items: Sequence[Item], labels: bool) -> str:
-    """Hash of the items: names and sizes of files, contents of the rest, and with ``labels`` their labels."""
+    """Hash of the items: names and sizes of files, contents of images and texts, and if ``labels`` their labels."""
     digest = hashlib.sha256()
     for item in items:
         if isinstance(item.content, Path):
@@ -45,18 +47,18 @@ def fingerprint(items: Sequence[Item], labels: bool) -> str:
     return digest.hexdigest()
 
 
-def cached(cache: Path, kind: str, settings: dict, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Arrays made by ``make``, or those it made from the same ``settings`` before."""
+def cached(
+    cache: Path, kind: str, settings: dict[str, Any], make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays that ``make`` returns, or those that it made from the same ``settings`` before."""
     text = json.dumps(settings, sort_keys=True, indent=1)
     folder = cache / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     path = folder / "arrays.safetensors"
     if not path.is_file():
         arrays = make()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "settings.json").write_text(text + "\n")
-        part = folder / f"part-{os.getpid()}"
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part)
-        part.replace(path)
+        write_atomically(folder / "settings.json", text + "\n")
+        write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
     return load_file(path)
 
 
@@ -78,38 +80,19 @@ class Ragged:
         return cls(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]))
 
 
-def read(path: Path) -> np.ndarray:
-    """A recording as (n,) int16, mono, 16 kHz. Raises CorpusError if it cannot be read or holds what is no number."""
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise CorpusError(f"{path}: cannot be read ({error})") from error
-    if not np.isfinite(samples).all():
-        raise CorpusError(f"{path}: holds samples that are NaN or infinite")
-    mono = samples.mean(axis=1)
-    if rate != mfcc.RATE_HZ:
-        mono = soxr.resample(mono, rate, mfcc.RATE_HZ)
-    return mfcc.to_int16(mono)
-
-
-def bounds(samples: np.ndarray, vad: SileroVad, endpointer: Endpointer) -> tuple[int, int]:
-    """From the first utterance's start to the last one's end, in ns; the whole recording if there is no utterance."""
-    found = list(utterances(samples, vad, endpointer))
-    if not found:
-        return 0, len(samples) * 1_000_000_000 // mfcc.RATE_HZ
-    return found[0][0], found[-1][1]
-
-
-def cut(rows: np.ndarray, start_ns: int, end_ns: int) -> np.ndarray:
-    """MFCC rows whose 25 ms lie within the bounds, at least one if there is any. Row i begins at i × 10 ms."""
-    first = max(0, -(-start_ns // mfcc.HOP_NS))
-    last = (end_ns - mfcc.FRAME_SAMPLES * 1_000_000_000 // mfcc.RATE_HZ) // mfcc.HOP_NS
-    first = min(first, max(0, len(rows) - 1))
-    return rows[first : max(last, first) + 1]
+def cut(sound: Sound, start_ns: int, end_ns: int) -> np.ndarray:
+    """MFCC rows whose 25 ms lie within the bounds, as fusion cuts them, or the next one if there are none: a training
+    item needs a row. (m, 120) float32, m = 0 only if the sound has no row at all."""
+    rows = sound.rows(start_ns, end_ns)
+    if len(rows):
+        return rows
+    rows, times = sound.rows(), sound.row_times()
+    nearest = min(int(np.searchsorted(times, start_ns)), len(rows) - 1)
+    return rows[nearest : nearest + 1] if len(rows) else rows
 
 
 def through_codec(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Floats in [-1, 1], 16 kHz, as a telephone or a voice message would carry them: (n,) → (n,)."""
+    """16 kHz samples in [-1, 1] as a telephone or a voice message carries them: (n,) → (n,)."""
     container, subtype, rate = CODECS[rng.integers(len(CODECS))]
     peak = np.abs(x).max() + 1e-9
     file = io.BytesIO()
@@ -121,15 +104,15 @@ def through_codec(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def augment(samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Another room, microphone and pace: (n,) int16 → (m,) int16 and the factor by which times grew.
+    """Another room, microphone and pace: (n,) int16 → (m,) int16, and the factor by which times grew.
 
-    Speed ±12 % (pitch with it), a room's decay, a microphone's colour, noise at 5 to 35 dB below the speech, a lossy
-    codec, gain.
+    Speed within ±12 % (pitch with it), a room's decay, a microphone's colour, noise 5 to 35 dB below the speech, a
+    lossy codec, gain.
     """
     x = samples / 32768.0
     speed = rng.uniform(0.88, 1.12)
     x = np.interp(np.arange(0, len(x) - 1, speed), np.arange(len(x)), x)
-    n = len(x) + mfcc.RATE_HZ // 2  # room for the decay, so that it does not come round to the start
+    n = len(x) + mfcc.RATE_HZ // 2  # room for the decay, which would otherwise wrap around to the start
     spectrum = np.fft.rfft(x, n)
     if rng.random() < 0.5:
         t = np.arange(mfcc.RATE_HZ // 2) / mfcc.RATE_HZ
@@ -156,39 +139,28 @@ def audio(
     copies: int,
     cache: Path,
     seed: int = 0,
-    done: Callable[[int, int], None] = lambda done, total: None,
+    done: StepDone = ignore,
 ) -> Ragged:
-    """MFCC of each recording, cut as the live pipeline cuts it: (rows, 120) float16.
+    """MFCC of each recording, cut as a live run cuts it: (rows, 120) float16.
 
-    Sequence ``i * (1 + copies)`` is recording i as it is; the next ``copies`` are augmented. Raises Problems with
-    all recordings that cannot be used, and ModelError if Silero VAD is not installed.
+    Sequence ``i * (1 + copies)`` is recording i itself; the next ``copies`` are augmented. Raises Problems with
+    all recordings that cannot be used, and ModelError if Silero VAD is missing.
     """
-    model = find("silero-vad")
-    if model is None:
-        raise ModelError(f"utterances are cut by Silero VAD, which is missing; get it with: {how_to_get('silero-vad')}")
-    endpointing = {name: getattr(Speech(), name) for name in inspect.signature(Endpointer).parameters}
+    model = models.need("silero-vad")
+    config = Speech()
 
     def make() -> dict[str, np.ndarray]:
-        vad, endpointer = SileroVad(model), Endpointer.from_config(Speech())
+        vad = SileroVad(model)
         rng = np.random.default_rng(seed)
         sequences: list[np.ndarray] = []
         problems = []
         for i, item in enumerate(items):
             assert isinstance(item.content, Path)
             try:
-                samples = read(item.content)
-            except CorpusError as error:
+                sequences += _variants(item.content, copies, vad, config, rng)
+            except (SourceError, CorpusError) as error:
                 problems.append(str(error))
                 continue
-            start, end = bounds(samples, vad, endpointer)
-            versions = [cut(mfcc.mfcc(samples), start, end)]
-            for _ in range(copies):
-                changed, stretch = augment(samples, rng)
-                early, late = rng.integers(-JITTER_NS, JITTER_NS, 2)
-                versions.append(cut(mfcc.mfcc(changed), int(start * stretch) + early, int(end * stretch) + late))
-            if any(len(version) == 0 for version in versions):
-                problems.append(f"{item.content}: shorter than one frame of 25 ms")
-            sequences += versions
             done(i + 1, len(items))
         if problems:
             raise Problems("recordings", problems)
@@ -196,7 +168,29 @@ def audio(
         return {"rows": ragged.rows.astype(np.float16), "starts": ragged.starts.astype(np.int64)}
 
     settings = {
-        "mfcc": mfcc.SETTINGS, "endpointing": endpointing, "copies": copies, "seed": seed, "augmentation": AUGMENTATION,
-        "items": fingerprint(items, labels=False),
+        "mfcc": mfcc.SETTINGS, "endpointing": config.model_dump(include=ENDPOINTING), "vad": sha256(model),
+        "copies": copies, "seed": seed, "version": VERSION, "items": fingerprint(items, labels=False),
     }  # fmt: skip
     return Ragged(**cached(cache, "audio", settings, make))
+
+
+def _variants(path: Path, copies: int, vad: SileroVad, config: Speech, rng: np.random.Generator) -> list[np.ndarray]:
+    """MFCC rows of a recording as it is and of its augmented copies, from the first utterance's start to the last
+    one's end; of the whole recording if it has no utterance. Raises SourceError or CorpusError."""
+    sound = read_sound(path)
+    if sound is None:
+        raise CorpusError(f"{path}: has no sound")
+    if not sound.blocks:
+        raise CorpusError(f"{path}: shorter than one frame of voice activity, 32 ms")
+    bounds = utterances(sound, vad, config)
+    start_ns, end_ns = (bounds[0][0], bounds[-1][1]) if bounds else (-FOREVER_NS, FOREVER_NS)
+    variants = [cut(sound, start_ns, end_ns)]
+    if not bounds:
+        start_ns, end_ns = sound.start_ns, sound.end_ns
+    samples = sound.samples
+    for _ in range(copies):
+        changed, stretch = augment(samples, rng)
+        early_ns, late_ns = (int(ns) for ns in rng.integers(-JITTER_NS, JITTER_NS, 2))
+        start, end = (int((ns - sound.start_ns) * stretch) for ns in (start_ns, end_ns))
+        variants.append(cut(Sound.from_samples(changed), start + early_ns, end + late_ns))
+    return variants

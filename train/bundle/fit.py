@@ -1,17 +1,16 @@
 """Training of the fusion model on label-paired items.
 
-No corpus here has informative sound, face and words of the same moment. An example is therefore made of a clip, a
-face and a text of equal label, drawn anew each time, and some of its modalities are left out at random. This is
-synthetic: it treats the modalities as independent given the label. They are not: much that is said in anger is plain
-in its words, and many a face shows nothing. So some of the texts and faces beside others are neutral ones.
+No corpus here has informative sound, face and words of the same moment. An example is therefore a clip, a face and a
+text of equal label, drawn afresh each time, and some of its modalities are left out at random. This is synthetic: it
+treats the modalities as independent given the label. They are not: much that is said in anger is neutral in its words,
+and many faces show nothing. So some of the texts and faces beside other modalities are neutral ones.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,45 +18,50 @@ import torch.nn.functional as F
 
 from emostream.errors import CorpusError
 from emostream.stream.features.mfcc import N_MFCC
+from emostream.stream.features.padding import pad
 from emostream.train.bundle.features import Ragged
 from emostream.train.bundle.words import Vocabulary
 from emostream.train.corpora import LABELS
-from emostream.train.metrics import scores
-from emostream.train.model import MODALITIES, Encoder, Fusion, build
+from emostream.train.metrics import recalls, scores
+from emostream.train.model import Encoder, Fusion, build
+from emostream.train.progress import StepDone, ignore
 from emostream.train.schedule import one_cycle
 
-SUBSETS = tuple(s for n in (1, 2, 3) for s in itertools.combinations(MODALITIES, n))
 VERSION = 2  # raise this number when training changes: models kept from before are then not used
-# How often a batch has just these. Sound learns slowest; a face's vector already holds most of what it will give.
+# Share of the batches with exactly these modalities. Sound learns slowest; a face vector already holds most of what it
+# can contribute.
 SHARE = {
-    ("audio",): 0.20, ("video",): 0.08, ("text",): 0.24, ("audio", "video"): 0.08, ("audio", "text"): 0.08,
-    ("video", "text"): 0.12, ("audio", "video", "text"): 0.20,
+    "audio": 0.20, "video": 0.08, "text": 0.24, "audio+video": 0.08, "audio+text": 0.08, "video+text": 0.12,
+    "audio+video+text": 0.20,
 }  # fmt: skip
-# The labels of a batch are drawn by their share in the corpora to this power, by the number of modalities: alone, a
-# modality meets its own corpus's mix; of several together no corpus tells how labels are mixed, so they are more even.
+# The labels of a batch are drawn by their share in the corpora to this power, by the number of modalities. A single
+# modality keeps nearly its own corpus's mix; no corpus says how labels mix where there are several, so those are drawn
+# more evenly.
 PRIOR = {1: 0.7, 2: 0.35, 3: 0.35}
-PLAIN = {"video": 0.1, "text": 0.15}  # how often an item beside others is a neutral one, whatever the label
-AS_IT_IS = 0.2  # how often a recording itself is taken, beside its turns among the copies
-LONGEST_TRAINED = 256  # audio rows: a longer clip gives a part of it, which halves the time of a step
+PLAIN = {"video": 0.1, "text": 0.15}  # how often an item beside others is neutral, whatever the label
+AS_IT_IS = 0.2  # how often the recording itself is taken, in addition to its turns among the copies
+LONGEST_TRAINED = 256  # audio rows; a stretch of longer clips is taken, which halves the time of a step
 MAX_ROWS = {"audio": 1500, "video": 150, "text": 64}
 
 
 class Pool(Protocol):
-    """Items of one modality. ``rows(i, rng)``: features (T, D) of item i, varied at random if ``rng`` is given."""
+    """Items of one modality."""
 
     @property
     def labels(self) -> np.ndarray: ...
 
-    def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray: ...
+    def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Features of item i, (T, D) float32; with ``rng`` varied at random, as training wants them."""
+        ...
 
     def parts(self) -> Sequence[np.ndarray]:
-        """All arrays that it is made of."""
+        """All arrays of the pool, for a hash."""
         ...
 
 
 @dataclass(frozen=True)
 class Sounds:
-    """``features``: 1 + ``copies`` sequences an item, the plain one first. ``items``: which of them are in the pool."""
+    """``features``: 1 + ``copies`` sequences per item, the plain one first. ``items``: the items in the pool."""
 
     features: Ragged
     copies: int
@@ -71,11 +75,11 @@ class Sounds:
         copy = 0 if rng.random() < AS_IT_IS else rng.integers(1 + self.copies)
         x = self.features[first + copy].astype(np.float32)
         n = min(len(x), LONGEST_TRAINED)
-        if rng.random() < 0.3:  # the running estimate hears only part of an utterance
+        if rng.random() < 0.3:  # a running estimate hears only part of an utterance
             n = int(rng.integers(-(-n // 2), n + 1))
         start = rng.integers(len(x) - n + 1)
         x = x[start : start + n]
-        x[:, :N_MFCC] += rng.normal(0, 1, N_MFCC) * (4 / (1 + np.arange(N_MFCC) / 4))  # yet another microphone
+        x[:, :N_MFCC] += rng.normal(0, 1, N_MFCC) * (4 / (1 + np.arange(N_MFCC) / 4))  # another microphone
         return x
 
     def parts(self) -> Sequence[np.ndarray]:
@@ -92,10 +96,13 @@ class Faces:
     def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
         half = self.vectors.shape[1] // 2
         if rng is None:
-            return self.vectors[i, np.arange(20) % half]  # 2 s at 10 fps
+            plain: np.ndarray = self.vectors[i, np.arange(20) % half]  # 2 s at 10 fps
+            return plain
         side = half * rng.integers(2)
         frames = side + rng.integers(half, size=rng.integers(1, 51))
-        return self.vectors[i, frames] + rng.normal(0, 0.15, (len(frames), self.vectors.shape[2])).astype(np.float32)
+        noise = rng.normal(0, 0.15, (len(frames), self.vectors.shape[2])).astype(np.float32)
+        varied: np.ndarray = self.vectors[i, frames] + noise
+        return varied
 
     def parts(self) -> Sequence[np.ndarray]:
         return self.vectors, self.labels
@@ -111,8 +118,9 @@ class Lines:
     labels: np.ndarray
 
     def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        words = self.words[i]
-        return self.vectors[words if rng is None else self.vocabulary.misheard(words, rng)]
+        words = self.words[i] if rng is None else self.vocabulary.misheard(self.words[i], rng)
+        rows: np.ndarray = self.vectors[words]
+        return rows
 
     def parts(self) -> Sequence[np.ndarray]:
         return *self.words, self.vectors, self.labels
@@ -120,18 +128,15 @@ class Lines:
 
 def batch_of(rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, torch.Tensor]:
     """Sequences of each modality, (T, D) with T = 0 where absent → the padded arguments of ``Fusion.forward``."""
-    out: dict[str, torch.Tensor] = {}
+    arguments: dict[str, torch.Tensor] = {}
     for m, sequences in rows.items():
-        length = [min(len(x), MAX_ROWS[m]) for x in sequences]
-        padded = np.zeros((len(sequences), max(1, *length), sequences[0].shape[1]), np.float32)
-        for i, (x, n) in enumerate(zip(sequences, length, strict=True)):
-            padded[i, :n] = x[-n:] if n else 0  # the newest rows, as a window keeps
-        out[m], out[f"{m}_len"] = torch.from_numpy(padded), torch.tensor(length)
-    return out
+        padded, lengths = pad(sequences, MAX_ROWS[m])
+        arguments[m], arguments[f"{m}_len"] = torch.from_numpy(padded), torch.from_numpy(lengths)
+    return arguments
 
 
 def normalise(model: Fusion, pools: Mapping[str, Pool], rng: np.random.Generator, sample: int = 2000) -> None:
-    """Put mean and deviation of the training features, as training varies them, into the model."""
+    """Set the model's means and deviations to those of the training features, as training varies them."""
     for m, encoder in model.encoders.items():
         assert isinstance(encoder, Encoder)
         chosen = rng.integers(len(pools[m].labels), size=sample)
@@ -140,13 +145,12 @@ def normalise(model: Fusion, pools: Mapping[str, Pool], rng: np.random.Generator
         encoder.std.copy_(torch.from_numpy(rows.std(0).clip(1e-3)))
 
 
-def label_shares(pools: Mapping[str, Pool], subset: Sequence[str]) -> np.ndarray:
-    """How often each label is drawn for a batch of these modalities, (labels,), sum 1; see ``PRIOR``."""
-    share = np.mean(
-        [np.bincount(pools[m].labels, minlength=len(LABELS)) / len(pools[m].labels) for m in subset], axis=0
-    )
-    share = share ** PRIOR[len(subset)]
-    return share / share.sum()
+def label_shares(pools: Mapping[str, Pool], modalities: Sequence[str]) -> np.ndarray:
+    """How often each label is drawn for a batch of these modalities: (labels,), sum 1; see ``PRIOR``."""
+    counts = [np.bincount(pools[m].labels, minlength=len(LABELS)) / len(pools[m].labels) for m in modalities]
+    share: np.ndarray = np.mean(counts, axis=0) ** PRIOR[len(modalities)]
+    share /= share.sum()
+    return share
 
 
 def fit(
@@ -154,49 +158,56 @@ def fit(
     steps: int,
     seed: int,
     attention: str = "self",
-    share: Mapping[tuple[str, ...], float] = SHARE,
+    share: Mapping[str, float] = SHARE,
     batch: int = 64,
-    step_done: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    step_done: StepDone = ignore,
 ) -> Fusion:
     """Train on the pools; returns the model after the last step.
 
-    The modalities of a batch are drawn by ``share``; one set for the whole of it, so that what is absent costs nothing.
-    Raises CorpusError if a pool lacks a label.
+    ``share``: of the batches, by set of modalities ("audio+text"). All of a batch has the same modalities, so that
+    absent ones cost nothing. Raises CorpusError if a pool lacks a label.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     by_label = {}
     for m, pool in pools.items():
         by_label[m] = [np.flatnonzero(pool.labels == k) for k in range(len(LABELS))]
-        if lacking := [label for label, at in zip(LABELS, by_label[m], strict=True) if not len(at)]:
+        if lacking := [label for label, items in zip(LABELS, by_label[m], strict=True) if not len(items)]:
             raise CorpusError(f"{m}: no training item is labelled {', '.join(lacking)}")
     plain = {m: by_label[m][LABELS.index("neutral")] for m in pools}
-    model = build(
-        attention=attention, modalities=list(pools), dims={m: pool.rows(0).shape[1] for m, pool in pools.items()}
-    )
+    model = make_fusion(pools, attention)
     normalise(model, pools, rng)
     subsets = list(share)
     drawn = rng.choice(len(subsets), steps, p=list(share.values()))
-    shares = {subset: label_shares(pools, subset) for subset in subsets}
+    shares = {subset: label_shares(pools, subset.split("+")) for subset in subsets}
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=2e-2)
     schedule = one_cycle(optimiser, 2e-3, steps, warm_up=0.1)
     model.train()
     for step in range(steps):
         subset = subsets[drawn[step]]
+        modalities = subset.split("+")
         labels = rng.choice(len(LABELS), batch, p=shares[subset])
         rows = {}
-        for m in subset:
-            off = rng.random(batch) < (PLAIN.get(m, 0) if len(subset) > 1 else 0)
-            chosen = [rng.choice(plain[m] if o else by_label[m][k]) for o, k in zip(off, labels, strict=True)]
+        for m in modalities:
+            neutral = rng.random(batch) < (PLAIN.get(m, 0) if len(modalities) > 1 else 0)
+            chosen = [rng.choice(plain[m] if n else by_label[m][k]) for n, k in zip(neutral, labels, strict=True)]
             rows[m] = [pools[m].rows(i, rng) for i in chosen]
         loss = F.cross_entropy(model(**batch_of(rows)), torch.from_numpy(labels), label_smoothing=0.1)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         step_done(step + 1, steps, loss.item())
     return model.eval()
+
+
+def make_fusion(pools: Mapping[str, Pool], attention: str) -> Fusion:
+    """The shipped variant for the pools' modalities and features, with random weights."""
+    dims = {m: pool.rows(0).shape[1] for m, pool in pools.items()}
+    model = build(attention=attention, modalities=list(pools), dims=dims)
+    assert isinstance(model, Fusion)
+    return model
 
 
 @torch.inference_mode()
@@ -212,18 +223,19 @@ def logits_of(
 
 
 def paired(
-    labels: Mapping[str, np.ndarray], subset: Sequence[str], each: int, rng: np.random.Generator
+    labels: Mapping[str, np.ndarray], modalities: Sequence[str], each: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """``each`` label-paired examples of every label that all modalities of the subset hold: item numbers by modality.
+    """``each`` label-paired examples of every label that all these modalities have: item numbers by modality.
 
-    ``labels``: (N,) by modality, -1 for an item that is not to be drawn.
+    ``labels``: (N,) by modality, -1 for an item that must not be drawn.
     """
-    shared = [k for k in range(len(LABELS)) if all((labels[m] == k).any() for m in subset)]
-    return {m: np.concatenate([rng.choice(np.flatnonzero(labels[m] == k), each) for k in shared]) for m in subset}
+    shared = [k for k in range(len(LABELS)) if all((labels[m] == k).any() for m in modalities)]
+    return {m: np.concatenate([rng.choice(np.flatnonzero(labels[m] == k), each) for k in shared]) for m in modalities}
 
 
-def report(truth: np.ndarray, logits: np.ndarray) -> dict:
-    """Scores, and the recall of each label."""
-    found = logits.argmax(1)
-    recall = {LABELS[k]: round(float((found[truth == k] == k).mean()), 3) for k in np.unique(truth)}
-    return {**scores(truth, found), "recall": recall}
+def report(truth: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    """Scores, and the recall of each label that occurs."""
+    predicted = logits.argmax(1)
+    recall = recalls(truth, predicted, len(LABELS))
+    by_label = {LABELS[k]: round(float(recall[k]), 3) for k in np.unique(truth)}
+    return {**scores(truth, predicted), "recall": by_label}

@@ -1,4 +1,4 @@
-"""What `python -m train fit` makes: sizes and lengths of training, by name."""
+"""Sizes and lengths of training for ``python -m train fit``, by name."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Preset:
     word_dim: int
     fusion_steps: int
     attention: str
-    most: int | None = None  # items of each label, corpus and split
+    most: int | None = None  # items per label, corpus and split
 
 
 PRESETS = {
-    # some 40 minutes on one core of 2025: the face encoder takes 15 of them
+    # about 40 minutes on one core of 2025, 15 of them for the face encoder
     "ekman7": Preset(
         audio_copies=5, face_epochs=26, face_copies=4, word_epochs=4, word_buckets=32_768, word_dim=80,
         fusion_steps=12_000, attention="self",
     ),
-    # a minute: shows that everything fits together, learns nothing of use
+    # a minute: shows that everything works together, learns nothing useful
     "tiny": Preset(
         audio_copies=1, face_epochs=1, face_copies=2, word_epochs=1, word_buckets=512, word_dim=16, fusion_steps=20,
         attention="self", most=20,

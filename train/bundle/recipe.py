@@ -1,11 +1,11 @@
-"""The whole way from corpora to a bundle, stage by stage."""
+"""From corpora to a bundle, stage by stage."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from emostream.engines.bundle import (
     FACE,
     FORMAT,
     FUSION,
+    MODALITIES,
     WORDS,
     Corpus,
     Manifest,
@@ -28,36 +29,45 @@ from emostream.stream.features import face as live_face
 from emostream.stream.features import mfcc
 from emostream.stream.features.words import WordVectors
 from emostream.train.bundle import face, features, words
-from emostream.train.bundle.calibrate import Calibration, calibrate
+from emostream.train.bundle.calibrate import calibrate
+from emostream.train.bundle.evaluate import answers, by_group, calibration_report
 from emostream.train.bundle.features import cached, fingerprint
 from emostream.train.bundle.fit import (
     MAX_ROWS,
     SHARE,
-    SUBSETS,
     VERSION,
     Faces,
     Lines,
     Pool,
     Sounds,
     fit,
-    logits_of,
-    paired,
+    make_fusion,
     report,
 )
 from emostream.train.bundle.presets import PRESETS, Preset
-from emostream.train.corpora import LABELS, Item, emodb, fer2013, goemotions, meld, numbers, of, ravdess, some
+from emostream.train.corpora import (
+    LABELS,
+    Item,
+    emodb,
+    fer2013,
+    goemotions,
+    in_split,
+    label_numbers,
+    limit_per_label,
+    meld,
+    ravdess,
+)
 from emostream.train.graphs import fast
 from emostream.train.graphs import portable as export
 from emostream.train.metrics import scores
-from emostream.train.model import MODALITIES, Fusion, build
+from emostream.train.model import Fusion
+from emostream.train.progress import Stage, StepDone
 
-FPS = 10  # face vectors a second that training assumes
-PAIRED_EACH = 100  # label-paired validation examples of each label
-Stage = Callable[[str], Callable[..., None]]
+FPS = 10  # face vectors per second that training assumes
 
 
 def load_all(data: Path) -> list[list[Item]]:
-    """Items of the five corpora below ``data``. Raises Problems with what is wrong with any of them."""
+    """Items of the five corpora below ``data``. Raises Problems that lists what is wrong with all of them."""
     items, problems = [], []
     for module in (ravdess, emodb, fer2013, goemotions, meld):
         try:
@@ -72,24 +82,29 @@ def load_all(data: Path) -> list[list[Item]]:
 def make_sounds(
     items: list[Item], preset: Preset, cache: Path, seed: int, stage: Stage
 ) -> Callable[[list[Item]], Sounds]:
-    """Extract (or load) the recordings' features; returns what makes a pool of some of them."""
+    """Extract or load the recordings' features; returns a function from items to their pool."""
     extracted = features.audio(items, preset.audio_copies, cache, seed, stage("audio features"))
     place = {item.content: i for i, item in enumerate(items)}
     return lambda chosen: Sounds(
-        extracted, preset.audio_copies, np.array([place[item.content] for item in chosen], np.int64), numbers(chosen)
+        extracted,
+        preset.audio_copies,
+        np.array([place[item.content] for item in chosen], np.int64),
+        label_numbers(chosen),
     )
 
 
 def make_faces(
     items: list[Item], preset: Preset, cache: Path, seed: int, stage: Stage
-) -> tuple[face.FaceNet, dict[str, Faces], dict]:
-    """Train (or load) the face encoder; returns it, the pool of each split, and its own classifier's scores."""
-    splits = {split: of(items, split) for split in ("train", "val")}
+) -> tuple[face.FaceNet, dict[str, Faces], dict[str, float]]:
+    """Train or load the face encoder; returns it, the pool of each split, and its own classifier's scores."""
+    splits = {split: in_split(items, split) for split in ("train", "val")}
     crops = {split: face.decode(chosen) for split, chosen in splits.items()}
     net = face.FaceNet()
 
     def make_net() -> dict[str, np.ndarray]:
-        trained = face.train(crops["train"], numbers(splits["train"]), preset.face_epochs, seed, stage("face encoder"))
+        trained = face.train(
+            crops["train"], label_numbers(splits["train"]), preset.face_epochs, seed, stage("face encoder")
+        )
         return {name: value.numpy() for name, value in trained.state_dict().items()}
 
     settings = {
@@ -103,31 +118,31 @@ def make_faces(
     def make_vectors() -> dict[str, np.ndarray]:
         rng = np.random.default_rng(seed)
         step_done = stage("face vectors")
-        out: dict[str, np.ndarray] = {}
+        vectors: dict[str, np.ndarray] = {}
         for split, plain in crops.items():
             copies = []
             for k in range(preset.face_copies):
                 side = plain if 2 * k < preset.face_copies else plain[:, :, ::-1]
                 copies.append(face.encode(net, face.jitter(np.ascontiguousarray(side), rng, strong=False)))
-                step_done(len(out) * preset.face_copies + k + 1, len(crops) * preset.face_copies)
-            out[split] = np.stack(copies, axis=1)  # (N, K, 128)
-        return out
+                step_done(len(vectors) * preset.face_copies + k + 1, len(crops) * preset.face_copies)
+            vectors[split] = np.stack(copies, axis=1)  # (N, K, 128)
+        return vectors
 
-    more = {"copies": preset.face_copies, "val": fingerprint(splits["val"], labels=False)}
-    vectors = cached(cache, "face-vectors", settings | more, make_vectors)
-    own = face.evaluate(net, crops["val"], numbers(splits["val"]))
-    return net, {split: Faces(vectors[split], numbers(chosen)) for split, chosen in splits.items()}, own
+    settings |= {"copies": preset.face_copies, "val": fingerprint(splits["val"], labels=False)}
+    vectors = cached(cache, "face-vectors", settings, make_vectors)
+    own = face.evaluate(net, crops["val"], label_numbers(splits["val"]))
+    return net, {split: Faces(vectors[split], label_numbers(chosen)) for split, chosen in splits.items()}, own
 
 
 def make_words(
     items: list[Item], preset: Preset, cache: Path, seed: int, stage: Stage
 ) -> tuple[WordVectors, Callable[[list[Item]], Lines]]:
-    """Train (or load) the word table on the training items; returns it and what makes a pool of some items."""
-    training = of(items, "train")
+    """Train or load the word table on the training items; returns it and a function from items to their pool."""
+    training = in_split(items, "train")
 
     def make_table() -> dict[str, np.ndarray]:
         trained = words.train(
-            [str(item.content) for item in training], numbers(training), preset.word_buckets, preset.word_dim,
+            [str(item.content) for item in training], label_numbers(training), preset.word_buckets, preset.word_dim,
             preset.word_epochs, seed, stage("word vectors"),
         )  # fmt: skip
         return {"table": trained.table}
@@ -143,7 +158,7 @@ def make_words(
     def pool(chosen: list[Item]) -> Lines:
         lines = vocabulary.lines([str(item.content) for item in chosen])
         kept = [i for i, line in enumerate(lines) if len(line)]  # a text without a word has no features
-        return Lines([lines[i] for i in kept], vocabulary, vectors, numbers([chosen[i] for i in kept]))
+        return Lines([lines[i] for i in kept], vocabulary, vectors, label_numbers([chosen[i] for i in kept]))
 
     return table, pool
 
@@ -151,21 +166,20 @@ def make_words(
 def make_model(
     pools: Mapping[str, Pool],
     steps: int,
-    share: Mapping[tuple[str, ...], float],
+    share: Mapping[str, float],
     preset: Preset,
     cache: Path,
     seed: int,
-    step_done: Callable[..., None],
+    step_done: StepDone,
 ) -> Fusion:
-    """Train (or load) a fusion model on the pools; see ``fit``."""
-    digest = {m: hashlib.sha256() for m in pools}
+    """Train or load a fusion model on the pools; see ``fit``."""
+    digests = {m: hashlib.sha256() for m in pools}
     for m, pool in pools.items():
         for part in pool.parts():
-            digest[m].update(np.ascontiguousarray(part))
+            digests[m].update(np.ascontiguousarray(part).data)
     settings = {
-        "version": VERSION, "steps": steps, "seed": seed, "attention": preset.attention,
-        "share": {"+".join(subset): often for subset, often in share.items()},
-        "pools": {m: found.hexdigest() for m, found in digest.items()},
+        "version": VERSION, "steps": steps, "seed": seed, "attention": preset.attention, "share": dict(share),
+        "pools": {m: digest.hexdigest() for m, digest in digests.items()},
     }  # fmt: skip
 
     def make() -> dict[str, np.ndarray]:
@@ -173,103 +187,29 @@ def make_model(
         return {name: value.numpy() for name, value in trained.state_dict().items()}
 
     state = cached(cache, "fusion", settings, make)
-    dims = {m: pool.rows(0).shape[1] for m, pool in pools.items()}
-    model = build(attention=preset.attention, modalities=list(pools), dims=dims)
+    model = make_fusion(pools, preset.attention)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     return model.eval()
-
-
-def half_of(m: str, pool: Pool) -> np.ndarray:
-    """0 or 1 for each held-out item: the calibration of one half is judged on the other.
-
-    Clips are ordered by actor and cut in the middle, so that no voice is in both; elsewhere it is every other item.
-    """
-    i = np.arange(len(pool.labels))
-    return (i >= len(i) / 2) * 1 if m == "audio" else i % 2
-
-
-def answers(
-    model: Fusion,
-    pools: Mapping[str, Pool],
-    halves: int,
-    seed: int,
-    subsets: Sequence[tuple[str, ...]] = SUBSETS,
-) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Logits and truth of the held-out items by set of modalities, in ``halves`` parts: one modality with all its
-    items, several with label-paired ones, ``PAIRED_EACH`` of each label. The same seed draws the same pairs.
-    """
-    parts = []
-    for half in range(halves):
-        labels = {
-            m: pool.labels if halves == 1 else np.where(half_of(m, pool) == half, pool.labels, -1)
-            for m, pool in pools.items()
-        }
-        found = {}
-        for subset in subsets:
-            if len(subset) == 1:
-                drawn = {subset[0]: np.flatnonzero(labels[subset[0]] >= 0)}
-            else:
-                drawn = paired(labels, subset, PAIRED_EACH // halves, np.random.default_rng((seed, half, len(subset))))
-            truth = pools[subset[0]].labels[drawn[subset[0]]]
-            found["+".join(subset)] = logits_of(model, pools, drawn), truth
-        parts.append(found)
-    return parts
 
 
 def trained_without(
     training: Mapping[str, Pool], held_out: Mapping[str, Pool], preset: Preset, cache: Path, seed: int, stage: Stage
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores of models that were never shown one modality, by that modality and by what they are given: what it costs
-    that one model serves all sets of modalities.
+    """Scores of models trained without one modality, by that modality and by the modalities given: the price of one
+    model for all sets of modalities.
 
-    Each gets the batches that the bundle's model gets without that modality, in number and kind.
+    Each is trained on as many batches of each kind as the bundle's model gets without that modality.
     """
     figures = {}
     for absent in MODALITIES:
-        share = {subset: often for subset, often in SHARE.items() if absent not in subset}
+        share = {subset: often for subset, often in SHARE.items() if absent not in subset.split("+")}
         total = sum(share.values())
         model = make_model(
             {m: pool for m, pool in training.items() if m != absent}, int(preset.fusion_steps * total),
             {subset: often / total for subset, often in share.items()}, preset, cache, seed, stage(f"without {absent}"),
         )  # fmt: skip
-        (found,) = answers(model, {m: pool for m, pool in held_out.items() if m != absent}, 1, seed, tuple(share))
-        figures[absent] = {name: scores(truth, logits.argmax(1)) for name, (logits, truth) in found.items()}
-    return figures
-
-
-def calibration_report(calibration: Calibration) -> dict:
-    """What the manifest says of the calibration."""
-    return {
-        "how": "Temperatures and threshold are fitted on all held-out items; each figure is of answers judged by what "
-        "was fitted on the other half (RAVDESS actors 17, 18 | 19, 20; every other item of FER2013 val and GoEmotions "
-        "dev). The label given does not depend on them.",
-        "ece_floor": "what the estimate would be if each answer were right just as often as its confidence says",
-        "uncertain_below": "the least confidence at which answers are wrong half as often as all are, over as many "
-        "answers of each set of modalities",
-        "by_modalities": calibration.judged,
-    }
-
-
-def by_group(
-    model: Fusion,
-    sounds: Callable[[list[Item]], Pool],
-    texts: Callable[[list[Item]], Pool],
-    clips: list[Item],
-    german: list[Item],
-    lines: list[Item],
-) -> dict[str, dict]:
-    """Scores by sex of the speaker and by corpus, on held-out items."""
-    groups = {
-        "audio, RAVDESS women": ("audio", [item for item in clips if ravdess.sex(item.speaker) == "female"]),
-        "audio, RAVDESS men": ("audio", [item for item in clips if ravdess.sex(item.speaker) == "male"]),
-        "audio, EmoDB": ("audio", german),
-        "text, MELD": ("text", lines),
-    }
-    figures = {}
-    for name, (m, items) in groups.items():
-        pool = sounds(items) if m == "audio" else texts(items)
-        if len(pool.labels):
-            figures[name] = report(pool.labels, logits_of(model, {m: pool}, {m: np.arange(len(pool.labels))}))
+        (whole,) = answers(model, {m: pool for m, pool in held_out.items() if m != absent}, 1, seed, tuple(share))
+        figures[absent] = {name: scores(truth, logits.argmax(1)) for name, (logits, truth) in whole.items()}
     return figures
 
 
@@ -285,7 +225,10 @@ def make_bundle(
     corpora = load_all(data)
     fast.try_exports(preset.attention, {"text": preset.word_dim}, fast=not portable)
     if preset.most is not None:
-        corpora = [some(of(items, "train"), preset.most) + some(of(items, "val"), preset.most) for items in corpora]
+        corpora = [
+            [item for split in ("train", "val") for item in limit_per_label(in_split(items, split), preset.most)]
+            for items in corpora
+        ]
     clips, german, stills, comments, lines = corpora
 
     sounds = make_sounds(clips + german, preset, cache, seed, stage)
@@ -293,22 +236,22 @@ def make_bundle(
     table, texts = make_words(comments + lines, preset, cache, seed, stage)
 
     training: dict[str, Pool] = {
-        "audio": sounds(of(clips + german, "train")),
+        "audio": sounds(in_split(clips + german, "train")),
         "video": faces["train"],
-        "text": texts(of(comments + lines, "train")),
+        "text": texts(in_split(comments + lines, "train")),
     }
     model = make_model(training, preset.fusion_steps, SHARE, preset, cache, seed, stage("fusion"))
 
     held_out: dict[str, Pool] = {
-        "audio": sounds(sorted(of(clips, "val"), key=lambda item: item.speaker)), "video": faces["val"],
-        "text": texts(of(comments, "val")),
+        "audio": sounds(sorted(in_split(clips, "val"), key=lambda item: item.speaker)), "video": faces["val"],
+        "text": texts(in_split(comments, "val")),
     }  # fmt: skip
-    (found,) = answers(model, held_out, 1, seed)
+    (whole,) = answers(model, held_out, 1, seed)
     figures = {
         name + (" (label-paired)" if "+" in name else ""): report(truth, logits)
-        for name, (logits, truth) in found.items()
+        for name, (logits, truth) in whole.items()
     }
-    figures |= by_group(model, sounds, texts, of(clips, "val"), of(german, "val"), of(lines, "val"))
+    figures |= by_group(model, sounds, texts, in_split(clips, "val"), in_split(german, "val"), in_split(lines, "val"))
     first, second = answers(model, held_out, 2, seed)
     calibration = calibrate((first, second), seed)
     without = trained_without(training, held_out, preset, cache, seed, stage)
@@ -342,7 +285,7 @@ def make_bundle(
                 "face": sum(p.numel() for p in net.parameters()),
             },
             "label_paired": "no corpus here has informative sound, face and words of the same moment; an example is a "
-            "clip, a still face and a text of equal label, drawn anew each time. That is synthetic and treats the "
+            "clip, a still face and a text of equal label, drawn afresh each time. That is synthetic and treats the "
             "modalities as independent given the label.",
             "video": "each face is a still: its sequence is made of jittered crops of one image",
             "held_out": {
@@ -357,7 +300,7 @@ def make_bundle(
             "export_difference": {name: float(f"{value:.2g}") for name, value in worst.items()},
         },
         corpora=[
-            Corpus(module.NAME, used, len(of(items, "train")), module.LICENCE, module.CITATION)
+            Corpus(module.NAME, used, len(in_split(items, "train")), module.LICENCE, module.CITATION)
             for module, items, used in (
                 (ravdess, clips, "audio"),
                 (emodb, german, "audio"),

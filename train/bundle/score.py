@@ -1,4 +1,4 @@
-"""How good are the labels that ``stream-label`` wrote for a corpus's held-out recordings?"""
+"""Scores of the labels that ``stream-label`` wrote for a corpus's held-out recordings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emostream.train.metrics import scores
 
 
 def read_labels(path: Path) -> list[Emotion]:
-    """Utterances of a JSON-lines file. Raises CorpusError if it cannot be read or is none."""
+    """Utterances of a JSON-lines file. Raises CorpusError if it cannot be read or has another format."""
     try:
         lines = path.read_bytes().splitlines()
         return [message for line in lines if (message := decode_emotion(line)).kind == "utterance"]
@@ -24,15 +24,15 @@ def read_labels(path: Path) -> list[Emotion]:
 
 
 def score(items: Iterable[Item], labels: Iterable[Emotion]) -> dict[str, float]:
-    """Scores of whole recordings against the corpus's labels, ``items`` whose file name is a stream's name.
+    """Scores of whole recordings, ``items``, whose file names are the streams' names, against their labels.
 
     A recording with several utterances gets the mean of their probabilities, weighted by length; one without any
-    counts as wrong (``without_utterance`` tells how many). Raises CorpusError if an item has no path.
+    counts as wrong and is counted in ``without_utterance``. Raises CorpusError if an item has no path.
     """
     by_stream: dict[str, list[Emotion]] = defaultdict(list)
     for label in labels:
         by_stream[label.stream].append(label)
-    truth, found, without = [], [], 0
+    truth, predicted, without = [], [], 0
     for item in items:
         if not isinstance(item.content, Path):
             raise CorpusError("only recordings can be scored")
@@ -41,8 +41,8 @@ def score(items: Iterable[Item], labels: Iterable[Emotion]) -> dict[str, float]:
         truth.append(LABELS.index(item.label))
         if not utterances:
             without += 1
-            found.append(len(LABELS))  # none of the labels
+            predicted.append(len(LABELS))  # none of the labels
             continue
         probabilities = np.array([[u.probabilities[name] for name in LABELS] for u in utterances])
-        found.append(int((weights @ probabilities).argmax()))
-    return {**scores(np.array(truth), np.array(found)), "without_utterance": without}
+        predicted.append(int((weights @ probabilities).argmax()))
+    return {**scores(np.array(truth), np.array(predicted)), "without_utterance": without}

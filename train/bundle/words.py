@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import jellyfish
@@ -15,10 +15,11 @@ from emostream.stream.features.words import WordVectors, rows_of, tokens
 from emostream.train.bundle.features import Ragged
 from emostream.train.corpora import LABELS
 from emostream.train.model import build
+from emostream.train.progress import StepDone, ignore
 from emostream.train.schedule import one_cycle
 
 MAX_WORDS = 64  # rows of the text window
-VERSION = 2  # raise this number when the training changes: tables kept from before are then not used
+VERSION = 2  # raise this number when the training changes, so that cached tables are not used
 
 
 class Vocabulary:
@@ -38,7 +39,7 @@ class Vocabulary:
 
     @cached_property
     def alike(self) -> Ragged:
-        """For each word the numbers of all words that sound like it, itself included: those of the same Metaphone key
+        """For each word the numbers of all words that sound like it, itself included: those with the same Metaphone key
         (Philips, "Hanging on the Metaphone", Computer Language 7(12), 1990)."""
         by_key: dict[str, list[int]] = {}
         for word, number in self.number.items():
@@ -46,9 +47,9 @@ class Vocabulary:
         return Ragged.of([np.array(by_key[jellyfish.metaphone(word) or word], np.int64) for word in self.words])
 
     def misheard(self, line: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A line as a recogniser might have it: (n,) word numbers → (m,), at least one.
+        """A line as a recogniser might hear it: (n,) word numbers → (m,), at least one.
 
-        A tenth of the words is missed, and one in twelve is taken for another, mostly for one that sounds alike.
+        One word in ten is missed and one in twelve taken for another, mostly for one that sounds like it.
         """
         kept = line[rng.random(len(line)) >= 0.1]
         line = kept if len(kept) else line[:1]
@@ -65,7 +66,7 @@ class Vocabulary:
         return [np.array([self.number[t] for t in tokens(text)][:MAX_WORDS], np.int64) for text in texts]
 
     def bags(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the given words end to end, and where each word's begin: what ``nn.EmbeddingBag`` takes."""
+        """Table rows of these words end to end, and where each word's rows begin, for ``nn.EmbeddingBag``."""
         counts = self.starts[numbers + 1] - self.starts[numbers]
         offsets = np.concatenate([[0], np.cumsum(counts)[:-1]])
         index = np.arange(counts.sum()) - np.repeat(offsets, counts) + np.repeat(self.starts[numbers], counts)
@@ -73,7 +74,7 @@ class Vocabulary:
 
 
 class WordNet(nn.Module):
-    """The table and the text branch of the fusion model as its reader."""
+    """The table, read by the text branch of the fusion model."""
 
     def __init__(self, buckets: int, dim: int) -> None:
         super().__init__()
@@ -82,9 +83,10 @@ class WordNet(nn.Module):
         self.reader = build(attention="self", modalities=("text",), dims={"text": dim})
 
     def forward(self, rows: Tensor, offsets: Tensor, numbers: Tensor, length: Tensor) -> Tensor:
-        """``rows``, ``offsets``: bags of the batch's distinct words; ``numbers`` (B, T): which of them stands where."""
+        """``rows``, ``offsets``: bags of the batch's distinct words; ``numbers`` (B, T): the word at each place."""
         vectors = self.table(rows, offsets)  # (distinct words, D)
-        return self.reader(text=vectors[numbers], text_len=length)  # (B, T, D) → (B, labels)
+        logits: Tensor = self.reader(text=vectors[numbers], text_len=length)  # (B, T, D) → (B, labels)
+        return logits
 
 
 def train(
@@ -94,10 +96,10 @@ def train(
     dim: int,
     epochs: int,
     seed: int,
-    step_done: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    step_done: StepDone = ignore,
     batch: int = 128,
 ) -> WordVectors:
-    """Train on texts, misheard anew each epoch, and (N,) int64 labels; returns the table as float16."""
+    """Train on texts, misheard differently in each epoch, and (N,) int64 labels; returns the table as float16."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     vocabulary = Vocabulary(texts, buckets)
@@ -115,12 +117,12 @@ def train(
     net.train()
     for epoch in range(epochs):
         order = rng.permutation(usable)
-        # lines of like length together, a few batches at a time, so that little is padding
+        # lines of similar length in a batch, sorted a few batches at a time, for little padding
         groups = np.array_split(order, max(1, steps // 16))
         order = np.concatenate([sorted(group, key=lambda i: len(lines[i])) for group in groups])
         batches = np.array_split(order, steps)
-        for step, at in enumerate(rng.permutation(steps)):
-            chosen = batches[at]
+        for step, number in enumerate(rng.permutation(steps)):
+            chosen = batches[number]
             kept = [vocabulary.misheard(lines[i], rng) for i in chosen]
             distinct, inverse = np.unique(np.concatenate(kept), return_inverse=True)
             length = np.array([len(line) for line in kept])
@@ -130,7 +132,7 @@ def train(
             logits = net(*map(torch.from_numpy, (rows, offsets, numbers, length)))
             loss = F.cross_entropy(logits, torch.from_numpy(labels[chosen]), weight=weight, label_smoothing=0.05)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             step_done(epoch * steps + step + 1, epochs * steps, loss.item())

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from emostream.errors import CorpusError
-from emostream.train.corpora import Item, recordings
+from emostream.train.corpora import Item, find_recordings
 
 NAME = "EmoDB"
 LICENCE = "free for research"
@@ -23,7 +23,7 @@ _NAME = re.compile(r"(\d\d)[ab]\d\d([WEAFTNL])[a-z]?")
 def load(folder: Path) -> list[Item]:
     """Clips (WAV or FLAC) anywhere below ``folder``, without boredom."""
     items = []
-    for path in recordings(folder, "EmoDB clips named like 03a01Fa.wav"):
+    for path in find_recordings(folder, "EmoDB clips named like 03a01Fa.wav"):
         match = _NAME.fullmatch(path.stem)
         if match is None:
             raise CorpusError(f"{path}: not named like an EmoDB clip (03a01Fa.wav)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from emostream.errors import CorpusError
-from emostream.train.corpora import Item, known, table
+from emostream.train.corpora import Item, check_label, read_columns
 
 NAME = "FER2013"
 LICENCE = "Kaggle competition data, research use"
@@ -17,10 +17,10 @@ CITATION = "Goodfellow et al., Challenges in Representation Learning, ICONIP 201
 
 def load(folder: Path) -> list[Item]:
     path = folder / "faces.parquet"
-    rows = table(path, ("image", "label", "split"))
+    rows = read_columns(path, ("image", "label", "split"))
     if unknown := set(rows["split"]) - {"train", "val"}:
         raise CorpusError(f"{path}: split is {sorted(unknown)}, expected train or val")
     return [
-        Item(image, known(label, path), split)
+        Item(image, check_label(label, path), split)
         for image, label, split in zip(rows["image"], rows["label"], rows["split"], strict=True)
     ]

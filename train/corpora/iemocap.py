@@ -8,10 +8,10 @@
 
 ``Ses01F_impro01``: session 1, the woman (F) wears the motion-capture markers; ``_M003``: a turn of the man.
 
-Who is seen where is an assumption: the actor with the markers in the left half of the picture. The release's
-read-me does not say so. Public preprocessing code that works from the videos does it this way, for instance that of
-Dai et al., "Multimodal End-to-End Sparse Model for Emotion Recognition" (NAACL 2021). It has not been held against the
-videos here: look at one before you rely on the faces.
+That the actor with the markers is in the left half of the picture is an assumption. The release's read-me does not say
+so. Public preprocessing code that works from the videos does it this way, for instance that of Dai et al., "Multimodal
+End-to-End Sparse Model for Emotion Recognition" (NAACL 2021). It has not been checked against the videos here: look at
+one before you rely on the faces.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ EMOTION = {
     "neu": "neutral",
 }  # fmt: skip
 LABELS = tuple(EMOTION.values())
-DROPPED = ("xxx", "fea", "dis", "oth")  # no agreement, and too few
-# of the whole release: Yoon et al., "Attentive modality hopping mechanism for speech emotion recognition" (ICASSP 2020)
+DROPPED = ("xxx", "fea", "dis", "oth")  # the annotators disagree, or too few turns have the label
+# turns in the whole release: Yoon et al., "Attentive modality hopping mechanism for speech emotion recognition"
+# (ICASSP 2020)
 COUNTS = {
     "anger": 1103, "excitement": 1041, "happiness": 595, "sadness": 1084, "frustration": 1849, "surprise": 107,
     "neutral": 1708,
@@ -53,7 +54,7 @@ _SAID = re.compile(r"(\w+) \[[\d.]+-[\d.]+\]: ?(.*)")
 def load(folder: Path) -> list[Clip]:
     """The turns that have one of the seven labels; fold n tests on session n + 1.
 
-    ``folder``: the release, or what holds it. Raises Problems with all that is missing or cannot be read.
+    ``folder``: the release or its parent folder. Raises Problems with everything that is missing or cannot be read.
     """
     if (folder / "IEMOCAP_full_release").is_dir():
         folder = folder / "IEMOCAP_full_release"
@@ -71,8 +72,8 @@ def load(folder: Path) -> list[Clip]:
         if not files:
             problems.append(f"{place / PARTS['evaluation']}: holds no file named like Ses0{session}F_impro01.txt")
         for file in files:
-            found, wrong = _dialogue(place, session, file)
-            clips += found
+            turns, wrong = _dialogue(place, session, file)
+            clips += turns
             problems += wrong
     if problems:
         raise Problems(f"{folder}: does not have the layout of IEMOCAP's full release (see docs/corpora.md)", problems)
@@ -80,7 +81,7 @@ def load(folder: Path) -> list[Clip]:
 
 
 def check_counts(clips: Sequence[Clip]) -> list[str]:
-    """How the numbers of the labels differ from the published ones; empty if they do not."""
+    """The labels whose numbers differ from the published ones, one line each."""
     count = Counter(clip.label for clip in clips)
     return [
         f"{label}: {count[label]} clips, published {published}"
@@ -128,7 +129,7 @@ def _dialogue(place: Path, session: int, file: Path) -> tuple[list[Clip], list[s
 
 
 def _words(file: Path) -> tuple[dict[str, str], list[str]]:
-    """What is said in each turn, and what is wrong with the file. Lines of another form are remarks."""
+    """The words of each turn, and what is wrong with the file. Lines of another form are remarks."""
     if not file.is_file():
         return {}, [f"{file}: no such file"]
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()

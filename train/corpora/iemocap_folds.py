@@ -1,15 +1,15 @@
-"""IEMOCAP as the ready features that Yoon et al. give out to holders of a licence, on which the paper was run.
+"""IEMOCAP as the ready features that Yoon et al. give to holders of a licence, and that the paper used.
 
-A folder with a subfolder for each fold (``fold01`` …), or one such fold itself. In each, for train, dev and test:
+A folder with a subfolder for each fold (``fold01`` …), or a single fold. In each, for train, dev and test:
 
     train_nlp_trans.npy      (N, 128) whole numbers: rows of W_embedding, 0 after the last word
-      or train_text.npy      (N, 128, 300): the rows themselves, as the paper's authors store them
+      or train_text.npy      (N, 128, 300): those rows themselves, as the paper's authors store them
     train_video.npy          (N, 32, 2048) ResNet-101, 3 frames a second     train_video_seqN.npy    (N,) true lengths
     train_audio_mfcc.npy     (N, 1000, 120)                                  train_audio_seqN.npy    (N,) true lengths
     train_audio_prosody.npy  (N, P), may be missing: one vector a clip, which the paper's model does not use
     train_label.npy          (N,) whole numbers, or (N, labels) with a single 1
 
-and ``W_embedding.npy`` (V, 300), there or in the folder above. Lengths beyond an array's end mean that the clip was
+and ``W_embedding.npy`` (V, 300), there or in the folder above. A length beyond an array's end means that the clip was
 cut there. Clips without a picture (length 0) are left out, as in the paper.
 """
 
@@ -36,12 +36,12 @@ DIMENSIONS = {
     "video_seqN": (1, 2), "audio_seqN": (1, 2),
 }  # fmt: skip
 LABELS = 7
-_BLOCK = 64  # clips read at a time to look for NaN: a whole array may be larger than memory
+_BLOCK = 64  # clips checked at a time: a whole array may be larger than memory
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Sequences of an (N, T, D) array. ``items``: which clips; ``length``: rows of each of these, at most T."""
+    """Sequences of an (N, T, D) array. ``items``: the clips' numbers; ``length``: the rows of each, at most T."""
 
     array: np.ndarray
     items: np.ndarray
@@ -56,9 +56,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Words:
-    """Word vectors of an (N, T) array of row numbers of ``table`` (V, D), or of an (N, T, D) array.
+    """Word vectors: an (N, T) array of row numbers of ``table`` (V, D), or an (N, T, D) array of vectors.
 
-    With ``padding``, a number or a (D,) vector, a sequence ends before the first of it.
+    A sequence ends before its first ``padding``, a number or a (D,) vector, if that is given.
     """
 
     array: np.ndarray
@@ -82,9 +82,9 @@ class Words:
 
 @dataclass(frozen=True)
 class ArrayFolds:
-    """The folds, mapped into memory when they are asked for, so that this can be sent to other processes.
+    """The folds, mapped into memory on access, so that this can be sent to other processes.
 
-    ``fixed``: arrays as they are, whole, as the paper's model takes them; else cut to their true lengths.
+    ``fixed``: whole arrays, as the paper's model takes them; otherwise sequences are cut to their true lengths.
     """
 
     folders: tuple[Path, ...]
@@ -101,7 +101,7 @@ class ArrayFolds:
         return {split: self._part(self.folders[fold], split) for split in SPLITS}
 
     def prosody(self, fold: int, split: str) -> np.ndarray:
-        """(n, P) of the clips of ``split`` (train, dev, test). Raises CorpusError if the fold has none."""
+        """Prosody vectors (n, P) of the clips of ``split`` (train, dev, test). Raises CorpusError if there are none."""
         folder = self.folders[fold]
         path = folder / f"{split}_audio_prosody.npy"
         if not path.is_file():
@@ -116,7 +116,7 @@ class ArrayFolds:
             "video": Rows(video, items, self._length(folder / f"{split}_video_seqN.npy", video)[items]),
         }
         path, table_path = _text(folder, split), _table(folder)
-        assert path is not None  # checked when it was loaded
+        assert path is not None  # ``load`` checked it
         text = np.load(path, mmap_mode="r")
         table = None if table_path is None else np.load(table_path, mmap_mode="r")
         padding = np.zeros(text.shape[2:], text.dtype)
@@ -124,7 +124,7 @@ class ArrayFolds:
             padding = table[0]
         features["text"] = Words(text, table, items, None if self.fixed else padding)
         labels = _numbers(np.load(folder / f"{split}_label.npy"))[items]
-        return Part(features, dict.fromkeys(features, labels), together=True)
+        return Part(features, dict.fromkeys(features, labels), aligned=True)
 
     def _length(self, path: Path, array: np.ndarray) -> np.ndarray:
         most = array.shape[1]
@@ -132,10 +132,10 @@ class ArrayFolds:
 
 
 def load(folder: Path, fixed: bool) -> ArrayFolds:
-    """The folds below ``folder``. Every number is read once, to find what is not one.
+    """The folds below ``folder``. Every value is read once, to find NaN and values out of range.
 
-    Labels are named by their numbers of clips where these are the published ones, else "label 0" and so on: the
-    arrays do not say what a label's number means. Raises Problems with all that is wrong with the arrays.
+    The arrays do not say what a label's number means. Where the numbers of clips are the published ones, labels are
+    named by them, else "label 0" and so on. Raises Problems with everything that is wrong with the arrays.
     """
     folders = [folder] if any(folder.glob("train_*.npy")) else sorted({p.parent for p in folder.glob("*/*_*.npy")})
     if not folders:
@@ -144,7 +144,7 @@ def load(folder: Path, fixed: bool) -> ArrayFolds:
             "expected fold01, fold02, … (see docs/corpora.md)"
         )
     problems: list[str] = []
-    shapes: dict[str, tuple[int, ...]] = {}  # of one clip, by kind of array: the same in all splits and folds
+    shapes: dict[str, tuple[int, ...]] = {}  # a clip's shape in each kind of array, the same in all splits and folds
     for place in folders:
         for split in SPLITS:
             problems += _check(place, split, shapes)
@@ -177,7 +177,7 @@ def _numbers(label: np.ndarray) -> np.ndarray:
 def _names(folder: Path) -> tuple[str, ...]:
     labels = np.concatenate([_numbers(np.load(folder / f"{split}_label.npy")) for split in SPLITS])
     count = np.bincount(labels, minlength=LABELS).tolist()
-    by_count = {number: label for label, number in COUNTS.items()}  # all differ
+    by_count = {number: label for label, number in COUNTS.items()}  # no two labels have the same number
     if set(count) == set(by_count):
         return tuple(by_count[number] for number in count)
     return tuple(f"label {k}" for k in range(LABELS))
@@ -222,7 +222,7 @@ def _check(folder: Path, split: str, shapes: dict[str, tuple[int, ...]]) -> Iter
 
 
 def _values(name: str, array: np.ndarray, table: np.ndarray | None) -> Iterator[str]:
-    """What is wrong with the numbers of one array."""
+    """What is wrong with the values of one array."""
     bad: list[int] = []
     for start in range(0, len(array), _BLOCK):
         block = np.asarray(array[start : start + _BLOCK])

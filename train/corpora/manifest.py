@@ -1,16 +1,16 @@
-"""Anyone's own data: a CSV or Parquet file with a row for each utterance.
+"""Your own data: a CSV or Parquet file with a row for each utterance.
 
 | column    |          | what                                                                                  |
 |-----------|----------|---------------------------------------------------------------------------------------|
 | path      | required | file with its sound, its picture or both, relative to the manifest; empty: only words |
 | label     | required | any name                                                                              |
-| speaker   | required | who speaks: no fold splits a speaker                                                  |
+| speaker   | required | who speaks; no fold splits a speaker                                                  |
 | start_s   |          | where the utterance starts in the file, seconds; empty: at its start                  |
 | end_s     |          | where it ends; empty: at the file's end                                               |
 | text      |          | what is said                                                                          |
 | fold      |          | number of the fold that tests on it; for all rows or for none, the same for a speaker |
 
-Other columns are passed over. Row 1 in messages is the line after the header.
+Other columns are ignored. Row 1 in messages is the line after the header.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from emostream.train.corpora import Clip
 
 REQUIRED = ("path", "label", "speaker")
 OPTIONAL = ("start_s", "end_s", "text", "fold")
-LATE_S = 0.1  # an end that is later than the file's by less is rounding: containers round their length
+LATE_S = 0.1  # an end after the file's end by less than this is rounding: containers round their length
 LEAST_FOLDS = 3  # one to train on, one to select by, one to test on
 
-Row = dict[str, str]  # by column, stripped of blanks around; "" is no value
-Problem = tuple[int, str]  # row, 0 for the whole table, and what is wrong
+Row = dict[str, str]  # values by column, stripped; "" is no value
+Problem = tuple[int, str]  # the row, or 0 for the whole table, and what is wrong
 
 
 def load(path: Path, labels: Collection[str] | None = None) -> list[Clip]:
-    """The rows of a manifest; with ``labels`` given, no other label is allowed.
+    """The rows of a manifest; if ``labels`` are given, no others are allowed.
 
-    Each file is opened, its length read from its header. Raises Problems with all that is wrong, by row.
+    Each file is opened to read its length from the header. Raises Problems with everything that is wrong, by row.
     """
     rows, problems = _read(path)
-    lengths: dict[Path, float | str] = {}  # seconds, or why there are none
+    lengths: dict[Path, float | str] = {}  # seconds, or why the file is of no use
     clips: dict[int, Clip] = {}
     for number, row in rows.items():
         clip, wrong = _clip(path.parent, number, row, labels, lengths)
@@ -55,7 +55,7 @@ def load(path: Path, labels: Collection[str] | None = None) -> list[Clip]:
 
 
 def _read(path: Path) -> tuple[dict[int, Row], list[Problem]]:
-    """Rows by number, and what is wrong with the table. Raises CorpusError if there is no table with these columns."""
+    """Rows by number, and what is wrong with them. Raises CorpusError if there is no table with these columns."""
     if not path.is_file():
         raise CorpusError(f"{path}: no such file; expected a .csv or .parquet file (see docs/corpora.md)")
     if path.suffix == ".parquet":
@@ -71,7 +71,7 @@ def _read(path: Path) -> tuple[dict[int, Row], list[Problem]]:
     rows: dict[int, Row] = {}
     problems: list[Problem] = [] if any(records) else [(0, "has no rows")]
     for number, record in enumerate(records, start=1):
-        if not record:  # a blank line counts, so that numbers are those of an editor
+        if not record:  # a blank line counts, so that the numbers match an editor's lines
             continue
         if len(record) != len(columns):
             problems.append((number, f"has {len(record)} values, the header has {len(columns)}"))
@@ -154,7 +154,7 @@ def _number(text: str, whole: bool) -> float | None:
 
 
 def _bounds(start: float | None, end: float | None, length: float) -> list[str]:
-    """What is wrong with a stretch of a file that is ``length`` seconds long, infinite where that is not known."""
+    """What is wrong with a stretch of a file that is ``length`` seconds long, infinite if that is unknown."""
     if end is not None and (start or 0) >= end:
         return [f"is empty: start_s {start or 0:g} is not before end_s {end:g}"]
     if end is not None and end > length + LATE_S:
@@ -165,7 +165,7 @@ def _bounds(start: float | None, end: float | None, length: float) -> list[str]:
 
 
 def _length_s(media: Path) -> float | str:
-    """Length by the file's header, infinite if it does not tell; or why the file is of no use."""
+    """Length in seconds by the file's header, infinite if it does not say; or why the file is of no use."""
     source = FileSource(media, frozenset({"audio", "video"}), 1)
     try:
         source.open()
@@ -183,39 +183,39 @@ def _length_s(media: Path) -> float | str:
 
 
 def _twice(clips: dict[int, Clip]) -> list[Problem]:
-    """Rows that are the same stretch of the same file as one before."""
-    first: dict[tuple, int] = {}
+    """Rows with the same stretch of the same file as an earlier row."""
+    first: dict[tuple[Path, float, float | None], int] = {}
     problems = []
     for number, clip in clips.items():
         if clip.media is not None:
-            before = first.setdefault((clip.media, clip.start_s or 0.0, clip.end_s), number)
-            if before != number:
-                problems.append((number, f"is the same clip as row {before}"))
+            earlier = first.setdefault((clip.media, clip.start_s or 0.0, clip.end_s), number)
+            if earlier != number:
+                problems.append((number, f"is the same clip as row {earlier}"))
     return problems
 
 
 def _folds(rows: dict[int, Row]) -> list[Problem]:
-    """What is wrong with the column ``fold``, in whatever rows it can be read."""
+    """What is wrong with the column ``fold``, in all rows in which it can be read."""
     folds: dict[int, float] = {}
     for number, row in rows.items():
         try:
             if (fold := _number(row.get("fold", ""), whole=True)) is not None:
                 folds[number] = fold
         except ValueError:
-            folds[number] = math.nan  # said already
+            folds[number] = math.nan  # already reported
     if not folds:
         return []
     problems = [(number, "has no fold, other rows have one") for number in rows if number not in folds]
-    place: dict[str, tuple[float, int]] = {}  # a speaker's fold, and the row that says so
+    fold_of: dict[str, tuple[float, int]] = {}  # each speaker's fold, and the first row that gives it
     for number, fold in folds.items():
         speaker = rows[number]["speaker"]
         if not speaker or math.isnan(fold):
             continue
-        there, first = place.setdefault(speaker, (fold, number))
-        if there != fold:
-            text = f"speaker {speaker!r} is in fold {fold:g} here and in fold {there:g} in row {first}"
+        other, first = fold_of.setdefault(speaker, (fold, number))
+        if other != fold:
+            text = f"speaker {speaker!r} is in fold {fold:g} here and in fold {other:g} in row {first}"
             problems.append((number, text))
-    found = {fold for fold in folds.values() if not math.isnan(fold)}
-    if len(found) < LEAST_FOLDS:
-        problems.append((0, f"column fold: {len(found)} different, at least {LEAST_FOLDS} are needed"))
+    distinct = {fold for fold in folds.values() if not math.isnan(fold)}
+    if len(distinct) < LEAST_FOLDS:
+        problems.append((0, f"column fold: {len(distinct)} different, at least {LEAST_FOLDS} are needed"))
     return problems

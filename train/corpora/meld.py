@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emostream.train.corpora import Item, known, table
+from emostream.train.corpora import Item, check_label, read_columns
 
 NAME = "MELD"
 LICENCE = "GPL-3.0"
@@ -16,7 +16,7 @@ CITATION = "Poria et al., MELD: A Multimodal Multi-Party Dataset for Emotion Rec
 def load(folder: Path) -> list[Item]:
     items = []
     for file, split in (("train.parquet", "train"), ("dev.parquet", "val")):
-        rows = table(folder / file, ("Utterance", "Speaker", "Emotion"))
+        rows = read_columns(folder / file, ("Utterance", "Speaker", "Emotion"))
         for text, speaker, emotion in zip(rows["Utterance"], rows["Speaker"], rows["Emotion"], strict=True):
-            items.append(Item(text, known(emotion, folder / file), split, speaker))
+            items.append(Item(text, check_label(emotion, folder / file), split, speaker))
     return items

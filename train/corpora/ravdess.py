@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from emostream.errors import CorpusError
-from emostream.train.corpora import Item, recordings
+from emostream.train.corpora import Item, find_recordings
 
 NAME = "RAVDESS"
 LICENCE = "CC BY-NC-SA 4.0"
@@ -32,9 +32,9 @@ def sex(speaker: str) -> str:
 
 
 def load(folder: Path) -> list[Item]:
-    """Speech clips (WAV or FLAC) anywhere below ``folder``; songs and videos are passed over."""
+    """Speech clips (WAV or FLAC) anywhere below ``folder``; songs and videos are ignored."""
     items = []
-    for path in recordings(folder, "RAVDESS clips named like 03-01-05-01-02-01-12.wav"):
+    for path in find_recordings(folder, "RAVDESS clips named like 03-01-05-01-02-01-12.wav"):
         if match := _NAME.fullmatch(path.stem):
             emotion, actor = match.groups()
             items.append(Item(path, EMOTION[emotion], "val" if actor in HELD_OUT else "train", f"ravdess-{actor}"))

@@ -1,24 +1,27 @@
-"""The grid of runs: systems × folds × seeds, here, in several processes or on a Ray cluster; interrupted, it goes on.
+"""The grid of runs: systems × folds × seeds, in this process, in several, or on a Ray cluster.
 
-A finished run is one file (``train.trial``), written by the process that called ``complete``; a run whose file is
-there is not made again.
+A finished run is one file (``train.study.trial``), written by the process that called ``complete``; a run whose file
+exists is not made again, so an interrupted study goes on.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from emostream.errors import CorpusError, Problems
-from emostream.train.model import ATTENTION, MODALITIES, build
+from emostream.engines.bundle import MODALITIES
+from emostream.errors import ConfigError, CorpusError, Problems
+from emostream.train.model import ATTENTION, build
+from emostream.train.pool import submit, worker_pool
 from emostream.train.study.dataset import Folds
 from emostream.train.study.examples import draw
 from emostream.train.study.trial import Result, Spec, Training, path_of, run
@@ -34,26 +37,26 @@ GROUPS = {
     "ablation": ABLATION,
     "paper-table": (*UNIMODAL, *BIMODAL, *TRIMODAL, *ABLATION),  # the paper's two tables of results
 }
-OBJECT_STORE_BYTES = 256 * 1024**2  # of a Ray started here: a corpus's features fit; more goes to disk
-Outcomes = Generator[tuple[Spec, Result | str], None, None]  # of each run its result, or why there is none
+OBJECT_STORE_BYTES = 256 * 1024**2  # of a Ray started here: a corpus's features fit; more spills to disk
+Outcomes = Generator[tuple[Spec, Result | str], None, None]  # each run's result, or why it has none
 
 
 def systems(names: Sequence[str]) -> list[str]:
-    """Names of systems and groups of them → systems, each once. Raises ValueError for a name that is neither."""
-    found = [system for name in names for system in GROUPS.get(name, (name,))]
-    for name in found:
-        spec_of(name, "default", 0, 0)
-    return list(dict.fromkeys(found))
+    """Names of systems and of groups → systems, each once. Raises ConfigError for a name that is neither."""
+    expanded = [system for name in names for system in GROUPS.get(name, (name,))]
+    for system in expanded:
+        spec_of(system, "default", 0, 0)
+    return list(dict.fromkeys(expanded))
 
 
 def spec_of(system: str, variant: str, fold: int, seed: int) -> Spec:
-    """``avt-cross``, ``at-self-nosp`` → a run. Raises ValueError for a name that is not made like these."""
+    """A run of a system named like ``avt-cross`` or ``at-self-nosp``. Raises ConfigError for a name of another form."""
     letters, _, rest = system.partition("-")
     attention = rest.removesuffix("-nosp")
     modalities = tuple(m for m in MODALITIES if m[0] in letters)
     spec = Spec(variant, attention, modalities, attention == rest, fold, seed)
     if attention not in ATTENTION or not modalities or spec.system != system:
-        raise ValueError(
+        raise ConfigError(
             f"system {system!r} is unknown: it is some of the letters a, v and t in this order, then one of "
             f"{', '.join(f'-{a}' for a in ATTENTION)}, then perhaps -nosp; or one of {', '.join(GROUPS)}"
         )
@@ -61,12 +64,12 @@ def spec_of(system: str, variant: str, fold: int, seed: int) -> Spec:
 
 
 def grid(names: Sequence[str], variant: str, folds: int, seeds: int) -> list[Spec]:
-    """All runs, seed by seed and fold by fold, so that a study cut short has something of every system."""
+    """All runs, seed by seed and fold by fold, so that a study cut short has some runs of every system."""
     return [spec_of(name, variant, f, s) for s in range(seeds) for f in range(folds) for name in names]
 
 
 def check(specs: Sequence[Spec], folds: Folds) -> None:
-    """See that every run can be made. Raises Problems with all that stands in the way."""
+    """Check that every run can be made. Raises Problems with everything that prevents one."""
     problems = []
     for spec in dict.fromkeys(replace(spec, fold=0, seed=0) for spec in specs):
         try:
@@ -97,7 +100,7 @@ def check(specs: Sequence[Spec], folds: Folds) -> None:
 
 
 def finished(specs: Sequence[Spec], training: Training, folds: Folds, out: Path) -> dict[Spec, Result]:
-    """Those of the runs that are there. Raises CorpusError for a file that is no run."""
+    """The results of those runs whose files exist. Raises CorpusError for a file that is not a run."""
     paths = {spec: path_of(out, spec, training, folds) for spec in specs}
     return {spec: Result.load(path) for spec, path in paths.items() if path.is_file()}
 
@@ -111,11 +114,12 @@ def complete(
     ray: str | None = None,
     done: Callable[[Spec, Result | str], None] = lambda spec, outcome: None,
 ) -> dict[Spec, str]:
-    """Make the runs that are not there yet; returns why some failed, which does not stop the others.
+    """Make the missing runs; returns why some failed, which does not stop the others.
 
-    ``jobs``: processes, or with ``ray`` = "local" the CPUs of a Ray started here; any other ``ray`` is the address of a
-    cluster, whose machines have this package and are sent the features. ``done`` hears of each run as it ends. Raises
-    CorpusError if Ray is wanted and cannot be had. Results do not depend on where runs are made, but for rounding.
+    ``jobs``: number of processes, or with ``ray`` = "local" of CPUs of a Ray started here; any other ``ray`` is the
+    address of a cluster, whose machines have this package and are sent the features. ``done`` is called with each run
+    as it ends. Raises CorpusError if Ray is asked for and not available. Up to rounding, results do not depend on where
+    runs are made.
     """
     todo = [spec for spec in specs if not path_of(out, spec, training, folds).is_file()]
     if not todo:
@@ -135,42 +139,27 @@ def complete(
                 failures[spec] = outcome
             done(spec, outcome)
     finally:
-        outcomes.close()  # an interruption ends processes and Ray here, not when the generator is collected
+        outcomes.close()  # so that an interruption ends processes and Ray here, not when the generator is collected
     return failures
 
 
 def _attempt(spec: Spec, training: Training, folds: Folds) -> Result | str:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # runs are many and small: more of them at once beats more threads in one
+    torch.set_num_threads(1)  # runs are many and small: more runs at once beat more threads in one
     try:
         return run(spec, training, folds)
-    except Exception as error:  # whatever it is, it must not lose the other runs, and it is reported
+    except Exception as error:  # any fault is reported and must not lose the other runs
         return f"{type(error).__name__}: {error}"
     finally:
         torch.set_num_threads(before)
 
 
-_shared: tuple[Training, Folds] | None = None  # what each worker process gets once
-
-
-def _begin(training: Training, folds: Folds) -> None:
-    global _shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the caller decides
-    _shared = training, folds
-
-
-def _work(spec: Spec) -> Result | str:
-    assert _shared is not None
-    return _attempt(spec, *_shared)
-
-
 def _in_processes(todo: Sequence[Spec], training: Training, folds: Folds, jobs: int) -> Outcomes:
     others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    pool = ProcessPoolExecutor(min(jobs, len(todo)), context, _begin, (training, folds))
+    pool = worker_pool(min(jobs, len(todo)), partial, _attempt, training=training, folds=folds)
     orderly = False
     try:
-        futures = {pool.submit(_work, spec): spec for spec in todo}
+        futures = submit(pool, todo)
         for future in as_completed(futures):
             error = future.exception()
             yield futures[future], future.result() if error is None else f"its process died ({error})"
@@ -183,14 +172,16 @@ def _in_processes(todo: Sequence[Spec], training: Training, folds: Folds, jobs: 
 
 
 def _on_ray(todo: Sequence[Spec], training: Training, folds: Folds, address: str, jobs: int) -> Outcomes:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: nothing is sent anywhere
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: emostream sends nothing anywhere
     try:
         import ray
     except ImportError as error:
         raise CorpusError("Ray is not installed; get it with: pip install 'emostream[ray]'") from error
-    local = {"num_cpus": jobs, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        options |= {"num_cpus": jobs, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **(local if address == "local" else {}))
+        ray.init(address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise CorpusError(f"Ray cannot be reached at {address!r} ({error}); start it with: ray start --head") from error
     try:

@@ -14,7 +14,7 @@ from emostream.errors import CorpusError
 
 
 class Sequences(Protocol):
-    """Item i is (T, D) floats; T ≥ 1 where the item has this modality, 0 where it has not."""
+    """Item i is (T, D) floats; T ≥ 1 where the item has this modality, else 0."""
 
     def __len__(self) -> int: ...
 
@@ -25,17 +25,17 @@ class Sequences(Protocol):
 class Part:
     """Items of one split. Modality m has ``features[m]`` and ``labels[m]`` (N,) int64.
 
-    ``together``: item i of each modality is the same utterance, and the modalities' labels are equal. Otherwise
-    the modalities have items of their own, and an example is made of items of equal label ("label-paired").
+    ``aligned``: item i of each modality is the same utterance, and the modalities' labels are equal. Otherwise the
+    modalities have items of their own, and an example is made of items of equal label ("label-paired").
     """
 
     features: Mapping[str, Sequences]
     labels: Mapping[str, np.ndarray]
-    together: bool
+    aligned: bool
 
 
 class Folds(Protocol):
-    """A corpus cut into folds. ``settings``: all that the features depend on, as JSON has it, for a hash."""
+    """A corpus cut into folds. ``settings``: all that the features depend on, as JSON values, for a hash."""
 
     @property
     def name(self) -> str: ...
@@ -56,7 +56,7 @@ class Folds(Protocol):
 
 @dataclass(frozen=True)
 class Chosen:
-    """Some of the items of ``whole``, by number."""
+    """The items of ``whole`` with these numbers."""
 
     whole: Sequences
     numbers: np.ndarray
@@ -69,11 +69,41 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Grouped:
+class PredefinedFolds:
+    """Folds that the corpus itself assigns: fold f tests on the items of the f-th number, selects on those of the next
+    and trains on the rest. The modalities are aligned.
+
+    ``assigned`` (N,): the number of each item.
+    """
+
+    name: str
+    label_names: Sequence[str]
+    features: Mapping[str, Sequences]
+    labels: Mapping[str, np.ndarray]
+    assigned: np.ndarray
+    settings: dict[str, Any]
+
+    @property
+    def folds(self) -> int:
+        return len(np.unique(self.assigned))
+
+    def split(self, fold: int) -> dict[str, Part]:
+        place = np.unique(self.assigned, return_inverse=True)[1]
+        test, dev = place == fold, place == (fold + 1) % self.folds
+
+        def part(chosen: np.ndarray) -> Part:
+            return _part(self.features, self.labels, dict.fromkeys(self.features, np.flatnonzero(chosen)), aligned=True)
+
+        return {"train": part(~test & ~dev), "dev": part(dev), "test": part(test)}
+
+
+@dataclass(frozen=True)
+class GroupedFolds:
     """Folds that never split a group: fold f tests on part f of the groups, selects on the next, trains on the rest.
 
-    ``groups[m]`` (N,) str: the speaker or session of each item; items of no known group are their own. Parts are
-    balanced by label (scikit-learn's StratifiedGroupKFold). Where items are ``together``, the modalities share groups.
+    ``groups[m]`` (N,) str: the speaker or session of each item; an item without one is a group by itself. Parts are
+    balanced by label (scikit-learn's StratifiedGroupKFold). Where items are ``aligned``, the modalities share groups.
+    Raises CorpusError if there are fewer groups than folds.
     """
 
     name: str
@@ -81,7 +111,7 @@ class Grouped:
     features: Mapping[str, Sequences]
     labels: Mapping[str, np.ndarray]
     groups: Mapping[str, np.ndarray]
-    together: bool
+    aligned: bool
     folds: int = 5
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -99,18 +129,26 @@ class Grouped:
             labels = self.labels[m]
             return [np.sort(test) for _, test in splitter.split(np.zeros(len(labels)), labels, self.groups[m])]
 
-        if self.together:
+        if self.aligned:
             return dict.fromkeys(self.features, cut(next(iter(self.features))))
         return {m: cut(m) for m in self.features}
 
     def split(self, fold: int) -> dict[str, Part]:
-        def part(at: set[int]) -> Part:
-            numbers = {m: np.sort(np.concatenate([parts[i] for i in sorted(at)])) for m, parts in self._parts.items()}
-            return Part(
-                {m: Chosen(self.features[m], n) for m, n in numbers.items()},
-                {m: self.labels[m][n] for m, n in numbers.items()},
-                self.together,
-            )
+        def part(chosen: set[int]) -> Part:
+            numbers = {m: np.sort(np.concatenate([parts[i] for i in chosen])) for m, parts in self._parts.items()}
+            return _part(self.features, self.labels, numbers, self.aligned)
 
         dev = (fold + 1) % self.folds
         return {"train": part(set(range(self.folds)) - {fold, dev}), "dev": part({dev}), "test": part({fold})}
+
+
+def _part(
+    features: Mapping[str, Sequences],
+    labels: Mapping[str, np.ndarray],
+    numbers: Mapping[str, np.ndarray],
+    aligned: bool,
+) -> Part:
+    """The items with these numbers, by modality."""
+    return Part(
+        {m: Chosen(features[m], n) for m, n in numbers.items()}, {m: labels[m][n] for m, n in numbers.items()}, aligned
+    )

@@ -1,34 +1,37 @@
-"""The study's figures: bars with intervals, confusion, reliability, recall. Colours: Okabe and Ito's, which all see."""
+"""The study's figures: bars with intervals, confusion, reliability, recall. The colours are Okabe and Ito's, which
+colour-blind readers can tell apart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # draws into files on any machine, with no display
+matplotlib.use("Agg")  # draws into files on machines without a display
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from emostream.train.metrics import reliability
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#6b6b6b"
-FEWEST = 0.01  # share of the answers below which a bin of a reliability diagram shows nothing but chance
-STYLE = {
+FEWEST = 0.01  # a bin of a reliability diagram with a smaller share of the answers shows nothing but chance
+STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9,
     "legend.fontsize": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "figure.facecolor": "white", "savefig.facecolor": "white", "savefig.dpi": 150, "legend.frameon": False,
 }  # fmt: skip
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
 
 
 def bars(path: Path, values: Mapping[str, tuple[float, float, float]], label: str, chance: float) -> None:
-    """One horizontal bar a system, ``values[name]`` = (mean, low, high); self, cross and both differ in colour."""
+    """One horizontal bar per system, ``values[name]`` = (mean, low, high), coloured by its attention."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 0.8 + 0.3 * len(values)))
         names = list(values)
@@ -60,7 +63,7 @@ def confusion(path: Path, matrices: Mapping[str, np.ndarray], labels: Sequence[s
             axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
             for row, column in np.ndindex(matrix.shape):
                 share = matrix[row, column]
-                if share >= 0.005:  # an empty cell says "never" more clearly than a zero does
+                if share >= 0.005:  # an empty cell says "never" more clearly than a zero
                     axes.text(column, row, f"{share:.2f}".lstrip("0") if share < 1 else "1", ha="center", va="center",
                               color="white" if share > 0.55 else "black", fontsize=9)  # fmt: skip
             axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
@@ -75,7 +78,7 @@ def confusion(path: Path, matrices: Mapping[str, np.ndarray], labels: Sequence[s
 
 
 def reliability_diagram(path: Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) -> None:
-    """``curves[name]`` = confidence and rightness of all answers, (N,) each. Bins of few answers are left out."""
+    """``curves[name]`` = confidence and rightness of all answers, (N,) each. Bins with few answers are left out."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.4, 4.2))
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="perfectly calibrated")

@@ -1,6 +1,6 @@
 """The study's report: study.md, study.json and figures, from the finished runs and nothing else.
 
-Every figure of a system is one of its fold's test part, averaged over the seeds; the report gives mean and standard
+A system's figure for a fold is that of the test part, averaged over the seeds; the report gives mean and standard
 deviation over the folds.
 """
 
@@ -12,14 +12,19 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix
 
-from emostream.train.metrics import figures, recalls, softmax
+from emostream.errors import CorpusError
+from emostream.files import write_atomically
+from emostream.train.metrics import figures, recalls
 from emostream.train.study import plots
 from emostream.train.study.crossval import ABLATION, BIMODAL, TRIMODAL, UNIMODAL
-from emostream.train.study.dataset import Folds, Grouped
+from emostream.train.study.dataset import Folds, GroupedFolds
 from emostream.train.study.stats import Comparison, compare, interval
 from emostream.train.study.trial import PROTOCOL, Result, Spec, Training
 
@@ -41,8 +46,8 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """One system. ``figures[name]`` (folds, seeds) and ``recall`` (folds, seeds, labels; NaN where a label does not
-    occur); ``results`` of all its runs."""
+    """One system: ``figures[name]`` (folds, seeds), ``recall`` (folds, seeds, labels) with NaN where a label does not
+    occur, and the ``results`` of all its runs."""
 
     figures: dict[str, np.ndarray]
     recall: np.ndarray
@@ -51,27 +56,27 @@ class Summary:
 
 
 def summarise(results: Mapping[Spec, Result], folds: int, seeds: int, labels: int) -> dict[str, Summary]:
-    """Systems whose runs are all there, in the order in which they come."""
-    out: dict[str, Summary] = {}
+    """The systems with all their runs, in the order of ``results``."""
+    summaries: dict[str, Summary] = {}
     for name in dict.fromkeys(spec.system for spec in results):
         by_place = {(spec.fold, spec.seed): r for spec, r in results.items() if spec.system == name}
         if len(by_place) < folds * seeds:
             continue
         runs = [[by_place[f, s] for s in range(seeds)] for f in range(folds)]
-        each = [[figures(softmax(r.logits.astype(float)), r.truth) for r in row] for row in runs]
+        each = [[figures(softmax(r.logits.astype(float), axis=1), r.truth) for r in row] for row in runs]
         recall = np.array([[recalls(r.truth, r.logits.argmax(1), labels) for r in row] for row in runs])
         flat = [r for row in runs for r in row]
-        out[name] = Summary(
+        summaries[name] = Summary(
             {m: np.array([[f[m] for f in row] for row in each]) for m in METRICS},
             recall,
             flat,
             sum(r.test_items for r in flat) / sum(r.train_items for r in flat),
         )
-    return out
+    return summaries
 
 
 def comparisons(systems: Mapping[str, Summary]) -> dict[str, dict[str, Comparison]]:
-    """``"avt-cross against avt-self"`` → metric → comparison, for PAIRS of which both are there."""
+    """``"avt-cross against avt-self"`` → metric → comparison, for those PAIRS of which both systems are summarised."""
     return {
         f"{b} against {a}": {
             m: compare(systems[a].figures[m], systems[b].figures[m], systems[a].test_to_train)
@@ -109,9 +114,9 @@ def _figures_table(systems: Mapping[str, Summary], names: Mapping[str, Sequence[
     return _table([*first, *METRICS.values(), "parameters"], rows) if rows else "(none of these was run)"
 
 
-def _limits(folds: Folds, together: bool, n_folds: int, seeds: int, systems: Mapping[str, Summary]) -> str:
+def _limits(folds: Folds, aligned: bool, n_folds: int, seeds: int, systems: Mapping[str, Summary]) -> str:
     parts = ["**Limits.**"]
-    if not together:
+    if not aligned:
         parts.append(
             "The examples are label-paired: no corpus used here has informative sound, face and words of the same "
             "moment, so an example is a clip, a face and a text of three corpora that have the same label. That is "
@@ -128,8 +133,8 @@ def _limits(folds: Folds, together: bool, n_folds: int, seeds: int, systems: Map
             f"{PAPERS_GRID[0]} × {PAPERS_GRID[1]}."
         )
     parts.append(
-        f"With {n_folds} folds a t-test has {n_folds - 1} degrees of freedom: only large differences can be seen, and "
-        "not to see one does not show that there is none. The p values are not corrected for their number."
+        f"With {n_folds} folds a t-test has {n_folds - 1} degrees of freedom: only large differences can be "
+        "detected, and one that is not detected may still exist. The p values are not corrected for their number."
     )
     return " ".join(parts)
 
@@ -148,7 +153,7 @@ def _verdict(name: str, c: Comparison) -> str:
 
 
 def _markdown(
-    folds: Folds, systems: Mapping[str, Summary], compared: Mapping[str, dict[str, Comparison]], facts: dict
+    folds: Folds, systems: Mapping[str, Summary], compared: Mapping[str, dict[str, Comparison]], facts: dict[str, Any]
 ) -> str:
     training: Training = facts["training"]
     variant = facts["variant"]
@@ -166,14 +171,14 @@ def _markdown(
     ratio = next(iter(systems.values())).test_to_train
     sections = [
         "# The study: self- and cross-attention",
-        _limits(folds, facts["together"], facts["folds"], facts["seeds"], systems),
+        _limits(folds, facts["aligned"], facts["folds"], facts["seeds"], systems),
         f"Corpus: {folds.name}. Made with:\n\n    {facts['command']}",
         *verdict,
         "## One, two and three modalities",
         f"Mean (standard deviation) over the {facts['folds']} folds of each fold's test figure, which is the mean over "
-        f"its {facts['seeds']} seed{'s' if facts['seeds'] > 1 else ''}. The paper names its columns the other way "
-        "round from its field: its \"UWA\" is plain accuracy, its \"WA\" the class-balanced one. ECE and Brier: less "
-        "is better.",
+        f"its {facts['seeds']} seed{'s' if facts['seeds'] > 1 else ''}. The paper's column names "
+        "are the reverse of its field's: its \"UWA\" is plain accuracy, its \"WA\" the class-balanced one. ECE and "
+        "Brier: lower is better.",
         _figures_table(systems, main, ["modalities", "attention"]),
         "![Balanced accuracy of each system](study-accuracy.png)",
         "## Ablation, three modalities",
@@ -185,47 +190,47 @@ def _markdown(
         "Seeds are averaged within a fold and systems paired by fold. Corrected resampled t-test (Nadeau and Bengio, "
         f"2003) with a test-to-train ratio of {ratio:.3f}; 95 % intervals.",
         _table(["difference", "figure", "mean", "95 % interval", "t", "p"], rows) if rows else "(nothing to compare)",
-        "## Where they err",
-        f"All test answers of all folds and seeds. {' and '.join(title(s) for s in facts['shown'])}.",
+        "## Errors",
+        f"All test answers of all folds and seeds, of {' and '.join(title(s) for s in facts['shown'])}.",
         "![Confusion matrices](study-confusion.png)",
         "![Recall of each label](study-recall.png)",
-        "Confidence against accuracy, in ten bins of confidence; those with less than 1 % of the answers are left out. "
+        "Accuracy against confidence, in ten bins of confidence; bins with less than 1 % of the answers are left out. "
         "No temperature was fitted.",
         "![Reliability diagram](study-reliability.png)",
         "## How it was done",
         f"- Network: the `{variant}` variant of `train/model.py`. Adam at {PROTOCOL['learning_rate']:g}, batches of "
         f"{PROTOCOL['batch']}, cross-entropy, rate × {PROTOCOL['plateau_factor']} after "
-        f"{PROTOCOL['plateau_patience']} epochs without a better dev loss, an end after {PROTOCOL['stop_after']} "
-        f"epochs without a better dev accuracy or after {training.max_epochs} epochs, the weights of the best dev "
+        f"{PROTOCOL['plateau_patience']} epochs without a better dev loss, stopped after {PROTOCOL['stop_after']} "
+        f"epochs without a better dev accuracy or after {training.max_epochs} epochs, with the weights of the best dev "
         "accuracy. "
         + ("No modality was left out in training, as in the paper." if not training.modality_dropout else
            f"A modality was left out of a training example with probability {training.modality_dropout:g}."),
         f"- {facts['folds']} folds, "
         + ("none of which splits a group (speaker or session): one part is tested, the next selects the epoch, the "
-           "others train. " if isinstance(folds, Grouped) else "the corpus's own. ")
+           "others train. " if isinstance(folds, GroupedFolds) else "the corpus's own. ")
         + ("Normalisation is from the training part. " if variant == "default" or training.standardise else
            "The arrays are taken as they are. ")
         + "The test part is used once, after selection.",
-        *([] if facts["together"] else [
-            "- An epoch takes each training clip once, with a face and a text of its label drawn anew. Each test clip "
-            f"stands in {PROTOCOL['test_draws']} examples, drawn once per fold: all systems and seeds are tested on "
-            "the same examples, and a system of fewer modalities on its part of them."
+        *([] if facts["aligned"] else [
+            "- An epoch takes each training clip once, with a face and a text of its label drawn afresh. Each test "
+            f"clip is in {PROTOCOL['test_draws']} examples, drawn once per fold: all systems and seeds are tested on "
+            "the same examples, and a system of fewer modalities on its modalities of them."
         ]),
         f"- Bars and recalls: 95 % intervals of the mean, with the same correction. {facts['runs']} runs, "
-        f"{facts['hours']:.1f} hours of computing; {facts['mean_epochs']:.0f} epochs a run on average. "
+        f"{facts['hours']:.1f} hours of computing; {facts['mean_epochs']:.0f} epochs per run on average. "
         f"torch {torch.__version__}, Python {platform.python_version()}.",
         "## The paper's own figures",
-        "For orientation only; another corpus (IEMOCAP, real pairs, 7 classes), so not to be compared: cross-attention "
-        "0.578 class-balanced and 0.636 plain accuracy, self-attention 0.587 and 0.642 (Rajan, Brutti and Cavallaro, "
-        "ICASSP 2022).",
+        "For orientation only, since they are of another corpus (IEMOCAP, real pairs, 7 classes) and cannot be "
+        "compared: cross-attention 0.578 class-balanced and 0.636 plain accuracy, self-attention 0.587 and 0.642 "
+        "(Rajan, Brutti and Cavallaro, ICASSP 2022).",
     ]  # fmt: skip
     if facts["missing"]:
-        sections.insert(3, f"Not shown, since runs of theirs are missing: {', '.join(facts['missing'])}.")
+        sections.insert(3, f"Not shown, since some of their runs are missing: {', '.join(facts['missing'])}.")
     return "\n\n".join(sections) + "\n"
 
 
 def _recall(x: Summary, label: int) -> tuple[float, float, float]:
-    """Mean and interval over the folds in which the label occurs; NaN if it does in fewer than two."""
+    """Mean and interval over the folds in which the label occurs; NaN if there are fewer than two."""
     values = x.recall[:, :, label]
     values = values[~np.isnan(values).any(1)]
     return interval(values, x.test_to_train)[:3] if len(values) > 1 else (np.nan, np.nan, np.nan)
@@ -238,10 +243,9 @@ def _draw(out: Path, systems: Mapping[str, Summary], shown: Sequence[str], label
     for s in shown:
         logits = np.concatenate([r.logits for r in systems[s].results]).astype(float)
         truth = np.concatenate([r.truth for r in systems[s].results])
-        counts = np.zeros((len(labels), len(labels)))
-        np.add.at(counts, (truth, logits.argmax(1)), 1)
-        matrices[title(s)] = counts / counts.sum(1, keepdims=True).clip(1)
-        curves[title(s)] = softmax(logits).max(1), logits.argmax(1) == truth
+        predicted = logits.argmax(1)
+        matrices[title(s)] = confusion_matrix(truth, predicted, labels=np.arange(len(labels)), normalize="true")
+        curves[title(s)] = softmax(logits, axis=1).max(1), predicted == truth
         recall[title(s)] = np.clip([_recall(systems[s], k) for k in range(len(labels))], 0, 1).T
     plots.confusion(out / "study-confusion.png", matrices, labels)
     plots.reliability_diagram(out / "study-reliability.png", curves)
@@ -251,26 +255,26 @@ def _draw(out: Path, systems: Mapping[str, Summary], shown: Sequence[str], label
 def write(
     out: Path, folds: Folds, results: Mapping[Spec, Result], wanted: Sequence[Spec], training: Training, command: str
 ) -> list[Path]:
-    """Write the report of the ``wanted`` grid into ``out``; returns its files. Systems with a run missing are left out.
+    """Write the report of the ``wanted`` grid into ``out``; returns its files. Systems with a missing run are left out.
 
-    Raises ValueError if no system is complete.
+    Raises CorpusError if no system is complete.
     """
     n_folds, seeds = (1 + max(getattr(spec, field) for spec in wanted) for field in ("fold", "seed"))
     systems = summarise({s: results[s] for s in wanted if s in results}, n_folds, seeds, len(folds.label_names))
     if not systems:
-        raise ValueError("no system has all its runs; call again to make the missing ones")
+        raise CorpusError("no system has all its runs; call again to make the missing ones")
     compared = comparisons(systems)
     flat = [r for x in systems.values() for r in x.results]
     shown = [s for s in TRIMODAL if s in systems] or list(systems)[-2:]
     facts = {
         "command": command, "variant": wanted[0].variant, "folds": n_folds, "seeds": seeds, "training": training,
-        "together": folds.split(0)["test"].together, "shown": shown, "runs": len(flat),
+        "aligned": folds.split(0)["test"].aligned, "shown": shown, "runs": len(flat),
         "hours": sum(r.seconds for r in flat) / 3600, "mean_epochs": float(np.mean([len(r.dev) for r in flat])),
         "missing": sorted({spec.system for spec in wanted} - set(systems)),
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     _draw(out, systems, shown, folds.label_names)
-    (out / "study.md").write_text(_markdown(folds, systems, compared, facts), encoding="utf-8")
+    write_atomically(out / "study.md", _markdown(folds, systems, compared, facts))
     record = {
         **facts, "training": dataclasses.asdict(training), "protocol": PROTOCOL, "corpus": folds.name,
         "labels": list(folds.label_names), "features": folds.settings,
@@ -278,12 +282,13 @@ def write(
         "comparisons": {n: {m: dataclasses.asdict(c) for m, c in by.items()} for n, by in compared.items()},
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
     }  # fmt: skip
-    (out / "study.json").write_text(json.dumps(_rounded(record), indent=1) + "\n", encoding="utf-8")
+    write_atomically(out / "study.json", json.dumps(_rounded(record), indent=1) + "\n")
     names = ("study.md", "study.json", *(f"study-{p}.png" for p in ("accuracy", "confusion", "recall", "reliability")))
     return [out / name for name in names]
 
 
-def _record(x: Summary) -> dict:
+def _record(x: Summary) -> dict[str, Any]:
+    """A system's entry in study.json."""
     by_fold = {m: values.mean(1) for m, values in x.figures.items()}
     return {
         "parameters": x.results[0].parameters,
@@ -296,8 +301,8 @@ def _record(x: Summary) -> dict:
     }
 
 
-def _rounded(value):
-    """Floats to five digits after the point, and what is not a number to null, which JSON has not."""
+def _rounded(value: Any) -> Any:
+    """Round floats to five digits after the point, and make NaN and infinity null, since JSON has neither."""
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

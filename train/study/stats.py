@@ -1,8 +1,8 @@
-"""Are two systems different? Paired by fold, with the variance that shared training data hides put back.
+"""Comparison of two systems, paired by fold, corrected for the variance that shared training data hides.
 
 The runs of a cross-validation are not independent: any two folds share most of their training data, and the seeds of
 one fold share all of it and the test items too. So seeds are averaged within a fold, and the variance over folds is
-enlarged by the test-to-train ratio (Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 52,
+increased by the test-to-train ratio (Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 52,
 2003, section 3.4: the factor 1/J + n2/n1 in place of 1/J).
 """
 
@@ -16,9 +16,9 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Comparison:
-    """``difference`` b - a, its 95 % interval, the corrected t and two-sided p, and the number of folds.
+    """The ``difference`` b - a, its 95 % interval, the corrected t and two-sided p, and the number of folds.
 
-    If the difference is the same in every fold, nothing can be estimated: t and p are NaN.
+    If the difference is the same in every fold, its variance cannot be estimated: t and p are NaN.
     """
 
     difference: float
@@ -31,17 +31,18 @@ class Comparison:
 
 def by_fold(values: np.ndarray) -> np.ndarray:
     """(folds,) or (folds, seeds) → mean over the seeds (folds,). Raises ValueError for fewer than two folds."""
-    values = np.asarray(values, float)
-    values = values.mean(1) if values.ndim == 2 else values
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} fold: at least two are needed to estimate a deviation")
-    return values
+    folds: np.ndarray = np.asarray(values, float)
+    if folds.ndim == 2:
+        folds = folds.mean(1)
+    if len(folds) < 2:
+        raise ValueError(f"{len(folds)} fold: at least two are needed to estimate a deviation")
+    return folds
 
 
 def interval(values: np.ndarray, test_to_train: float, level: float = 0.95) -> tuple[float, float, float, float]:
-    """Mean of (folds,) or (folds, seeds) values, the ends of its corrected interval, and its corrected error.
+    """Mean of (folds,) or (folds, seeds) values, the ends of its corrected interval, and its corrected standard error.
 
-    ``test_to_train``: test items over training items of a fold.
+    ``test_to_train``: ratio of test to training items of a fold.
     """
     folds = by_fold(values)
     k = len(folds)
@@ -51,7 +52,10 @@ def interval(values: np.ndarray, test_to_train: float, level: float = 0.95) -> t
 
 
 def compare(a: np.ndarray, b: np.ndarray, test_to_train: float) -> Comparison:
-    """Corrected resampled t-test of b against a, each (folds,) or (folds, seeds), over the same folds."""
+    """Corrected resampled t-test of b against a, each (folds,) or (folds, seeds), over the same folds.
+
+    Raises ValueError if they have different numbers of folds.
+    """
     first, second = by_fold(a), by_fold(b)
     if len(first) != len(second):
         raise ValueError(f"systems of {len(first)} and {len(second)} folds cannot be paired")
