@@ -10,11 +10,11 @@ run: $(VENV)/.ready-to-run
 
 # Under a minute on two idle cores: lint, types, and the tests that start no process
 check: lint
-	$(BIN)/python -m pytest -n 2 -m "not process and not alone and not long"
+	$(BIN)/python -m pytest -n 2 -m "not process and not slow and not alone and not long"
 
 # Everything but the long tests. Those that start processes follow one after the other: many of them measure time.
 test: check
-	$(BIN)/python -m pytest -m "(process or alone) and not long"
+	$(BIN)/python -m pytest -m "(process or slow or alone) and not long"
 
 # Minutes each
 test-long: $(VENV)/.ready-to-test

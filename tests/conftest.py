@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from multiprocessing.process import BaseProcess
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when numpy is imported
     os.environ[_name] = "1"
@@ -50,3 +52,16 @@ def classifier(bundle: Bundle) -> Classifier:
 @pytest.fixture(scope="session")
 def vad() -> SileroVad:
     return load_vad()
+
+
+@pytest.fixture(autouse=True)
+def no_process_without_the_mark(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """``make check`` leaves out the tests marked ``process``, and promises that the others start none."""
+    if request.node.get_closest_marker("process") is None:
+
+        def refuse(*_: object, **__: object) -> None:
+            pytest.fail("this test starts a process: mark it with @pytest.mark.process")
+
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+        monkeypatch.setattr(BaseProcess, "start", refuse)
+    yield

@@ -57,6 +57,7 @@ def decoded(seconds: float) -> tuple[np.ndarray, int, np.ndarray]:
     return samples, sound[0].sample_rate, frames
 
 
+@pytest.mark.slow
 def test_arrays_give_the_labels_of_their_file(labeller):
     (want, *_) = labeller.label(DEMO)
     samples, rate_hz, frames = decoded(4.5)
@@ -68,6 +69,7 @@ def test_arrays_give_the_labels_of_their_file(labeller):
         assert label.modalities[name].frames == pytest.approx(want.modalities[name].frames, abs=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [(np.int16, 1), (np.float64, 2), (np.float32, 0)])
 def test_samples_of_any_form_give_the_same_label(labeller, form):
     dtype, channels = form

@@ -129,6 +129,7 @@ def test_neither_padding_nor_its_content_matters(graph):
         np.testing.assert_allclose(graph.run(padded)["logits"], want, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["self", "cross", "both", "none"])
 @pytest.mark.parametrize("pooling", [True, False])
 def test_every_variant_of_the_model_runs(backend, attention, pooling, tmp_path):
@@ -318,6 +319,7 @@ def test_onnx_runtime_prefers_cuda_to_the_cpu(model, monkeypatch):
 # What an import does
 
 
+@pytest.mark.process
 def test_openvino_sends_nothing():
     make("openvino")
     code = (

@@ -240,6 +240,7 @@ def result() -> common.Result:
     return common.Result("trial", {"utterances": 3}, ["the subscriber is near"], {"total": {"p50": 1.0}})
 
 
+@pytest.mark.process
 def test_a_result_states_its_machine_versions_settings_and_bias(result, tmp_path):
     assert common.finish(tmp_path, result, "| table |", lambda path: path.write_bytes(b"png") and None) == 0
     written = json.loads((tmp_path / "trial.json").read_text())
@@ -251,6 +252,7 @@ def test_a_result_states_its_machine_versions_settings_and_bias(result, tmp_path
     assert (tmp_path / "trial.png").read_bytes() == b"png"
 
 
+@pytest.mark.process
 def test_faults_make_the_exit_code_and_no_old_picture_stays(result, tmp_path, capsys):
     (tmp_path / "trial.png").write_bytes(b"of an older run")
     faulty = replace(result, figures={}, faults=["missed: 3"])
@@ -274,6 +276,7 @@ def test_import_times_are_summed_by_package():
 # The commands
 
 
+@pytest.mark.process
 def test_a_missed_utterance_makes_the_commands_exit_code(monkeypatch, tmp_path, capsys):
     """The files are written nevertheless, and say that the figures must not be quoted."""
 

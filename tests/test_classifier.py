@@ -43,7 +43,7 @@ def _part(item: Features, names: set[str]) -> Features:
 SUBSETS = [set(names) for names in (["audio"], ["video"], ["text"], ["audio", "text"], ["video", "text"], MODALITIES)]
 
 
-@pytest.mark.parametrize("names", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(sorted(names)))
 def test_any_modalities_give_probabilities(classifier, whole, names):
     (result,) = classifier.classify([_part(whole, names)], [True])
     assert result.probabilities.shape == (len(classifier.labels),)

@@ -193,6 +193,7 @@ def test_a_label_that_differs_is_counted(bundle, only, monkeypatch):
     assert compare(bundle, 1).measured["torch"].agreement == pytest.approx(1 - 3 / 15)
 
 
+@pytest.mark.process
 def test_memory_and_load_time_are_those_of_another_process(bundle, monkeypatch):
     """Really measured, with ballast in this process, which must not count."""
     ballast = np.ones(50_000_000)  # 400 MB
@@ -204,12 +205,14 @@ def test_memory_and_load_time_are_those_of_another_process(bundle, monkeypatch):
     assert alone.growth_mb < 100
 
 
+@pytest.mark.process
 def test_a_process_that_dies_is_an_error(bundle, monkeypatch):
     monkeypatch.setattr(module, "_alone", _die)
     with pytest.raises(BackendError, match="onnxruntime: the process that ran it alone died"):
         module._alone_in_a_process(bundle, "onnxruntime")
 
 
+@pytest.mark.process
 def test_an_error_in_that_process_is_raised_here(bundle):
     with pytest.raises(BackendError, match="'nothing' is unknown"):
         module._alone_in_a_process(bundle, "nothing")

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 DEFAULT_PORT = 5556
 
 
+@pytest.mark.process
 def test_schema_in_docs_is_that_of_the_messages():
     """Made anew with: python -m emostream.stream.messages > docs/emotion.schema.json"""
     assert json.loads((ROOT / "docs/emotion.schema.json").read_text()) == emotion_json_schema()
@@ -36,6 +37,7 @@ def test_config_toml_shows_every_key_with_its_default():
     assert written == defaults
 
 
+@pytest.mark.process
 def test_python_example_prints_a_label():
     message = Emotion(
         kind="utterance", stream="demo", seq=0, utterance=1, start_s=1.5, end_s=2.25, label="joy", confidence=0.75,

@@ -36,6 +36,7 @@ def small(path: Path, op_type: str = "Relu", domain: str = "") -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("file", [FUSION, FUSION_GPU, FACE])
 def test_every_graph_that_is_shipped_compiles(bundle, file, precision):

@@ -91,6 +91,7 @@ def test_the_key_depends_on_every_part():
     assert options <= set(CHANGES)  # a new option must be added to CHANGES
 
 
+@pytest.mark.process
 def test_the_key_is_the_same_in_another_process():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(cache.key, [ORIGIN]) == cache.key(ORIGIN)
@@ -313,6 +314,7 @@ def _slow_engine(graph: Path, directory: Path, made: Path, ready) -> None:
     assert cache.engine(graph, PROFILE, RTX, GPU, directory).read_bytes() == b"engine"
 
 
+@pytest.mark.process
 def test_two_processes_at_once_build_once(graph, directory, tmp_path):
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(3)

@@ -145,6 +145,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
+@pytest.mark.process
 def test_two_processes_give_the_same_as_one(files, extracted, tmp_path, bundle):
     calls = []
     extract(some_clips(files), bundle, tmp_path, 2, lambda done, total: calls.append((done, total)))
@@ -152,6 +153,7 @@ def test_two_processes_give_the_same_as_one(files, extracted, tmp_path, bundle):
     assert calls[0] == (0, 5) and calls[-1] == (5, 5)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_an_interrupted_extraction_goes_on(files, tmp_path, bundle, jobs):
     clips = some_clips(files)

@@ -51,6 +51,7 @@ def gpu(bundle, tmp_path, monkeypatch) -> Iterator[Gpu]:
         yield gpu
 
 
+@pytest.mark.slow
 def test_report_and_page(gpu, tmp_path, capsys):
     out = tmp_path / "docs"
     assert main(["gpu-check", "ekman7", "--runs", "20", "--out", str(out)]) == 0
@@ -69,11 +70,13 @@ def test_report_and_page(gpu, tmp_path, capsys):
     assert gpu.nothing_is_left()
 
 
+@pytest.mark.slow
 def test_runtime_can_be_chosen(gpu, tmp_path):
     assert main(["gpu-check", "--runtime", "tensorrt_rtx", "--runs", "1", "--out", str(tmp_path)]) == 0
     assert "tensorrt_rtx" in (tmp_path / "gpu-report.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong_by", [1e-3, 10.0, np.nan])
 def test_wrong_results_are_faults(gpu, tmp_path, capsys, wrong_by):
     graph = gpu.graphs[FUSION_GPU.encode()]
@@ -91,6 +94,7 @@ def test_wrong_results_are_faults(gpu, tmp_path, capsys, wrong_by):
     assert "**Faults:**" in (tmp_path / "gpu-report.md").read_text()
 
 
+@pytest.mark.slow
 def test_memory_that_is_not_freed_is_a_fault(gpu, tmp_path, capsys, monkeypatch):
     free = [10**9]
 
@@ -103,6 +107,7 @@ def test_memory_that_is_not_freed_is_a_fault(gpu, tmp_path, capsys, monkeypatch)
     assert "2,097,152 bytes of device memory are lost after 1 runs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_results_that_change_side_by_side_are_a_fault(gpu, tmp_path, capsys):
     graph = gpu.graphs[FUSION_GPU.encode()]
     right, random = graph.compute, np.random.default_rng(0)
@@ -132,6 +137,7 @@ def test_without_a_gpu_it_says_once_what_is_missing_and_exits_3(monkeypatch, cap
     assert "docs/deploy.md" in said and not (tmp_path / "docs").exists()
 
 
+@pytest.mark.process
 def test_the_real_command_on_this_machine(tmp_path):
     """Without a GPU it exits 3; with one, a test is not the place to measure."""
     if not cuda.missing("tensorrt") or not cuda.missing("tensorrt_rtx"):

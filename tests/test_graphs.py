@@ -32,6 +32,7 @@ def variant(request, tmp_path_factory) -> tuple[Fusion, OnnxRuntime]:
     return model, OnnxRuntime(path)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(*(st.integers(0, 90) for _ in MODALITIES)).filter(any), min_size=1, max_size=5),
     st.integers(0, 40),

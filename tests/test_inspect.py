@@ -164,6 +164,7 @@ def test_ctrl_c(monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped\n"
 
 
+@pytest.mark.process
 def test_without_the_extra_every_command_says_what_installs_it():
     code = "import sys; sys.modules['onnx'] = None\nfrom emostream.engines.commands.main import main\n"
     code += "sys.exit(main(['inspect', 'ekman7']))"

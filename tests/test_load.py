@@ -103,6 +103,7 @@ def test_available_names_every_backend():
     assert backends["onnxruntime"] == ""
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "name", ["emostream.engines.load", "emostream.engines.commands.compare", "emostream.stream.cores.classifier"]
 )

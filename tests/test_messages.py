@@ -285,6 +285,7 @@ emotions = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(emotions)
 def test_an_emotion_comes_back_equal_and_fits_the_schema(message):
     data = encode_emotion(message)

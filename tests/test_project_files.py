@@ -60,7 +60,7 @@ def test_paths_in_the_steps_of_contributing_exist():
         ("engines/backend.py", ("class Backend(Protocol)", "BACKENDS = ", "run", "close")),
         ("engines/load.py", ("_PACKAGES = ", "def _load")),
         ("tests/test_backends.py", ("CLASSES = ",)),
-        ("train/commands/features.py", ("CORPORA = ", "def read_corpus")),
+        ("train/corpora/recorded.py", ("CORPORA = ", "def read_corpus")),
         ("train/bundle/recipe.py", ("def load_all",)),
     ],
 )
@@ -125,6 +125,7 @@ def test_commit_hooks_are_those_of_make_lint():
     assert tools == {f".venv/bin/{tool}" for tool in re.findall(r"\$\(BIN\)/(\w+)", recipe[1])}
 
 
+@pytest.mark.process
 def test_the_c_example_builds_as_it_says(tmp_path):
     if shutil.which("cc") is None or shutil.which("pkg-config") is None:
         pytest.skip("no C compiler or no pkg-config")

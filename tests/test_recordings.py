@@ -20,6 +20,7 @@ def vad():
     return SileroVad(models.need("silero-vad"))
 
 
+@pytest.mark.slow
 def test_utterances_are_those_of_a_live_run(bundle, vad):
     labels = list(Labeller(Config(speech=Speech(recognizer="none"))).label(media.DEMO))
     sound = read_sound(media.DEMO)

@@ -18,6 +18,8 @@ from emostream.stream.features.mfcc import Mfcc
 from emostream.stream.messages import Codec, Pcm
 from emostream.train.model import PAPER_DIMS, build
 
+pytestmark = pytest.mark.alone
+
 ROWS = {"audio": 500, "video": 50, "text": 15}  # 5 s
 FRAME = 512  # samples, 32 ms
 

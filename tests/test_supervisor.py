@@ -25,6 +25,7 @@ def supervisor(tmp_path):
     )
 
 
+@pytest.mark.process
 def test_a_source_that_exits_after_fusion_still_counts_as_not_opened(supervisor):
     process = multiprocessing.get_context("fork").Process(target=_exit_late)
     process.start()

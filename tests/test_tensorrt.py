@@ -153,6 +153,7 @@ def test_a_forgotten_backend_is_released(gpu: Gpu, load: Load):
     assert gpu.nothing_is_left()
 
 
+@pytest.mark.slow
 def test_out_of_memory_names_the_allocation(gpu: Gpu, load: Load):
     load().close()
     assert gpu.allocations == 1 + 2 * len(DTYPES)  # the stream, then page-locked and device memory for each tensor
@@ -171,6 +172,7 @@ def test_out_of_memory_names_the_allocation(gpu: Gpu, load: Load):
     assert "1,920 bytes" in said[1] and "32 bytes" in said[3]
 
 
+@pytest.mark.slow
 def test_nothing_is_left_whichever_driver_call_fails(gpu: Gpu, load: Load):
     calls = 1 + 2 * len(DTYPES) + 2 * (3 + 1 + 1)  # stream, buffers, two runs of copies and a wait
     for gpu.fail in range(1, calls + 1):

@@ -57,11 +57,13 @@ def type_check(stubs: Path, source: str, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.process
 def test_mypy_accepts_the_device_code(stubs: Path, tmp_path: Path):
     output = type_check(stubs, (ROOT / DEVICE_CODE).read_text(), tmp_path)
     assert "Success" in output, output
 
 
+@pytest.mark.process
 def test_mypy_would_notice_a_call_that_does_not_exist(stubs: Path, tmp_path: Path):
     lines = (ROOT / DEVICE_CODE).read_text().splitlines()
     broken = set()

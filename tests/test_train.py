@@ -32,6 +32,7 @@ torch.set_num_threads(1)
 # --- export ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_exported_fusion_gives_what_torch_gives(attention, tmp_path):
     model = small(attention)
@@ -290,6 +291,7 @@ def test_codecs_keep_the_length_and_nearly_the_sound(codec, monkeypatch):
 # --- a whole run, and the shipped bundle ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
     command = ["fit", "--preset", "tiny", "--data", str(data), "--cache", str(tmp_path / "cache"), "--out"]
     assert main([*command, str(tmp_path / "first")]) == 0
