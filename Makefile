@@ -12,9 +12,10 @@ run: $(VENV)/.ready-to-run
 check: lint
 	$(BIN)/python -m pytest -n 2 -m "not process and not slow and not alone and not long"
 
-# Everything but the long tests. Those that start processes follow one after the other: many of them measure time.
+# Everything but the long tests. Those that measure time come last, with the machine to themselves.
 test: check
-	$(BIN)/python -m pytest -m "(process or slow or alone) and not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(process or slow) and not alone and not long"
+	$(BIN)/python -m pytest -m "alone and not long"
 
 # Minutes each
 test-long: $(VENV)/.ready-to-test

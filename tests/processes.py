@@ -74,8 +74,8 @@ class Subscriber:
 class Pipeline:
     """A running ``stream-run`` on a free port, with a subscriber. A context manager."""
 
-    def __init__(self, *arguments: object, env: dict[str, str] | None = None) -> None:
-        endpoint = f"tcp://127.0.0.1:{free_port()}"
+    def __init__(self, *arguments: object, env: dict[str, str] | None = None, endpoint: str = "") -> None:
+        endpoint = endpoint or f"tcp://127.0.0.1:{free_port()}"
         self.subscriber = Subscriber(endpoint)
         self.process = subprocess.Popen(
             [BIN / "stream-run", "--set", f"bus.emotion={endpoint}", *map(str, arguments)],

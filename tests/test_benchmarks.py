@@ -319,6 +319,7 @@ def test_what_a_process_imports_and_loads_is_there(process):
 
 
 @pytest.mark.process
+@pytest.mark.alone
 def test_latency_of_the_real_pipeline(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("EMOSTREAM_DATA", raising=False)
     code = latency.main(["--quick", "--settings", "audio", "--out", str(tmp_path)])

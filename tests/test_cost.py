@@ -67,6 +67,7 @@ def test_processor_time_of_the_threads_of_a_process():
 
 
 @pytest.mark.process
+@pytest.mark.alone
 def test_a_real_run(monkeypatch, tmp_path):
     """Each node counts its messages."""
     monkeypatch.setattr(cost, "CASES", {"rest, sound": (False, "audio")})

@@ -18,7 +18,7 @@ from emostream.stream.sources.base import AudioChunk, VideoFrame
 from emostream.stream.sources.network import LiveSource
 from tests.processes import Pipeline
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 
 class Sender(threading.Thread):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import time
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +18,7 @@ import pytest
 from emostream.stream.messages import emotion_json_schema
 from emostream.stream.sources import DEMO
 from tests import media
-from tests.processes import BIN, Pipeline, command, free_port
+from tests.processes import BIN, ROOT, Pipeline, command, free_port
 
 pytestmark = pytest.mark.process
 
@@ -41,20 +44,69 @@ def same_labels(first: list[dict], second: list[dict]) -> None:
             assert one[key] == other[key], key
 
 
-def test_demo_in_real_time(truth, tmp_path):
-    """A subscriber receives one valid label per sentence, in time, with latency parts that sum to the total."""
-    out = tmp_path / "labels.jsonl"
-    with Pipeline("--config", "config.toml", "--jsonl", out) as run:
+@dataclass
+class DemoRun:
+    """A run of the demo in real time, and what its listeners printed."""
+
+    labels: list[dict]
+    windows: list[dict]
+    messages: list[tuple[str, dict]]
+    jsonl: str
+    output: str
+    plain: str  # stream-listen
+    raw: str  # stream-listen --json
+    readme: subprocess.CompletedProcess[str]
+
+
+def readme_lines(endpoint: str) -> str:
+    """README's Python lines, listening at ``endpoint`` and for no longer than needed."""
+    block = re.search(r"```python\n(import emostream\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    assert len([line for line in block[1].splitlines() if line.strip()]) == 6
+    code = block[1].replace("tcp://127.0.0.1:5556", endpoint).replace("timeout_s=60", "timeout_s=9")
+    assert endpoint in code and "timeout_s=9" in code
+    return code
+
+
+@pytest.fixture(scope="module")
+def demo(talk) -> DemoRun:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    out = talk.with_name("labels.jsonl")
+    listeners = [
+        subprocess.Popen([BIN / "stream-listen", endpoint, *more], stdout=subprocess.PIPE, text=True)
+        for more in ([], ["--json"])
+    ]
+    readme = subprocess.Popen(
+        [sys.executable, "-c", readme_lines(endpoint)],
+        cwd=talk.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert readme.stdout is not None
+    first_line = readme.stdout.readline()  # the file is labelled; next it listens
+    with Pipeline("--config", "config.toml", "--jsonl", out, endpoint=endpoint) as run:
         assert run.finish(60) == 0, run.output
-        labels, windows = run.subscriber.of("utterance"), run.subscriber.of("window")
-        for topic, message in run.subscriber.messages:
-            jsonschema.validate(message, emotion_json_schema())
-            assert topic == f"emotion.{message['kind']}.demo"
+        readme_output, readme_errors = readme.communicate(timeout=30)
+        for listener in listeners:
+            listener.send_signal(signal.SIGINT)
+        plain, raw = (listener.communicate(timeout=10)[0] for listener in listeners)
+        assert [listener.returncode for listener in listeners] == [0, 0]
+        return DemoRun(
+            run.subscriber.of("utterance"), run.subscriber.of("window"), list(run.subscriber.messages), out.read_text(),
+            run.output, plain, raw,
+            subprocess.CompletedProcess([], readme.returncode, first_line + readme_output, readme_errors),
+        )  # fmt: skip
+
+
+def test_demo_in_real_time(truth, demo):
+    """A subscriber receives one valid label per sentence, in time, with latency parts that sum to the total."""
+    labels, windows = demo.labels, demo.windows
+    for topic, message in demo.messages:
+        jsonschema.validate(message, emotion_json_schema())
+        assert topic == f"emotion.{message['kind']}.demo"
     assert len(labels) == len(truth) == 5
     assert [label["seq"] for label in labels] == [0, 1, 2, 3, 4]
     assert [window["seq"] for window in windows] == list(range(len(windows)))
     assert len(windows) > 20
-    assert [json.loads(line) for line in out.read_text().splitlines()] == labels
+    assert [json.loads(line) for line in demo.jsonl.splitlines()] == labels
     for label, sentence in zip(labels, truth, strict=True):
         assert abs(label["start_s"] - sentence["start_s"]) < 0.3
         assert abs(label["end_s"] - sentence["end_s"]) < 0.3
@@ -67,8 +119,8 @@ def test_demo_in_real_time(truth, tmp_path):
         assert latency["total"] == pytest.approx((label["published_ns"] - label["captured_ns"]) / 1e6, abs=0.01)
         assert 192 <= latency["endpoint_wait"] <= 432  # the configured hangovers, in whole frames of 32 ms
         assert all(latency[part] > -1 for part in PARTS)
-    assert "utterances: 5 labelled of 5 heard" in run.output
-    assert "dropped: 0   missed in transit: 0" in run.output
+    assert "utterances: 5 labelled of 5 heard" in demo.output
+    assert "dropped: 0   missed in transit: 0" in demo.output
 
 
 def test_fast_run_and_stream_label_agree_twice(talk, tmp_path):
@@ -149,25 +201,19 @@ def test_no_process_is_left_when_the_supervisor_is_killed():
         assert not alive
 
 
-def test_listen_prints_the_published_messages(talk):
-    import subprocess
+def test_listen_prints_the_published_messages(demo):
+    messages = [json.loads(line) for line in demo.raw.splitlines()]
+    assert messages == demo.labels
+    assert [line.split()[4] for line in demo.plain.splitlines()] == [label["label"] for label in demo.labels]
 
-    endpoint = f"tcp://127.0.0.1:{free_port()}"
-    listeners = [
-        subprocess.Popen([BIN / "stream-listen", endpoint, *more], stdout=subprocess.PIPE, text=True)
-        for more in ([], ["--json"])
-    ]
-    time.sleep(1)
-    done = command("stream-run", "--set", f"bus.emotion={endpoint}", "--stream", f"file:{talk}", "--quiet")
-    assert done.returncode == 0 and done.stdout == ""
-    time.sleep(0.5)
-    for listener in listeners:
-        listener.send_signal(signal.SIGINT)
-    plain, raw = (listener.communicate(timeout=10)[0] for listener in listeners)
-    assert all(listener.returncode == 0 for listener in listeners)
-    messages = [json.loads(line) for line in raw.splitlines()]
-    assert len(messages) == len(plain.splitlines()) >= 1
-    assert messages[0]["label"] in plain
+
+def test_the_lines_of_the_readme_run(demo):
+    """As they stand there, but for the port and the time that they wait for more."""
+    assert demo.readme.returncode == 0, demo.readme.stderr
+    file, live = demo.readme.stdout.splitlines()[0], demo.readme.stdout.splitlines()[1:]
+    assert "this is the best day" in file
+    assert len(live) == len(demo.labels)
+    assert all(label["text"] in line for line, label in zip(live, demo.labels, strict=True))
 
 
 CLIPS = sorted(Path(os.environ.get("EMOSTREAM_DATA", "/nonexistent"), "clips").glob("*.mpg"))

@@ -177,6 +177,7 @@ def test_a_node_that_was_started_again_is_a_fault_but_not_one_that_was_slow_to_s
 
 
 @pytest.mark.process
+@pytest.mark.alone
 def test_one_stream_of_the_real_pipeline(tmp_path, capsys):
     arguments = ["--quick", "--max", "1", "--settings", "audio", "--bound-ms", "60000", "--out", str(tmp_path)]
     assert throughput.main(arguments) == 0, capsys.readouterr().err
