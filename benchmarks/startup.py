@@ -39,7 +39,7 @@ _GIVE_UP_S = 60.0
 
 # What each process imports, and then loads, before it can be ready. A node imports the command too: that is how
 # multiprocessing's "spawn" finds its main function.
-_NODE = "import emostream.stream.cli, emostream.stream.nodes.runtime"
+_NODE = "import emostream.stream.cli, emostream.stream.nodes.process"
 _FILE = "from emostream.stream.sources.file import FileSource; from emostream.stream.sources import DEMO"
 WORK = {
     "supervisor": (

@@ -22,7 +22,8 @@ from emostream.stream.bus import Inbox, Publisher, bind, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config, SourceSpec, Stream
 from emostream.stream.messages import Control, Emotion, Health, Log, Message, decode_emotion
-from emostream.stream.nodes.runtime import CANNOT_RUN, NodeSpec, run_node
+from emostream.stream.nodes.process import CANNOT_RUN, run_node
+from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.sources import file_tracks
 from emostream.stream.topics import (
     CONTROL,

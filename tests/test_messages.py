@@ -15,7 +15,6 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from emostream.stream.messages import (
     Codec,
     Control,
-    Emotion,
     End,
     Evidence,
     Face,
@@ -30,6 +29,7 @@ from emostream.stream.messages import (
     emotion_json_schema,
     encode_emotion,
 )
+from tests.emotions import emotion_message
 
 ns = st.integers(-(2**62), 2**62)
 text = st.text(max_size=20)
@@ -245,8 +245,8 @@ def test_topics():
     assert Health(node="audio.a", state="ready").topic == "health.audio.a"
     assert Log(node="fusion", level="info", text="").topic == "log.fusion"
     assert Control(command="go").topic == "control"
-    assert _emotion().topic == "emotion.utterance.a"
-    assert _emotion(kind="window").topic == "emotion.window.a"
+    assert emotion_message().topic == "emotion.utterance.a"
+    assert emotion_message(kind="window").topic == "emotion.window.a"
 
 
 def test_a_face_is_found_if_it_has_a_crop():
@@ -257,21 +257,9 @@ def test_a_face_is_found_if_it_has_a_crop():
 # The public message
 
 
-def _emotion(**changes) -> Emotion:
-    fields = {
-        "kind": "utterance", "stream": "a", "seq": 3, "utterance": 4, "start_s": 0.5, "end_s": 3.0,
-        "label": "joy", "confidence": 0.75, "uncertain": False, "probabilities": {"joy": 0.75, "anger": 0.25},
-        "text": "so happy", "words": [Word("so", 0.5, 0.7, 0.9), Word("happy", 0.7, 1.2, 0.8)],
-        "modalities": {"audio": Evidence(250, 1.0, 0.2), "video": Evidence(0, 0.0, 0.0), "text": Evidence(2, 0.4, 0.1)},
-        "latency_ms": Latency(431.0, 400.0, 18.1, 0.9, 4.1, 7.0, 0.9),
-        "captured_ns": 1, "published_ns": 2, "bundle": "ekman7@0123456789ab", "backend": "onnxruntime/cpu",
-    }  # fmt: skip
-    return Emotion(**(fields | changes))
-
-
 evidence = st.builds(Evidence, st.integers(0, 1500), st.floats(0, 1), st.floats(-1, 1))
 emotions = st.builds(
-    _emotion,
+    emotion_message,
     kind=st.sampled_from(["utterance", "window"]),
     stream=text,
     text=st.text(max_size=40),
@@ -294,7 +282,7 @@ def test_an_emotion_comes_back_equal_and_fits_the_schema(message):
 
 
 def test_the_json_names_its_schema_and_a_missing_latency_is_null():
-    read = json.loads(encode_emotion(_emotion(latency_ms=None)))
+    read = json.loads(encode_emotion(emotion_message(latency_ms=None)))
     assert read["schema"] == "emostream/1"
     assert read["latency_ms"] is None
     assert set(read["modalities"]) == {"audio", "video", "text"}
@@ -309,7 +297,7 @@ def test_the_schema_is_a_schema():
     [{"schema": "emostream/2"}, {"kind": "word"}, {"confidence": "high"}, {"latency_ms": 5}, {"label": None}],
 )
 def test_decoder_and_schema_refuse_what_is_not_an_emotion(change):
-    read = json.loads(encode_emotion(_emotion())) | change
+    read = json.loads(encode_emotion(emotion_message())) | change
     with pytest.raises(msgspec.ValidationError):
         decode_emotion(json.dumps(read).encode())
     with pytest.raises(jsonschema.ValidationError):
@@ -318,10 +306,10 @@ def test_decoder_and_schema_refuse_what_is_not_an_emotion(change):
 
 @pytest.mark.parametrize("field", ["schema", "label", "probabilities", "latency_ms", "published_ns"])
 def test_a_missing_field(field):
-    read = json.loads(encode_emotion(_emotion()))
+    read = json.loads(encode_emotion(emotion_message()))
     del read[field]
     if field == "schema":  # the one that has a default
-        assert decode_emotion(json.dumps(read).encode()) == _emotion()
+        assert decode_emotion(json.dumps(read).encode()) == emotion_message()
         return
     with pytest.raises(msgspec.ValidationError):
         decode_emotion(json.dumps(read).encode())

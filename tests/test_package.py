@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.process
 
 # Modules by the real place of their file, those that were loaded under two names.
 TWICE = """
@@ -29,6 +31,7 @@ print("loaded", "emostream.{module}.commands.main" in sys.modules)
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("module", "arguments"), [("train", ["card", "ekman7"]), ("engines", ["inspect", "ekman7"])])
 def test_no_module_is_loaded_twice_in_a_checkout(module, arguments):
     """``python -m train`` loads the folder's own empty __init__.py, and everything else by its one name."""
@@ -42,6 +45,7 @@ def test_no_module_is_loaded_twice_in_a_checkout(module, arguments):
     assert source.startswith('"""') and source.count('"""') == 2 and source.endswith('"""\n')  # nothing but a docstring
 
 
+@pytest.mark.process
 def test_a_bare_import_is_a_lint_error(tmp_path):
     odd = tmp_path / "odd.py"
     odd.write_text("from stream.bus import Inbox\nimport engines.load\n\nprint(Inbox, engines)\n")
@@ -50,8 +54,63 @@ def test_a_bare_import_is_a_lint_error(tmp_path):
     assert done.stdout.count("TID251") == 2, done.stdout + done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["train", "engines", "emostream.train", "emostream.engines"])
 def test_commands_run_as_modules_of_a_checkout(module):
     done = subprocess.run([sys.executable, "-m", module, "--version"], cwd=ROOT, capture_output=True, text=True)
     name = module.rpartition(".")[2]
     assert done.returncode == 0 and done.stdout.startswith(f"stream-{name} "), done.stderr
+
+
+# Imports
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of ours that a module imports, in functions too; not those for types alone."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("emostream"):
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                names.add(module if module in MODULES else str(node.module))
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name in MODULES}
+    return names
+
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in ("emostream", "emostream/stream", "emostream/engines", "emostream/train")
+    for path in (ROOT / folder).rglob("*.py")
+}
+IMPORTS = {name: imported(path) - {name} for name, path in MODULES.items()}
+
+
+def test_there_is_no_circle_of_imports():
+    assert len(IMPORTS) > 100 and "emostream.stream.bus" in IMPORTS["emostream.stream.nodes.runtime"]
+    TopologicalSorter(IMPORTS).prepare()  # raises CycleError with the circle
+
+
+@pytest.mark.parametrize(("lower", "upper"), [("engines", "stream"), ("engines", "train"), ("stream", "train")])
+def test_imports_point_one_way(lower, upper):
+    up = {
+        f"{name} imports {other}"
+        for name, others in IMPORTS.items()
+        for other in others
+        if name.startswith(f"emostream.{lower}") and other.startswith(f"emostream.{upper}")
+    }
+    assert up == set()
+
+
+def test_nothing_live_imports_torch():
+    """But for the backend of that name."""
+    using = {
+        name
+        for name, path in MODULES.items()
+        if not name.startswith("emostream.train") and re.search(r"^\s*(import|from) torch\b", path.read_text(), re.M)
+    }
+    assert using == {"emostream.engines.torch"}

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from emostream.stream.config import Config
-from emostream.stream.nodes.runtime import CANNOT_RUN, NodeSpec
+from emostream.stream.nodes.process import CANNOT_RUN
+from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.supervisor import Supervisor, _Node
 
 

@@ -1,18 +1,11 @@
-"""What every node process has around its core: sockets, heartbeats, log lines, the commands ``go`` and ``stop``, and
-its life from start to end.
-
-Exit codes of a node: 0: it came to its end; 3: it cannot run at all (its log line says why); any other: it crashed.
-"""
+"""What every node process has around its core: sockets, heartbeats, log lines, the commands ``go`` and ``stop``."""
 
 from __future__ import annotations
 
 import logging
 import os
 import queue
-import signal
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +14,6 @@ from typing import Literal
 import psutil
 import zmq
 
-from emostream.errors import EmostreamError
 from emostream.stream import bus
 from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Inbox, Publisher, ipc
 from emostream.stream.clock import SystemClock
@@ -29,7 +21,6 @@ from emostream.stream.config import Config, SourceSpec
 from emostream.stream.messages import Control, End, Health, Log, Message
 from emostream.stream.topics import CONTROL, Medium, health_topic, log_topic
 
-CANNOT_RUN = 3
 _HEARTBEAT_NS = 1_000_000_000
 _DUTIES_NS = 50_000_000
 _AGAIN_NS = 500_000_000
@@ -249,39 +240,3 @@ class NodeRuntime:
 def ipc_of(spec: NodeSpec, node: str) -> str:
     """Endpoint of a node of the same run."""
     return ipc(Path(spec.run_dir), node)
-
-
-def run_node(spec: NodeSpec) -> None:
-    """A node process from start to end; the target that multiprocessing starts."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
-    code = 0
-    runtime: NodeRuntime | None = None
-    try:
-        runtime = NodeRuntime(spec)
-        signal.signal(signal.SIGTERM, runtime.stop)
-        _main(spec.kind)(runtime)
-    except Stopped:
-        pass
-    except EmostreamError as error:
-        logging.error("%s", error)
-        code = CANNOT_RUN
-    except Exception:
-        logging.error("crashed:\n%s", traceback.format_exc())
-        code = 1
-    finally:
-        if runtime is not None:
-            runtime.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # without waiting for a thread that is blocked in a read
-
-
-def _main(kind: str) -> Callable[[NodeRuntime], None]:
-    """The main function of a kind of node, imported by the node that runs it alone."""
-    if kind == "capture":
-        from emostream.stream.nodes.capture import main
-    elif kind == "speech":
-        from emostream.stream.nodes.speech import main
-    else:
-        from emostream.stream.nodes.fusion import main
-    return main
