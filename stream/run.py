@@ -41,26 +41,8 @@ def run(
         summary.add_health(health)
         on_health(health)
 
-    supervisor = Supervisor(config, take_emotion, take_health, on_log)
-    finished = threading.Event()
-    stop = stop or threading.Event()
-    watcher = threading.Thread(target=_stop_on, args=(stop, finished, supervisor), name="stop", daemon=True)
-    watcher.start()
-    try:
-        supervisor.run()
-    finally:
-        finished.set()
-        watcher.join()
+    supervisor = Supervisor(config, take_emotion, take_health, on_log, stop or threading.Event())
+    supervisor.run()
     if supervisor.nothing_ran:
         raise RunError("no source could be opened")
     return summary
-
-
-_LOOK_S = 0.05
-
-
-def _stop_on(stop: threading.Event, finished: threading.Event, supervisor: Supervisor) -> None:
-    while not finished.is_set():
-        if stop.wait(_LOOK_S):
-            supervisor.stop()
-            return

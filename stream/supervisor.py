@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -122,6 +123,7 @@ def _try_endpoint(endpoint: str) -> None:
 
 class Supervisor:
     """One run. ``on_emotion``, ``on_health`` and ``on_log`` (node, level, text) are called with what the nodes publish.
+    Once ``stop`` is set, sources stop, queues drain and the last labels go out; nodes that take too long are killed.
 
     Raises BusError if the run's folder of sockets cannot be made.
     """
@@ -132,8 +134,9 @@ class Supervisor:
         on_emotion: Callable[[Emotion], None],
         on_health: Callable[[Health], None],
         on_log: Callable[[str, str, str], None],
+        stop: threading.Event,
     ) -> None:
-        self._config = config
+        self._config, self._stop = config, stop
         self._on_emotion, self._on_health, self._on_log = on_emotion, on_health, on_log
         self._clock = SystemClock()
         self._run_dir = make_run_dir(config.bus.run_dir)
@@ -143,7 +146,7 @@ class Supervisor:
         self._fatal = ""
 
     def run(self) -> None:
-        """Run until every stream has ended or ``stop`` is called. Raises RunError if the run cannot begin or go on, and
+        """Run until every stream has ended or ``stop`` is set. Raises RunError if the run cannot begin or go on, and
         what ``make_plan`` raises."""
         try:
             plan = make_plan(self._config, self._run_dir, self._clock)
@@ -163,11 +166,6 @@ class Supervisor:
         """Whether none of the sources could be opened."""
         captures = [node for node in self._nodes.values() if node.spec.kind == "capture"]
         return bool(captures) and all(node.cannot_run for node in captures)
-
-    def stop(self) -> None:
-        """End the run: sources stop, queues drain, the last labels go out; nodes that take too long are killed."""
-        if self._stop_by_ns is None:
-            self._stop_by_ns = self._clock.now_ns() + _STOP_NS
 
     def _serve(self) -> None:
         with ExitStack() as stack:
@@ -191,7 +189,8 @@ class Supervisor:
                     self._take(message)
                     message = inbox.receive(0)
                 self._take_labels(labels)
-                if self._stop_by_ns is not None:
+                if self._stop.is_set():
+                    self._stop_by_ns = self._stop_by_ns or self._clock.now_ns() + _STOP_NS
                     control.send(self._control("stop"))  # again and again: some may not have subscribed yet
                 if self._look_after(control) or self._out_of_time() or self._fatal:
                     break

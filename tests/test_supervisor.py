@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 
 import pytest
@@ -22,7 +23,11 @@ def _exit_late() -> None:
 @pytest.fixture
 def supervisor(tmp_path):
     return Supervisor(
-        Config.model_validate({"bus": {"run_dir": str(tmp_path)[:60]}}), lambda _: None, lambda _: None, print
+        Config.model_validate({"bus": {"run_dir": str(tmp_path)[:60]}}),
+        lambda _: None,
+        lambda _: None,
+        print,
+        threading.Event(),
     )
 
 
