@@ -1,0 +1,151 @@
+"""Fine-tuning of the voice encoder on the corpora's log-mel rows, and its own scores."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emostream.stream.features.voice import LEVEL, STRIDE, level, normalise, whole
+from emostream.train.bundle.features import Ragged
+from emostream.train.bundle.voice import VoiceNet, pretrained
+from emostream.train.corpora import LABELS
+from emostream.train.schedule import one_cycle
+
+BATCH = 32
+LONGEST = 320  # rows of a training cut, at most
+SHORTEST = 64
+LEVEL_JITTER = 0.6  # decibels / 10: what a running level is off by
+SMOOTHING = 0.1
+PEAK_RATE, NEW_RATE = 5e-4, 2e-3  # of the pretrained convolutions, of what is new
+AVERAGE = 0.99  # decay of the average of the weights
+StepDone = Callable[[int, float, VoiceNet], None]
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A corpus: copies of its recordings' rows, their labels as numbers, and its share of the training examples."""
+
+    copies: Sequence[Ragged]
+    labels: np.ndarray
+    share: float
+
+
+def draw(corpora: Sequence[Speech], n: int, rng: np.random.Generator) -> list[tuple[int, int, np.ndarray]]:
+    """(corpus, label, normalised rows) of ``n`` random examples: by share, then each label alike, then any copy."""
+    share = np.array([corpus.share for corpus in corpora])
+    examples = []
+    for c in rng.choice(len(corpora), n, p=share / share.sum()):
+        corpus = corpora[c]
+        label = rng.choice(np.unique(corpus.labels))
+        i = rng.choice(np.flatnonzero(corpus.labels == label))
+        rows = corpus.copies[rng.integers(len(corpus.copies))][int(i)].astype(np.float32)
+        examples.append((int(c), int(label), normalise(rows, level(rows) + rng.uniform(-LEVEL_JITTER, LEVEL_JITTER))))
+    return examples
+
+
+def batches(corpora: Sequence[Speech], rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Four batches of examples of about the same length: (32, T, 32) rows, (32,) labels, (32,) corpora."""
+    examples = sorted(draw(corpora, 4 * BATCH, rng), key=lambda example: len(example[2]))
+    made = []
+    for b in rng.permutation(4):
+        chosen = examples[b * BATCH : (b + 1) * BATCH]
+        length = int(np.clip(len(chosen[BATCH // 4][2]), SHORTEST, LONGEST)) // STRIDE * STRIDE
+        rows = np.stack([hide(_cut(rows, length, rng), rng) for _, _, rows in chosen])
+        made.append((rows, np.array([y for _, y, _ in chosen]), np.array([c for c, _, _ in chosen])))
+    return made
+
+
+def _cut(rows: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    """``length`` rows from a random place on; of a shorter recording, some come twice."""
+    if len(rows) < length:
+        return np.take(rows, np.arange(length), axis=0, mode="wrap")
+    start = rng.integers(len(rows) - length + 1)
+    return rows[start : start + length].copy()
+
+
+def hide(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Hide some bands or a moment, half the time each (Park et al., "SpecAugment", Interspeech 2019). In place."""
+    if rng.random() < 0.5:
+        width = int(rng.integers(1, 7))
+        start = rng.integers(rows.shape[1] - width)
+        rows[:, start : start + width] = LEVEL - 2
+    if rng.random() < 0.5:
+        width = int(rng.integers(1, 25))
+        start = rng.integers(len(rows) - width)
+        rows[start : start + width] = LEVEL - 2
+    return rows
+
+
+def loss_of(logits: Tensor, labels: Tensor, present: Tensor) -> Tensor:
+    """Cross-entropy with smoothed targets among the labels that the example's corpus has, so that a corpus without a
+    label does not teach that its language never shows it. (N, L), (N,) int64, (N, L) bool."""
+    logits = logits.masked_fill(~present, -1e4)
+    target = SMOOTHING * present / present.sum(dim=1, keepdim=True)
+    target = target.scatter_add(1, labels[:, None], torch.full_like(labels[:, None], 1 - SMOOTHING, dtype=target.dtype))
+    loss: Tensor = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    return loss
+
+
+def train(
+    corpora: Sequence[Speech], steps: int, seed: int, step_done: StepDone = lambda step, loss, net: None
+) -> VoiceNet:
+    """Fine-tune the pretrained network; returns the running average of its weights. Raises ModelError."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    net = pretrained(len(LABELS))
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    fit_scale(net, corpora, rng)
+    present = torch.zeros(len(corpora), len(LABELS), dtype=torch.bool)
+    for c, corpus in enumerate(corpora):
+        present[c, torch.from_numpy(np.unique(corpus.labels))] = True
+    old = list(net.stages.parameters())
+    new = [*net.vector.parameters(), *net.classifier.parameters()]
+    optimiser = torch.optim.AdamW([{"params": old}, {"params": new}], lr=PEAK_RATE, weight_decay=1e-2)
+    schedule = one_cycle(optimiser, [PEAK_RATE, NEW_RATE], steps, warm_up=0.1)
+    average = copy.deepcopy(net).eval()
+    ready: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for step in range(steps):
+        ready = ready or batches(corpora, rng)
+        rows, labels, corpus_of = ready.pop()
+        net.train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            vectors = net(torch.from_numpy(rows))
+        loss = loss_of(net.logits(vectors.float()), torch.from_numpy(labels), present[torch.from_numpy(corpus_of)])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimiser.step()
+        schedule.step()
+        decay = min(AVERAGE, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for mean, value in zip(average.parameters(), net.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+        step_done(step + 1, loss.item(), average)
+    return average
+
+
+@torch.no_grad()
+def fit_scale(net: VoiceNet, corpora: Sequence[Speech], rng: np.random.Generator) -> None:
+    """Set the mean and scale of the taps from 256 examples."""
+    taps = torch.cat(
+        [net.taps(torch.from_numpy(rows)).flatten(0, 1) for _ in range(2) for rows, _, _ in batches(corpora, rng)]
+    )
+    net.mean.copy_(taps.mean(dim=0))
+    net.scale.copy_(1 / (taps.std(dim=0) + 0.05))
+
+
+@torch.inference_mode()
+def predict(net: VoiceNet, sequences: Ragged, off: float = 0.0) -> np.ndarray:
+    """Logits of whole utterances, each at its own level plus ``off`` (decibels / 10): (N, L) float32."""
+    net.eval()
+    logits = []
+    for i in range(len(sequences)):
+        rows = sequences[i].astype(np.float32)
+        rows = whole(normalise(rows, level(rows) - off))
+        logits.append(net.logits(net(torch.from_numpy(rows[None])))[0].numpy())
+    return np.stack(logits)
