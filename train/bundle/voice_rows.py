@@ -16,7 +16,10 @@ from emostream.train.bundle.degrade import VERSION, Surroundings, augment, degra
 from emostream.train.bundle.features import Ragged, cached, fingerprint, read
 from emostream.train.corpora import Item
 
+AUGMENTATION = 2  # raise this number when the bounds of augmented copies change
 JITTER_NS = 150_000_000  # what an augmented copy's bounds move by, at most: no two detectors cut at the same place
+WIDER_NS = 1_200_000_000  # what is cut off too late or too early, at most, where a voice nearby is taken for speech
+WIDER_SHARE = 0.3  # of the bounds
 SHORTEST = 8  # rows of an utterance, at least: one vector
 Ready = Callable[[int, int], None]
 
@@ -93,13 +96,17 @@ def copy_of(
             if number:
                 samples, stretch = augment(samples, around, rng)
                 if bounds is not None:
-                    early, late = rng.integers(-JITTER_NS, JITTER_NS, 2)
-                    bounds = int(bounds[0] * stretch + early), int(bounds[1] * stretch + late)
+                    out_ns = np.where(
+                        rng.random(2) < WIDER_SHARE,
+                        rng.integers(0, WIDER_NS, 2),
+                        rng.integers(-JITTER_NS, JITTER_NS, 2),
+                    )
+                    bounds = int(bounds[0] * stretch - out_ns[0]), int(bounds[1] * stretch + out_ns[1])
             sequences.append(cut(logmel.logmel(samples), bounds))
             ready(i + 1, len(items))
         return _packed(sequences, [True] * len(sequences))
 
-    settings = {"items": fingerprint(items, labels=False), "copy": number, "seed": seed}
+    settings = {"items": fingerprint(items, labels=False), "copy": number, "seed": seed, "augmentation": AUGMENTATION}
     arrays = cached(cache, "voice", _settings(settings), make)
     return Ragged(arrays["rows"], arrays["starts"])
 
