@@ -37,13 +37,23 @@ def _hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
 
 
+def _edges_hz() -> np.ndarray:
+    """Band i rises from edge i to edge i + 1 and falls to edge i + 2: (34,)."""
+    low, high = _mel(np.array([LOW_HZ, HIGH_HZ]))
+    return _hz(np.linspace(low, high, N_MELS + 2))
+
+
+def centres_hz() -> np.ndarray:
+    """The bands' middle frequencies: (32,)."""
+    return _edges_hz()[1:-1]
+
+
 @lru_cache(maxsize=1)
 def _tables() -> tuple[np.ndarray, np.ndarray]:
     """Window (512,) and mel filters (257, 32), float32."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / WINDOW_SAMPLES)
     window = np.pad(hann, (FRAME_SAMPLES - WINDOW_SAMPLES) // 2)
-    low, high = _mel(np.array([LOW_HZ, HIGH_HZ]))
-    edges = _hz(np.linspace(low, high, N_MELS + 2))
+    edges = _edges_hz()
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     bins = (np.arange(FRAME_SAMPLES // 2 + 1) * RATE_HZ / FRAME_SAMPLES)[:, None]
     filters = np.maximum(0.0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))

@@ -12,9 +12,9 @@ import numpy as np
 
 from emostream.stream.features import logmel
 
-DIM = 192
+DIM = 168
 STRIDE = 8  # log-mel rows per vector: 80 ms
-REACH = 26  # rows before a vector's first and after its last one that it depends on
+REACH = 18  # rows before a vector's first and after its last one that it depends on
 MARGIN = -(-REACH // STRIDE)  # REACH in vectors
 LEVEL = 10.0  # where the mean level is put: about the middle of what the network was first trained on
 FLOOR = 5.0  # 50 dB below the mean level there is only the room, the microphone and rounding
@@ -52,10 +52,10 @@ def whole(rows: np.ndarray) -> np.ndarray:
 class VoiceEncoder:
     """Vectors of the utterance that is open.
 
-    ``push`` takes its (n, 32) log-mel rows as they come; ``vectors`` returns the (ceil(n / 8), 192) float32 vectors of
-    all rows so far, the same whatever the number of calls before. A vector depends on 26 rows before and after its own
+    ``push`` takes its (n, 32) log-mel rows as they come; ``vectors`` returns the (ceil(n / 8), 168) float32 vectors of
+    all rows so far, the same whatever the number of calls before. A vector depends on 18 rows before and after its own
     8, so only the last ones are computed, and all only where the level has changed by a step. ``reset`` begins another
-    utterance. ``run``: ``voice.onnx``, (1, 8 m, 32) → (1, m, 192) float32.
+    utterance. ``run``: ``voice.onnx``, (1, 8 m, 32) → (1, m, 168) float32.
     """
 
     def __init__(self, run: Callable[[np.ndarray], np.ndarray]) -> None:

