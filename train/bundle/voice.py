@@ -68,6 +68,7 @@ class VoiceNet(nn.Module):
         self.register_buffer("scale", torch.ones(DIM))
         self.attention = nn.Linear(DIM, 1)  # this and the classifier: for training only; fusion reads the vectors
         nn.init.zeros_(self.attention.weight)
+        self.scaler = nn.BatchNorm1d(2 * DIM, momentum=0.05, affine=False)
         self.dropout = nn.Dropout(0.3)
         self.classifier = nn.Linear(2 * DIM, labels)
 
@@ -88,14 +89,17 @@ class VoiceNet(nn.Module):
         """(N, T, 32) → (N, T / 8, DIM), each value with a mean of 0 and a deviation of 1 before fine-tuning."""
         return (self.taps(rows) - self.mean) * self.scale
 
-    def logits(self, vectors: Tensor) -> Tensor:
-        """(N, n, DIM) → (N, labels), from their weighted mean and deviation over time (Okabe et al., "Attentive
-        statistics pooling for deep speaker embedding", Interspeech 2018)."""
+    def statistics(self, vectors: Tensor) -> Tensor:
+        """(N, n, DIM) → (N, 2 * DIM): weighted mean and deviation over time (Okabe et al., "Attentive statistics
+        pooling for deep speaker embedding", Interspeech 2018)."""
         weights = self.attention(vectors).softmax(dim=1)  # (N, n, 1)
         mean = (weights * vectors).sum(dim=1)
         variance = (weights * vectors * vectors).sum(dim=1) - mean * mean
-        statistics = torch.cat([mean, (variance.clamp(min=0) + NARROW).sqrt()], dim=1)
-        logits: Tensor = self.classifier(self.dropout(statistics))
+        return torch.cat([mean, (variance.clamp(min=0) + NARROW).sqrt()], dim=1)
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """(N, n, DIM) → (N, labels)."""
+        logits: Tensor = self.classifier(self.dropout(self.scaler(self.statistics(vectors))))
         return logits
 
 

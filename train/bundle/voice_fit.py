@@ -26,16 +26,20 @@ BATCH = 32
 LONGEST = 320  # rows of a training cut, at most
 SHORTEST = 64
 LEVEL_JITTER = 0.6  # decibels / 10: what a running level is off by
+AS_IT_IS = 0.25  # share of examples that are not augmented, besides those drawn by chance
 SMOOTHING = 0.1
 ABSENT = 2.0  # what the logit of a label that the example's corpus lacks is lowered by: see loss_of
-PEAK_RATE, NEW_RATE = 1.5e-4, 1e-3  # of the pretrained convolutions, of what is new
+PEAK_RATE, NEW_RATE = 1e-3, 2e-3  # of the pretrained convolutions, of what is new
+PROBE = 2048  # examples that the classifier is first fitted to
+PROBE_DECAY = 0.02
 AVERAGE = 0.99  # decay of the average of the weights
 StepDone = Callable[[int, float, VoiceNet], None]
 
 
 @dataclass(frozen=True)
 class Speech:
-    """A corpus: copies of its recordings' rows, their labels as numbers, and its share of the training examples."""
+    """A corpus: copies of its recordings' rows, the first as they are, the others augmented; their labels as numbers;
+    and its share of the training examples."""
 
     copies: Sequence[Ragged]
     labels: np.ndarray
@@ -43,14 +47,15 @@ class Speech:
 
 
 def draw(corpora: Sequence[Speech], n: int, rng: np.random.Generator) -> list[tuple[int, int, np.ndarray]]:
-    """(corpus, label, normalised rows) of ``n`` random examples: by share, then each label alike, then any copy."""
+    """(corpus, label, normalised rows) of ``n`` random examples: by share, then each label alike, then a copy."""
     share = np.array([corpus.share for corpus in corpora])
     examples = []
     for c in rng.choice(len(corpora), n, p=share / share.sum()):
         corpus = corpora[c]
         label = rng.choice(np.unique(corpus.labels))
         i = rng.choice(np.flatnonzero(corpus.labels == label))
-        rows = corpus.copies[rng.integers(len(corpus.copies))][int(i)].astype(np.float32)
+        number = 0 if rng.random() < AS_IT_IS else int(rng.integers(len(corpus.copies)))
+        rows = corpus.copies[number][int(i)].astype(np.float32)
         rows = normalise(rows, level(rows) + rng.uniform(-LEVEL_JITTER, LEVEL_JITTER))
         examples.append((int(c), int(label), warp(rows, rng)))
     return examples
@@ -131,10 +136,10 @@ def train(
     rng = np.random.default_rng(seed)
     net = pretrained(len(LABELS))
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    fit_scale(net, corpora, rng)
     present = torch.zeros(len(corpora), len(LABELS), dtype=torch.bool)
     for c, corpus in enumerate(corpora):
         present[c, torch.from_numpy(np.unique(corpus.labels))] = True
+    start(net, corpora, present, rng)
     old = list(net.stages.parameters())
     new = [*net.attention.parameters(), *net.classifier.parameters()]
     optimiser = torch.optim.AdamW([{"params": old}, {"params": new}], lr=PEAK_RATE, weight_decay=1e-2)
@@ -157,18 +162,37 @@ def train(
         with torch.no_grad():
             for mean, value in zip(average.parameters(), net.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
+            for buffer, current in zip(average.buffers(), net.buffers(), strict=True):
+                buffer.copy_(current)
         step_done(step + 1, loss.item(), average)
     return average
 
 
-@torch.no_grad()
-def fit_scale(net: VoiceNet, corpora: Sequence[Speech], rng: np.random.Generator) -> None:
-    """Set the mean and scale of the taps from 256 examples."""
-    taps = torch.cat(
-        [net.taps(torch.from_numpy(rows)).flatten(0, 1) for _ in range(2) for rows, _, _ in batches(corpora, rng)]
-    )
-    net.mean.copy_(taps.mean(dim=0))
-    net.scale.copy_(1 / (taps.std(dim=0) + 0.05))
+def start(net: VoiceNet, corpora: Sequence[Speech], present: Tensor, rng: np.random.Generator) -> None:
+    """Fit what is new to the pretrained convolutions, which stay as they are: the scale of the vectors and the
+    classifier. Without this its first gradients spoil them (Kumar et al., "Fine-tuning can distort pretrained features
+    and underperform out-of-distribution", ICLR 2022)."""
+    made = [batch for _ in range(PROBE // (4 * BATCH)) for batch in batches(corpora, rng)]
+    with torch.no_grad():
+        taps = [net.taps(torch.from_numpy(rows)) for rows, _, _ in made]
+        flat = torch.cat([tap.flatten(0, 1) for tap in taps])
+        net.mean.copy_(flat.mean(dim=0))
+        net.scale.copy_(1 / (flat.std(dim=0) + 0.05))
+        statistics = torch.cat([net.statistics((tap - net.mean) * net.scale) for tap in taps])
+        net.scaler.running_mean = statistics.mean(dim=0)
+        net.scaler.running_var = statistics.var(dim=0)
+        x = (statistics - statistics.mean(dim=0)) / (statistics.var(dim=0) + net.scaler.eps).sqrt()
+    labels = torch.from_numpy(np.concatenate([y for _, y, _ in made]))
+    lacking = present[torch.from_numpy(np.concatenate([c for _, _, c in made]))]
+    optimiser = torch.optim.LBFGS(net.classifier.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = loss_of(net.classifier(x), labels, lacking) + PROBE_DECAY * net.classifier.weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
 
 
 @torch.inference_mode()
