@@ -33,6 +33,7 @@ STAGES: tuple[tuple[tuple[int, int, int], ...], ...] = (
 POOLS = (2, 1, 2, 1)  # how much the pool after each stage shortens time; it always halves the mel bands
 TAPS = (2, 3)  # stages whose outputs make the vectors
 TOLERANCE = 1e-3  # of a vector; its values have a deviation of about 1
+HIDDEN = 128
 NARROW = 1e-2  # added to a variance before its root, so that the root has a gradient
 
 
@@ -69,8 +70,9 @@ class VoiceNet(nn.Module):
         self.attention = nn.Linear(DIM, 1)  # this and the classifier: for training only; fusion reads the vectors
         nn.init.zeros_(self.attention.weight)
         self.scaler = nn.BatchNorm1d(2 * DIM, momentum=0.05, affine=False)
-        self.dropout = nn.Dropout(0.3)
-        self.classifier = nn.Linear(2 * DIM, labels)
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.3), nn.Linear(2 * DIM, HIDDEN), nn.ReLU(), nn.Dropout(0.3), nn.Linear(HIDDEN, labels)
+        )
 
     def taps(self, rows: Tensor) -> Tensor:
         """(N, T, 32) normalised log-mel rows, T a multiple of 8 → (N, T / 8, DIM): means over frequency and 80 ms."""
@@ -99,7 +101,7 @@ class VoiceNet(nn.Module):
 
     def logits(self, vectors: Tensor) -> Tensor:
         """(N, n, DIM) → (N, labels)."""
-        logits: Tensor = self.classifier(self.dropout(self.scaler(self.statistics(vectors))))
+        logits: Tensor = self.classifier(self.scaler(self.statistics(vectors)))
         return logits
 
 

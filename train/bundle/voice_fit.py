@@ -26,12 +26,12 @@ BATCH = 32
 LONGEST = 320  # rows of a training cut, at most
 SHORTEST = 64
 LEVEL_JITTER = 0.6  # decibels / 10: what a running level is off by
-AS_IT_IS = 0.25  # share of examples that are not augmented, besides those drawn by chance
+AS_IT_IS = 0.2  # share of examples that are not augmented, besides those drawn by chance
 SMOOTHING = 0.1
-ABSENT = 2.0  # what the logit of a label that the example's corpus lacks is lowered by: see loss_of
-PEAK_RATE, NEW_RATE = 1e-3, 2e-3  # of the pretrained convolutions, of what is new
-PROBE = 2048  # examples that the classifier is first fitted to
-PROBE_DECAY = 0.02
+ABSENT = 1.0  # what the logit of a label that the example's corpus lacks is lowered by: see loss_of
+PEAK_RATE, NEW_RATE = 5e-4, 1e-3  # of the pretrained convolutions, of what is new
+PROBE = 4096  # examples that the classifier is first fitted to
+PROBE_STEPS = 300
 AVERAGE = 0.99  # decay of the average of the weights
 StepDone = Callable[[int, float, VoiceNet], None]
 
@@ -184,15 +184,12 @@ def start(net: VoiceNet, corpora: Sequence[Speech], present: Tensor, rng: np.ran
         x = (statistics - statistics.mean(dim=0)) / (statistics.var(dim=0) + net.scaler.eps).sqrt()
     labels = torch.from_numpy(np.concatenate([y for _, y, _ in made]))
     lacking = present[torch.from_numpy(np.concatenate([c for _, _, c in made]))]
-    optimiser = torch.optim.LBFGS(net.classifier.parameters(), max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = loss_of(net.classifier(x), labels, lacking) + PROBE_DECAY * net.classifier.weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser = torch.optim.AdamW(net.classifier.parameters(), lr=NEW_RATE, weight_decay=0.1)
+    for _ in range(PROBE_STEPS):
+        chosen = torch.from_numpy(rng.integers(len(x), size=4 * BATCH))
+        optimiser.zero_grad(set_to_none=True)
+        loss_of(net.classifier(x[chosen]), labels[chosen], lacking[chosen]).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
 
 
 @torch.inference_mode()
