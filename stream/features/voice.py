@@ -18,7 +18,7 @@ REACH = 18  # rows before a vector's first and after its last one that it depend
 MARGIN = -(-REACH // STRIDE)  # REACH in vectors
 LEVEL = 10.0  # where the mean level is put: about the middle of what the network was first trained on
 FLOOR = 5.0  # 50 dB below the mean level there is only the room, the microphone and rounding
-LEVEL_STEP = 0.4  # 4 dB; the network is trained with levels that are off by up to 6 dB
+LEVEL_STEP = 1.0  # 10 dB; the network is trained with levels that are off by up to 6 dB
 
 SETTINGS = {"stride": STRIDE, "level": LEVEL, "floor": FLOOR, "level_step": LEVEL_STEP}
 
@@ -34,7 +34,7 @@ def _rounded(power: float, rows: int) -> float:
 
 
 def level(rows: np.ndarray) -> float:
-    """Mean level of an utterance: that of the mean power of its (n, 32) log-mel rows, rounded to 0.4 (4 dB)."""
+    """Mean level of an utterance: that of the mean power of its (n, 32) log-mel rows, rounded to 1 (10 dB)."""
     return _rounded(_power(rows), len(rows))
 
 

@@ -29,7 +29,7 @@ LEVEL_JITTER = 0.6  # decibels / 10: what a running level is off by
 AS_IT_IS = 0.2  # share of examples that are not augmented, besides those drawn by chance
 SMOOTHING = 0.1
 ABSENT = 1.0  # what the logit of a label that the example's corpus lacks is lowered by: see loss_of
-PEAK_RATE, NEW_RATE = 5e-4, 1e-3  # of the pretrained convolutions, of what is new
+PEAK_RATE = 5e-4  # of the pretrained convolutions
 PROBE = 4096  # examples that the classifier is first fitted to
 PROBE_STEPS = 300
 AVERAGE = 0.99  # decay of the average of the weights
@@ -129,21 +129,30 @@ def loss_of(logits: Tensor, labels: Tensor, present: Tensor) -> Tensor:
 
 
 def train(
-    corpora: Sequence[Speech], steps: int, seed: int, step_done: StepDone = lambda step, loss, net: None
+    corpora: Sequence[Speech],
+    steps: int,
+    seed: int,
+    step_done: StepDone = lambda step, loss, net: None,
+    base: VoiceNet | None = None,
+    peak: float = PEAK_RATE,
 ) -> VoiceNet:
-    """Fine-tune the pretrained network; returns the running average of its weights. Raises ModelError."""
+    """Fine-tune the pretrained network, or ``base``; returns the running average of its weights.
+
+    ``peak``: highest learning rate of the convolutions; what is new has twice that. Raises ModelError.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    net = pretrained(len(LABELS))
+    net = pretrained(len(LABELS)) if base is None else copy.deepcopy(base)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     present = torch.zeros(len(corpora), len(LABELS), dtype=torch.bool)
     for c, corpus in enumerate(corpora):
         present[c, torch.from_numpy(np.unique(corpus.labels))] = True
-    start(net, corpora, present, rng)
+    if base is None:
+        start(net, corpora, present, rng)
     old = list(net.stages.parameters())
     new = [*net.attention.parameters(), *net.classifier.parameters()]
-    optimiser = torch.optim.AdamW([{"params": old}, {"params": new}], lr=PEAK_RATE, weight_decay=1e-2)
-    schedule = one_cycle(optimiser, [PEAK_RATE, NEW_RATE], steps, warm_up=0.1)
+    optimiser = torch.optim.AdamW([{"params": old}, {"params": new}], lr=peak, weight_decay=1e-2)
+    schedule = one_cycle(optimiser, [peak, 2 * peak], steps, warm_up=0.1)
     average = copy.deepcopy(net).eval()
     ready: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for step in range(steps):
@@ -184,7 +193,7 @@ def start(net: VoiceNet, corpora: Sequence[Speech], present: Tensor, rng: np.ran
         x = (statistics - statistics.mean(dim=0)) / (statistics.var(dim=0) + net.scaler.eps).sqrt()
     labels = torch.from_numpy(np.concatenate([y for _, y, _ in made]))
     lacking = present[torch.from_numpy(np.concatenate([c for _, _, c in made]))]
-    optimiser = torch.optim.AdamW(net.classifier.parameters(), lr=NEW_RATE, weight_decay=0.1)
+    optimiser = torch.optim.AdamW(net.classifier.parameters(), lr=2 * PEAK_RATE, weight_decay=0.1)
     for _ in range(PROBE_STEPS):
         chosen = torch.from_numpy(rng.integers(len(x), size=4 * BATCH))
         optimiser.zero_grad(set_to_none=True)
