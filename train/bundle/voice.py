@@ -33,7 +33,7 @@ STAGES: tuple[tuple[tuple[int, int, int], ...], ...] = (
 POOLS = (2, 1, 2, 1)  # how much the pool after each stage shortens time; it always halves the mel bands
 TAPS = (2, 3)  # stages whose outputs make the vectors
 TOLERANCE = 1e-3  # of a vector; its values have a deviation of about 1
-HIDDEN = 128
+HIDDEN = 128  # of the classifier
 NARROW = 1e-2  # added to a variance before its root, so that the root has a gradient
 
 
