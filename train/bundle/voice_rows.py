@@ -1,0 +1,134 @@
+"""Log-mel rows of recordings for the voice encoder: as they are, augmented, and under the conditions that judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from emostream.errors import ModelError
+from emostream.stream.config import Speech
+from emostream.stream.features import logmel
+from emostream.stream.models import find, how_to_get
+from emostream.stream.speech.vad import Endpointer, SileroVad, utterances
+from emostream.train.bundle.degrade import VERSION, Surroundings, augment, degrade
+from emostream.train.bundle.features import Ragged, cached, fingerprint, read
+from emostream.train.corpora import Item
+
+AUGMENTATION = 2  # raise this number when the bounds of augmented copies change
+JITTER_NS = 150_000_000  # what an augmented copy's bounds move by, at most: no two detectors cut at the same place
+WIDER_NS = 1_200_000_000  # what is cut off too late or too early, at most, where a voice nearby is taken for speech
+WIDER_SHARE = 0.3  # of the bounds
+SHORTEST = 8  # rows of an utterance, at least: one vector
+Ready = Callable[[int, int], None]
+
+
+def _quiet(done: int, total: int) -> None:
+    pass
+
+
+class Cutter:
+    """Utterance bounds as the live pipeline finds them with its default settings, at a good level."""
+
+    def __init__(self) -> None:
+        model = find("silero-vad")
+        if model is None:
+            raise ModelError(f"Silero VAD cuts the utterances and is missing; get it with: {how_to_get('silero-vad')}")
+        self._vad, speech = SileroVad(model), Speech()
+        self._endpointer = Endpointer(
+            speech.threshold, speech.min_speech_ms, speech.pause_ms, speech.hangover_ms, speech.max_utterance_s,
+            speech.min_hangover_ms,
+        )  # fmt: skip
+
+    def bounds(self, samples: np.ndarray) -> tuple[int, int] | None:
+        """From the first utterance's start to the last one's end in ns, None if nothing is heard. (n,) int16."""
+        peak = max(1, int(np.abs(samples.astype(np.int32)).max(initial=0)))
+        gained = (samples * (16_384 / peak)).astype(np.int16)
+        found = list(utterances(gained, self._vad, self._endpointer))
+        return (found[0][0], found[-1][1]) if found else None
+
+
+def cut(rows: np.ndarray, bounds: tuple[int, int] | None) -> np.ndarray:
+    """Log-mel rows within bounds in ns, at least 8 if there are that many; all of them without bounds."""
+    if bounds is None:
+        return rows
+    first = min(max(0, -(-bounds[0] // logmel.HOP_NS)), max(0, len(rows) - SHORTEST))
+    last = (bounds[1] - logmel.FRAME_SAMPLES * 1_000_000_000 // logmel.RATE_HZ) // logmel.HOP_NS + 1
+    return rows[first : max(last, first + SHORTEST)]
+
+
+def _path(item: Item) -> Path:
+    assert isinstance(item.content, Path)
+    return item.content
+
+
+def _packed(sequences: Sequence[np.ndarray], heard: Sequence[bool]) -> dict[str, np.ndarray]:
+    ragged = Ragged.of(sequences)
+    return {
+        "rows": ragged.rows.astype(np.float16),
+        "starts": ragged.starts.astype(np.int64),
+        "heard": np.array(heard, np.uint8),
+    }
+
+
+def _bounds(items: Sequence[Item], cache: Path) -> list[tuple[int, int] | None]:
+    """Utterance bounds of each recording as it is."""
+
+    def make() -> dict[str, np.ndarray]:
+        cutter = Cutter()
+        bounds = [cutter.bounds(read(_path(item))) for item in items]
+        return {"bounds": np.array([(-1, -1) if b is None else b for b in bounds], np.int64)}
+
+    arrays = cached(cache, "voice-bounds", _settings({"items": fingerprint(items, labels=False)}), make)
+    return [None if start < 0 else (start, end) for start, end in arrays["bounds"].tolist()]
+
+
+def copy_of(
+    items: Sequence[Item], number: int, around: Surroundings, cache: Path, seed: int = 0, ready: Ready = _quiet
+) -> Ragged:
+    """Rows of each recording, (rows, 32) float16: copy 0 is as it is, each other copy is augmented in its own way."""
+
+    def make() -> dict[str, np.ndarray]:
+        rng, sequences = np.random.default_rng([seed, number]), []
+        for i, (item, bounds) in enumerate(zip(items, _bounds(items, cache), strict=True)):
+            samples = read(_path(item))
+            if number:
+                samples, stretch = augment(samples, around, rng)
+                if bounds is not None:
+                    out_ns = np.where(
+                        rng.random(2) < WIDER_SHARE,
+                        rng.integers(0, WIDER_NS, 2),
+                        rng.integers(-JITTER_NS, JITTER_NS, 2),
+                    )
+                    bounds = int(bounds[0] * stretch - out_ns[0]), int(bounds[1] * stretch + out_ns[1])
+            sequences.append(cut(logmel.logmel(samples), bounds))
+            ready(i + 1, len(items))
+        return _packed(sequences, [True] * len(sequences))
+
+    settings = {"items": fingerprint(items, labels=False), "copy": number, "seed": seed, "augmentation": AUGMENTATION}
+    arrays = cached(cache, "voice", _settings(settings), make)
+    return Ragged(arrays["rows"], arrays["starts"])
+
+
+def judged(items: Sequence[Item], condition: str, around: Surroundings, cache: Path) -> tuple[Ragged, np.ndarray]:
+    """Rows of each recording under a condition, cut where the utterance is heard then, and whether it is heard:
+    (rows, 32) float16, (N,) bool."""
+
+    def make() -> dict[str, np.ndarray]:
+        cutter, sequences, heard = Cutter(), [], []
+        for i, item in enumerate(items):
+            samples = degrade(read(_path(item)), condition, around, i)
+            bounds = cutter.bounds(samples)
+            heard.append(bounds is not None)
+            sequences.append(cut(logmel.logmel(samples), bounds))
+        return _packed(sequences, heard)
+
+    arrays = cached(
+        cache, "voice-judged", _settings({"items": fingerprint(items, labels=False), "condition": condition}), make
+    )
+    return Ragged(arrays["rows"], arrays["starts"]), arrays["heard"].astype(bool)
+
+
+def _settings(settings: dict[str, object]) -> dict[str, object]:
+    return settings | {"logmel": logmel.SETTINGS, "speech": Speech().model_dump(), "degrade": VERSION}
