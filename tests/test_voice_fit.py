@@ -10,11 +10,11 @@ from emostream.errors import ModelError
 from emostream.train.bundle import voice, voice_fit
 from emostream.train.bundle.features import Ragged
 from emostream.train.bundle.voice import VoiceNet, embedding_file
-from emostream.train.bundle.voice_fit import BATCH, Speech, batches, hide, loss_of, predict, train, warp
+from emostream.train.bundle.voice_fit import BATCH, VoiceCorpus, batches, hide, loss_of, predict, train, warp
 from emostream.train.bundle.voice_rows import cut
 
 
-def _corpus(labels: np.ndarray, seed: int, share: float = 1.0) -> Speech:
+def _corpus(labels: np.ndarray, seed: int, share: float = 1.0) -> VoiceCorpus:
     """Recordings whose label is heard: the power beats faster the larger the label."""
     rng = np.random.default_rng(seed)
     sequences = []
@@ -22,7 +22,7 @@ def _corpus(labels: np.ndarray, seed: int, share: float = 1.0) -> Speech:
         rows = rng.normal(7, 0.3, (int(rng.integers(70, 120)), 32))
         rows += 2 * np.sin(np.arange(len(rows)) * 0.15 * (1 + y))[:, None]
         sequences.append(rows.astype(np.float16))
-    return Speech([Ragged.of(sequences)], labels, share)
+    return VoiceCorpus([Ragged.of(sequences)], labels, share)
 
 
 def test_a_batch_has_one_length_and_each_label_of_a_corpus_alike():

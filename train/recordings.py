@@ -126,6 +126,14 @@ def read_sound(path: Path) -> Sound | None:
     return recording.sound
 
 
+def read_samples(path: Path) -> np.ndarray:
+    """The sound of a file: (n,) int16 at 16 kHz. Raises SourceError if it cannot be read or has no sound."""
+    sound = read_sound(path)
+    if sound is None:
+        raise SourceError(f"{path}: has no sound track")
+    return sound.samples
+
+
 def utterances(sound: Sound, vad: SileroVad, config: Speech) -> list[tuple[int, int]]:
     """(start_ns, end_ns) of each utterance, as the live speech node cuts them. ``vad`` is reset."""
     vad.reset()

@@ -17,7 +17,7 @@ import soundfile
 import soxr
 
 from emostream.stream.features.mfcc import RATE_HZ, to_int16
-from emostream.train.bundle.features import read
+from emostream.train.recordings import read_samples
 
 VERSION = 1  # raise this number when what is done to the sound changes
 CONDITIONS = (
@@ -50,16 +50,16 @@ def surroundings(data: Path, judging: bool) -> Surroundings:
     for path in sorted((data / "noise" / "esc10").glob("*.opus")):
         fold = _FOLD.match(path.stem)
         if fold is not None and (fold[1] == "5") == judging:
-            noises.append(_loudness(read(path)))
+            noises.append(_loudness(read_samples(path)))
     for i, path in enumerate(others):
         if (i % JUDGES == JUDGES - 1) == judging:
-            (voices if path.name.startswith(_SPEECH) else noises).append(_loudness(read(path)))
+            (voices if path.name.startswith(_SPEECH) else noises).append(_loudness(read_samples(path)))
     for path in sorted((data / "meetings").glob("*.opus")):
         if path.name.startswith("tst") == judging:
-            voices.append(_loudness(read(path)))
+            voices.append(_loudness(read_samples(path)))
     for i, path in enumerate(sorted((data / "rir").glob("*.flac"))):
         if (i % JUDGES == JUDGES - 1) == judging:
-            response = read(path).astype(np.float32)
+            response = read_samples(path).astype(np.float32)
             response = response[np.abs(response).argmax() :][:RATE_HZ]
             rooms.append(response / response[0])
     return Surroundings([x for x in noises if x.any()], voices, rooms)

@@ -20,7 +20,7 @@ from emostream.engines.onnx import OnnxRuntime
 from emostream.errors import ExportError, ModelError
 from emostream.stream.features import logmel
 from emostream.stream.features.voice import DIM, LEVEL, STRIDE
-from emostream.train.graphs.cpu import OPSET
+from emostream.train.graphs.writer import OPSET
 
 VERSION = 1  # raise this number when the network or its training changes: encoders kept from before are then not used
 # channels and kernel (time, mel bands) of each convolution, stage by stage; each stage ends in a pool

@@ -18,7 +18,7 @@ from emostream.train.bundle.degrade import CONDITIONS, Surroundings
 from emostream.train.bundle.features import Ragged
 from emostream.train.bundle.voice import VoiceNet, pretrained
 from emostream.train.bundle.voice_rows import judged
-from emostream.train.corpora import LABELS, Item, numbers
+from emostream.train.corpora import LABELS, Item, label_numbers
 from emostream.train.metrics import scores
 from emostream.train.schedule import one_cycle
 
@@ -34,10 +34,11 @@ PROBE = 4096  # examples that the classifier is first fitted to
 PROBE_STEPS = 300
 AVERAGE = 0.99  # decay of the average of the weights
 StepDone = Callable[[int, float, VoiceNet], None]
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, labels, corpora
 
 
 @dataclass(frozen=True)
-class Speech:
+class VoiceCorpus:
     """A corpus: copies of its recordings' rows, the first as they are, the others augmented; their labels as numbers;
     and its share of the training examples."""
 
@@ -46,7 +47,7 @@ class Speech:
     share: float
 
 
-def draw(corpora: Sequence[Speech], n: int, rng: np.random.Generator) -> list[tuple[int, int, np.ndarray]]:
+def draw(corpora: Sequence[VoiceCorpus], n: int, rng: np.random.Generator) -> list[tuple[int, int, np.ndarray]]:
     """(corpus, label, normalised rows) of ``n`` random examples: by share, then each label alike, then a copy."""
     share = np.array([corpus.share for corpus in corpora])
     examples = []
@@ -61,7 +62,7 @@ def draw(corpora: Sequence[Speech], n: int, rng: np.random.Generator) -> list[tu
     return examples
 
 
-def batches(corpora: Sequence[Speech], rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def batches(corpora: Sequence[VoiceCorpus], rng: np.random.Generator) -> list[Batch]:
     """Four batches of examples of about the same length: (32, T, 32) rows, (32,) labels, (32,) corpora."""
     examples = sorted(draw(corpora, 4 * BATCH, rng), key=lambda example: len(example[2]))
     made = []
@@ -129,7 +130,7 @@ def loss_of(logits: Tensor, labels: Tensor, present: Tensor) -> Tensor:
 
 
 def train(
-    corpora: Sequence[Speech],
+    corpora: Sequence[VoiceCorpus],
     steps: int,
     seed: int,
     step_done: StepDone = lambda step, loss, net: None,
@@ -154,7 +155,7 @@ def train(
     optimiser = torch.optim.AdamW([{"params": old}, {"params": new}], lr=peak, weight_decay=1e-2)
     schedule = one_cycle(optimiser, [peak, 2 * peak], steps, warm_up=0.1)
     average = copy.deepcopy(net).eval()
-    ready: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    ready: list[Batch] = []
     for step in range(steps):
         ready = ready or batches(corpora, rng)
         rows, labels, corpus_of = ready.pop()
@@ -177,7 +178,7 @@ def train(
     return average
 
 
-def start(net: VoiceNet, corpora: Sequence[Speech], present: Tensor, rng: np.random.Generator) -> None:
+def start(net: VoiceNet, corpora: Sequence[VoiceCorpus], present: Tensor, rng: np.random.Generator) -> None:
     """Fit what is new to the pretrained convolutions, which stay as they are: the scale of the vectors and the
     classifier. Without this its first gradients spoil them (Kumar et al., "Fine-tuning can distort pretrained features
     and underperform out-of-distribution", ICLR 2022)."""
@@ -218,7 +219,7 @@ def judge(
 ) -> dict[str, dict[str, float]]:
     """The network's own scores on recordings under each condition, and the share in which speech is heard; where none
     is, the whole recording is judged."""
-    truth, report = numbers(list(items)), {}
+    truth, report = label_numbers(list(items)), {}
     for condition in conditions:
         sequences, heard = judged(items, condition, around, cache)
         report[condition] = scores(truth, predict(net, sequences).argmax(axis=1)) | {"heard": float(heard.mean())}

@@ -11,10 +11,11 @@ from emostream.errors import ModelError
 from emostream.stream.config import Speech
 from emostream.stream.features import logmel
 from emostream.stream.models import find, how_to_get
-from emostream.stream.speech.vad import Endpointer, SileroVad, utterances
+from emostream.stream.speech.vad import SileroVad
 from emostream.train.bundle.degrade import VERSION, Surroundings, augment, degrade
-from emostream.train.bundle.features import Ragged, cached, fingerprint, read
+from emostream.train.bundle.features import Ragged, cached, fingerprint
 from emostream.train.corpora import Item
+from emostream.train.recordings import Sound, read_samples, utterances
 
 AUGMENTATION = 2  # raise this number when the bounds of augmented copies change
 JITTER_NS = 150_000_000  # what an augmented copy's bounds move by, at most: no two detectors cut at the same place
@@ -35,18 +36,14 @@ class Cutter:
         model = find("silero-vad")
         if model is None:
             raise ModelError(f"Silero VAD cuts the utterances and is missing; get it with: {how_to_get('silero-vad')}")
-        self._vad, speech = SileroVad(model), Speech()
-        self._endpointer = Endpointer(
-            speech.threshold, speech.min_speech_ms, speech.pause_ms, speech.hangover_ms, speech.max_utterance_s,
-            speech.min_hangover_ms,
-        )  # fmt: skip
+        self._vad = SileroVad(model)
 
     def bounds(self, samples: np.ndarray) -> tuple[int, int] | None:
         """From the first utterance's start to the last one's end in ns, None if nothing is heard. (n,) int16."""
         peak = max(1, int(np.abs(samples.astype(np.int32)).max(initial=0)))
         gained = (samples * (16_384 / peak)).astype(np.int16)
-        found = list(utterances(gained, self._vad, self._endpointer))
-        return (found[0][0], found[-1][1]) if found else None
+        spans = utterances(Sound.from_samples(gained), self._vad, Speech())
+        return (spans[0][0], spans[-1][1]) if spans else None
 
 
 def cut(rows: np.ndarray, bounds: tuple[int, int] | None) -> np.ndarray:
@@ -77,7 +74,7 @@ def _bounds(items: Sequence[Item], cache: Path) -> list[tuple[int, int] | None]:
 
     def make() -> dict[str, np.ndarray]:
         cutter = Cutter()
-        bounds = [cutter.bounds(read(_path(item))) for item in items]
+        bounds = [cutter.bounds(read_samples(_path(item))) for item in items]
         return {"bounds": np.array([(-1, -1) if b is None else b for b in bounds], np.int64)}
 
     arrays = cached(cache, "voice-bounds", _settings({"items": fingerprint(items, labels=False)}), make)
@@ -92,7 +89,7 @@ def copy_of(
     def make() -> dict[str, np.ndarray]:
         rng, sequences = np.random.default_rng([seed, number]), []
         for i, (item, bounds) in enumerate(zip(items, _bounds(items, cache), strict=True)):
-            samples = read(_path(item))
+            samples = read_samples(_path(item))
             if number:
                 samples, stretch = augment(samples, around, rng)
                 if bounds is not None:
@@ -118,7 +115,7 @@ def judged(items: Sequence[Item], condition: str, around: Surroundings, cache: P
     def make() -> dict[str, np.ndarray]:
         cutter, sequences, heard = Cutter(), [], []
         for i, item in enumerate(items):
-            samples = degrade(read(_path(item)), condition, around, i)
+            samples = degrade(read_samples(_path(item)), condition, around, i)
             bounds = cutter.bounds(samples)
             heard.append(bounds is not None)
             sequences.append(cut(logmel.logmel(samples), bounds))

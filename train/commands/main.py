@@ -12,6 +12,7 @@ from emostream.errors import EmostreamError
 
 COMMANDS = {
     "fit": "make a bundle from the corpora",
+    "voice": "train the voice encoder, which no bundle uses yet, and judge it in noise, rooms and on the phone",
     "score": "labels that stream-label wrote, against a corpus's held-out recordings",
     "card": "write a bundle's model card to the output",
     "features": "extract the features of a corpus with sound, picture or words",
