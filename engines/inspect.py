@@ -81,12 +81,12 @@ def cost(path: Path, profile: Profile, trt: Any = None) -> Cost:
     """Count a graph's nodes and steps, and with ``trt``, a TensorRT module, its loops and layers there. No GPU is
     needed. Raises BackendError if the file is not an ONNX graph or the library cannot take it."""
     model = _load(path)
-    found = Cost(len(model.graph.node), _steps(model, _shapes(profile, 1)))
+    counts = Cost(len(model.graph.node), _steps(model, _shapes(profile, 1)))
     if trt is not None:
         network = build.parse(path, model.SerializeToString(), trt.Builder(logger(trt)), trt)
         kinds = [network.get_layer(index).type for index in range(network.num_layers)]
-        found.loops, found.layers = kinds.count(trt.LayerType.TRIP_LIMIT), len(kinds)
-    return found
+        counts.loops, counts.layers = kinds.count(trt.LayerType.TRIP_LIMIT), len(kinds)
+    return counts
 
 
 def cached(path: Path) -> list[cache.Entry]:

@@ -30,54 +30,56 @@ def examine() -> list[Finding]:
 
 
 def _versions() -> list[Finding]:
-    found = [Finding("system", "python", True, f"{platform.python_version()} on {platform.platform()}")]
+    findings = [Finding("system", "python", True, f"{platform.python_version()} on {platform.platform()}")]
     for name in ("emostream", "onnxruntime", "av", "opencv-python-headless", "pyzmq", "sounddevice", "vosk", "numpy"):
         try:
-            found.append(Finding("packages", name, True, importlib.metadata.version(name)))
+            findings.append(Finding("packages", name, True, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            found.append(Finding("packages", name, False, "not installed", f"pip install {name}"))
-    return found
+            findings.append(Finding("packages", name, False, "not installed", f"pip install {name}"))
+    return findings
 
 
 def _models() -> list[Finding]:
-    found = []
+    findings = []
     for name, model in models.MODELS.items():
         path = models.find(name)
         if path is not None:
-            found.append(Finding("models", name, True, f"{model.what}: {path}"))
+            findings.append(Finding("models", name, True, f"{model.what}: {path}"))
         else:
             needed = False if name == "silero-vad" else None
-            found.append(Finding("models", name, needed, model.what, models.how_to_get(name)))
+            findings.append(Finding("models", name, needed, model.what, models.how_to_get(name)))
     if importlib.util.find_spec("pocketsphinx") is None:
-        found.append(Finding("models", "pocketsphinx", None, "English recogniser", "pip install 'emostream[offline]'"))
+        findings.append(
+            Finding("models", "pocketsphinx", None, "English recogniser", "pip install 'emostream[offline]'")
+        )
     else:
-        found.append(Finding("models", "pocketsphinx", True, "English recogniser, in its pip package"))
-    return found
+        findings.append(Finding("models", "pocketsphinx", True, "English recogniser, in its pip package"))
+    return findings
 
 
 def _bundles() -> list[Finding]:
     from emostream.engines.bundle import BUNDLES, open_bundle
     from emostream.errors import BundleError
 
-    found = []
+    findings = []
     for path in sorted(BUNDLES.glob("*/manifest.json")):
         try:
             bundle = open_bundle(path.parent)
-            found.append(
+            findings.append(
                 Finding("bundles", path.parent.name, True, f"{bundle.id}: {', '.join(bundle.manifest.labels)}")
             )
         except BundleError as error:
-            found.append(Finding("bundles", path.parent.name, False, str(error), "restore it from the distribution"))
-    return found
+            findings.append(Finding("bundles", path.parent.name, False, str(error), "restore it from the distribution"))
+    return findings
 
 
 def _backends() -> list[Finding]:
     from emostream.engines.load import available
 
-    found = []
+    findings = []
     for name, lacking in available().items():
-        found.append(Finding("backends", name, None if lacking else True, lacking or "can run here"))
-    return found
+        findings.append(Finding("backends", name, None if lacking else True, lacking or "can run here"))
+    return findings
 
 
 def _microphones() -> list[Finding]:
@@ -107,9 +109,9 @@ def _cameras() -> list[Finding]:
         return [
             Finding("cameras", "camera:0", None, "cameras are listed on Linux only; try stream-run --stream camera:0")
         ]
-    found = []
+    findings = []
     for path in sorted(Path("/dev").glob("video[0-9]*")):
         name = Path("/sys/class/video4linux", path.name, "name")
         label = name.read_text().strip() if name.is_file() else str(path)
-        found.append(Finding("cameras", f"camera:{path.name.removeprefix('video')}", True, label))
-    return found or [Finding("cameras", "none", None, "no /dev/video*; files, microphones and URLs still work")]
+        findings.append(Finding("cameras", f"camera:{path.name.removeprefix('video')}", True, label))
+    return findings or [Finding("cameras", "none", None, "no /dev/video*; files, microphones and URLs still work")]

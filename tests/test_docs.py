@@ -22,7 +22,7 @@ DEFAULT_PORT = 5556
 
 @pytest.mark.process
 def test_schema_in_docs_is_that_of_the_messages():
-    """Made anew with: python -m emostream.stream.messages > docs/emotion.schema.json"""
+    """Write it again with: python -m emostream.stream.messages > docs/emotion.schema.json"""
     assert json.loads((ROOT / "docs/emotion.schema.json").read_text()) == emotion_json_schema()
     done = subprocess.run(
         [sys.executable, "-m", "emostream.stream.messages"], capture_output=True, text=True, check=True

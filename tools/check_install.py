@@ -178,10 +178,10 @@ def main() -> int:
     parser.add_argument("--form", action="append", choices=FORMS, help="default: all; may be repeated")
     parser.add_argument("--python", action="append", metavar="3.X", help="default: all of pyproject.toml")
     options = parser.parse_args()
-    found = pythons()
-    if unknown := sorted(set(options.python or ()) - set(found)):
-        parser.error(f"pyproject.toml does not name Python {', '.join(unknown)}; it names {', '.join(found)}")
-    wanted = options.python or list(found)
+    interpreters = pythons()
+    if unknown := sorted(set(options.python or ()) - set(interpreters)):
+        parser.error(f"pyproject.toml does not name Python {', '.join(unknown)}; it names {', '.join(interpreters)}")
+    wanted = options.python or list(interpreters)
     passed, failed, skipped = 0, 0, 0
     with tempfile.TemporaryDirectory(prefix="emostream-install-") as scratch:
         folder = Path(scratch)
@@ -191,7 +191,7 @@ def main() -> int:
             print(f"build: {error}", file=sys.stderr)
             return 1
         for version in wanted:
-            python = found[version]
+            python = interpreters[version]
             if python is None:
                 skipped += 1
                 print(f"Python {version}: skipped, not found on the PATH or in pyenv", flush=True)

@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     """Raises BundleError or BackendError if a graph cannot be read, ConfigError for wrong usage."""
     if args.max_batch < 1:
         raise ConfigError("--max-batch must be at least 1")
-    found = _inspect(args.bundle, args.max_batch)
+    inspection = _inspect(args.bundle, args.max_batch)
     if args.json:
-        write_atomically(args.json, as_json(found))
-    show(found, Console())
+        write_atomically(args.json, as_json(inspection))
+    show(inspection, Console())
     return 0
 
 

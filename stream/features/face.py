@@ -87,12 +87,12 @@ class YuNet:
         _, rows = self._net.detect(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
         if rows is None:
             return []
-        found = []
+        faces = []
         for row in rows:
             x, y, w, h = (float(v) for v in row[:4])
             eyes = sorted(((float(row[4]), float(row[5])), (float(row[6]), float(row[7]))))
-            found.append(Detection(x, y, w, h, float(row[-1]), (eyes[0], eyes[1])))
-        return found
+            faces.append(Detection(x, y, w, h, float(row[-1]), (eyes[0], eyes[1])))
+        return faces
 
 
 class HaarCascade:

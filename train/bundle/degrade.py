@@ -200,5 +200,5 @@ def _room(rooms: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     response = rng.normal(0, 1, len(t)) * np.exp(-6.9 * t / rng.uniform(0.1, 0.6))  # 6.9: ln of 60 dB
     response *= rng.uniform(0.1, 1.0) / np.sqrt((response**2).sum())
     response[0] = 1.0
-    made: np.ndarray = response.astype(np.float32)
-    return made
+    room: np.ndarray = response.astype(np.float32)
+    return room

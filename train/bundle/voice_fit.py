@@ -65,13 +65,13 @@ def draw(corpora: Sequence[VoiceCorpus], n: int, rng: np.random.Generator) -> li
 def batches(corpora: Sequence[VoiceCorpus], rng: np.random.Generator) -> list[Batch]:
     """Four batches of examples of about the same length: (32, T, 32) rows, (32,) labels, (32,) corpora."""
     examples = sorted(draw(corpora, 4 * BATCH, rng), key=lambda example: len(example[2]))
-    made = []
+    four = []
     for b in rng.permutation(4):
         chosen = examples[b * BATCH : (b + 1) * BATCH]
         length = int(np.clip(len(chosen[BATCH // 4][2]), SHORTEST, LONGEST)) // STRIDE * STRIDE
         rows = np.stack([hide(_cut(rows, length, rng), rng) for _, _, rows in chosen])
-        made.append((rows, np.array([y for _, y, _ in chosen]), np.array([c for c, _, _ in chosen])))
-    return made
+        four.append((rows, np.array([y for _, y, _ in chosen]), np.array([c for c, _, _ in chosen])))
+    return four
 
 
 def _cut(rows: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
@@ -182,9 +182,9 @@ def start(net: VoiceNet, corpora: Sequence[VoiceCorpus], present: Tensor, rng: n
     """Fit what is new to the pretrained convolutions, which stay as they are: the scale of the vectors and the
     classifier. Without this its first gradients spoil them (Kumar et al., "Fine-tuning can distort pretrained features
     and underperform out-of-distribution", ICLR 2022)."""
-    made = [batch for _ in range(PROBE // (4 * BATCH)) for batch in batches(corpora, rng)]
+    sample = [batch for _ in range(PROBE // (4 * BATCH)) for batch in batches(corpora, rng)]
     with torch.no_grad():
-        taps = [net.taps(torch.from_numpy(rows)) for rows, _, _ in made]
+        taps = [net.taps(torch.from_numpy(rows)) for rows, _, _ in sample]
         flat = torch.cat([tap.flatten(0, 1) for tap in taps])
         net.mean.copy_(flat.mean(dim=0))
         net.scale.copy_(1 / (flat.std(dim=0) + 0.05))
@@ -192,8 +192,8 @@ def start(net: VoiceNet, corpora: Sequence[VoiceCorpus], present: Tensor, rng: n
         net.scaler.running_mean = statistics.mean(dim=0)
         net.scaler.running_var = statistics.var(dim=0)
         x = (statistics - statistics.mean(dim=0)) / (statistics.var(dim=0) + net.scaler.eps).sqrt()
-    labels = torch.from_numpy(np.concatenate([y for _, y, _ in made]))
-    lacking = present[torch.from_numpy(np.concatenate([c for _, _, c in made]))]
+    labels = torch.from_numpy(np.concatenate([y for _, y, _ in sample]))
+    lacking = present[torch.from_numpy(np.concatenate([c for _, _, c in sample]))]
     optimiser = torch.optim.AdamW(net.classifier.parameters(), lr=2 * PEAK_RATE, weight_decay=0.1)
     for _ in range(PROBE_STEPS):
         chosen = torch.from_numpy(rng.integers(len(x), size=4 * BATCH))
