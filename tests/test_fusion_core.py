@@ -60,18 +60,15 @@ def test_a_label_carries_its_evidence():
 
 
 def test_valence_and_arousal_are_the_mean_of_the_labels(monkeypatch):
-    def label_of(run: Run) -> Emotion:
-        (label,) = ready_run(run).step().labels
-        return label
-
-    label = label_of(Run())
+    (label,) = ready_run(Run()).step().labels
     points = [COORDINATES[name] for name in label.probabilities]
     for value, axis in ((label.valence, 0), (label.arousal, 1)):
         mean = sum(p * point[axis] for p, point in zip(label.probabilities.values(), points, strict=True))
         assert value == pytest.approx(mean, abs=6e-4)
     run = Run()
     monkeypatch.setattr(run.classifier, "labels", ("anger", "boredom", "neutral"))
-    assert (label_of(run).valence, label_of(run).arousal) == (None, None)
+    (unknown,) = ready_run(run).step().labels
+    assert unknown.valence is None and unknown.arousal is None
 
 
 def test_the_features_are_exactly_those_of_the_utterance():
