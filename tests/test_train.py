@@ -298,7 +298,9 @@ def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
     bundle = open_bundle(tmp_path / "first")
     assert bundle.manifest.labels == list(LABELS) and "audio" in capsys.readouterr().out
     shares = bundle.manifest.label_shares
-    assert set(shares) == set(SUBSETS) and all(sum(mix.values()) == pytest.approx(1, abs=1e-4) for mix in shares.values())
+    assert set(shares) == set(SUBSETS) and all(
+        sum(mix.values()) == pytest.approx(1, abs=1e-4) for mix in shares.values()
+    )
     assert main(["card", str(bundle.folder)]) == 0 and "# Model card: tiny" in capsys.readouterr().out
     table = WordVectors.load(bundle.path("words.safetensors"))
     graph = OnnxRuntime(bundle.path("fusion.onnx"))
