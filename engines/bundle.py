@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,10 +66,11 @@ class _Head(msgspec.Struct):
     format: str
 
 
-class Manifest(msgspec.Struct, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """``manifest.json``. ``temperature`` divides the logits before the softmax (Guo et al., ICML 2017); it has a value
     for each of SUBSETS, the modalities that are present. A label whose probability is below ``uncertain_below`` is
-    marked uncertain."""
+    marked uncertain. ``label_shares``: how often the fusion network met each label in training, for each of SUBSETS;
+    empty, as in bundles made before it existed: equally often."""
 
     format: str
     name: str
@@ -79,6 +81,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True):
     text: Modality
     temperature: dict[str, Annotated[float, msgspec.Meta(gt=0)]]
     uncertain_below: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    label_shares: dict[str, dict[str, Annotated[float, msgspec.Meta(gt=0, le=1)]]] = {}
     training: dict[str, Any]
     corpora: list[Corpus]
     licence: str
@@ -130,6 +133,7 @@ def open_bundle(name: str | Path) -> Bundle:
         raise BundleError(f"{path}: not a valid manifest ({error})") from error
     if set(manifest.temperature) != set(SUBSETS):
         raise BundleError(f"{path}: temperature is for {sorted(manifest.temperature)}, expected {sorted(SUBSETS)}")
+    _check_label_shares(path, manifest)
     for needed in (FUSION, FACE, WORDS):
         if needed not in manifest.files:
             raise BundleError(f"{path}: lists no {needed}")
@@ -145,6 +149,21 @@ def open_bundle(name: str | Path) -> Bundle:
                 "the file was changed or damaged and is not loaded; restore the bundle"
             )
     return Bundle(folder, manifest, f"{manifest.name}@{hashlib.sha256(raw).hexdigest()[:12]}")
+
+
+def _check_label_shares(path: Path, manifest: Manifest) -> None:
+    """Raises BundleError if a set of modalities or a label is missing, unknown, or the shares are not of a whole."""
+    if not manifest.label_shares:
+        return
+    if set(manifest.label_shares) != set(SUBSETS):
+        raise BundleError(f"{path}: label_shares is for {sorted(manifest.label_shares)}, expected {sorted(SUBSETS)}")
+    for subset, shares in manifest.label_shares.items():
+        if set(shares) != set(manifest.labels):
+            raise BundleError(
+                f"{path}: label_shares of {subset} is for {sorted(shares)}, expected {sorted(manifest.labels)}"
+            )
+        if not math.isclose(total := sum(shares.values()), 1, abs_tol=1e-3):
+            raise BundleError(f"{path}: label_shares of {subset} sum to {total:g}, not 1")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from emostream.engines.backend import BACKENDS
 from emostream.errors import ConfigError
+from emostream.stream import prior as priors
 from emostream.stream.topics import Medium
 
 _SOURCE = re.compile(
@@ -141,6 +142,12 @@ class Fusion(_Section):
     backend: str = "auto"
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     wait_ms: Annotated[int, Field(ge=0, le=5000)] = 150
+    prior: priors.PriorName | dict[str, float] = "training"
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _shares(cls, value: Any) -> priors.Prior:
+        return priors.check(value)
 
     @field_validator("backend")
     @classmethod

@@ -38,13 +38,14 @@ class Labeller:
     ``config``: as ``load_config`` returns it; its streams are not used. The labels are those that a live run would
     publish for the recording, with ``latency_ms`` None. Use it in one thread; ``close`` it, or use it in a ``with``.
 
-    Raises BundleError, BackendError or ModelError if something that the configuration asks for cannot be loaded.
+    Raises BundleError, BackendError or ModelError if something that the configuration asks for cannot be loaded, and
+    ConfigError if its prior is not of the bundle's labels.
     """
 
     def __init__(self, config: Config | None = None) -> None:
         self._config, self._clock = config or Config(), SystemClock()
-        bundle = open_bundle(self._config.fusion.bundle)
-        self._classifier = Classifier(bundle, self._config.fusion.backend, self._config.fusion.threads)
+        fusion = self._config.fusion
+        self._classifier = Classifier(open_bundle(fusion.bundle), fusion.backend, fusion.threads, fusion.prior)
         self._vad = load_vad(self._config.speech.vad_model)
         self._recognizer = make_recognizer(self._config.speech)
         self._detector = make_detector(self._config.video)

@@ -233,7 +233,9 @@ class Emotion(msgspec.Struct, kw_only=True):
     """The public message of ``emotion.utterance.<stream>`` (the label, once per utterance) and
     ``emotion.window.<stream>`` (a running estimate while someone speaks). Times in seconds on the stream's timeline;
     ``captured_ns`` and ``published_ns`` are Unix time. ``latency_ms`` is null where there is no live capture to
-    measure from: running estimates, and files read as fast as possible."""
+    measure from: running estimates, and files read as fast as possible. ``valence`` and ``arousal``, in [-1, 1], are
+    derived from the probabilities, not measured: the mean of the labels' published coordinates under them; null for
+    labels without coordinates, and in messages from before they existed."""
 
     schema: Literal["emostream/1"] = "emostream/1"
     kind: Literal["utterance", "window"]
@@ -254,6 +256,8 @@ class Emotion(msgspec.Struct, kw_only=True):
     published_ns: int
     bundle: str
     backend: str
+    valence: float | None = None
+    arousal: float | None = None
 
     @property
     def topic(self) -> str:

@@ -25,6 +25,7 @@ from emostream.stream.config import Config, SourceSpec, Stream
 from emostream.stream.messages import Control, Emotion, Health, Log, Message, decode_emotion
 from emostream.stream.nodes.process import CANNOT_RUN, run_node
 from emostream.stream.nodes.runtime import NodeSpec
+from emostream.stream.prior import log_ratios
 from emostream.stream.sources import file_tracks
 from emostream.stream.topics import (
     CONTROL,
@@ -70,9 +71,9 @@ class Plan:
 def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
     """Nodes for each stream, and fusion. Opens files and the bundle, so that problems show before anything starts.
 
-    Raises RunError, BundleError, ModelError, BusError or SourceError.
+    Raises RunError, BundleError, ConfigError, ModelError, BusError or SourceError.
     """
-    open_bundle(config.fusion.bundle)
+    log_ratios(config.fusion.prior, open_bundle(config.fusion.bundle).manifest)
     _try_endpoint(config.bus.emotion)
     node = partial(NodeSpec, config=config, run_dir=str(run_dir), clock_offset_ns=clock.offset_ns)
     plan = Plan()

@@ -119,7 +119,10 @@ class LiveView:
                 Text("█" * full + "·" * (_BAR - full), style=_COLOURS.get(label, "white") if best else "dim"),
                 Text(f"{value:4.0%}", style="bold" if best else "dim"),
             )
-        seen = Text("  ".join(f"{name} {e.coverage:.0%}" for name, e in message.modalities.items()), style="dim")
+        parts = [f"{name} {e.coverage:.0%}" for name, e in message.modalities.items()]
+        if message.valence is not None and message.arousal is not None:
+            parts.append(f"valence {message.valence:+.2f}  arousal {message.arousal:+.2f}")
+        seen = Text("  ".join(parts), style="dim")
         return Group(head, words, bars, seen)
 
     def _nodes(self) -> Text:

@@ -44,6 +44,7 @@ def the_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--stream", "microphone", "--pace", "fast"], 'pace = "fast" is for files; microphone is live'),
         (["--stream", "file:/no/such.mp4"], "/no/such.mp4: no such file"),
         (["--stream", "file:/tmp"], "/tmp: is a folder"),
+        (["--set", "fusion.prior={hapiness = 0.2}"], "fusion.prior: bundle ekman7 has no label hapiness; it has anger"),
         (["--set", "fusion.bundle=nothing"], "bundle 'nothing' not found"),
         (["--set", "speech.vad_model=/no/such.onnx"], "/no/such.onnx: not a silero-vad model"),
         (["--jsonl", "/no/such/folder/x"], "/no/such/folder/x: cannot be written"),

@@ -109,6 +109,32 @@ def test_a_temperature_for_each_subset_of_the_modalities(copy):
         open_bundle(copy)
 
 
+def test_a_bundle_without_label_shares_opens(copy, bundle):
+    path = copy / "manifest.json"
+    old = json.loads(path.read_text())
+    assert set(old.pop("label_shares")) == set(SUBSETS)
+    path.write_text(json.dumps(old))
+    assert open_bundle(copy).manifest.label_shares == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda shares: shares.pop("text"), "label_shares is for .*, expected"),
+        (lambda shares: shares["text"].pop("joy"), r"label_shares of text is for \['anger', .*, expected .*'joy'"),
+        (lambda shares: shares["text"].update(rage=0.1), "label_shares of text is for .*'rage'"),
+        (lambda shares: shares["text"].update(joy=0.9), r"label_shares of text sum to 1\.\d+, not 1"),
+        (lambda shares: shares["text"].update(joy=0), "not a valid manifest"),
+    ],
+)
+def test_label_shares_that_are_no_mix_of_the_labels(copy, change, says):
+    shares = json.loads((copy / "manifest.json").read_text())["label_shares"]
+    change(shares)
+    _edit(copy, label_shares=shares)
+    with pytest.raises(BundleError, match=says):
+        open_bundle(copy)
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -32,6 +32,7 @@ def test_card_has_figures_licences_and_limits(bundle):
         assert f"| {shown(name)} | {figures['items']} | {figures['accuracy']:.3f} |" in text
     for name in SUBSETS:
         assert f"| {shown(name)} | {manifest.temperature[name]:.3f} |" in text
+        assert f"| {shown(name)} | {manifest.label_shares[name]['anger']:.3f} |" in text
     assert manifest.licence in text and manifest.training["command"] in text
     assert "2024/1689" in text and "synthetic" in text
 

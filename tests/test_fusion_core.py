@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emostream.stream.dimensions import COORDINATES
 from emostream.stream.messages import Control, Emotion, Message
 from tests.fusion import (
     MILLISECOND,
@@ -56,6 +57,18 @@ def test_a_label_carries_its_evidence():
     assert evidence["audio"].contribution == 0.125
     assert emotion.captured_ns == T0 + 2 * SECOND
     assert emotion.published_ns >= emotion.captured_ns
+
+
+def test_valence_and_arousal_are_the_mean_of_the_labels(monkeypatch):
+    (label,) = ready_run(Run()).step().labels
+    points = [COORDINATES[name] for name in label.probabilities]
+    for value, axis in ((label.valence, 0), (label.arousal, 1)):
+        mean = sum(p * point[axis] for p, point in zip(label.probabilities.values(), points, strict=True))
+        assert value == pytest.approx(mean, abs=6e-4)
+    run = Run()
+    monkeypatch.setattr(run.classifier, "labels", ("anger", "boredom", "neutral"))
+    (unknown,) = ready_run(run).step().labels
+    assert unknown.valence is None and unknown.arousal is None
 
 
 def test_the_features_are_exactly_those_of_the_utterance():

@@ -32,7 +32,7 @@ def runtime(monkeypatch) -> FakeRuntime:
     """Of a node whose classifier takes three ticks to load."""
     runtime = FakeRuntime()
 
-    def slow(bundle, backend, threads):
+    def slow(bundle, backend, threads, prior):
         assert runtime.enough.wait(30)
         return SimpleNamespace(warm_up=lambda: None, backend=backend)
 

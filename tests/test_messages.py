@@ -270,6 +270,8 @@ emotions = st.builds(
     start_s=finite,
     captured_ns=ns,
     uncertain=st.booleans(),
+    valence=st.none() | st.floats(-1, 1),
+    arousal=st.none() | st.floats(-1, 1),
 )
 
 
@@ -315,6 +317,14 @@ def test_a_missing_field(field):
         decode_emotion(json.dumps(read).encode())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(read, emotion_json_schema())
+
+
+def test_a_message_from_before_valence_and_arousal_has_neither():
+    read = json.loads(encode_emotion(emotion_message(valence=0.5, arousal=0.25)))
+    assert (read.pop("valence"), read.pop("arousal")) == (0.5, 0.25)
+    old = decode_emotion(json.dumps(read).encode())
+    assert old.valence is None and old.arousal is None
+    jsonschema.validate(read, emotion_json_schema())
 
 
 @given(st.binary(max_size=80))

@@ -9,7 +9,7 @@ import pytest
 from emostream.engines.bundle import open_bundle
 from emostream.errors import CorpusError
 from emostream.stream.messages import Emotion, encode_emotion
-from emostream.train.bundle.score import read_labels, score
+from emostream.train.bundle.score import count, read_labels, score
 from emostream.train.commands.main import main
 from emostream.train.corpora import LABELS, Item
 
@@ -38,6 +38,19 @@ def test_a_recording_with_several_utterances_gets_their_mean_by_length():
 def test_only_recordings_can_be_scored():
     with pytest.raises(CorpusError, match="only recordings"):
         score([Item("some text", "joy", "val")], [])
+
+
+def test_labels_without_a_corpus_are_counted(tmp_path, capsys):
+    said = [label("a", "joy"), label("a", "joy"), label("b", "anger"), label("b", "neutral")]
+    said[0].uncertain = True
+    assert count(said) == {"utterances": 4, "anger": 0.25, "joy": 0.5, "neutral": 0.25, "uncertain": 0.25}
+    assert count([]) == {"utterances": 0}
+    labels = tmp_path / "labels.jsonl"
+    labels.write_bytes(b"\n".join(encode_emotion(one) for one in said))
+    assert main(["score", str(labels)]) == 0
+    assert f"{labels}: utterances 4 anger 0.25 joy 0.5 neutral 0.25 uncertain 0.25" in capsys.readouterr().out
+    assert main(["score", str(labels), "--record", "ekman7", "none"]) == 2
+    assert "needs --corpus" in capsys.readouterr().err
 
 
 def test_command_scores_and_records_into_a_manifest(tmp_path, capsys):

@@ -185,6 +185,9 @@ def test_while_someone_speaks_and_after(live):
     assert "so happy [today]" in picture
     assert picture.count("listening …") == 1
     assert all(label in picture for label in ("anger", "joy", "neutral"))
+    assert "valence" not in picture
+    view.emotion(_emotion(valence=0.5, arousal=-0.25))
+    assert "valence +0.50  arousal -0.25" in _picture(view)
     view.emotion(_emotion())
     picture = _picture(view)
     assert "speaking" not in picture

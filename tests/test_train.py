@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from emostream.engines.bundle import FUSION_CPU, FUSION_GPU, MODALITIES, open_bundle
+from emostream.engines.bundle import FUSION_CPU, FUSION_GPU, MODALITIES, SUBSETS, open_bundle
 from emostream.engines.onnx import OnnxRuntime
 from emostream.errors import CorpusError, Problems
 from emostream.stream.features import mfcc
@@ -292,11 +292,16 @@ def test_codecs_keep_the_length_and_nearly_the_sound(codec, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # on a busy machine
 def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
     command = ["fit", "--preset", "tiny", "--data", str(data), "--cache", str(tmp_path / "cache"), "--out"]
     assert main([*command, str(tmp_path / "first")]) == 0
     bundle = open_bundle(tmp_path / "first")
     assert bundle.manifest.labels == list(LABELS) and "audio" in capsys.readouterr().out
+    shares = bundle.manifest.label_shares
+    assert set(shares) == set(SUBSETS) and all(
+        sum(mix.values()) == pytest.approx(1, abs=1e-4) for mix in shares.values()
+    )
     assert main(["card", str(bundle.folder)]) == 0 and "# Model card: tiny" in capsys.readouterr().out
     table = WordVectors.load(bundle.path("words.safetensors"))
     graph = OnnxRuntime(bundle.path("fusion.onnx"))

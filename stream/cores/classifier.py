@@ -13,6 +13,7 @@ from emostream.errors import BundleError
 from emostream.stream.features import face, mfcc
 from emostream.stream.features.padding import pad
 from emostream.stream.features.words import WordVectors
+from emostream.stream.prior import Prior, log_ratios
 
 _MAX_CROPS = 64  # in one run of the face network, to bound the memory that a long backlog needs
 
@@ -39,13 +40,13 @@ class Result:
 
 
 class Classifier:
-    """A bundle's networks, loaded once.
+    """A bundle's networks, loaded once. ``prior``: how often each label occurs where they are used.
 
-    Raises BundleError if they were trained on other features than this version computes, and BackendError if the
-    backend cannot load them.
+    Raises BundleError if they were trained on other features than this version computes, ConfigError if the prior is
+    not of the bundle's labels, and BackendError if the backend cannot load them.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = "auto", threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, backend: str = "auto", threads: int = 1, prior: Prior = "training") -> None:
         manifest = bundle.manifest
         for name, ours in (("audio", mfcc.SETTINGS), ("video", face.SETTINGS)):
             theirs = getattr(manifest, name).settings
@@ -59,6 +60,7 @@ class Classifier:
         self.bundle_id = bundle.id
         self.uncertain_below = manifest.uncertain_below
         self._manifest = manifest
+        self._log_ratios = log_ratios(prior, manifest)
         self._face = load(bundle, FACE, backend, threads)
         self._fusion = load(bundle, FUSION, backend, threads)
         settings = manifest.text.settings
@@ -115,15 +117,17 @@ class Classifier:
         return results
 
     def _run(self, rows: Sequence[Features]) -> np.ndarray:
-        """(rows, labels) calibrated probabilities."""
+        """(rows, labels) probabilities, calibrated and corrected for the prior."""
         inputs: dict[str, np.ndarray] = {}
         for name in MODALITIES:
             max_rows = getattr(self._manifest, name).max_rows
             inputs[name], inputs[f"{name}_len"] = pad(
                 [getattr(row, name) for row in rows], max_rows
             )  # (B, T, dim), (B,)
-        temperature = np.array([self._manifest.temperature["+".join(row.present())] for row in rows])
+        subsets = ["+".join(row.present()) for row in rows]
+        temperature = np.array([self._manifest.temperature[subset] for subset in subsets])
         logits = self._fusion.run(inputs)["logits"].astype(np.float64) / temperature[:, None]
+        logits += np.stack([self._log_ratios[subset] for subset in subsets])
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities: np.ndarray = exp / exp.sum(axis=1, keepdims=True)
         return probabilities

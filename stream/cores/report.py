@@ -8,6 +8,7 @@ from typing import Literal
 
 from emostream.stream.cores.classifier import Classifier, Features, Result
 from emostream.stream.cores.jobs import Job
+from emostream.stream.dimensions import valence_and_arousal
 from emostream.stream.features.mfcc import FRAME_NS, HOP_NS
 from emostream.stream.messages import Emotion, Evidence, Latency
 
@@ -36,6 +37,8 @@ class Reporter:
         labels = self._classifier.labels
         best = int(result.probabilities.argmax())
         confidence = round(float(result.probabilities[best]), 6)
+        coordinates = valence_and_arousal(labels, result.probabilities)
+        valence, arousal = (round(value, 3) for value in coordinates) if coordinates else (None, None)
         kind: Literal["utterance", "window"] = "window" if job.kind == "window" else "utterance"
         message = Emotion(
             kind=kind,
@@ -58,6 +61,8 @@ class Reporter:
             published_ns=published_ns,
             bundle=self._classifier.bundle_id,
             backend=self._classifier.backend,
+            valence=valence,
+            arousal=arousal,
         )
         message.seq = self._seq[message.topic]
         self._seq[message.topic] += 1

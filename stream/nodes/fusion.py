@@ -74,7 +74,7 @@ def _load(runtime: NodeRuntime) -> Classifier:
     config = runtime.spec.config.fusion
 
     def load() -> Classifier:
-        classifier = Classifier(open_bundle(config.bundle), config.backend, config.threads)
+        classifier = Classifier(open_bundle(config.bundle), config.backend, config.threads, config.prior)
         classifier.warm_up()
         return classifier
 

@@ -86,6 +86,10 @@ def card(bundle: Bundle) -> str:
             for c in manifest.corpora
         ],
     )
+    shares = table(
+        ["given", *manifest.labels],
+        [(shown(name), *(mix[label] for label in manifest.labels)) for name, mix in manifest.label_shares.items()],
+    )
     parameters = ", ".join(f"{name} {count:,}" for name, count in training["parameters"].items())
 
     return f"""# Model card: {manifest.name}
@@ -126,6 +130,10 @@ the sound, the face and the words. It is no measurement of what a person feels.
 {preset["fusion_steps"]} steps, with modalities left out at random. Augmentation: speed, rooms, microphones, noise,
 codecs and gain of sound ({preset["audio_copies"]} copies of each recording); turns, shifts, light, blur, mirroring and
 hidden patches of faces; missed and misheard words. {training["selection"][0].upper() + training["selection"][1:]}
+
+How often the fusion network met each label, which `[fusion] prior` corrects for where it is used in other surroundings:
+
+{shares}
 
 ## Figures
 

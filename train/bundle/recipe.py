@@ -41,6 +41,7 @@ from emostream.train.bundle.fit import (
     Pool,
     Sounds,
     fit,
+    label_shares,
     make_fusion,
     report,
 )
@@ -163,6 +164,12 @@ def make_words(
     return table, pool
 
 
+def shares_by_label(pools: Mapping[str, Pool], subset: str) -> dict[str, float]:
+    """How often the fusion network meets each label among examples of these modalities."""
+    shares = label_shares(pools, subset.split("+"))
+    return {label: round(float(share), 6) for label, share in zip(LABELS, shares, strict=True)}
+
+
 def make_model(
     pools: Mapping[str, Pool],
     steps: int,
@@ -275,6 +282,7 @@ def make_bundle(
         ),
         temperature=calibration.temperature,
         uncertain_below=calibration.uncertain_below,
+        label_shares={subset: shares_by_label(training, subset) for subset in SHARE},
         training={
             "command": f"python -m train fit --preset {preset_name} --data DIR --seed {seed}"
             + (" --portable" if portable else ""),

@@ -1,9 +1,9 @@
-"""Scores of the labels that ``stream-label`` wrote for a corpus's held-out recordings."""
+"""Scores and counts of the labels that ``stream-label`` wrote."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,14 @@ def read_labels(path: Path) -> list[Emotion]:
         return [message for line in lines if (message := decode_emotion(line)).kind == "utterance"]
     except (OSError, ValueError) as error:
         raise CorpusError(f"{path}: not the output of stream-label ({error})") from error
+
+
+def count(labels: Sequence[Emotion]) -> dict[str, float]:
+    """Number of utterances, the share of each label that occurs among them, and the share marked uncertain."""
+    shares = {name: n / len(labels) for name, n in sorted(Counter(label.label for label in labels).items())}
+    if labels:
+        shares["uncertain"] = sum(label.uncertain for label in labels) / len(labels)
+    return {"utterances": len(labels), **{name: round(share, 3) for name, share in shares.items()}}
 
 
 def score(items: Iterable[Item], labels: Iterable[Emotion]) -> dict[str, float]:
