@@ -62,8 +62,10 @@ class SpeechCore:
         self._stream, self._vad, self._recognizer, self._clock = stream, vad, recognizer, clock
         self._quiet_vad = quiet_vad
         self._level = Level()
+        self._quiet = True  # blocks are amplified; an utterance that began in a normal voice is not, to its end
         self._held: list[_Heard] = []  # may be the start of an utterance
         self._raised: deque[Pcm] = deque(maxlen=_PREROLL_BLOCKS)  # the preroll, amplified
+        self._peak_dbfs = 0.0  # of the open utterance
         self._warned_ns: int | None = None
         self._threshold = config.threshold
         self._endpointer = Endpointer.from_config(config)
@@ -94,9 +96,11 @@ class SpeechCore:
         probability = self._vad.push(pcm.samples)
         if self._quiet_vad is None:
             return events + self._take(pcm, probability, received_ns)
-        was_quiet = self._level.quiet
+        was_quiet = self._quiet
         self._level.push(pcm.samples)
-        if not self._level.quiet:
+        self._quiet = self._level.quiet and (was_quiet or not self._endpointer.speaking)
+        self._peak_dbfs = max(self._peak_dbfs, self._level.peak_dbfs)
+        if not self._quiet:
             self._raised.clear()
             held, self._held = self._held, []
             for heard in held:
@@ -187,6 +191,7 @@ class SpeechCore:
             self._utterance += 1
             self.utterances += 1
             self._words = []
+            self._peak_dbfs = self._level.peak_dbfs
         if change.kind in ("started", "resumed"):
             if self._recognizer is not None:
                 self._recognizer.begin()
@@ -205,7 +210,7 @@ class SpeechCore:
     def _note_level(self, utterance: EndpointEvent) -> None:
         """Count an utterance at a very quiet microphone and, in real time, warn of it."""
         assert self._last is not None
-        if self._quiet_vad is None or self._level.peak_dbfs >= _VERY_QUIET_DBFS:
+        if self._quiet_vad is None or self._peak_dbfs >= _VERY_QUIET_DBFS:
             return
         self.quiet_utterances += 1
         warned_ns, now_ns = self._warned_ns, utterance.end_ns
@@ -214,7 +219,7 @@ class SpeechCore:
             log.warning(
                 "%s: speech is very quiet (peak %.0f dBFS); raise the microphone's gain",
                 self._stream,
-                self._level.peak_dbfs,
+                self._peak_dbfs,
             )
 
     def _feed(self) -> None:
