@@ -102,6 +102,7 @@ class Stream(_Section):
 
 class Audio(_Section):
     block_ms: Annotated[int, Field(ge=5, le=200)] = 32
+    level: Literal["auto", "off"] = "auto"
 
 
 class Speech(_Section):

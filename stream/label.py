@@ -107,7 +107,8 @@ class Labeller:
             self._recognizer.reset()
         expected = tracks | ({"speech"} if "audio" in tracks else set())
         audio, video = AudioCore(name, None), VideoCore(name, self._detector, None)
-        speech = SpeechCore(name, self._vad, self._recognizer, self._config.speech, self._clock)
+        quiet_vad = self._vad.twin() if self._config.audio.level == "auto" else None
+        speech = SpeechCore(name, self._vad, self._recognizer, self._config.speech, self._clock, quiet_vad)
         fusion = FusionCore(
             {name: expected}, self._classifier, self._config, self._clock, realtime=False, estimates=False
         )

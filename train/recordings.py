@@ -137,7 +137,7 @@ def read_samples(path: Path) -> np.ndarray:
 def utterances(sound: Sound, vad: SileroVad, config: Speech) -> list[tuple[int, int]]:
     """(start_ns, end_ns) of each utterance, as the live speech node cuts them. ``vad`` is reset."""
     vad.reset()
-    core = SpeechCore("", vad, None, config, VirtualClock())
+    core = SpeechCore("", vad, None, config, VirtualClock(), vad.twin())
     messages = [message for block in sound.blocks for message in core.push(block)] + core.finish()
     return [
         (message.start_ns, message.end_ns)

@@ -20,6 +20,7 @@ from emostream.stream.cores.jobs import Job, Rules, Schedule
 from emostream.stream.cores.report import Reporter, RunTimes
 from emostream.stream.cores.window import SlidingWindow
 from emostream.stream.features.face import CROP
+from emostream.stream.features.loudness import raise_quiet
 from emostream.stream.features.mfcc import DIM, FRAME_NS, HOP_NS
 from emostream.stream.messages import Emotion, End, Face, Message, MfccRows, SpeechEvent
 
@@ -223,8 +224,9 @@ class FusionCore:
             stream.crops.forget_before(job.end_ns)
 
     def _features(self, stream: _Stream, job: Job) -> Features:
+        audio = stream.audio.cut(job.start_ns, job.end_ns - FRAME_NS + 1)  # frames entirely within it, as in training
         return Features(
-            stream.audio.cut(job.start_ns, job.end_ns - FRAME_NS + 1),  # frames entirely within it, as in training
+            raise_quiet(audio) if self._config.audio.level == "auto" else audio,
             stream.video.cut(job.start_ns, job.end_ns),
             self._classifier.encode_words([word.word for word in job.words]),
         )

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from emostream.stream.clock import Clock
 from emostream.stream.config import Speech
 from emostream.stream.messages import Message, Pcm, SpeechEvent, Word
 from emostream.stream.speech.endpoint import Endpointer, EndpointEvent
+from emostream.stream.speech.level import Level
 from emostream.stream.speech.recognizer import Recognizer
 from emostream.stream.speech.vad import RATE_HZ, SileroVad
+
+log = logging.getLogger(__name__)
 
 _PREROLL_BLOCKS = 8  # 256 ms before the first speech frame also go to the recogniser, as onsets are soft
 _PROGRESS_NS = 250_000_000
 _STALL_NS = 500_000_000
+_HOLD_BLOCKS = 10  # 320 ms: after 192, 2 of 60 voices of normal level were not yet louder than a quiet microphone's
+_VERY_QUIET_DBFS = -40.0
+_WARN_NS = 60_000_000_000  # at most one warning in this media time
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """A block and its speech probability, as it came and amplified."""
+
+    pcm: Pcm
+    probability: float
+    raised: Pcm
+    raised_probability: float
 
 
 class SpeechCore:
@@ -23,12 +42,32 @@ class SpeechCore:
 
     Recognition runs only within utterances, in segments: a pause ends a segment, so that its words become final during
     the rest of the hangover, and further speech begins the next one.
+
+    ``quiet_vad``: a second voice activity, which hears the blocks of a quiet microphone amplified (see
+    ``speech.level``), as the recogniser then does too; without it there is no automatic level. A microphone of which
+    nothing has been heard yet counts as quiet, and every voice begins softly. So what might be the start of an
+    utterance is held back for 320 ms: if it becomes loud within them, it is heard as it came. Thus a normal
+    microphone has the utterances that it has without an automatic level.
     """
 
     def __init__(
-        self, stream: str, vad: SileroVad, recognizer: Recognizer | None, config: Speech, clock: Clock
+        self,
+        stream: str,
+        vad: SileroVad,
+        recognizer: Recognizer | None,
+        config: Speech,
+        clock: Clock,
+        quiet_vad: SileroVad | None = None,
     ) -> None:
         self._stream, self._vad, self._recognizer, self._clock = stream, vad, recognizer, clock
+        self._quiet_vad = quiet_vad
+        self._level = Level()
+        self._quiet = True  # blocks are amplified; an utterance that began in a normal voice is not, to its end
+        self._held: list[_Heard] = []  # may be the start of an utterance
+        self._raised: deque[Pcm] = deque(maxlen=_PREROLL_BLOCKS)  # the preroll, amplified
+        self._peak_dbfs = 0.0  # of the open utterance
+        self._warned_ns: int | None = None
+        self._threshold = config.threshold
         self._endpointer = Endpointer.from_config(config)
         self._hangover_ns = int(config.hangover_ms * 1e6)
         self._preroll: deque[Pcm] = deque(maxlen=_PREROLL_BLOCKS)
@@ -39,21 +78,64 @@ class SpeechCore:
         self._last: Pcm | None = None
         self._reported_ns = 0
         self.utterances = 0
+        self.quiet_utterances = 0
 
     @property
     def at_rest(self) -> bool:
         """Whether nobody speaks, so that nobody waits for the next block."""
-        return self._endpointer.at_rest
+        return self._endpointer.at_rest and not self._held
 
     def push(self, pcm: Pcm) -> list[Message]:
         """Take a block; returns the events that it causes."""
         received_ns = self._clock.now_ns()
         events: list[Message] = []
-        if self._last is not None and pcm.media_start_ns - self._last.media_end_ns > 0:
+        newest = self._held[-1].pcm if self._held else self._last
+        if newest is not None and pcm.media_start_ns - newest.media_end_ns > 0:
+            events += self._release(received_ns)
             events += self._gap(pcm, received_ns)
+        probability = self._vad.push(pcm.samples)
+        if self._quiet_vad is None:
+            return events + self._take(pcm, probability, received_ns)
+        was_quiet = self._quiet
+        self._level.push(pcm.samples)
+        self._quiet = self._level.quiet and (was_quiet or not self._endpointer.speaking)
+        self._peak_dbfs = max(self._peak_dbfs, self._level.peak_dbfs)
+        if not self._quiet:
+            self._raised.clear()
+            held, self._held = self._held, []
+            for heard in held:
+                events += self._take(heard.pcm, heard.probability, received_ns)
+            return events + self._take(pcm, probability, received_ns)
+        if not was_quiet:
+            self._quiet_vad.reset()
+        raised = msgspec.structs.replace(pcm, samples=self._level.raised(pcm.samples))
+        heard = _Heard(pcm, probability, raised, self._quiet_vad.push(raised.samples))
+        if self._endpointer.speaking:
+            return events + self._take(raised, heard.raised_probability, received_ns)
+        if self._held or max(probability, heard.raised_probability) >= self._threshold:
+            self._held.append(heard)
+            return events if len(self._held) < _HOLD_BLOCKS else events + self._release(received_ns)
+        self._raised.append(raised)
+        return events + self._take(pcm, probability, received_ns)
+
+    def _release(self, received_ns: int) -> list[Message]:
+        """Take the blocks that are held back, as those of a quiet microphone."""
+        held, self._held = self._held, []
+        if held:
+            raised = {block.media_start_ns: block for block in self._raised}
+            blocks = [raised.get(block.media_start_ns, block) for block in self._preroll]
+            self._preroll = deque(blocks, _PREROLL_BLOCKS)
+        events: list[Message] = []
+        for heard in held:
+            probability = max(heard.probability, heard.raised_probability)
+            events += self._take(heard.raised, probability, received_ns)
+        return events
+
+    def _take(self, pcm: Pcm, probability: float, received_ns: int) -> list[Message]:
+        events: list[Message] = []
         self._last = pcm
         self._preroll.append(pcm)
-        changes = self._endpointer.push(self._vad.push(pcm.samples), pcm.media_start_ns)
+        changes = self._endpointer.push(probability, pcm.media_start_ns)
         if self._segment_ns is not None:
             self._feed()
         for change in changes:
@@ -67,25 +149,29 @@ class SpeechCore:
     def stalled(self) -> list[Message]:
         """To be called in real time when no block comes: ends the utterance if sound has stopped coming."""
         now_ns = self._clock.now_ns()
-        if not self._endpointer.speaking or self._last is None:
+        newest = self._held[-1].pcm if self._held else self._last
+        if newest is None or now_ns - newest.captured_ns < self._hangover_ns + _STALL_NS:
             return []
-        if now_ns - self._last.captured_ns < self._hangover_ns + _STALL_NS:
-            return []
-        event = self._on_change(self._endpointer.end(), now_ns)
-        event.captured_ns = now_ns  # the end was confirmed now, not by a frame of silence
-        return [event]
+        events = self._release(now_ns)
+        if self._endpointer.speaking:
+            event = self._on_change(self._endpointer.end(), now_ns)
+            event.captured_ns = now_ns  # the end was confirmed now, not by a frame of silence
+            events.append(event)
+        return events
 
     def finish(self) -> list[Message]:
         """No more sound: ends the open utterance."""
-        if not self._endpointer.speaking:
-            return []
-        return [self._on_change(self._endpointer.end(), self._clock.now_ns())]
+        events = self._release(self._clock.now_ns())
+        if self._endpointer.speaking:
+            events.append(self._on_change(self._endpointer.end(), self._clock.now_ns()))
+        return events
 
     def _gap(self, pcm: Pcm, received_ns: int) -> list[Message]:
         """Sound is missing before ``pcm``: a long gap ends the utterance, a short one counts as silence."""
         assert self._last is not None
         missing_ns = pcm.media_start_ns - self._last.media_end_ns
         self._preroll.clear()
+        self._raised.clear()
         if not self._endpointer.speaking:
             self._endpointer.reset()
         if missing_ns < self._hangover_ns:
@@ -93,6 +179,8 @@ class SpeechCore:
                 self._recognizer.push(np.zeros(missing_ns * RATE_HZ // 1_000_000_000, np.int16))
             return []
         self._vad.reset()
+        if self._quiet_vad is not None:
+            self._quiet_vad.reset()
         if not self._endpointer.speaking:
             return []
         return [self._on_change(self._endpointer.end(), received_ns)]
@@ -103,6 +191,7 @@ class SpeechCore:
             self._utterance += 1
             self.utterances += 1
             self._words = []
+            self._peak_dbfs = self._level.peak_dbfs
         if change.kind in ("started", "resumed"):
             if self._recognizer is not None:
                 self._recognizer.begin()
@@ -114,7 +203,24 @@ class SpeechCore:
                 self._words = self._words + self._timed(self._recognizer.finish())
                 self._segment_ns = None
             kind, words = change.kind, self._words
+            if change.kind == "ended":
+                self._note_level(change)
         return self._event(kind, change, words, received_ns, self._clock.now_ns() - begun_ns)
+
+    def _note_level(self, utterance: EndpointEvent) -> None:
+        """Count an utterance at a very quiet microphone and, in real time, warn of it."""
+        assert self._last is not None
+        if self._quiet_vad is None or self._peak_dbfs >= _VERY_QUIET_DBFS:
+            return
+        self.quiet_utterances += 1
+        warned_ns, now_ns = self._warned_ns, utterance.end_ns
+        if self._last.captured_ns > 0 and (warned_ns is None or now_ns - warned_ns >= _WARN_NS):
+            self._warned_ns = now_ns
+            log.warning(
+                "%s: speech is very quiet (peak %.0f dBFS); raise the microphone's gain",
+                self._stream,
+                self._peak_dbfs,
+            )
 
     def _feed(self) -> None:
         """Give the recogniser the blocks that it does not have yet."""

@@ -22,8 +22,10 @@ def main(runtime: NodeRuntime) -> None:
     spec = runtime.spec
     config = spec.config.speech
     inbox = runtime.open_inbox({node: [stream_topic("pcm", spec.stream)] for node in spec.inputs})
-    core = SpeechCore(spec.stream, load_vad(config.vad_model), make_recognizer(config), config, runtime.clock)
-    runtime.counters = lambda: {"utterances": core.utterances}
+    vad = load_vad(config.vad_model)
+    quiet_vad = vad.twin() if spec.config.audio.level == "auto" else None
+    core = SpeechCore(spec.stream, vad, make_recognizer(config), config, runtime.clock, quiet_vad)
+    runtime.counters = lambda: {"utterances": core.utterances, "quiet_utterances": core.quiet_utterances}
     runtime.wait_for_subscribers([stream_topic("speech", spec.stream)])
     runtime.wait_for_go()
     reason = ""

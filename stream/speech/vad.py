@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import onnxruntime
@@ -29,6 +31,12 @@ class SileroVad:
     def reset(self) -> None:
         self._state = np.zeros((2, 1, 128), np.float32)
         self._input = np.zeros((1, _CONTEXT + FRAME_SAMPLES), np.float32)
+
+    def twin(self) -> Self:
+        """Another one that has heard nothing yet. The two share the network."""
+        twin = copy(self)
+        twin.reset()
+        return twin
 
     def push(self, frame: np.ndarray) -> float:
         """Probability in [0, 1] that this (512,) int16 frame holds speech."""

@@ -23,13 +23,13 @@ from emostream.errors import CorpusError, Problems, SourceError
 from emostream.files import sha256, write_atomically
 from emostream.stream import models
 from emostream.stream.config import Speech
-from emostream.stream.features import mfcc
+from emostream.stream.features import loudness, mfcc
 from emostream.stream.speech.vad import SileroVad
 from emostream.train.corpora import Item
 from emostream.train.progress import StepDone, ignore
 from emostream.train.recordings import FOREVER_NS, Sound, read_sound, utterances
 
-VERSION = 3  # raise this number when the code here changes the features
+VERSION = 4  # raise this number when the code here changes the features
 ENDPOINTING = {"threshold", "min_speech_ms", "pause_ms", "hangover_ms", "max_utterance_s", "min_hangover_ms"}
 CODECS = (("WAV", "ULAW", 8000), ("WAV", "GSM610", 8000), ("OGG", "VORBIS", 16_000), ("MP3", "MPEG_LAYER_III", 16_000))
 JITTER_NS = 100_000_000  # an augmented copy's bounds move by at most this: no two detectors cut at the same place
@@ -81,14 +81,14 @@ class Ragged:
 
 
 def cut(sound: Sound, start_ns: int, end_ns: int) -> np.ndarray:
-    """MFCC rows whose 25 ms lie within the bounds, as fusion cuts them, or the next one if there are none: a training
-    item needs a row. (m, 120) float32, m = 0 only if the sound has no row at all."""
+    """MFCC rows whose 25 ms lie within the bounds, as fusion cuts and raises them, or the next one if there are none: a
+    training item needs a row. (m, 120) float32, m = 0 only if the sound has no row at all."""
     rows = sound.rows(start_ns, end_ns)
-    if len(rows):
-        return rows
-    rows, times = sound.rows(), sound.row_times()
-    nearest = min(int(np.searchsorted(times, start_ns)), len(rows) - 1)
-    return rows[nearest : nearest + 1] if len(rows) else rows
+    if not len(rows):
+        rows, times = sound.rows(), sound.row_times()
+        nearest = min(int(np.searchsorted(times, start_ns)), len(rows) - 1)
+        rows = rows[nearest : nearest + 1] if len(rows) else rows
+    return loudness.raise_quiet(rows)
 
 
 def through_codec(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
