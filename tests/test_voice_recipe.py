@@ -53,7 +53,7 @@ def test_corpora_that_are_missing_are_listed_at_once(tmp_path):
     assert [name for name in ("RAVDESS", "EmoDB", "nEMO") if name not in str(raised.value)] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not (DATA / "nemo").is_dir(), reason="EMOSTREAM_DATA names no folder with nemo, rir and noise")
 def test_the_command_writes_an_encoder_and_its_figures(tmp_path, capsys):
     command = ["voice", "--data", str(DATA), "--out", str(tmp_path), "--cache", str(tmp_path / "c"), "--preset", "tiny"]
