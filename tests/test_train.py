@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -375,3 +376,21 @@ def test_shipped_bundle_is_complete_and_better_than_chance_in_each_modality():
     given = {"audio": np.zeros((1, 1, 120), np.float32), "video": np.zeros((1, 1, 128), np.float32), "text": vectors}
     given |= {"audio_len": np.array([0]), "video_len": np.array([0]), "text_len": np.array([6])}
     assert manifest.labels[int(graph.run(given)["logits"].argmax())] == "anger"
+
+
+def test_what_a_changed_module_trained_before_is_not_used(tmp_path):
+    module = ModuleType("network")
+    module.__file__ = str(tmp_path / "network.py")
+    (tmp_path / "network.py").write_text("relu")
+    made = []
+
+    def weights() -> np.ndarray:
+        def make() -> dict[str, np.ndarray]:
+            made.append(len(made))
+            return {"w": np.array(made[-1:])}
+
+        return features.cached(tmp_path, "fusion", {"code": features.code_of(module)}, make)["w"]
+
+    assert [weights(), weights()] == [0, 0]
+    (tmp_path / "network.py").write_text("gelu")
+    assert [weights(), weights()] == [1, 1]

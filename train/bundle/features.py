@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,14 @@ def fingerprint(items: Sequence[Item], labels: bool) -> str:
         else:
             content = item.content.encode() if isinstance(item.content, str) else item.content
         digest.update(b"%d:%s|%s\n" % (len(content), content, item.label.encode() if labels else b""))
+    return digest.hexdigest()
+
+
+def code_of(*modules: ModuleType) -> str:
+    """Hash of the modules' sources: what they train is not used after they have changed."""
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 
 

@@ -28,10 +28,12 @@ from emostream.errors import CorpusError, Problems
 from emostream.stream.features import face as live_face
 from emostream.stream.features import mfcc
 from emostream.stream.features.words import WordVectors
+from emostream.train import model as network
 from emostream.train.bundle import face, features, words
+from emostream.train.bundle import fit as fusion_training
 from emostream.train.bundle.calibrate import calibrate
 from emostream.train.bundle.evaluate import answers, by_group, calibration_report
-from emostream.train.bundle.features import cached, fingerprint
+from emostream.train.bundle.features import cached, code_of, fingerprint
 from emostream.train.bundle.fit import (
     MAX_ROWS,
     SHARE,
@@ -109,7 +111,8 @@ def make_faces(
         return {name: value.numpy() for name, value in trained.state_dict().items()}
 
     settings = {
-        "version": face.VERSION, "epochs": preset.face_epochs, "seed": seed,
+        "version": face.VERSION, "code": code_of(face),
+        "epochs": preset.face_epochs, "seed": seed,
         "items": fingerprint(splits["train"], labels=True),
     }  # fmt: skip
     state = cached(cache, "face", settings, make_net)
@@ -149,7 +152,8 @@ def make_words(
         return {"table": trained.table}
 
     settings = {
-        "version": words.VERSION, "buckets": preset.word_buckets, "dim": preset.word_dim, "epochs": preset.word_epochs,
+        "version": words.VERSION, "code": code_of(words),
+        "buckets": preset.word_buckets, "dim": preset.word_dim, "epochs": preset.word_epochs,
         "seed": seed, "items": fingerprint(training, labels=True),
     }  # fmt: skip
     table = WordVectors(cached(cache, "words", settings, make_table)["table"])
@@ -185,7 +189,8 @@ def make_model(
         for part in pool.parts():
             digests[m].update(np.ascontiguousarray(part).data)
     settings = {
-        "version": VERSION, "steps": steps, "seed": seed, "attention": preset.attention, "share": dict(share),
+        "version": VERSION, "code": code_of(network, fusion_training),
+        "steps": steps, "seed": seed, "attention": preset.attention, "share": dict(share),
         "pools": {m: digest.hexdigest() for m, digest in digests.items()},
     }  # fmt: skip
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from emostream.errors import CorpusError, Problems
+from emostream.train.bundle import voice, voice_fit
 from emostream.train.bundle.degrade import CONDITIONS, Surroundings, surroundings
-from emostream.train.bundle.features import Ragged, cached, fingerprint
+from emostream.train.bundle.features import Ragged, cached, code_of, fingerprint
 from emostream.train.bundle.voice import VoiceNet
 from emostream.train.bundle.voice_fit import VoiceCorpus, judge, train
 from emostream.train.bundle.voice_rows import copy_of
@@ -76,7 +77,8 @@ def make_voice(data: Path, cache: Path, preset: VoicePreset, seed: int, stage: S
         return {name: value.numpy() for name, value in net.state_dict().items()}
 
     settings = {
-        "version": VERSION, "steps": preset.steps, "copies": preset.copies, "seed": seed, "items": digests,
+        "version": VERSION, "code": code_of(voice, voice_fit),
+        "steps": preset.steps, "copies": preset.copies, "seed": seed, "items": digests,
         "shares": [corpus.share for corpus in training],
     }  # fmt: skip
     state = cached(cache, "voice-encoder", settings, make)
