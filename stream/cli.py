@@ -60,18 +60,16 @@ def run() -> int:
 
 
 def _run(config: Config, out: BinaryIO | None, quiet: bool) -> int:
-    from rich.console import Console
-
     from emostream.stream.messages import Emotion, encode_emotion
     from emostream.stream.run import run as run_pipeline
-    from emostream.stream.view import LiveView, PlainView, View
+    from emostream.stream.view import LiveView, PlainView, Terminal, View
 
-    console = Console()
+    console = Terminal()
     view: View
     if console.is_terminal and not quiet:
         view = LiveView(console, [stream.name for stream in config.streams], "emostream")
     else:
-        view = PlainView(console, Console(stderr=True), quiet)
+        view = PlainView(console, Terminal(stderr=True), quiet)
 
     def on_emotion(message: Emotion) -> None:
         if out is not None and message.kind == "utterance":
@@ -113,7 +111,7 @@ def listen() -> int:
     options = parser.parse_args()
     try:
         if options.json:
-            for payload in listen_raw(options.endpoint, estimates=options.windows):
+            for payload, _ in listen_raw(options.endpoint, estimates=options.windows):
                 print(payload.decode(), flush=True)
         else:
             for emotion in listen_labels(options.endpoint, estimates=options.windows):

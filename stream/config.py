@@ -224,6 +224,7 @@ def load_config(
     ``changes``: each ``section.key=value``; ``streams``: each ``[NAME=]SOURCE``, in place of the file's; ``pace``: in
     place of the file's. Raises ConfigError with all problems, one per line.
     """
+    changes, streams = ([values] if isinstance(values, str) else values for values in (changes, streams))
     data: dict[str, Any] = {}
     where = "configuration"
     if path is not None:

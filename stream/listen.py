@@ -29,17 +29,14 @@ def listen(
 
     Raises ConfigError if the address is not valid.
     """
-    for payload in listen_raw(endpoint, estimates=estimates, timeout_s=timeout_s):
-        try:
-            yield decode_emotion(payload)
-        except msgspec.DecodeError as error:
-            log.warning("%s: skipped a message that is not emostream's (%s)", endpoint, error)
+    for _, emotion in listen_raw(endpoint, estimates=estimates, timeout_s=timeout_s):
+        yield emotion
 
 
 def listen_raw(
     endpoint: str = DEFAULT_ENDPOINT, *, estimates: bool = False, timeout_s: float | None = None
-) -> Iterator[bytes]:
-    """As ``listen``, but yield the messages' JSON as it is."""
+) -> Iterator[tuple[bytes, Emotion]]:
+    """As ``listen``, but yield each message's JSON as it came besides."""
     with zmq.Context() as context, closing(context.socket(zmq.SUB)) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SUBSCRIBE, (EMOTION if estimates else UTTERANCE).encode())
@@ -48,5 +45,8 @@ def listen_raw(
         except zmq.ZMQError as error:
             raise ConfigError(f"{endpoint}: not a valid endpoint ({error.strerror})") from error
         while socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
-            parts = socket.recv_multipart()
-            yield parts[-1]
+            payload = socket.recv_multipart()[-1]
+            try:
+                yield payload, decode_emotion(payload)
+            except msgspec.DecodeError as error:
+                log.warning("%s: skipped a message that is not emostream's (%s)", endpoint, error)

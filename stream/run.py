@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable
 
@@ -28,9 +29,11 @@ def run(
     labels still arrive, within three seconds.
 
     The nodes are processes that import the caller's main module, so a script calls this below
-    ``if __name__ == "__main__":``. Raises RunError if no source can be opened or the run cannot go on, and BundleError,
-    BackendError, BusError, ModelError or SourceError for what cannot be used.
+    ``if __name__ == "__main__":``. Raises RunError if no source can be opened, a node cannot run, or the run cannot
+    go on; BundleError, BusError, ConfigError, ModelError or SourceError for what is found before the nodes start.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        raise RunError('a script calls emostream.run below `if __name__ == "__main__":`, since the nodes import it')
     summary = Summary()
 
     def take_emotion(emotion: Emotion) -> None:
@@ -43,6 +46,6 @@ def run(
 
     supervisor = Supervisor(config, take_emotion, take_health, on_log, stop or threading.Event())
     supervisor.run()
-    if supervisor.nothing_ran:
-        raise RunError("no source could be opened")
+    if reasons := supervisor.unopened:
+        raise RunError("no source could be opened: " + "; ".join(reasons))
     return summary

@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -58,6 +58,7 @@ class _Node:
     restart_ns: int = 0
     seen_ns: int = 0
     health: Health | None = None
+    error: str = ""  # the last error that it logged
 
 
 @dataclass
@@ -122,6 +123,21 @@ def _try_endpoint(endpoint: str) -> None:
         socket.unbind(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
 
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """The environment with these changes, for a child that inherits it; the caller's own is left as it was."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 class Supervisor:
     """One run. ``on_emotion``, ``on_health`` and ``on_log`` (node, level, text) are called with what the nodes publish.
     Once ``stop`` is set, sources stop, queues drain and the last labels go out; nodes that take too long are killed.
@@ -145,6 +161,7 @@ class Supervisor:
         self._t0_ns: int | None = None
         self._stop_by_ns: int | None = None
         self._fatal = ""
+        self._fatal_node: _Node | None = None  # whose error is the reason
 
     def run(self) -> None:
         """Run until every stream has ended or ``stop`` is set. Raises RunError if the run cannot begin or go on, and
@@ -163,10 +180,10 @@ class Supervisor:
             shutil.rmtree(self._run_dir, ignore_errors=True)
 
     @property
-    def nothing_ran(self) -> bool:
-        """Whether none of the sources could be opened."""
+    def unopened(self) -> list[str]:
+        """Why sources could not be opened, if none could; empty otherwise."""
         captures = [node for node in self._nodes.values() if node.spec.kind == "capture"]
-        return bool(captures) and all(node.cannot_run for node in captures)
+        return [node.error for node in captures] if all(node.cannot_run for node in captures) else []
 
     def _serve(self) -> None:
         with ExitStack() as stack:
@@ -199,7 +216,8 @@ class Supervisor:
                 self._take(message)
             self._take_labels(labels)
             if self._fatal:
-                raise RunError(self._fatal)
+                reasons = [node.error for node in self._nodes.values() if node is self._fatal_node and node.error]
+                raise RunError(": ".join([self._fatal, *reasons]))
 
     def _take_labels(self, labels: zmq.Socket[bytes]) -> None:
         while labels.poll(0):
@@ -213,17 +231,19 @@ class Supervisor:
             node.ready = node.ready or message.state != "starting"
             self._on_health(message)
         elif isinstance(message, Log):
+            if message.level == "error":
+                self._nodes[message.node].error = message.text
             self._on_log(message.node, message.level, message.text)
 
     def _start(self, node: _Node) -> None:
         context = multiprocessing.get_context("spawn")
         spec = replace(node.spec, t0_ns=self._t0_ns)
         # one thread per numeric library and process, since several processes share few cores
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        os.environ["EMOSTREAM_NODE"] = spec.name  # tells processes apart in a process list (ps e)
+        threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        # EMOSTREAM_NODE tells processes apart in a process list (ps e)
         node.process = context.Process(target=run_node, args=(spec,), name=spec.name, daemon=True)
-        node.process.start()
+        with _environment(threads | {"EMOSTREAM_NODE": spec.name}):
+            node.process.start()
         node.ready = False
         node.seen_ns = self._clock.now_ns()
 
@@ -266,7 +286,14 @@ class Supervisor:
         if code == CANNOT_RUN:
             node.done = node.cannot_run = True
             if node.spec.kind != "capture":
-                self._fatal = f"{name} cannot run, see above"
+                self._fatal, self._fatal_node = f"{name} cannot run", node
+            return
+        if code > 0 and node.health is None:  # it never sent a heartbeat: its process could not even begin
+            self._fatal = (
+                f"{name} could not start (exit code {code}); a script that calls emostream.run does so below "
+                '`if __name__ == "__main__":`, since the nodes are processes that import it'
+            )
+            node.done = True
             return
         if self._config.pace == "fast":
             self._fatal = f"{name} crashed (exit code {code}); at fast pace nothing may be lost, so the run ends here"

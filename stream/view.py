@@ -20,6 +20,13 @@ _BAR = 24
 _LEVELS = {"warning": "yellow", "error": "bold red"}
 
 
+class Terminal(Console):
+    """A console that raises BrokenPipeError as print does, where rich's own ends the program with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 class View(Protocol):
     def emotion(self, message: Emotion) -> None: ...
     def health(self, message: Health) -> None: ...

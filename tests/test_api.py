@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -98,6 +99,13 @@ BAD_ARRAYS = {
     "no rate": ({"samples": np.zeros(100, np.int16)}, "rate_hz is None"),
     "rate 0": ({"samples": np.zeros(100, np.int16), "rate_hz": 0}, "rate_hz is 0"),
     "int32": ({"samples": np.zeros(100, np.int32), "rate_hz": 16_000}, r"not \(100,\) int32"),
+    "endless rate": ({"samples": np.zeros(100, np.int16), "rate_hz": float("inf")}, "rate_hz is inf"),
+    "a rate of text": ({"samples": np.zeros(100, np.int16), "rate_hz": "16000"}, "rate_hz is 16000"),
+    "a list": ({"samples": [0] * 100, "rate_hz": 16_000}, "not a list"),
+    "channels first": ({"samples": np.zeros((2, 16_000), np.int16), "rate_hz": 16_000}, "1 to 64 channels"),
+    "no channels": ({"samples": np.zeros((100, 0), np.int16), "rate_hz": 16_000}, "1 to 64 channels"),
+    "int16 as floats": ({"samples": np.full(100, 3e4), "rate_hz": 16_000}, r"not in \[-1, 1\]"),
+    "empty pictures": ({"frames": np.zeros((2, 0, 0), np.uint8), "fps": 25}, "frames must be"),
     "3 axes": ({"samples": np.zeros((9, 9, 9), np.float32), "rate_hz": 16_000}, "samples must be"),
     "NaN": ({"samples": np.full(100, np.nan), "rate_hz": 16_000}, "NaN"),
     "no fps": ({"frames": np.zeros((2, 48, 48), np.uint8)}, "fps is None"),
@@ -182,9 +190,34 @@ def test_run_calls_back_and_stops_when_told(tmp_path):
 
 
 @pytest.mark.process
+def test_a_script_without_the_guard_ends_and_is_told_of_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import emostream\n"
+        f"config = emostream.load_config(changes='bus.emotion=ipc://{tmp_path}/bus', streams='demo')\n"
+        "emostream.run(config)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "could not start" in done.stderr.splitlines()[-1] and "__main__" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.process
+def test_run_says_why_and_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.delenv("EMOSTREAM_NODE", raising=False)
+    config = emostream.load_config(changes=[f"bus.emotion=ipc://{tmp_path}/bus", "fusion.backend=tensorrt"])
+    before = dict(os.environ)
+    with pytest.raises(emostream.EmostreamError, match="fusion cannot run: backend 'tensorrt' cannot run here"):
+        emostream.run(config)
+    assert dict(os.environ) == before
+
+
+@pytest.mark.process
 def test_run_raises_what_cannot_be_used(tmp_path):
     changes = [f"bus.emotion=ipc://{tmp_path}/bus"]
     with pytest.raises(emostream.EmostreamError, match="no such file"):
         emostream.run(emostream.load_config(changes=changes, streams=["file:nowhere.mp4"]))
-    with pytest.raises(emostream.EmostreamError, match="no source could be opened"):
+    with pytest.raises(
+        emostream.EmostreamError, match="no source could be opened: http://127.0.0.1:9/nothing cannot be opened"
+    ):
         emostream.run(emostream.load_config(changes=changes, streams=["http://127.0.0.1:9/nothing"]))

@@ -42,4 +42,4 @@ def test_a_source_that_exits_after_fusion_still_counts_as_not_opened(supervisor)
     fusion.done = True
     supervisor._t0_ns = 1
     assert supervisor._look_after(control=None)
-    assert supervisor.nothing_ran
+    assert supervisor.unopened

@@ -38,8 +38,9 @@ def run_node(spec: NodeSpec) -> None:
     finally:
         if runtime is not None:
             runtime.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for output in (sys.stdout, sys.stderr):
+        if output is not None:  # of a program without a terminal
+            output.flush()
     os._exit(code)  # without waiting for a thread that is blocked in a read
 
 

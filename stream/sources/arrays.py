@@ -12,6 +12,10 @@ from emostream.errors import SourceError
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import Sampler
 
+MAX_RATE_HZ = 768_000
+MAX_CHANNELS = 64  # more are samples and channels in the wrong order
+MAX_FLOAT = 8.0  # an overdriven recording may exceed 1, int16 values stored as floats do by far
+MAX_FPS = 1000
 _CHUNK_S = 1.0
 
 
@@ -80,23 +84,31 @@ class ArraySource:
 
 def _checked_samples(samples: np.ndarray, rate_hz: int | None) -> np.ndarray:
     """(n, channels) float32 in [-1, 1]."""
-    if rate_hz is None or not rate_hz > 0:
-        raise SourceError(f"samples need their sampling rate in Hz; rate_hz is {rate_hz}")
+    if not isinstance(rate_hz, int | np.integer) or not 1 <= rate_hz <= MAX_RATE_HZ:
+        raise SourceError(f"samples need their sampling rate in Hz, 1 to {MAX_RATE_HZ}; rate_hz is {rate_hz}")
+    if not isinstance(samples, np.ndarray):
+        raise SourceError(f"samples must be a NumPy array, not a {type(samples).__name__}")
     if samples.ndim not in (1, 2) or not (samples.dtype == np.int16 or np.issubdtype(samples.dtype, np.floating)):
         raise SourceError(
             f"samples must be (n,) or (n, channels), int16 or floating point, not {samples.shape} {samples.dtype}"
         )
+    if samples.ndim == 2 and not 1 <= samples.shape[1] <= MAX_CHANNELS:
+        raise SourceError(f"samples must be (n, channels) with 1 to {MAX_CHANNELS} channels, not {samples.shape}")
     values = samples.astype(np.float32)
     if not np.isfinite(values).all():
         raise SourceError("samples contain NaN or infinity")
     if samples.dtype == np.int16:
         values /= 32768.0
+    elif len(values) and float(np.abs(values).max()) > MAX_FLOAT:
+        raise SourceError("samples are floating point but not in [-1, 1]; convert them, or pass int16")
     return values[:, None] if values.ndim == 1 else values
 
 
 def _checked_frames(frames: np.ndarray, fps: float | None) -> np.ndarray:
-    if fps is None or not fps > 0:
-        raise SourceError(f"frames need their rate per second; fps is {fps}")
+    if not isinstance(fps, int | float | np.number) or not 0 < fps <= MAX_FPS:
+        raise SourceError(f"frames need their rate per second, at most {MAX_FPS}; fps is {fps}")
+    if not isinstance(frames, np.ndarray) or 0 in frames.shape[1:]:
+        raise SourceError(f"frames must be a NumPy array of pictures, not {getattr(frames, 'shape', type(frames))}")
     if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[3] != 3):
         raise SourceError(
             f"frames must be (m, height, width) or (m, height, width, 3) uint8, not {frames.shape} {frames.dtype}"
