@@ -8,6 +8,8 @@ was done (``stream-run`` and ``stream-listen`` have no other end, so theirs is 0
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -43,7 +45,8 @@ def exit_code(body: Callable[[], int]) -> int:
             raise
         where = error.filename or "the output"
         print(f"error: {where}: cannot be read or written ({error.strerror})", file=sys.stderr)
-        _leave_unwritten()
+        if error.filename is None:
+            _leave_unwritten()
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -53,4 +56,5 @@ def exit_code(body: Callable[[], int]) -> int:
 def _leave_unwritten() -> None:
     """Let Python's own flush at exit not fail again on what cannot be written."""
     if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(io.UnsupportedOperation):  # replaced by an object in memory, which has no descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
