@@ -4,6 +4,7 @@ manifest.json     labels, feature settings, window sizes, calibration, training 
 fusion.onnx       features of each modality, with lengths → logits; in plain ONNX, which every backend reads
 fusion-cpu.onnx   the same weights in the operators that ONNX Runtime runs fastest on a CPU (optional)
 fusion-gpu.onnx   the same weights in the form that costs TensorRT the fewest steps (optional)
+voice.onnx        log-mel rows → voice vectors
 face.onnx         face crop → vector
 words.safetensors word and character-n-gram vectors
 """
@@ -23,8 +24,8 @@ from emostream.errors import BundleError
 from emostream.files import as_json, sha256, write_atomically
 
 BUNDLES = Path(__file__).parent / "bundles"
-FORMAT = "emostream-bundle/2"
-FUSION, FACE, WORDS = "fusion.onnx", "face.onnx", "words.safetensors"
+FORMAT = "emostream-bundle/3"
+FUSION, VOICE, FACE, WORDS = "fusion.onnx", "voice.onnx", "face.onnx", "words.safetensors"
 FUSION_CPU, FUSION_GPU = "fusion-cpu.onnx", "fusion-gpu.onnx"
 _OPTIONAL = (FUSION_CPU, FUSION_GPU)
 # by graph and backend: the file that the backend runs fastest; all others run the graph's own file
@@ -103,7 +104,7 @@ class Bundle:
         return self.folder / name
 
     def path_for(self, graph: str, backend: str) -> Path:
-        """The file that a backend runs for FUSION or FACE: the one made for it if the bundle has that, else the
+        """The file that a backend runs for FUSION, VOICE or FACE: the one made for it if the bundle has that, else the
         portable one."""
         fastest = _FASTEST.get((graph, backend), graph)
         return self.path(fastest if fastest in self.manifest.files else graph)
@@ -134,7 +135,7 @@ def open_bundle(name: str | Path) -> Bundle:
     if set(manifest.temperature) != set(SUBSETS):
         raise BundleError(f"{path}: temperature is for {sorted(manifest.temperature)}, expected {sorted(SUBSETS)}")
     _check_label_shares(path, manifest)
-    for needed in (FUSION, FACE, WORDS):
+    for needed in (FUSION, VOICE, FACE, WORDS):
         if needed not in manifest.files:
             raise BundleError(f"{path}: lists no {needed}")
     for file_name, expected in manifest.files.items():
@@ -170,7 +171,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Hash the bundle's files into ``manifest.files`` and write ``manifest.json``, whole or not at all."""
     manifest.files = {
         name: File(sha256(folder / name), (folder / name).stat().st_size)
-        for name in (FUSION, *_OPTIONAL, FACE, WORDS)
+        for name in (FUSION, *_OPTIONAL, VOICE, FACE, WORDS)
         if name not in _OPTIONAL or (folder / name).exists()
     }
     write_atomically(folder / "manifest.json", as_json(manifest))

@@ -21,7 +21,7 @@ import zmq
 
 from emostream.errors import BusError
 from emostream.stream.clock import Clock
-from emostream.stream.messages import Codec, Emotion, End, Face, Message, MfccRows, Pcm, encode_emotion
+from emostream.stream.messages import AudioRows, Codec, Emotion, End, Face, Message, Pcm, encode_emotion
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _Context = zmq.Context[zmq.Socket[bytes]]
 LINGER_MS = 500  # at exit: long enough for the last message, short enough not to hang on a dead subscriber
 _LONGEST_DIR = 70  # the path of a Unix socket has at most 107 bytes, of which 35 are added here
 SEND_TIMEOUT_MS = 100  # of one attempt, at fast pace: between two attempts a node checks whether it has to stop
-_DROPPABLE = (Pcm, MfccRows, Face)
+_DROPPABLE = (Pcm, AudioRows, Face)
 
 
 class BusObserver(Protocol):

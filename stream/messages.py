@@ -48,14 +48,15 @@ class Pcm(Media):
         return topics.stream_topic("pcm", self.stream)
 
 
-class MfccRows(Media):
-    """``rows``: (frames, 120) float32; row i describes the 25 ms from ``media_start_ns`` + 10 ms · i."""
+class AudioRows(Media):
+    """Features of sound, one row every 10 ms. ``rows``: (frames, 32) float32 log-mel values in a live run; row i
+    describes the 32 ms from ``media_start_ns`` + 10 ms · i."""
 
     rows: np.ndarray
 
     @property
     def topic(self) -> str:
-        return topics.stream_topic("mfcc", self.stream)
+        return topics.stream_topic("audio", self.stream)
 
 
 class Face(Media):
@@ -162,7 +163,7 @@ class Control(Message):
         return topics.CONTROL
 
 
-_ANY = Pcm | MfccRows | Face | SpeechEvent | End | Health | Log | Control
+_ANY = Pcm | AudioRows | Face | SpeechEvent | End | Health | Log | Control
 
 
 class Codec:
@@ -206,7 +207,8 @@ class Codec:
 
 
 class Evidence(msgspec.Struct):
-    """What one modality gave: ``frames`` (MFCC frames, faces, words) that went into the network; ``coverage``, the
+    """What one modality gave: ``frames`` (voice vectors, faces, rows of text) that went into the
+    network; ``coverage``, the
     part of the time that they cover, in [0, 1]; ``contribution``, by how much the label's probability drops when the
     modality is left out (with nothing else there: its excess over chance)."""
 

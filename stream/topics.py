@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 Medium = Literal["audio", "video"]
-Content = Literal["pcm", "mfcc", "face", "speech"]
+Content = Literal["pcm", "audio", "face", "speech"]
 NodeKind = Literal["audio", "video", "capture", "speech", "fusion"]
 
 CONTROL = "control"  # a topic, and the name of the supervisor's publisher
@@ -18,13 +18,13 @@ EMOTION = "emotion."  # a subscription to this prefix gets all public messages
 UTTERANCE = "emotion.utterance."  # … and to this one, labels without running estimates
 
 PUBLISHED: Mapping[NodeKind, tuple[Content, ...]] = {
-    "audio": ("pcm", "mfcc"),
+    "audio": ("pcm", "audio"),
     "video": ("face",),
-    "capture": ("pcm", "mfcc", "face"),
+    "capture": ("pcm", "audio", "face"),
     "speech": ("speech",),
     "fusion": (),  # publishes labels only, on a socket of their own
 }
-FUSED: tuple[Content, ...] = ("speech", "mfcc", "face")  # what fusion subscribes to
+FUSED: tuple[Content, ...] = ("speech", "audio", "face")  # what fusion subscribes to
 
 
 def stream_topic(content: Content, stream: str) -> str:

@@ -20,6 +20,7 @@ queries come from the target, keys and values from the source; a modality paired
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -165,9 +166,8 @@ def load_authors_weights(model: Paper, state: Mapping[str, Tensor]) -> None:
 #
 # What differs from the paper:
 # - Lengths and masks. Live speech has no fixed length, faces come and go, and padding must not change a label.
-# - The convolution goes over time, with features as channels, so it takes any length; a ReLU follows. Together with the
-#   mean after it, it makes one row out of 20 of sound and of 3 of faces: a GRU's steps wait for each other, so they are
-#   what takes time.
+# - The convolution goes over time, with features as channels, so it takes any length; a ReLU follows. It
+#   makes one row out of 2 voice vectors and of 3 faces: a GRU's steps wait for each other, so they are what takes time.
 # - Two one-directional GRUs for a bidirectional one, so that the way back begins at the last valid row.
 # - Attention is written out, since torch's own does not export with free lengths. It has a residual and a layer norm:
 #   if it finds nothing, the states pass unchanged, and the scale is the same whatever is absent.
@@ -181,17 +181,35 @@ def load_authors_weights(model: Paper, state: Mapping[str, Tensor]) -> None:
 # - Features are normalised within the network, by the training features' mean and deviation, so that a runtime feeds
 #   plain ones. ``Paper`` takes its arrays as they are.
 # - Modality dropout: the trainer leaves whole modalities out of a batch, since each may be absent in use.
-# - Narrower features, from encoders that run on a small machine: 128 for a face, 80 for a word.
+# - Features of encoders that run on a small machine: a voice vector of 168 for each 80 ms in place of 120 MFCC for each
+#   10 ms, 128 values for a face, 80 for a word.
 
-# Each modality's way to its GRU: of every STEP rows one is read; a convolution takes (rows at once, which is its stride
-# too; width); the mean over MEAN of its rows is the GRU's input. Audio rows come every 10 ms and each sees 105 ms, its
-# deltas included, so every second one is enough, and the GRU has a row for each 200 ms. A mean has no weights; a second
-# convolution in its place learns the training voices by heart. Faces come every 100 ms, and the GRU has a row for each
-# 300 ms. Words are few and far apart in time, so they have no convolution.
-DIMS = {"audio": 120, "video": 128, "text": 80}  # features of a row
-STEP = {"audio": 2, "video": 1, "text": 1}
-CONVOLUTION: dict[str, tuple[int, int] | None] = {"audio": (2, 120), "video": (3, 64), "text": None}
-MEAN = {"audio": 5, "video": 1, "text": 1}
+DIMS = {"audio": 168, "video": 128, "text": 80}  # features of a row: voice vectors, face vectors, rows of text
+
+
+class Reading(NamedTuple):
+    """A modality's way to its GRU: of every ``step`` rows one is read; a convolution takes ``taken`` rows at once, its
+    stride too, and gives ``width`` values (0: no convolution); the mean over ``mean`` rows is the GRU's input.
+    """
+
+    step: int
+    taken: int
+    width: int
+    mean: int
+
+    @property
+    def stride(self) -> int:
+        """Rows of features per row of the GRU."""
+        return self.step * self.taken * self.mean
+
+
+# Voice vectors come every 80 ms, and the GRU has a row for each 160 ms. Faces come every 100 ms, and the GRU has a row
+# for each 300 ms. Words are few and far apart in time, so they have no convolution.
+READING = {"audio": Reading(1, 2, 120, 1), "video": Reading(1, 3, 64, 1), "text": Reading(1, 1, 0, 1)}
+# MFCC rows come every 10 ms and each sees 105 ms, its deltas included, so every second one is enough; a row of the GRU
+# for each 200 ms. A mean has no weights; a second convolution in its place learns the training voices by heart.
+MFCC_READING = Reading(2, 2, 120, 5)
+SOUND = {"voice": READING["audio"], "mfcc": MFCC_READING}
 POOLING_EPS = 1e-5  # the slope of a square root is infinite at 0
 MASKED = -1e4  # score of a masked key: finite, so that a row without any key stays finite, in half precision too
 
@@ -217,29 +235,24 @@ def time_mean(x: Tensor, keep: Tensor) -> Tensor:
 class Encoder(nn.Module):
     """One modality: normalise, convolve over time, read in both directions.
 
-    ``mean`` and ``std`` are those of the training features; the rest is by STEP, CONVOLUTION and MEAN. A convolution
-    whose stride is its kernel size is one matrix product, of the rows that it takes at once, laid end to end.
+    ``mean`` and ``std`` are those of the training features; the rest is by ``reading``. A convolution whose stride is
+    its kernel size is one matrix product, of the rows that it takes at once, laid end to end.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, m: str, dim: int, hidden: int, dropout: float) -> None:
+    def __init__(self, reading: Reading, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
-        self.step, self.mean_of = STEP[m], MEAN[m]
-        self.taken, inner = CONVOLUTION[m] or (1, dim)
-        self.conv = nn.Linear(self.taken * dim, inner) if CONVOLUTION[m] else None
+        self.step, self.taken, self.mean_of, self.stride = reading.step, reading.taken, reading.mean, reading.stride
+        inner = reading.width or dim
+        self.conv = nn.Linear(self.taken * dim, inner) if reading.width else None
         # two one-directional GRUs: a bidirectional one would begin its way back in the padding
         self.ahead = nn.GRU(inner, hidden, batch_first=True)
         self.back = nn.GRU(inner, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-
-    @property
-    def stride(self) -> int:
-        """Rows of features per row of states."""
-        return self.step * self.taken * self.mean_of
 
     def forward(self, x: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, D), (B,) → states (B, T', W), and 1 where they are valid, else 0: (B, T'); T' = ceil(T / stride)."""
@@ -328,11 +341,13 @@ class Fusion(nn.Module):
         hidden: int,
         heads: int,
         dropout: float,
+        sound: str = "voice",
     ) -> None:
         super().__init__()
         width = 2 * hidden
+        readings = {**READING, "audio": SOUND[sound]}
         self.dims, self.attention, self.pooling = dict(dims), attention, pooling
-        self.encoders = nn.ModuleDict({m: Encoder(m, dim, hidden, dropout) for m, dim in dims.items()})
+        self.encoders = nn.ModuleDict({m: Encoder(readings[m], dim, hidden, dropout) for m, dim in dims.items()})
         selves = [(m, m) for m in dims] if attention in ("self", "both") else []
         crosses = [(t, s) for t in dims for s in dims if t != s] if attention in ("cross", "both") else []
         self.pairs = selves + crosses
@@ -400,6 +415,7 @@ def build(
     hidden: int = 60,  # as in the paper: 120 wide with both directions
     heads: int | None = None,
     dropout: float | None = None,
+    sound: str = "voice",
 ) -> Fusion | Paper:
     """A model with random weights: ``variant`` "default" gives a ``Fusion``, "paper" a ``Paper``.
 
@@ -410,7 +426,8 @@ def build(
     ``dims`` replaces the variant's number of features of a row, and ``rows``, in the paper variant alone, its number of
     rows in time, for the modalities that they name. The paper's convolution makes 25 rows of 32 of video and 500 of
     1000 of audio; of other numbers the same share, rounded down, at least one. ``heads``: 6 in the paper variant, 3 in
-    the default one. ``dropout``: 0.3 in the default variant; the paper's rates are fixed. Raises ValueError for an
+    the default one. ``dropout``: 0.3 in the default variant; the paper's rates are fixed. ``sound``: "voice" where the
+    default variant reads vectors of the voice encoder, "mfcc" where it reads rows of MFCC. Raises ValueError for an
     unknown name, for an option that the variant lacks, and for the paper's cross-attention with one modality.
     """
     if variant not in VARIANTS:
@@ -427,7 +444,7 @@ def build(
             raise ValueError("the default variant takes any number of rows: leave out rows, or choose variant 'paper'")
         dims = {**DIMS, **(dims or {})}
         rate = 0.3 if dropout is None else dropout
-        return Fusion(attention, {m: dims[m] for m in modalities}, pooling, labels, hidden, heads, rate)
+        return Fusion(attention, {m: dims[m] for m in modalities}, pooling, labels, hidden, heads, rate, sound)
     if dropout is not None:
         raise ValueError("the paper's dropout rates are fixed: leave out dropout, or choose variant 'default'")
     if attention == "cross" and len(set(modalities)) == 1:

@@ -1,10 +1,11 @@
-"""Recordings as the live nodes take them: file → 16 kHz blocks, MFCC rows and utterances, by the live code."""
+"""Recordings as the live nodes take them: file → 16 kHz blocks, rows of features and utterances, by the live code."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -14,32 +15,34 @@ from emostream.stream.config import Speech
 from emostream.stream.cores.audio import AudioCore
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.cores.window import SlidingWindow
-from emostream.stream.features import mfcc
-from emostream.stream.messages import Message, MfccRows, Pcm, SpeechEvent
+from emostream.stream.features import logmel, mfcc
+from emostream.stream.messages import AudioRows, Message, Pcm, SpeechEvent
 from emostream.stream.sources.base import AudioChunk, VideoFrame
 from emostream.stream.sources.file import FileSource
 from emostream.stream.speech.vad import SileroVad
 from emostream.stream.topics import Medium
 
 FOREVER_NS = 1 << 62
+Features = Literal["logmel", "mfcc"]
 
 
 class Sound:
     """What the audio node publishes of a recording, on its timeline in nanoseconds.
 
-    ``blocks``: (512,) int16 at 16 kHz each; the less than 32 ms after the last whole block are in no block, though in
-    the MFCC rows.
+    ``features``: "logmel", as a live run has them, or "mfcc". ``blocks``: (512,) int16 at 16 kHz each; the less than
+    32 ms after the last whole block are in no block, though in the rows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, features: Features = "logmel") -> None:
         self.blocks: list[Pcm] = []
-        self._core = AudioCore("", None)
-        self._rows = SlidingWindow((mfcc.DIM,), np.float32)
+        self._core = AudioCore("", None, mfcc.Mfcc() if features == "mfcc" else logmel.LogMel())
+        self._frame_ns = mfcc.FRAME_NS if features == "mfcc" else logmel.FRAME_NS
+        self._rows = SlidingWindow((mfcc.DIM if features == "mfcc" else logmel.DIM,), np.float32)
 
     @classmethod
-    def from_samples(cls, samples: np.ndarray) -> Sound:
+    def from_samples(cls, samples: np.ndarray, features: Features = "logmel") -> Sound:
         """(n,) int16 at 16 kHz, from time 0 on."""
-        sound = cls()
+        sound = cls(features)
         sound.push(AudioChunk(samples[:, None].astype(np.float32) / 32768, mfcc.RATE_HZ, 0))
         sound.flush()
         return sound
@@ -76,19 +79,19 @@ class Sound:
         return samples
 
     def rows(self, start_ns: int = -FOREVER_NS, end_ns: int = FOREVER_NS) -> np.ndarray:
-        """MFCC rows whose 25 ms lie within the bounds: (m, 120) float32."""
-        return self._rows.cut(start_ns, end_ns - mfcc.FRAME_NS + 1).copy()
+        """Rows whose frames lie within the bounds: (m, 32) log-mel, 32 ms each, or (m, 120) MFCC, 25 ms; float32."""
+        return self._rows.cut(start_ns, end_ns - self._frame_ns + 1).copy()
 
     def row_times(self) -> np.ndarray:
-        """When each MFCC row begins: (m,) int64."""
+        """When each row begins: (m,) int64."""
         return self._rows.times(-FOREVER_NS, FOREVER_NS).copy()
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:
             if isinstance(message, Pcm):
                 self.blocks.append(message)
-            elif isinstance(message, MfccRows):
-                times = message.media_start_ns + mfcc.HOP_NS * np.arange(len(message.rows), dtype=np.int64)
+            elif isinstance(message, AudioRows):
+                times = message.media_start_ns + logmel.HOP_NS * np.arange(len(message.rows), dtype=np.int64)
                 with contextlib.suppress(ValueError):  # rows that go back in time are left out, as in a live run
                     self._rows.append(times, message.rows)
 
@@ -96,15 +99,18 @@ class Sound:
 class Recording:
     """A file as the live nodes read it. ``sound`` is complete when ``frames`` has been exhausted."""
 
-    def __init__(self, path: Path, media: frozenset[Medium] = frozenset({"audio"}), fps: float = 1) -> None:
+    def __init__(
+        self, path: Path, media: frozenset[Medium] = frozenset({"audio"}), fps: float = 1, features: Features = "logmel"
+    ) -> None:
         self.sound: Sound | None = None  # None without a sound track
         self._source = FileSource(path, media, fps)
+        self._features: Features = features
 
     def frames(self) -> Iterator[VideoFrame]:
         """Read the whole file and yield its frames. Raises SourceError if it cannot be read or is not finite."""
         self._source.open()
         try:
-            self.sound = Sound() if "audio" in self._source.tracks() else None
+            self.sound = Sound(self._features) if "audio" in self._source.tracks() else None
             for item in self._source.items():
                 if isinstance(item, VideoFrame):
                     yield item
@@ -118,9 +124,9 @@ class Recording:
             self.sound.flush()
 
 
-def read_sound(path: Path) -> Sound | None:
+def read_sound(path: Path, features: Features = "logmel") -> Sound | None:
     """The sound of a file, None without a sound track. Raises SourceError if it cannot be read or is not finite."""
-    recording = Recording(path)
+    recording = Recording(path, features=features)
     for _ in recording.frames():
         pass
     return recording.sound

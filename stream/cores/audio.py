@@ -1,41 +1,57 @@
-"""Core of the audio node: sound at any rate in, 16 kHz mono blocks and MFCC out."""
+"""Core of the audio node: sound at any rate in, 16 kHz mono blocks and log-mel rows out."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import av
 import numpy as np
 
-from emostream.stream.features.mfcc import DIM, HOP_NS, Mfcc, to_int16
-from emostream.stream.messages import Message, MfccRows, Pcm
+from emostream.stream.features.logmel import HOP_NS, LogMel
+from emostream.stream.features.mfcc import to_int16
+from emostream.stream.messages import AudioRows, Message, Pcm
 from emostream.stream.sources.base import AudioChunk
 from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, RATE_HZ
 
-_MFCC_BLOCKS = 2  # 64 ms: with their look-ahead of 40 ms, the rows of an utterance exist when its pause is detected
+_ROWS_BLOCKS = 2  # 64 ms: the rows of an utterance exist when its pause is detected
 _DELAY_SAMPLES = 16  # of the resampler, at the lower of its two rates
 _JUMP_NS = 60_000_000  # a smaller error of a time stamp is rounding or jitter, not a gap
 
 
+class Features(Protocol):
+    """Computes rows of features, one every 10 ms, as samples arrive."""
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """Take (n,) int16 samples at 16 kHz; returns the rows that they complete, (m, D) float32."""
+        ...
+
+    def flush(self) -> np.ndarray:
+        """The rows that are held back; the next samples begin a new signal."""
+        ...
+
+
 class AudioCore:
-    """Cuts sound into ``Pcm`` messages of 512 samples; after every second one comes an ``MfccRows`` message with the
+    """Cuts sound into ``Pcm`` messages of 512 samples; after every second one comes an ``AudioRows`` message with the
     rows that the two completed.
 
     Features are not computed more often because a call costs the same for 160 samples as for 1024; nor do they depend
     on how the source cuts its sound. Sound at another rate begins with one or two milliseconds of silence, the delay of
     its resampler: so a block is complete as soon as the source's samples for it have arrived.
 
-    ``t0_ns``: Unix time of media time 0, or None if nothing is captured live (a file read at full speed). A gap in the
-    source's time stamps ends the run of samples: features do not reach across it, and the timeline shows it. ``gaps``
-    and ``late_chunks`` count gaps and chunks that were left out because their time had passed.
+    ``t0_ns``: Unix time of media time 0, or None if nothing is captured live (a file read at full speed). ``features``
+    computes the rows, log-mel values by default; training has others. A gap in the source's time stamps ends the run of
+    samples: features do not reach across it, and the timeline shows it. ``gaps`` and ``late_chunks`` count gaps and
+    chunks that were left out because their time had passed.
     """
 
-    def __init__(self, stream: str, t0_ns: int | None) -> None:
+    def __init__(self, stream: str, t0_ns: int | None, features: Features | None = None) -> None:
         self._stream, self._t0_ns = stream, t0_ns
-        self._mfcc = Mfcc()
+        self._features = features or LogMel()
         self._resampler: av.AudioResampler | None = None
         self._rate_hz = 0
         self._held = np.zeros(0, np.int16)  # less than a block
         self._blocks: list[np.ndarray] = []  # features are not computed yet
-        self._pcm_ns = self._mfcc_ns = 0  # media time of the next block and of the next MFCC row
+        self._pcm_ns = self._rows_ns = 0  # media time of the next block and of the next row
         self._expected_ns: int | None = None
         self.gaps = 0
         self.late_chunks = 0
@@ -68,7 +84,7 @@ class AudioCore:
         if self._resampler is not None:
             messages += self._cut(self._resampled(None))
         rest = np.concatenate([*self._blocks, self._held])
-        messages += self._rows(np.concatenate([self._mfcc.push(rest), self._mfcc.flush()]))
+        messages += self._rows(np.concatenate([self._features.push(rest), self._features.flush()]))
         self._expected_ns = None
         return messages
 
@@ -82,7 +98,7 @@ class AudioCore:
             late = round(_DELAY_SAMPLES * max(1, chunk.rate_hz / RATE_HZ))
             start_ns -= late * 1_000_000_000 // chunk.rate_hz
             self._held = to_int16(self._resampled(np.zeros(late, np.float32)))
-        self._pcm_ns = self._mfcc_ns = start_ns
+        self._pcm_ns = self._rows_ns = start_ns
 
     def _resampled(self, mono: np.ndarray | None) -> np.ndarray:
         """(n,) float32 at the source's rate → (m,) at 16 kHz; None: what the resampler still holds.
@@ -117,23 +133,22 @@ class AudioCore:
             )
             self._pcm_ns = end_ns
             self._blocks.append(block)
-            if len(self._blocks) == _MFCC_BLOCKS:
-                messages += self._rows(self._mfcc.push(np.concatenate(self._blocks)))
+            if len(self._blocks) == _ROWS_BLOCKS:
+                messages += self._rows(self._features.push(np.concatenate(self._blocks)))
                 self._blocks = []
         return messages
 
     def _rows(self, rows: np.ndarray) -> list[Message]:
         if not len(rows):
             return []
-        assert rows.shape[1] == DIM
-        start_ns = self._mfcc_ns
-        self._mfcc_ns += len(rows) * HOP_NS
+        start_ns = self._rows_ns
+        self._rows_ns += len(rows) * HOP_NS
         return [
-            MfccRows(
+            AudioRows(
                 stream=self._stream,
                 media_start_ns=start_ns,
-                media_end_ns=self._mfcc_ns,
-                captured_ns=self._captured(self._mfcc_ns),
+                media_end_ns=self._rows_ns,
+                captured_ns=self._captured(self._rows_ns),
                 rows=rows,
             )
         ]

@@ -1,4 +1,4 @@
-"""Runs the networks of a bundle: face crops and words to vectors, vectors to probabilities."""
+"""Runs the networks of a bundle: sound, face crops and words to vectors, vectors to probabilities."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emostream.engines.bundle import FACE, FUSION, MODALITIES, WORDS, Bundle
+from emostream.engines.bundle import FACE, FUSION, MODALITIES, VOICE, WORDS, Bundle
 from emostream.engines.load import load
 from emostream.errors import BundleError
-from emostream.stream.features import face, mfcc
+from emostream.stream.features import face, logmel, voice
 from emostream.stream.features.padding import pad
+from emostream.stream.features.voice import VoiceEncoder
 from emostream.stream.features.words import WordVectors
 from emostream.stream.prior import Prior, log_ratios
 
@@ -48,7 +49,7 @@ class Classifier:
 
     def __init__(self, bundle: Bundle, backend: str = "auto", threads: int = 1, prior: Prior = "training") -> None:
         manifest = bundle.manifest
-        for name, ours in (("audio", mfcc.SETTINGS), ("video", face.SETTINGS)):
+        for name, ours in (("audio", logmel.SETTINGS | voice.SETTINGS), ("video", face.SETTINGS)):
             theirs = getattr(manifest, name).settings
             for key, value in ours.items():
                 wanted = theirs.get(key)
@@ -61,6 +62,7 @@ class Classifier:
         self.uncertain_below = manifest.uncertain_below
         self._manifest = manifest
         self._log_ratios = log_ratios(prior, manifest)
+        self._voice = load(bundle, VOICE, "onnxruntime", threads)  # rows come few at a time: a GPU would not pay
         self._face = load(bundle, FACE, backend, threads)
         self._fusion = load(bundle, FUSION, backend, threads)
         settings = manifest.text.settings
@@ -71,13 +73,19 @@ class Classifier:
         """Run each network once, so that the first utterance does not wait for set-up."""
         spec = self._manifest
         faces = self.encode_faces(np.zeros((2, face.CROP, face.CROP), np.uint8))
-        item = Features(np.zeros((300, spec.audio.dim), np.float32), faces, np.zeros((3, spec.text.dim), np.float32))
+        sound = self.voice_encoder().encode(np.zeros((500, logmel.DIM), np.float32))
+        item = Features(sound, faces, np.zeros((3, spec.text.dim), np.float32))
         self.classify([item], [True])
 
     def close(self) -> None:
         """Release the networks; the classifier cannot be used afterwards."""
+        self._voice.close()
         self._face.close()
         self._fusion.close()
+
+    def voice_encoder(self) -> VoiceEncoder:
+        """The encoder for the sound of one stream's utterances."""
+        return VoiceEncoder(lambda rows: self._voice.run({"rows": rows})["vectors"])
 
     def encode_faces(self, crops: np.ndarray) -> np.ndarray:
         """Vectors of (n, 48, 48) uint8 crops: (n, dim) float32."""

@@ -20,9 +20,9 @@ from emostream.stream.cores.jobs import Job, Rules, Schedule
 from emostream.stream.cores.report import Reporter, RunTimes
 from emostream.stream.cores.window import SlidingWindow
 from emostream.stream.features.face import CROP
-from emostream.stream.features.loudness import raise_quiet
-from emostream.stream.features.mfcc import DIM, FRAME_NS, HOP_NS
-from emostream.stream.messages import Emotion, End, Face, Message, MfccRows, SpeechEvent
+from emostream.stream.features.logmel import DIM, FRAME_NS, HOP_NS
+from emostream.stream.features.voice import VECTOR_NS, VoiceEncoder
+from emostream.stream.messages import AudioRows, Emotion, End, Face, Message, SpeechEvent
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,13 @@ class _Stream:
 
     name: str
     schedule: Schedule
-    audio: SlidingWindow
+    audio: SlidingWindow  # log-mel rows
+    voice: VoiceEncoder
     crops: SlidingWindow  # faces that are not encoded yet
     video: SlidingWindow  # vectors of faces
     endpointer: FaceEndpointer | None  # of a stream without sound
     undecided: deque[Face] = field(default_factory=lambda: deque(maxlen=_UNDECIDED))  # before the first speech event
+    voice_of: int = 0  # the utterance that ``voice`` encodes
     provisional: _Provisional | None = None  # of the last pause
 
 
@@ -71,6 +73,7 @@ class FusionCore:
             name,
             schedule,
             SlidingWindow((DIM,), np.float32),
+            self._classifier.voice_encoder(),
             SlidingWindow((CROP, CROP), np.uint8),
             SlidingWindow((dim,), np.float32),
             None if "speech" in schedule.expected else self._face_endpointer(name),
@@ -104,7 +107,7 @@ class FusionCore:
         if stream is None:
             return
         match message:
-            case MfccRows():
+            case AudioRows():
                 times = message.media_start_ns + HOP_NS * np.arange(len(message.rows), dtype=np.int64)
                 self._append(stream.audio, times, message.rows)
                 stream.schedule.advance("audio", message.media_end_ns)
@@ -156,7 +159,7 @@ class FusionCore:
             self._on_speech(stream, event)
 
     def _on_end(self, stream: _Stream, end: End) -> None:
-        modality = {"mfcc": "audio", "face": "video"}.get(end.content, end.content)
+        modality = "video" if end.content == "face" else end.content
         stream.schedule.end(modality)
         now_ns = self._clock.now_ns()
         if modality == "speech" and not stream.schedule.heard:
@@ -224,12 +227,20 @@ class FusionCore:
             stream.crops.forget_before(job.end_ns)
 
     def _features(self, stream: _Stream, job: Job) -> Features:
-        audio = stream.audio.cut(job.start_ns, job.end_ns - FRAME_NS + 1)  # frames entirely within it, as in training
         return Features(
-            raise_quiet(audio) if self._config.audio.level == "auto" else audio,
+            self._voice(stream, job),
             stream.video.cut(job.start_ns, job.end_ns),
             self._classifier.encode_words([word.word for word in job.words]),
         )
+
+    @staticmethod
+    def _voice(stream: _Stream, job: Job) -> np.ndarray:
+        """Voice vectors of the job's part of its utterance, which is encoded from its start on: (n, dim)."""
+        if stream.voice_of != job.utterance:
+            stream.voice.reset()
+            stream.voice_of = job.utterance
+        rows = stream.audio.cut(job.utterance_start_ns, job.end_ns - FRAME_NS + 1)  # frames entirely within it
+        return stream.voice.encode(rows)[(job.start_ns - job.utterance_start_ns) // VECTOR_NS :]
 
 
 def _key(job: Job, features: Features) -> tuple[object, ...]:

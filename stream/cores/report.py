@@ -9,7 +9,7 @@ from typing import Literal
 from emostream.stream.cores.classifier import Classifier, Features, Result
 from emostream.stream.cores.jobs import Job
 from emostream.stream.dimensions import valence_and_arousal
-from emostream.stream.features.mfcc import FRAME_NS, HOP_NS
+from emostream.stream.features.voice import VECTOR_NS
 from emostream.stream.messages import Emotion, Evidence, Latency
 
 
@@ -72,7 +72,7 @@ class Reporter:
 def _evidence(job: Job, features: Features, result: Result, fps: float) -> dict[str, Evidence]:
     length_s = max((job.end_ns - job.start_ns) / 1e9, 1e-9)
     covered_s = {
-        "audio": (len(features.audio) * HOP_NS + FRAME_NS - HOP_NS) / 1e9 if len(features.audio) else 0.0,
+        "audio": len(features.audio) * VECTOR_NS / 1e9,
         "video": len(features.video) / fps,
         "text": sum(word.end_s - word.start_s for word in job.words),
     }

@@ -20,6 +20,7 @@ WINDOW_SAMPLES = 400  # 25 ms, in the middle of the frame
 N_MELS = DIM = 32
 LOW_HZ, HIGH_HZ = 60.0, 3800.0
 SMALLEST = 1e-10  # a mel band's power, with samples as whole numbers of 16 bits
+FRAME_NS = 1_000_000_000 * FRAME_SAMPLES // RATE_HZ
 HOP_NS = 1_000_000_000 * HOP_SAMPLES // RATE_HZ
 
 SETTINGS = {

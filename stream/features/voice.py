@@ -14,6 +14,7 @@ from emostream.stream.features import logmel
 
 DIM = 168
 STRIDE = 8  # log-mel rows per vector: 80 ms
+VECTOR_NS = STRIDE * logmel.HOP_NS
 REACH = 18  # rows before a vector's first and after its last one that it depends on
 MARGIN = -(-REACH // STRIDE)  # REACH in vectors
 LEVEL = 10.0  # where the mean level is put: about the middle of what the network was first trained on
@@ -23,19 +24,11 @@ LEVEL_STEP = 1.0  # 10 dB; the network is trained with levels that are off by up
 SETTINGS = {"stride": STRIDE, "level": LEVEL, "floor": FLOOR, "level_step": LEVEL_STEP}
 
 
-def _power(rows: np.ndarray) -> float:
-    return float(np.sum(10.0 ** (rows.astype(np.float64) - 2.0)))
-
-
-def _rounded(power: float, rows: int) -> float:
-    """Mean level of ``rows`` rows whose bands have ``power`` in all, in the rows' unit (decibels / 10)."""
-    mean = np.log10(max(power / max(rows, 1) / logmel.N_MELS, logmel.SMALLEST)) + 2.0
-    return float(np.round(mean / LEVEL_STEP) * LEVEL_STEP)
-
-
 def level(rows: np.ndarray) -> float:
     """Mean level of an utterance: that of the mean power of its (n, 32) log-mel rows, rounded to 1 (10 dB)."""
-    return _rounded(_power(rows), len(rows))
+    power = float(np.sum(10.0 ** (rows.astype(np.float64) - 2.0)))
+    mean = np.log10(max(power / max(len(rows), 1) / logmel.N_MELS, logmel.SMALLEST)) + 2.0
+    return float(np.round(mean / LEVEL_STEP) * LEVEL_STEP)
 
 
 def normalise(rows: np.ndarray, mean_level: float) -> np.ndarray:
@@ -50,12 +43,10 @@ def whole(rows: np.ndarray) -> np.ndarray:
 
 
 class VoiceEncoder:
-    """Vectors of the utterance that is open.
+    """Vectors of the utterance that is open. ``run``: ``voice.onnx``, (1, 8 m, 32) → (1, m, 168) float32.
 
-    ``push`` takes its (n, 32) log-mel rows as they come; ``vectors`` returns the (ceil(n / 8), 168) float32 vectors of
-    all rows so far, the same whatever the number of calls before. A vector depends on 18 rows before and after its own
-    8, so only the last ones are computed, and all only where the level has changed by a step. ``reset`` begins another
-    utterance. ``run``: ``voice.onnx``, (1, 8 m, 32) → (1, m, 168) float32.
+    A vector depends on 18 rows before and after its own 8, so each call computes only the last ones, and all of them
+    only where the level has changed by a step. ``reset`` begins another utterance.
     """
 
     def __init__(self, run: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -63,24 +54,24 @@ class VoiceEncoder:
         self.reset()
 
     def reset(self) -> None:
-        self._rows = np.zeros((0, logmel.DIM), np.float32)
-        self._power = 0.0
         self._final = np.zeros((0, DIM), np.float32)  # vectors that no later row changes, at the level below
         self._level = np.nan
 
-    def push(self, rows: np.ndarray) -> None:
-        self._rows = np.concatenate([self._rows, rows])
-        self._power += _power(rows)
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of the utterance so far, the same whatever the calls before.
 
-    def vectors(self) -> np.ndarray:
-        if not len(self._rows):
-            return self._final
-        mean_level = _rounded(self._power, len(self._rows))
+        ``rows``: (n, 32) float32, its log-mel rows from its start on: those of the last call and more, or fewer.
+        Returns (ceil(n / 8), 168) float32.
+        """
+        if not len(rows):
+            return self._final[:0]
+        final = max(0, (len(rows) - REACH) // STRIDE)
+        mean_level = level(rows)
         if mean_level != self._level:
             self._level, self._final = mean_level, self._final[:0]
-        first = max(0, len(self._final) - MARGIN)
-        rows = whole(normalise(self._rows[first * STRIDE :], mean_level))
-        computed = self._run(rows[None])[0][len(self._final) - first :]
-        vectors = np.concatenate([self._final, computed])
-        self._final = vectors[: max(0, (len(self._rows) - REACH) // STRIDE)]
+        known = self._final[:final]
+        first = max(0, len(known) - MARGIN)
+        computed = self._run(whole(normalise(rows[first * STRIDE :], mean_level))[None])[0][len(known) - first :]
+        vectors = np.concatenate([known, computed])
+        self._final = vectors[:final]
         return vectors

@@ -61,6 +61,7 @@ def by_group(
     texts: Callable[[list[Item]], Pool],
     clips: list[Item],
     german: list[Item],
+    polish: list[Item],
     lines: list[Item],
 ) -> dict[str, dict[str, Any]]:
     """Scores by sex of the speaker and by corpus, on held-out items."""
@@ -68,6 +69,7 @@ def by_group(
         "audio, RAVDESS women": ("audio", [item for item in clips if ravdess.sex(item.speaker) == "female"]),
         "audio, RAVDESS men": ("audio", [item for item in clips if ravdess.sex(item.speaker) == "male"]),
         "audio, EmoDB": ("audio", german),
+        "audio, nEMO": ("audio", polish),
         "text, MELD": ("text", lines),
     }
     figures = {}

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 
 from emostream.errors import CorpusError
-from emostream.stream.features.mfcc import N_MFCC
 from emostream.stream.features.padding import pad
 from emostream.train.bundle.features import Ragged
 from emostream.train.bundle.words import Vocabulary
@@ -27,7 +26,7 @@ from emostream.train.model import Encoder, Fusion, build
 from emostream.train.progress import StepDone, ignore
 from emostream.train.schedule import one_cycle
 
-VERSION = 2  # raise this number when training changes: models kept from before are then not used
+VERSION = 3  # raise this number when training changes: models kept from before are then not used
 # Share of the batches with exactly these modalities. Sound learns slowest; a face vector already holds most of what it
 # can contribute.
 SHARE = {
@@ -38,10 +37,11 @@ SHARE = {
 # modality keeps nearly its own corpus's mix; no corpus says how labels mix where there are several, so those are drawn
 # more evenly.
 PRIOR = {1: 0.7, 2: 0.35, 3: 0.35}
+PLAIN_LABEL = LABELS.index("neutral")
 PLAIN = {"video": 0.1, "text": 0.15}  # how often an item beside others is neutral, whatever the label
 AS_IT_IS = 0.2  # how often the recording itself is taken, in addition to its turns among the copies
-LONGEST_TRAINED = 256  # audio rows; a stretch of longer clips is taken, which halves the time of a step
-MAX_ROWS = {"audio": 1500, "video": 150, "text": 64}
+LONGEST_TRAINED = 64  # voice vectors, 5 s; a stretch of longer clips is taken
+MAX_ROWS = {"audio": 188, "video": 150, "text": 64}
 
 
 class Pool(Protocol):
@@ -49,6 +49,11 @@ class Pool(Protocol):
 
     @property
     def labels(self) -> np.ndarray: ...
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How often each item is drawn, relative to the others: (N,)."""
+        ...
 
     def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
         """Features of item i, (T, D) float32; with ``rng`` varied at random, as training wants them."""
@@ -61,29 +66,34 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class Sounds:
-    """``features``: 1 + ``copies`` sequences per item, the plain one first. ``items``: the items in the pool."""
+    """``copies``: voice vectors of each recording as it is, then of its augmented copies. ``items``: the recordings in
+    the pool."""
 
-    features: Ragged
-    copies: int
+    copies: Sequence[Ragged]
     items: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray
 
     def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        first = self.items[i] * (1 + self.copies)
         if rng is None:
-            return self.features[first].astype(np.float32)
-        copy = 0 if rng.random() < AS_IT_IS else rng.integers(1 + self.copies)
-        x = self.features[first + copy].astype(np.float32)
+            return self.copies[0][self.items[i]].astype(np.float32)
+        copy = 0 if rng.random() < AS_IT_IS else int(rng.integers(len(self.copies)))
+        x = self.copies[copy][self.items[i]].astype(np.float32)
         n = min(len(x), LONGEST_TRAINED)
         if rng.random() < 0.3:  # a running estimate hears only part of an utterance
             n = int(rng.integers(-(-n // 2), n + 1))
         start = rng.integers(len(x) - n + 1)
         x = x[start : start + n]
-        x[:, :N_MFCC] += rng.normal(0, 1, N_MFCC) * (4 / (1 + np.arange(N_MFCC) / 4))  # another microphone
+        x += rng.normal(0, 0.1, x.shape[1])  # another voice
         return x
 
     def parts(self) -> Sequence[np.ndarray]:
-        return self.features.rows, self.features.starts, self.items, self.labels
+        return (
+            *(part for copy in self.copies for part in (copy.rows, copy.starts)),
+            self.items,
+            self.labels,
+            self.weights,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,10 @@ class Faces:
         varied: np.ndarray = self.vectors[i, frames] + noise
         return varied
 
+    @property
+    def weights(self) -> np.ndarray:
+        return np.ones(len(self.labels))
+
     def parts(self) -> Sequence[np.ndarray]:
         return self.vectors, self.labels
 
@@ -122,6 +136,10 @@ class Lines:
         rows: np.ndarray = self.vectors[words]
         return rows
 
+    @property
+    def weights(self) -> np.ndarray:
+        return np.ones(len(self.labels))
+
     def parts(self) -> Sequence[np.ndarray]:
         return *self.words, self.vectors, self.labels
 
@@ -139,7 +157,7 @@ def normalise(model: Fusion, pools: Mapping[str, Pool], rng: np.random.Generator
     """Set the model's means and deviations to those of the training features, as training varies them."""
     for m, encoder in model.encoders.items():
         assert isinstance(encoder, Encoder)
-        chosen = rng.integers(len(pools[m].labels), size=sample)
+        chosen = rng.choice(len(pools[m].labels), sample, p=pools[m].weights / pools[m].weights.sum())
         rows = np.concatenate([pools[m].rows(i, rng) for i in chosen])
         encoder.mean.copy_(torch.from_numpy(rows.mean(0)))
         encoder.std.copy_(torch.from_numpy(rows.std(0).clip(1e-3)))
@@ -147,7 +165,7 @@ def normalise(model: Fusion, pools: Mapping[str, Pool], rng: np.random.Generator
 
 def label_shares(pools: Mapping[str, Pool], modalities: Sequence[str]) -> np.ndarray:
     """How often each label is drawn for a batch of these modalities: (labels,), sum 1; see ``PRIOR``."""
-    counts = [np.bincount(pools[m].labels, minlength=len(LABELS)) / len(pools[m].labels) for m in modalities]
+    counts = [np.bincount(pools[m].labels, pools[m].weights, len(LABELS)) / pools[m].weights.sum() for m in modalities]
     share: np.ndarray = np.mean(counts, axis=0) ** PRIOR[len(modalities)]
     share /= share.sum()
     return share
@@ -174,7 +192,12 @@ def fit(
         by_label[m] = [np.flatnonzero(pool.labels == k) for k in range(len(LABELS))]
         if lacking := [label for label, items in zip(LABELS, by_label[m], strict=True) if not len(items)]:
             raise CorpusError(f"{m}: no training item is labelled {', '.join(lacking)}")
-    plain = {m: by_label[m][LABELS.index("neutral")] for m in pools}
+    totals = {m: [np.cumsum(pools[m].weights[items]) for items in by_label[m]] for m in pools}
+
+    def draw(m: str, label: int) -> int:
+        total = totals[m][label]
+        return int(by_label[m][label][np.searchsorted(total, rng.random() * total[-1], side="right")])
+
     model = make_fusion(pools, attention)
     normalise(model, pools, rng)
     subsets = list(share)
@@ -190,7 +213,7 @@ def fit(
         rows = {}
         for m in modalities:
             neutral = rng.random(batch) < (PLAIN.get(m, 0) if len(modalities) > 1 else 0)
-            chosen = [rng.choice(plain[m] if n else by_label[m][k]) for n, k in zip(neutral, labels, strict=True)]
+            chosen = [draw(m, PLAIN_LABEL if n else k) for n, k in zip(neutral, labels, strict=True)]
             rows[m] = [pools[m].rows(i, rng) for i in chosen]
         loss = F.cross_entropy(model(**batch_of(rows)), torch.from_numpy(labels), label_smoothing=0.1)
         optimiser.zero_grad(set_to_none=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preset:
-    audio_copies: int  # augmented copies of each recording
+    voice_steps: int
+    voice_copies: int  # of each recording; the first is as it is, the others are augmented
     face_epochs: int
     face_copies: int  # jittered crops of each still, half of them mirrored
     word_epochs: int
@@ -21,12 +22,13 @@ class Preset:
 PRESETS = {
     # about 40 minutes on one core of 2025, 15 of them for the face encoder
     "ekman7": Preset(
-        audio_copies=5, face_epochs=26, face_copies=4, word_epochs=4, word_buckets=32_768, word_dim=80,
+        voice_steps=2400, voice_copies=5,
+        face_epochs=26, face_copies=4, word_epochs=4, word_buckets=32_768, word_dim=80,
         fusion_steps=12_000, attention="self",
     ),
     # a minute: shows that everything works together, learns nothing useful
     "tiny": Preset(
-        audio_copies=1, face_epochs=1, face_copies=2, word_epochs=1, word_buckets=512, word_dim=16, fusion_steps=20,
-        attention="self", most=20,
+        voice_steps=4, voice_copies=2, face_epochs=1, face_copies=2, word_epochs=1, word_buckets=512, word_dim=16,
+        fusion_steps=20, attention="self", most=20,
     ),
 }  # fmt: skip

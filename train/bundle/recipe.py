@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from emostream.engines.bundle import (
     FORMAT,
     FUSION,
     MODALITIES,
+    VOICE,
     WORDS,
     Corpus,
     Manifest,
@@ -26,14 +28,16 @@ from emostream.engines.bundle import (
 )
 from emostream.errors import CorpusError, Problems
 from emostream.stream.features import face as live_face
-from emostream.stream.features import mfcc
+from emostream.stream.features import logmel
+from emostream.stream.features import voice as live_voice
 from emostream.stream.features.words import WordVectors
 from emostream.train import model as network
-from emostream.train.bundle import face, features, words
+from emostream.train.bundle import face, voice, voice_recipe, words
 from emostream.train.bundle import fit as fusion_training
 from emostream.train.bundle.calibrate import calibrate
+from emostream.train.bundle.degrade import CONDITIONS, surroundings
 from emostream.train.bundle.evaluate import answers, by_group, calibration_report
-from emostream.train.bundle.features import cached, code_of, fingerprint
+from emostream.train.bundle.features import Ragged, cached, code_of, fingerprint
 from emostream.train.bundle.fit import (
     MAX_ROWS,
     SHARE,
@@ -48,6 +52,9 @@ from emostream.train.bundle.fit import (
     report,
 )
 from emostream.train.bundle.presets import PRESETS, Preset
+from emostream.train.bundle.voice import VoiceNet
+from emostream.train.bundle.voice_recipe import SHARES, VoicePreset
+from emostream.train.bundle.voice_rows import judged
 from emostream.train.corpora import (
     LABELS,
     Item,
@@ -58,6 +65,7 @@ from emostream.train.corpora import (
     label_numbers,
     limit_per_label,
     meld,
+    nemo,
     ravdess,
 )
 from emostream.train.graphs import fast
@@ -70,9 +78,9 @@ FPS = 10  # face vectors per second that training assumes
 
 
 def load_all(data: Path) -> list[list[Item]]:
-    """Items of the five corpora below ``data``. Raises Problems that lists what is wrong with all of them."""
+    """Items of the six corpora below ``data``. Raises Problems that lists what is wrong with all of them."""
     items, problems = [], []
-    for module in (ravdess, emodb, fer2013, goemotions, meld):
+    for module in (ravdess, emodb, nemo, fer2013, goemotions, meld):
         try:
             items.append(module.load(data / module.__name__.rpartition(".")[2]))
         except CorpusError as error:
@@ -82,18 +90,66 @@ def load_all(data: Path) -> list[list[Item]]:
     return items
 
 
-def make_sounds(
-    items: list[Item], preset: Preset, cache: Path, seed: int, stage: Stage
-) -> Callable[[list[Item]], Sounds]:
-    """Extract or load the recordings' features; returns a function from items to their pool."""
-    extracted = features.audio(items, preset.audio_copies, cache, seed, stage("audio features"))
-    place = {item.content: i for i, item in enumerate(items)}
-    return lambda chosen: Sounds(
-        extracted,
-        preset.audio_copies,
-        np.array([place[item.content] for item in chosen], np.int64),
-        label_numbers(chosen),
+@dataclass(frozen=True)
+class Speech:
+    """The voice encoder and the corpora of speech as its vectors."""
+
+    net: VoiceNet
+    training: Sounds
+    held_out: Callable[[list[Item]], Sounds]
+    under: dict[str, Sounds]  # RAVDESS's held-out recordings under each of CONDITIONS
+    heard: dict[str, float]  # the share of them in which speech is heard
+
+
+def make_speech(
+    speech: Mapping[str, tuple[list[Item], float]], data: Path, preset: Preset, cache: Path, seed: int, stage: Stage
+) -> Speech:
+    """Train or load the voice encoder, and the vectors of all recordings. ``speech``: items and share by corpus."""
+    sizes = VoicePreset(preset.voice_steps, preset.voice_copies, preset.most)
+    corpora = voice_recipe.make_corpora(speech, data, cache, sizes, seed, stage)
+    net = voice_recipe.make_encoder(speech, corpora, cache, sizes, seed, stage)
+    around = surroundings(data, judging=True)
+    vectors = [
+        voice_recipe.make_vectors(net, corpus.copies, cache, stage(f"voice vectors of {name}"))
+        for name, corpus in zip(speech, corpora, strict=True)
+    ]
+    labels = np.concatenate([corpus.labels for corpus in corpora])
+    training = Sounds(
+        [Ragged.joined(copies) for copies in zip(*vectors, strict=True)],
+        np.arange(len(labels)),
+        labels,
+        np.concatenate([np.full(len(corpus.labels), corpus.share / len(corpus.labels)) for corpus in corpora]),
     )
+    judged_on = [item for items, _ in speech.values() for item in voice_recipe.split(items, "val", sizes)]
+    clean, _ = judged(judged_on, CONDITIONS[0], around, cache)
+    plain = voice_recipe.make_vectors(net, [clean], cache)
+    place = {item.content: i for i, item in enumerate(judged_on)}
+
+    def held_out(items: list[Item]) -> Sounds:
+        return Sounds(
+            plain,
+            np.array([place[item.content] for item in items], np.int64),
+            label_numbers(items),
+            np.ones(len(items)),
+        )
+
+    actors = voice_recipe.split(speech[ravdess.NAME][0], "val", sizes)
+    under, heard = {}, {}
+    for condition in CONDITIONS:
+        rows, was_heard = judged(actors, condition, around, cache)
+        sequences = voice_recipe.make_vectors(net, [rows], cache)
+        under[condition] = Sounds(sequences, np.arange(len(actors)), label_numbers(actors), np.ones(len(actors)))
+        heard[condition] = round(float(was_heard.mean()), 4)
+    return Speech(net, training, held_out, under, heard)
+
+
+def in_conditions(model: Fusion, speech: Speech) -> dict[str, dict[str, float]]:
+    """Scores on RAVDESS's held-out recordings under each condition, by sound alone."""
+    figures = {}
+    for condition, pool in speech.under.items():
+        logits = fusion_training.logits_of(model, {"audio": pool}, {"audio": np.arange(len(pool.labels))})
+        figures[condition] = {**scores(pool.labels, logits.argmax(1)), "heard": speech.heard[condition]}
+    return figures
 
 
 def make_faces(
@@ -241,14 +297,19 @@ def make_bundle(
             [item for split in ("train", "val") for item in limit_per_label(in_split(items, split), preset.most)]
             for items in corpora
         ]
-    clips, german, stills, comments, lines = corpora
+    clips, german, polish, stills, comments, lines = corpora
 
-    sounds = make_sounds(clips + german, preset, cache, seed, stage)
+    by_corpus = {str(module.NAME): items for module, items in zip(SHARES, (clips, german, polish), strict=True)}
+    speech = make_speech(
+        {name: (items, share) for (name, items), share in zip(by_corpus.items(), SHARES.values(), strict=True)},
+        data, preset, cache, seed, stage,
+    )  # fmt: skip
+    sounds = speech.held_out
     net, faces, face_own = make_faces(stills, preset, cache, seed, stage)
     table, texts = make_words(comments + lines, preset, cache, seed, stage)
 
     training: dict[str, Pool] = {
-        "audio": sounds(in_split(clips + german, "train")),
+        "audio": speech.training,
         "video": faces["train"],
         "text": texts(in_split(comments + lines, "train")),
     }
@@ -263,13 +324,22 @@ def make_bundle(
         name + (" (label-paired)" if "+" in name else ""): report(truth, logits)
         for name, (logits, truth) in whole.items()
     }
-    figures |= by_group(model, sounds, texts, in_split(clips, "val"), in_split(german, "val"), in_split(lines, "val"))
+    figures |= by_group(
+        model,
+        sounds,
+        texts,
+        in_split(clips, "val"),
+        in_split(german, "val"),
+        in_split(polish, "val"),
+        in_split(lines, "val"),
+    )
     first, second = answers(model, held_out, 2, seed)
     calibration = calibrate((first, second), seed)
     without = trained_without(training, held_out, preset, cache, seed, stage)
 
     out.mkdir(parents=True, exist_ok=True)
     worst = {FUSION: export.export_fusion(model, out / FUSION), FACE: export.export_face(net, out / FACE)}
+    worst[VOICE] = voice.export(speech.net, out / VOICE)
     for name in fast.GRAPHS:
         (out / name).unlink(missing_ok=True)  # an earlier bundle's
     if not portable:
@@ -280,7 +350,7 @@ def make_bundle(
         name=preset_name,
         version="1",
         labels=list(LABELS),
-        audio=Modality(mfcc.DIM, MAX_ROWS["audio"], mfcc.SETTINGS),
+        audio=Modality(live_voice.DIM, MAX_ROWS["audio"], {**logmel.SETTINGS, **live_voice.SETTINGS}),
         video=Modality(face.DIM, MAX_ROWS["video"], {**live_face.SETTINGS, "fps": FPS}),
         text=Modality(
             table.dim, MAX_ROWS["text"], {"buckets": len(table.table), "min_n": table.min_n, "max_n": table.max_n}
@@ -295,6 +365,7 @@ def make_bundle(
             "seed": seed,
             "parameters": {
                 "fusion": sum(p.numel() for p in model.parameters()),
+                "voice": sum(p.numel() for p in speech.net.stages.parameters()),
                 "face": sum(p.numel() for p in net.parameters()),
             },
             "label_paired": "no corpus here has informative sound, face and words of the same moment; an example is a "
@@ -304,6 +375,7 @@ def make_bundle(
             "held_out": {
                 ravdess.NAME: f"actors {', '.join(ravdess.HELD_OUT)}",
                 emodb.NAME: f"speakers {', '.join(emodb.HELD_OUT)}",
+                nemo.NAME: f"speakers {', '.join(nemo.HELD_OUT)}",
                 fer2013.NAME: "split val",
                 goemotions.NAME: "dev",
                 meld.NAME: "dev",
@@ -317,16 +389,18 @@ def make_bundle(
             for module, items, used in (
                 (ravdess, clips, "audio"),
                 (emodb, german, "audio"),
+                (nemo, polish, "audio"),
                 (fer2013, stills, "video"),
                 (goemotions, comments, "text"),
                 (meld, lines, "text"),
             )
         ],
-        licence="Research use, non-commercial: the weights derive from RAVDESS (CC BY-NC-SA 4.0) and from FER2013 and "
-        "EmoDB, which were given out for research.",
+        licence="Research use, non-commercial: the weights derive from RAVDESS and nEMO (CC BY-NC-SA 4.0) and from "
+        "FER2013 and EmoDB, which were given out for research.",
         metrics={
             "chance": "balanced accuracy 1/7 = 0.143",
             "validation": figures,
+            "conditions": in_conditions(model, speech),
             "face_encoder_alone": face_own,
             "trained_without": without,
             "calibration": calibration_report(calibration),

@@ -130,7 +130,7 @@ class Extractor:
         if media is None:
             return [(None, _crops([]))] * len(clips)
         own_sound = all(clip.audio is not None for clip in clips)
-        recording = Recording(media, frozenset({"video"} if own_sound else {"audio", "video"}), self._fps)
+        recording = Recording(media, frozenset({"video"} if own_sound else {"audio", "video"}), self._fps, "mfcc")
         bounds = [_bounds(clip) for clip in clips]
         cores = [VideoCore(clip.where, self._detector, None) for clip in clips]
         faces: list[list[Face]] = [[] for _ in clips]
@@ -148,7 +148,7 @@ class Extractor:
 
 def _whole(path: Path) -> np.ndarray | None:
     """MFCC rows of a file that is one clip, None without a sound track. Raises SourceError."""
-    sound = read_sound(path)
+    sound = read_sound(path, "mfcc")
     return None if sound is None else sound.rows()
 
 

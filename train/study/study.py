@@ -62,7 +62,7 @@ def label_paired(
         "version": VERSION, "frames": FRAMES, "bundle": hashes, "text": bundle.manifest.text.settings,
         "items": {m: fingerprint(chosen, labels=True) for m, chosen in items.items()},
     }  # fmt: skip
-    sound = features.audio(clips, 0, cache, done=stage("audio features"))
+    sound = features.audio(clips, cache, done=stage("audio features"))
     faces = cached(cache, "study-faces", settings, make_faces)["vectors"]
     text = Ragged(**cached(cache, "study-words", settings, make_words))
     content = {"audio": sound.rows, "video": faces, "text": text.rows}

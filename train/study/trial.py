@@ -127,7 +127,7 @@ def make_model(spec: Spec, collator: Collator, labels: int) -> torch.nn.Module:
     """The system with random weights; in the default variant, with the training part's means and deviations."""
     model = build(
         variant=spec.variant, attention=spec.attention, modalities=spec.modalities, pooling=spec.pooling,
-        labels=labels, dims=collator.dims, rows=collator.rows if spec.variant == "paper" else None,
+        labels=labels, dims=collator.dims, rows=collator.rows if spec.variant == "paper" else None, sound="mfcc",
     )  # fmt: skip
     if isinstance(model, Fusion):
         for m, encoder in model.encoders.items():
