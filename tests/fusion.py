@@ -11,13 +11,23 @@ from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
 from emostream.stream.cores.classifier import Features, Result
 from emostream.stream.cores.fusion import FusionCore
-from emostream.stream.messages import Emotion, End, Face, Media, Message, MfccRows, SpeechEvent, Word
+from emostream.stream.messages import AudioRows, Emotion, End, Face, Media, Message, SpeechEvent, Word
 from emostream.stream.topics import Content
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
 T0 = 1_700_000_000 * SECOND
 ALL = frozenset({"audio", "video", "speech"})
+
+
+class FakeVoice:
+    """One vector per 8 rows, which changes with any of them."""
+
+    def reset(self) -> None:
+        self.resets = getattr(self, "resets", 0) + 1
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(rows, np.arange(0, len(rows), 8))[:, :4] if len(rows) else np.zeros((0, 4), np.float32)
 
 
 class FakeClassifier:
@@ -32,6 +42,9 @@ class FakeClassifier:
         self._clock, self._encode_ns, self._classify_ns = clock, encode_ns, classify_ns
         self.batches: list[list[Features]] = []
         self.crops = 0
+
+    def voice_encoder(self) -> FakeVoice:
+        return FakeVoice()
 
     def encode_faces(self, crops: np.ndarray) -> np.ndarray:
         self.crops += len(crops)
@@ -62,12 +75,12 @@ def nanoseconds(seconds: float) -> int:
     return round(seconds * SECOND)
 
 
-def mfcc_message(at_s: float, rows: int = 10, stream: str = "a") -> MfccRows:
+def sound_message(at_s: float, rows: int = 10, stream: str = "a") -> AudioRows:
     """Rows whose values are their numbers."""
     first = round(at_s * 100)
-    values = np.arange(first, first + rows, dtype=np.float32)[:, None] * np.ones((1, 120), np.float32)
+    values = np.arange(first, first + rows, dtype=np.float32)[:, None] * np.ones((1, 32), np.float32)
     end = first + rows
-    return MfccRows(
+    return AudioRows(
         stream=stream, media_start_ns=first * 10 * MILLISECOND, media_end_ns=end * 10 * MILLISECOND,
         captured_ns=T0 + end * 10 * MILLISECOND, rows=values,
     )  # fmt: skip
@@ -108,7 +121,7 @@ def end_message(content: Content, stream: str = "a") -> End:
 
 def all_topics(length_s: float, spoken: list[tuple[float, float, str]], stream: str = "a") -> dict[str, list[Message]]:
     """Messages of the producers of a stream, by topic. ``spoken``: start, end and words of each utterance."""
-    mfcc: list[Message] = [mfcc_message(i / 10, stream=stream) for i in range(round(length_s * 10))]
+    sound: list[Message] = [sound_message(i / 10, stream=stream) for i in range(round(length_s * 10))]
     face: list[Message] = [face_message(i / 10, seen=i % 7 != 3, stream=stream) for i in range(round(length_s * 10))]
     speech: list[Message] = []
     now, utterance = 0.25, 0
@@ -130,10 +143,10 @@ def all_topics(length_s: float, spoken: list[tuple[float, float, str]], stream: 
     while now < length_s:
         speech.append(speech_message("progress", now, utterance, stream=stream))
         now += 0.25
-    mfcc.append(end_message("mfcc", stream))
+    sound.append(end_message("audio", stream))
     face.append(end_message("face", stream))
     speech.append(end_message("speech", stream))
-    return {"mfcc": mfcc, "face": face, "speech": speech}
+    return {"audio": sound, "face": face, "speech": speech}
 
 
 class Run:
@@ -183,12 +196,12 @@ SPOKEN = [(1.0, 2.5, "what a fine day"), (3.4, 4.0, "oh no"), (5.0, 7.2, "i neve
 
 def ready_run(run: Run, words: str = "so good", end_s: float = 2.0) -> Run:
     """An utterance that began at 1.0 s has ended, and everything up to 3 s has arrived."""
-    run.push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
+    run.push(*(sound_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
     return run.at(end_s + 0.4).push(speech_message("ended", end_s + 0.4, 1, 1.0, end_s, words))
 
 
 def late_video(run: Run, known_s: float) -> Run:
     run.push(
-        *(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(round(known_s * 10) + 1))
+        *(sound_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(round(known_s * 10) + 1))
     )
     return run.at(2.4).push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good"))

@@ -19,9 +19,9 @@ from tests.fusion import (
     end_message,
     face_message,
     late_video,
-    mfcc_message,
     nanoseconds,
     ready_run,
+    sound_message,
     speech_message,
 )
 
@@ -50,7 +50,7 @@ def test_a_label_carries_its_evidence():
     assert (emotion.bundle, emotion.backend) == ("fake@0", "fake")
     assert [word.word for word in emotion.words] == ["so", "good"]
     evidence = emotion.modalities
-    assert evidence["audio"].frames == 98  # those that lie whole within the second
+    assert evidence["audio"].frames == 13  # vectors of 80 ms, of the 97 rows that lie whole within the second
     assert evidence["audio"].coverage == pytest.approx(1, abs=0.03)
     assert (evidence["video"].frames, evidence["video"].coverage) == (10, 1.0)
     assert (evidence["text"].frames, evidence["text"].coverage) == (2, 1.0)
@@ -74,13 +74,14 @@ def test_valence_and_arousal_are_the_mean_of_the_labels(monkeypatch):
 def test_the_features_are_exactly_those_of_the_utterance():
     run = ready_run(Run()).step()
     ((item,),) = run.classifier.batches
-    np.testing.assert_array_equal(item.audio[:, 0], np.arange(100, 198))  # 25 ms each: the last ends at 1.995 s
+    rows = np.arange(100, 197)  # 32 ms each: the last ends at 1.992 s
+    np.testing.assert_array_equal(item.audio[:, 0], [rows[i : i + 8].sum() for i in range(0, len(rows), 8)])
     np.testing.assert_array_equal(item.video[:, 0], np.arange(10, 20))
     assert len(item.text) == 2
 
 
 def test_gaps_are_visible_in_the_coverage():
-    run = Run().push(*(mfcc_message(i / 10) for i in (*range(15), *range(18, 30))))
+    run = Run().push(*(sound_message(i / 10) for i in (*range(15), *range(18, 30))))
     run.push(*(face_message(i / 10, seen=i % 2 == 0) for i in range(31)))
     (emotion,) = run.at(2.4).push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so")).step().labels
     assert emotion.modalities["audio"].coverage == pytest.approx(0.7, abs=0.03)
@@ -89,7 +90,7 @@ def test_gaps_are_visible_in_the_coverage():
 
 def test_utterance_numbers_go_on_when_the_speech_node_restarts():
     run = ready_run(Run()).step()
-    run.push(speech_message("started", 3.5, 1, 3.0, 3.2), *(mfcc_message(i / 10) for i in range(30, 60)))
+    run.push(speech_message("started", 3.5, 1, 3.0, 3.2), *(sound_message(i / 10) for i in range(30, 60)))
     run.at(5.5).push(speech_message("ended", 5.5, 1, 3.0, 5.0, "again")).at(6).step()
     assert [e.utterance for e in run.labels] == [1, 2]
     assert [e.start_s for e in run.labels] == [1.0, 3.0]
@@ -97,7 +98,7 @@ def test_utterance_numbers_go_on_when_the_speech_node_restarts():
 
 @pytest.mark.parametrize("broken_off", [1, 4])
 def test_an_utterance_cut_off_by_a_crash_does_not_extend_the_next_one(broken_off):
-    run = Run().push(*(mfcc_message(i / 10) for i in range(110)))
+    run = Run().push(*(sound_message(i / 10) for i in range(110)))
     run.push(speech_message("started", 1.2, broken_off, 1.0, 1.2))  # then the speech node was started again
     run.push(speech_message("progress", 8.0), speech_message("started", 8.7, 1, 8.5, 8.7))
     run.push(speech_message("ended", 10.4, 1, 8.5, 10.0, "here again")).at(11).step()
@@ -106,7 +107,7 @@ def test_an_utterance_cut_off_by_a_crash_does_not_extend_the_next_one(broken_off
 
 def test_messages_of_other_streams_and_other_kinds_are_ignored():
     run = ready_run(Run())
-    run.push(mfcc_message(1.0, stream="b"), speech_message("ended", 2.4, 5, 1.0, 2.0, "so good", stream="b"))
+    run.push(sound_message(1.0, stream="b"), speech_message("ended", 2.4, 5, 1.0, 2.0, "so good", stream="b"))
     run.push(Control(stream="a", command="go"))
     assert len(run.step().labels) == 1
 
@@ -156,7 +157,7 @@ def test_at_fast_pace_labels_do_not_depend_on_the_order_of_arrival(in_order, cho
 
 
 def test_at_fast_pace_a_label_waits_as_long_as_it_takes():
-    run = Run(realtime=False).push(*(mfcc_message(i / 10) for i in range(30)))
+    run = Run(realtime=False).push(*(sound_message(i / 10) for i in range(30)))
     run.push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good"), face_message(0.5)).at(3600).step()
     assert run.labels == []
     run.push(*(face_message(i / 10) for i in range(6, 21))).step()
@@ -165,7 +166,7 @@ def test_at_fast_pace_a_label_waits_as_long_as_it_takes():
 
 
 def test_at_fast_pace_a_modality_that_ended_is_not_waited_for():
-    run = Run(realtime=False).push(*(mfcc_message(i / 10) for i in range(30)))
+    run = Run(realtime=False).push(*(sound_message(i / 10) for i in range(30)))
     run.push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good")).step()
     assert run.labels == []
     assert len(run.push(end_message("face")).step().labels) == 1
@@ -177,7 +178,7 @@ def test_a_sound_track_without_sound_gives_the_same_labels_in_any_order(when):
     at = {"first": 0, "midway": 15, "last": 30}[when]
     run = (
         Run(realtime=False)
-        .push(*faces[:at], end_message("speech"), end_message("mfcc"), *faces[at:], end_message("face"))
+        .push(*faces[:at], end_message("speech"), end_message("audio"), *faces[at:], end_message("face"))
         .step()
     )
     assert [(e.start_s, e.end_s) for e in run.labels] == [(0.0, 3.0)]
@@ -187,7 +188,7 @@ def test_a_sound_track_without_sound_gives_the_same_labels_in_any_order(when):
 
 
 def _paused(run: Run, words: str = "so good") -> Run:
-    run.push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
+    run.push(*(sound_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
     run.push(speech_message("started", 1.2, 1, 1.0, 1.2))
     return run.at(2.2).push(speech_message("paused", 2.2, 1, 1.0, 2.0, words)).step()
 
@@ -207,7 +208,7 @@ def test_the_label_of_the_pause_goes_out_at_the_end():
 @pytest.mark.parametrize("change", ["words", "end", "video"])
 def test_news_since_the_pause_make_a_new_label(change):
     if change == "video":  # too late for the pause, in time for the end
-        run = Run().push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(15)))
+        run = Run().push(*(sound_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(15)))
         run.at(2.2).push(speech_message("paused", 2.2, 1, 1.0, 2.0, "so good")).at(2.4).step()
         run.push(*(face_message(i / 10) for i in range(15, 31)))
     else:
@@ -223,14 +224,14 @@ def test_news_since_the_pause_make_a_new_label(change):
 def test_the_label_of_a_pause_never_serves_another_utterance():
     run = _paused(Run())
     run.at(2.4).push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good")).step()
-    run.push(*(mfcc_message(i / 10) for i in range(30, 60)), *(face_message(i / 10) for i in range(31, 61)))
+    run.push(*(sound_message(i / 10) for i in range(30, 60)), *(face_message(i / 10) for i in range(31, 61)))
     run.at(5.4).push(speech_message("ended", 5.4, 2, 4.0, 5.0, "so good")).step()
     assert len(run.classifier.batches) == 2
     assert run.labels[0].probabilities != run.labels[1].probabilities
 
 
 def test_a_pause_overtaken_by_the_end_costs_nothing():
-    run = Run().push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
+    run = Run().push(*(sound_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
     run.push(
         speech_message("paused", 2.2, 1, 1.0, 2.0, "so good"), speech_message("ended", 2.4, 1, 1.0, 2.0, "so good")
     ).step()
@@ -270,14 +271,14 @@ def test_video_that_comes_in_time_is_waited_for():
 
 
 def test_video_that_is_hopelessly_late_is_not_waited_for():
-    run = Run().push(*(mfcc_message(i / 10) for i in range(60)), face_message(0.1))
+    run = Run().push(*(sound_message(i / 10) for i in range(60)), face_message(0.1))
     run.at(5.4).push(speech_message("ended", 5.4, 1, 3.0, 5.0, "so good"))
     assert len(run.step().labels) == 1
 
 
 def test_jobs_of_a_stream_keep_their_order():
     run = Run(realtime=False).push(
-        *(mfcc_message(i / 10) for i in range(80)), *(face_message(i / 10) for i in range(15))
+        *(sound_message(i / 10) for i in range(80)), *(face_message(i / 10) for i in range(15))
     )
     run.push(*(speech_message("ended", e + 0.4, n, s, e, words) for n, (s, e, words) in enumerate(SPOKEN)))
     assert run.step().labels == []
@@ -285,7 +286,7 @@ def test_jobs_of_a_stream_keep_their_order():
 
 
 def test_fusion_is_at_rest_until_someone_speaks_and_after_the_label():
-    run = Run().push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(10)))
+    run = Run().push(*(sound_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(10)))
     assert run.core.at_rest
     assert not run.at(1.3).push(speech_message("started", 1.3, 1, 1.0, 1.3)).core.at_rest
     assert not run.at(2.4).push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good")).core.at_rest

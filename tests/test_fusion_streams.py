@@ -17,8 +17,8 @@ from tests.fusion import (
     end_message,
     face_message,
     late_video,
-    mfcc_message,
     ready_run,
+    sound_message,
     speech_message,
 )
 
@@ -31,7 +31,7 @@ _span = st.integers(0, 300_000_000)
 @given(_span, _span, _span, _span, _span, _span)
 def test_the_parts_of_the_latency_sum_to_the_total(endpoint, receive, recognition, send, encode, classify):
     run = Run(encode_ns=encode, classify_ns=classify)
-    run.push(*(mfcc_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
+    run.push(*(sound_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
     captured = T0 + 2 * SECOND + endpoint
     received = captured + receive
     sent = received + recognition
@@ -74,14 +74,16 @@ def test_a_running_estimate_each_hop_while_someone_speaks(hop_ms):
         assert ends == [round(start + hop_ms / 1000 * (i + 1), 3) for i in range(len(ends))]
         assert (end - start - 0.25) / (hop_ms / 1000) - 1 <= len(ends) <= (end - start) / (hop_ms / 1000)
     for window in run.windows:
-        assert window.modalities["audio"].frames == round(min(1.0, window.end_s - window.start_s) * 100) - 2
+        so_far_ms = round((window.end_s - window.start_s) * 1000)
+        before = max(0, so_far_ms - 1000) // 80  # vectors of the utterance before the last second
+        assert window.modalities["audio"].frames == -(-(so_far_ms // 10 - 3) // 8) - before
     assert [window.seq for window in run.windows] == list(range(len(run.windows)))
     assert [label.seq for label in run.labels] == [0, 1, 2]
 
 
 def test_an_estimate_overtaken_by_a_newer_one_is_dropped():
     run = Run(estimates=True).push(
-        *(mfcc_message(i / 10) for i in range(60)), *(face_message(i / 10) for i in range(60))
+        *(sound_message(i / 10) for i in range(60)), *(face_message(i / 10) for i in range(60))
     )
     run.push(speech_message("started", 1.2, 1, 1.0, 1.2))
     run.push(*(speech_message("words", 2.0 + i, 1, 1.0, 2.0 + i, "on and on") for i in range(4))).step()
@@ -90,7 +92,7 @@ def test_an_estimate_overtaken_by_a_newer_one_is_dropped():
 
 def test_an_end_overtakes_estimates():
     run = Run(estimates=True).push(
-        *(mfcc_message(i / 10) for i in range(60)), *(face_message(i / 10) for i in range(60))
+        *(sound_message(i / 10) for i in range(60)), *(face_message(i / 10) for i in range(60))
     )
     run.push(speech_message("started", 1.2, 1, 1.0, 1.2), speech_message("words", 3.0, 1, 1.0, 3.0, "on"))
     run.push(speech_message("ended", 3.9, 1, 1.0, 3.5, "on")).step()
@@ -104,7 +106,7 @@ def test_streams_that_are_ready_together_are_one_batch():
     run = Run(streams={"a": ALL, "b": ALL})
     for name in ("a", "b"):
         run.push(
-            *(mfcc_message(i / 10, stream=name) for i in range(30)),
+            *(sound_message(i / 10, stream=name) for i in range(30)),
             *(face_message(i / 10, stream=name) for i in range(31)),
         )
         run.push(speech_message("ended", 2.4, 1, 1.0, 2.0, f"i am {name}", stream=name))
@@ -118,11 +120,11 @@ def test_one_stream_does_not_wait_for_another():
     run = Run(streams={"a": ALL, "b": ALL}).at(2.4)
     run.push(
         speech_message("ended", 2.4, 1, 1.0, 2.0, "late", stream="a"),
-        mfcc_message(1.0, stream="a"),
+        sound_message(1.0, stream="a"),
         face_message(1.0, stream="a"),
     )
     run.push(
-        *(mfcc_message(i / 10, stream="b") for i in range(30)), *(face_message(i / 10, stream="b") for i in range(31))
+        *(sound_message(i / 10, stream="b") for i in range(30)), *(face_message(i / 10, stream="b") for i in range(31))
     )
     run.push(speech_message("ended", 2.4, 1, 1.0, 2.0, "quick", stream="b")).step()
     assert [e.text for e in run.labels] == ["quick"]
@@ -162,7 +164,7 @@ def test_a_stream_without_sound_is_cut_by_its_faces(realtime):
 
 
 def test_a_microphone_that_cannot_be_opened_leaves_the_faces():
-    run = Run().push(end_message("mfcc"), end_message("speech"))
+    run = Run().push(end_message("audio"), end_message("speech"))
     for i in range(60):
         run.at(i / 10).push(face_message(i / 10, seen=10 <= i < 40)).step()
     assert [(e.start_s, e.end_s) for e in run.labels] == [(1.0, 4.0)]
@@ -173,7 +175,7 @@ def test_a_microphone_that_cannot_be_opened_leaves_the_faces():
 
 def test_done_when_every_modality_has_ended_and_every_label_is_out():
     run = late_video(Run(realtime=False), 1.5)
-    for of in ("speech", "mfcc"):
+    for of in ("speech", "audio"):
         run.push(end_message(of)).step()
         assert not run.core.done
     run.push(end_message("pcm"))  # of no concern
@@ -186,7 +188,7 @@ def test_done_when_every_modality_has_ended_and_every_label_is_out():
 
 def test_done_only_when_all_streams_are_done():
     run = Run(streams={"a": frozenset({"audio", "speech"}), "b": frozenset({"video"})})
-    run.push(end_message("mfcc"), end_message("speech"), end_message("speech"))
+    run.push(end_message("audio"), end_message("speech"), end_message("speech"))
     assert not run.core.done
     assert run.push(end_message("face", "b")).core.done
 
@@ -202,10 +204,10 @@ def test_the_lead_of_video_over_speech():
 
 def test_repeated_rows_are_counted_and_change_nothing():
     run = Run().push(
-        *(mfcc_message(i / 10) for i in range(15)), mfcc_message(0.5), face_message(0.2), face_message(0.2)
+        *(sound_message(i / 10) for i in range(15)), sound_message(0.5), face_message(0.2), face_message(0.2)
     )
     assert run.core.counters["rows_out_of_order"] == 11
-    run.push(*(mfcc_message(i / 10) for i in range(15, 30)), *(face_message(i / 10) for i in range(3, 31)))
+    run.push(*(sound_message(i / 10) for i in range(15, 30)), *(face_message(i / 10) for i in range(3, 31)))
     run.at(2.4).push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good")).step()
     assert run.labels[0].probabilities == ready_run(Run()).step().labels[0].probabilities
 
@@ -224,7 +226,7 @@ def _minutes(run: Run, minutes: float, spoken_s: float, speech: bool = True) -> 
     most, utterance, begun = 0, 0, 0.0
     for tenth in range(round(minutes * 600)):
         now = tenth / 10
-        run.at(now).push(mfcc_message(now), face_message(now))
+        run.at(now).push(sound_message(now), face_message(now))
         if speech and spoken_s == 0 and tenth % 3 == 0:
             run.push(speech_message("progress", now))
         elif speech and spoken_s and tenth % 3 == 0:

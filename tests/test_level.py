@@ -1,4 +1,4 @@
-"""The automatic level: stream/speech/level.py, stream/features/loudness.py and what the speech core makes of them."""
+"""The automatic level: stream/speech/level.py and what the speech core makes of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from emostream.errors import ConfigError
 from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Speech, load_config
 from emostream.stream.cores.speech import SpeechCore
-from emostream.stream.features.loudness import LEAST_DB, raise_quiet
-from emostream.stream.features.mfcc import mfcc
 from emostream.stream.messages import Pcm, SpeechEvent
 from emostream.stream.speech.level import FALL_DB_S, MAX_GAIN_DB, QUIET_DBFS, TARGET_DBFS, Level
 from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES
@@ -102,36 +100,6 @@ def test_a_normal_voice_is_forgotten_slowly():
         level.push(_block(0))
         seconds += FRAME_NS / 1e9
     assert seconds == pytest.approx(10 / FALL_DB_S, abs=0.1)
-
-
-# Features
-
-
-@given(st.floats(-70, 0))
-def test_features_are_raised_to_the_least_loudness_and_no_further(dbfs):
-    rows = mfcc(at_peak(dbfs, 3.0))
-    raised = raise_quiet(rows)
-    per_db = np.sqrt(40) * np.log(10) / 10
-    loudest = rows[:, 0].max() / per_db
-    if loudest >= LEAST_DB:
-        assert raised is rows
-    else:
-        assert raised[:, 0].max() / per_db == pytest.approx(LEAST_DB, abs=1e-3)
-        assert np.array_equal(raised[:, 1:], rows[:, 1:])
-        assert np.ptp(raised[:, 0] - rows[:, 0]) < 1e-3
-
-
-def test_raised_features_are_those_of_louder_sound():
-    quiet, loud = at_peak(-38, 3.0), at_peak(-38, 3.0) * 8  # 18 dB
-    loudest = mfcc(quiet)[:, 0].max() / (np.sqrt(40) * np.log(10) / 10)
-    assert loudest < LEAST_DB < loudest + 18.1
-    difference = raise_quiet(mfcc(quiet)) - mfcc(loud)
-    assert np.abs(difference[:, 1:]).max() < 1e-2
-    assert np.ptp(difference[:, 0]) < 1e-2
-
-
-def test_no_rows_stay_none():
-    assert raise_quiet(np.zeros((0, 120), np.float32)).shape == (0, 120)
 
 
 # Utterances

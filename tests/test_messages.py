@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from emostream.stream.messages import (
+    AudioRows,
     Codec,
     Control,
     End,
@@ -21,7 +22,6 @@ from emostream.stream.messages import (
     Health,
     Latency,
     Log,
-    MfccRows,
     Pcm,
     SpeechEvent,
     Word,
@@ -38,7 +38,7 @@ words = st.lists(st.builds(Word, text, finite, finite, st.floats(0, 1)), max_siz
 COMMON = {"stream": text, "seq": st.integers(0, 2**40), "sent_ns": ns}
 MEDIA = COMMON | {"media_start_ns": ns, "media_end_ns": ns, "captured_ns": ns}
 pcm = st.builds(Pcm, **MEDIA, samples=arrays(np.int16, st.integers(0, 600)))
-mfcc = st.builds(MfccRows, **MEDIA, rows=arrays(np.float32, st.tuples(st.integers(0, 3), st.just(120))))
+sound = st.builds(AudioRows, **MEDIA, rows=arrays(np.float32, st.tuples(st.integers(0, 3), st.just(32))))
 face = st.builds(
     Face,
     **MEDIA,
@@ -58,7 +58,7 @@ speech = st.builds(
     received_ns=ns,
     recognition_ns=ns,
 )
-end = st.builds(End, **COMMON, content=st.sampled_from(["pcm", "mfcc", "face", "speech"]), reason=text)
+end = st.builds(End, **COMMON, content=st.sampled_from(["pcm", "audio", "face", "speech"]), reason=text)
 health = st.builds(
     Health,
     **COMMON,
@@ -87,7 +87,7 @@ def test_messages_without_arrays_come_back_equal(message):
     assert _over_the_wire(message) == message
 
 
-@given(st.one_of(pcm, mfcc, face))
+@given(st.one_of(pcm, sound, face))
 def test_messages_with_arrays_come_back_equal(message):
     back = _over_the_wire(message)
     assert type(back) is type(message)
@@ -236,11 +236,11 @@ def test_objects_cannot_be_sent():
 def test_topics():
     empty = np.zeros(0, np.int16)
     assert Pcm(**_SPAN, samples=empty).topic == "pcm.a"
-    assert MfccRows(**_SPAN, rows=empty).topic == "mfcc.a"
+    assert AudioRows(**_SPAN, rows=empty).topic == "audio.a"
     assert Face(**_SPAN, crop=empty).topic == "face.a"
     assert SpeechEvent(**_SPAN, event="words").topic == "speech.a"
-    assert [End(stream="a", content=content, reason="").topic for content in ("pcm", "mfcc", "face", "speech")] == [
-        "pcm.a", "mfcc.a", "face.a", "speech.a",
+    assert [End(stream="a", content=content, reason="").topic for content in ("pcm", "audio", "face", "speech")] == [
+        "pcm.a", "audio.a", "face.a", "speech.a",
     ]  # fmt: skip
     assert Health(node="audio.a", state="ready").topic == "health.audio.a"
     assert Log(node="fusion", level="info", text="").topic == "log.fusion"

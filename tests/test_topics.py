@@ -21,14 +21,19 @@ def test_a_name_of_no_node(name):
 
 
 def test_a_capture_node_publishes_the_topics_of_its_media():
-    assert topics.media_topics({"audio"}, "a") == ["pcm.a", "mfcc.a"]
+    assert topics.media_topics({"audio"}, "a") == ["pcm.a", "audio.a"]
     assert topics.media_topics({"video"}, "a") == ["face.a"]
-    assert topics.media_topics({"video", "audio"}, "a") == ["pcm.a", "mfcc.a", "face.a"]
+    assert topics.media_topics({"video", "audio"}, "a") == ["pcm.a", "audio.a", "face.a"]
     assert [f"{content}.a" for content in topics.PUBLISHED["capture"]] == topics.media_topics({"audio", "video"}, "a")
 
 
 def test_fusion_takes_all_but_sound():
-    nodes = {"audio.a": ["mfcc.a"], "video.a": ["face.a"], "capture.b": ["mfcc.b", "face.b"], "speech.a": ["speech.a"]}
+    nodes = {
+        "audio.a": ["audio.a"],
+        "video.a": ["face.a"],
+        "capture.b": ["audio.b", "face.b"],
+        "speech.a": ["speech.a"],
+    }
     assert {node: topics.fused_topics(node) for node in nodes} == nodes
 
 
