@@ -162,7 +162,7 @@ def test_the_shipped_bundle_gives_the_same_probabilities(bundle, classifier, nam
     other = Classifier(bundle, name)
     faces = classifier.encode_faces(crops := rng.integers(0, 256, (9, 48, 48), np.uint8))
     np.testing.assert_allclose(other.encode_faces(crops), faces, rtol=0, atol=TOLERANCE)
-    item = Features(rng.normal(0, 3, (123, 120)).astype(np.float32), faces, classifier.encode_words(["no", "way"]))
+    item = Features(rng.normal(0, 3, (123, 168)).astype(np.float32), faces, classifier.encode_words(["no", "way"]))
     (want,), (got,) = (each.classify([item], [True]) for each in (classifier, other))
     np.testing.assert_allclose(got.probabilities, want.probabilities, rtol=0, atol=TOLERANCE)
     assert other.backend.startswith(f"{name}/")
@@ -239,7 +239,7 @@ def test_half_precision_gives_the_same_labels_for_real_features(bundle: Bundle, 
         (lambda given: given.update(text_len=given["text_len"].astype(np.int32)), "text_len is int32; .* takes int64"),
         (
             lambda given: given.update(audio=given["audio"][..., :40]),
-            r"audio has shape \(2, 9, 40\); .*\(any, any, 120\)",
+            r"audio has shape \(2, 9, 40\); .*\(any, any, 168\)",
         ),
         (lambda given: given.update(video=given["video"][0]), r"video has shape \(5, 128\); .*\(any, any, 128\)"),
         (lambda given: given.update(text_len=given["text_len"][:, None]), r"text_len has shape \(2, 1\)"),

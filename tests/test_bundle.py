@@ -15,6 +15,7 @@ from emostream.engines.bundle import (
     FUSION_CPU,
     FUSION_GPU,
     SUBSETS,
+    VOICE,
     WORDS,
     open_bundle,
     write_manifest,
@@ -57,7 +58,7 @@ def test_an_unknown_bundle(name):
         open_bundle(name)
 
 
-@pytest.mark.parametrize("file", [FUSION, FUSION_CPU, FUSION_GPU, FACE, WORDS])
+@pytest.mark.parametrize("file", [FUSION, FUSION_CPU, FUSION_GPU, VOICE, FACE, WORDS])
 def test_one_changed_bit_is_noticed(copy, file):
     data = bytearray((copy / file).read_bytes())
     data[len(data) // 2] ^= 1
@@ -97,8 +98,8 @@ def test_a_link_out_of_the_bundle_is_refused(copy):
 
 
 def test_another_format(copy):
-    _edit(copy, format="emostream-bundle/3")
-    with pytest.raises(BundleError, match=r"format is 'emostream-bundle/3', this version reads 'emostream-bundle/2'"):
+    _edit(copy, format="emostream-bundle/9")
+    with pytest.raises(BundleError, match=r"format is 'emostream-bundle/9', this version reads 'emostream-bundle/3'"):
         open_bundle(copy)
 
 
@@ -175,7 +176,7 @@ def test_each_backend_runs_the_file_made_for_it_or_else_the_portable_one(bundle,
     (copy / FUSION_GPU).unlink()
     write_manifest(copy, manifest)
     without = open_bundle(copy)
-    assert list(without.manifest.files) == [FUSION, FACE, WORDS]
+    assert list(without.manifest.files) == [FUSION, VOICE, FACE, WORDS]
     assert without.path_for(FUSION, backend) == without.path(FUSION)
 
 

@@ -16,10 +16,11 @@ from emostream.engines.bundle import open_bundle
 from emostream.errors import BundleError
 from emostream.stream.cores.classifier import MODALITIES, Classifier, Features
 from emostream.stream.features.face import CROP, HaarCascade, crop_face, find_faces
-from emostream.stream.features.mfcc import DIM, mfcc
+from emostream.stream.features.logmel import logmel
+from emostream.stream.features.voice import DIM
 from tests import media
 
-_AUDIO = mfcc(media.speech_samples(4.0)[8000:48000])
+_ROWS = logmel(media.speech_samples(4.0)[8000:48000])
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def whole(classifier) -> Features:
     images = [media.gray(image) for image in media.face_frames(75)[12::3]]
     crops = np.stack([crop_face(image, find_faces(detector, image)[0]) for image in images])
     return Features(
-        _AUDIO,
+        classifier.voice_encoder().encode(_ROWS),
         classifier.encode_faces(crops),
         classifier.encode_words(["this", "is", "the", "best", "day", "of", "my", "life"]),
     )
@@ -109,7 +110,7 @@ def test_every_modality_matters(classifier, whole):
 
 def test_only_the_newest_rows_that_fit_are_used(classifier, bundle, whole):
     most = bundle.manifest.audio.max_rows
-    long = np.tile(_AUDIO, (most // len(_AUDIO) + 2, 1))
+    long = np.tile(whole.audio, (most // len(whole.audio) + 2, 1))
     cut = Features(long[-most:], whole.video, whole.text)
     long_one, cut_one = classifier.classify([Features(long, whole.video, whole.text), cut], [False, False])
     np.testing.assert_allclose(long_one.probabilities, cut_one.probabilities, atol=1e-6)
@@ -141,12 +142,12 @@ def test_the_classifier_describes_its_bundle(classifier, bundle):
     assert classifier.labels == bundle.manifest.labels
     assert classifier.bundle_id == bundle.id
     assert classifier.backend == "onnxruntime/cpu"
-    assert _AUDIO.shape[1] == bundle.manifest.audio.dim == DIM
+    assert classifier.voice_encoder().encode(_ROWS).shape[1] == bundle.manifest.audio.dim == DIM
 
 
 @pytest.mark.parametrize(
     ("modality", "key", "value"),
-    [("audio", "n_mels", 80), ("audio", "window", "hann"), ("video", "crop", 64), ("video", "eye_left", [0.3, 0.3])],
+    [("audio", "n_mels", 80), ("audio", "level", 3.0), ("video", "crop", 64), ("video", "eye_left", [0.3, 0.3])],
 )
 def test_a_bundle_made_for_other_features_is_refused(bundle, modality, key, value):
     manifest = msgspec.convert(msgspec.to_builtins(bundle.manifest), type(bundle.manifest))

@@ -79,8 +79,8 @@ def corpora_without_items(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_training(*_: object) -> None:
         raise AssertionError("training has begun")
 
-    monkeypatch.setattr(recipe, "load_all", lambda data: [[]] * 5)
-    monkeypatch.setattr(recipe, "make_sounds", no_training)
+    monkeypatch.setattr(recipe, "load_all", lambda data: [[]] * 6)
+    monkeypatch.setattr(recipe, "make_speech", no_training)
 
 
 def test_no_training_begins_with_a_graph_that_differs(changed_model, corpora_without_items, tmp_path, capsys):

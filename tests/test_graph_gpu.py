@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import onnx
@@ -12,11 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import shape_inference
 
-from emostream.engines.bundle import FUSION, FUSION_GPU, MODALITIES
+from emostream.engines.bundle import FUSION, FUSION_GPU, MODALITIES, open_bundle
 from emostream.engines.onnx import OnnxRuntime
 from emostream.train.graphs import portable
 from emostream.train.graphs.gpu import gpu_graph
-from emostream.train.model import DIMS
 from tests.nets import small
 
 
@@ -25,10 +25,15 @@ def shipped(bundle) -> tuple[OnnxRuntime, OnnxRuntime]:
     return OnnxRuntime(bundle.path(FUSION)), OnnxRuntime(bundle.path(FUSION_GPU))
 
 
+@cache
+def dims() -> dict[str, int]:
+    return {m: getattr(open_bundle("ekman7").manifest, m).dim for m in MODALITIES}
+
+
 def arrays(lengths: list[tuple[int, int, int]], padding: int, seed: int) -> dict[str, np.ndarray]:
     """Inputs for a batch of (audio, video, text) lengths; rows beyond them hold large random values."""
     by_modality = {m: [clip[i] for clip in lengths] for i, m in enumerate(MODALITIES)}
-    inputs = portable.fusion_inputs(DIMS, by_modality, np.random.default_rng(seed), padding)
+    inputs = portable.fusion_inputs(dims(), by_modality, np.random.default_rng(seed), padding)
     for m in MODALITIES:
         inputs[m][np.arange(inputs[m].shape[1]) >= inputs[f"{m}_len"][:, None]] *= 100
     return inputs

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from emostream.stream.features import mfcc
+from emostream.stream.features import voice
 from emostream.train.bundle import face
 from emostream.train.model import (
     ATTENTION,
@@ -126,7 +126,7 @@ def test_build_refuses_unknown_names_and_stays_small():
         build(modalities=("smell",))
     assert sum(p.numel() for p in build(attention="both").parameters()) < 1_000_000
     assert sum(p.numel() for p in face.FaceNet().parameters()) < 1_000_000
-    assert (DIMS["audio"], DIMS["video"]) == (mfcc.DIM, face.DIM)
+    assert (DIMS["audio"], DIMS["video"]) == (voice.DIM, face.DIM)
 
 
 # --- the paper's network -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from emostream.engines.bundle import MODALITIES, open_bundle
 from emostream.engines.options import PRECISIONS
 from emostream.engines.trt.precision import cast
 from emostream.errors import BackendError
@@ -21,7 +22,7 @@ from emostream.errors import BackendError
 BUNDLE = Path(__file__).parents[1] / "engines/bundles/ekman7"
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 LOW = tuple(TYPES)
-DIMS = {"audio": 120, "video": 128, "text": 80}
+DIMS = {m: getattr(open_bundle("ekman7").manifest, m).dim for m in MODALITIES}
 GRAPHS = {name: onnx.load(BUNDLE / f"{name}.onnx") for name in ("face", "fusion", "fusion-gpu")}
 CASES = pytest.mark.parametrize(("graph", "precision"), [(g, p) for g in GRAPHS for p in LOW])
 

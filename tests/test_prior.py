@@ -151,7 +151,7 @@ def whole(classifier) -> Features:
     """One utterance's sound, face and words, whatever they say."""
     rng = np.random.default_rng(0)
     faces = classifier.encode_faces(rng.integers(0, 256, (10, 48, 48)).astype(np.uint8))
-    return Features(rng.normal(size=(150, 120)).astype(np.float32), faces, classifier.encode_words(["so", "good"]))
+    return Features(rng.normal(size=(150, 168)).astype(np.float32), faces, classifier.encode_words(["so", "good"]))
 
 
 def _without(item: Features, name: str) -> Features:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emostream.engines.bundle import FUSION_GPU, Bundle
+from emostream.engines.bundle import FUSION_GPU, MODALITIES, Bundle
 from emostream.engines.onnx import OnnxRuntime
 from emostream.engines.trt import cuda
 from emostream.engines.trt.backend import TensorRT
@@ -80,7 +80,8 @@ def test_results_stay_when_the_buffers_are_used_again(gpu: Gpu, load: Load):
 def test_fusion_graph_is_the_same_padded_and_split(bundle: Bundle, load: Load):
     """The shipped graph, run by ONNX Runtime instead of a GPU: the backend's padding and splitting change nothing."""
     reference = OnnxRuntime(bundle.path(FUSION_GPU))
-    limits = {"audio": (120, 40), "video": (128, 20), "text": (80, 10)}
+    dims = {m: getattr(bundle.manifest, m).dim for m in MODALITIES}
+    limits = {"audio": (dims["audio"], 40), "video": (dims["video"], 20), "text": (dims["text"], 10)}
     profile = {}
     for name, (dim, longest) in limits.items():
         profile[name] = ((1, 1, dim), (1, longest, dim), (3, longest, dim))

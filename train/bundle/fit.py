@@ -144,11 +144,13 @@ class Lines:
         return *self.words, self.vectors, self.labels
 
 
-def batch_of(rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, torch.Tensor]:
+def batch_of(
+    rows: Mapping[str, Sequence[np.ndarray]], max_rows: Mapping[str, int] = MAX_ROWS
+) -> dict[str, torch.Tensor]:
     """Sequences of each modality, (T, D) with T = 0 where absent → the padded arguments of ``Fusion.forward``."""
     arguments: dict[str, torch.Tensor] = {}
     for m, sequences in rows.items():
-        padded, lengths = pad(sequences, MAX_ROWS[m])
+        padded, lengths = pad(sequences, max_rows[m])
         arguments[m], arguments[f"{m}_len"] = torch.from_numpy(padded), torch.from_numpy(lengths)
     return arguments
 

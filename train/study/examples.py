@@ -14,10 +14,13 @@ import torch
 
 from emostream.engines.bundle import MODALITIES
 from emostream.errors import CorpusError
-from emostream.train.bundle.fit import LONGEST_TRAINED, MAX_ROWS, batch_of
+from emostream.train.bundle import fit
+from emostream.train.bundle.fit import batch_of
 from emostream.train.model import PAPER_ROWS
 from emostream.train.study.dataset import Part, Sequences
 
+MAX_ROWS = {**fit.MAX_ROWS, "audio": 1500}  # a study reads MFCC: 15 s
+LONGEST_TRAINED = 256  # MFCC rows; a stretch of longer clips is taken, which halves the time of a step
 GROUP = 8  # batches cut from one stretch of examples sorted by length, for little padding
 
 
@@ -114,7 +117,7 @@ class Collator:
                 sequences["audio"] = [_stretch(x, rng) for x in sequences["audio"]]
             if self.modality_dropout:
                 self._leave_out(sequences, rng)
-        return batch_of(sequences)
+        return batch_of(sequences, MAX_ROWS)
 
     def _fixed(self, m: str, sequences: Sequence[np.ndarray]) -> np.ndarray:
         """(T, D) each → (B, rows, D) float32: the first rows of each, then zeros."""
