@@ -79,7 +79,9 @@ def corpora_without_items(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_training(*_: object) -> None:
         raise AssertionError("training has begun")
 
-    monkeypatch.setattr(recipe, "load_all", lambda data: [[]] * 6)
+    monkeypatch.setattr(
+        recipe, "load_all", lambda data: ({corpus: [] for corpus in (*recipe.NEEDED, *recipe.OPTIONAL)}, [])
+    )
     monkeypatch.setattr(recipe, "make_speech", no_training)
 
 

@@ -18,8 +18,8 @@ from emostream.errors import CorpusError, Problems
 from emostream.stream.features import mfcc
 from emostream.stream.features.words import WordVectors
 from emostream.train import corpora
-from emostream.train.bundle import face, features, words
-from emostream.train.bundle.degrade import CONDITIONS
+from emostream.train.bundle import face, features, recipe, words
+from emostream.train.bundle.degrade import CONDITIONS, augment, possible, surroundings
 from emostream.train.bundle.evaluate import half_of
 from emostream.train.bundle.features import Ragged
 from emostream.train.bundle.fit import Faces, Lines, Sounds, batch_of, fit, label_shares, paired
@@ -307,6 +307,21 @@ def test_fit_without_data_names_the_option(tmp_path, capsys, monkeypatch):
     errors = capsys.readouterr().err
     for corpus in ("RAVDESS", "EmoDB", "nEMO", "FER2013", "GoEmotions", "MELD"):  # all that is missing, at once
         assert corpus in errors
+
+
+def test_training_does_without_what_is_not_there_and_says_so(data, tmp_path, caplog):
+    for name in ("ravdess", "fer2013", "goemotions"):
+        (tmp_path / name).symlink_to(data / name)
+    items, absent = recipe.load_all(tmp_path)
+    assert absent == ["noise", "rir", "meetings", "emodb", "nemo", "meld"]
+    assert items[ravdess] and not items[emodb]
+    (tmp_path / "meld").mkdir()  # there, but not what it should be
+    with pytest.raises(Problems, match="MELD"):
+        recipe.load_all(tmp_path)
+    around = surroundings(tmp_path, judging=False)
+    assert possible(around) == ["clean", "white 10 dB", "telephone", "quiet", "clipped"]
+    rng, samples = np.random.default_rng(0), np.full(4000, 1000, np.int16)
+    assert all(len(augment(samples, around, rng)[0]) for _ in range(20))
 
 
 def test_recordings_and_images_that_cannot_be_used_are_listed_at_once(tmp_path):

@@ -133,7 +133,8 @@ the sound, the face and the words. It is no measurement of what a person feels.
 {training["video"][0].upper() + training["video"][1:]}. Fusion: {preset["attention"]}-attention,
 {preset["fusion_steps"]} steps, with modalities left out at random. Augmentation: speed, rooms, microphones, noise,
 voices, codecs and gain of sound ({preset["voice_copies"] - 1} copies of each recording); turns, shifts, light, blur,
-mirroring and hidden patches of faces; missed and misheard words. {training["selection"][0].upper() + training["selection"][1:]}
+mirroring and hidden patches of faces; missed and misheard words.
+{training["selection"][0].upper() + training["selection"][1:]}
 
 How often the fusion network met each label, which `[fusion] prior` corrects for where it is used in other surroundings:
 

@@ -40,6 +40,10 @@ class Surroundings:
     voices: Sequence[np.ndarray]
     rooms: Sequence[np.ndarray]
 
+    def lacking(self) -> list[str]:
+        """Of which kinds there are no recordings."""
+        return [kind for kind in ("noises", "voices", "rooms") if not getattr(self, kind)]
+
 
 def surroundings(data: Path, judging: bool) -> Surroundings:
     """Those to judge with or those to train with, from ``noise/``, ``meetings/`` and ``rir/`` below ``data``."""
@@ -73,6 +77,12 @@ def _loudness(samples: np.ndarray) -> np.ndarray:
 
 def _any(recordings: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     return recordings[int(rng.integers(len(recordings)))]
+
+
+def possible(around: Surroundings) -> list[str]:
+    """Those of CONDITIONS for which there are recordings."""
+    kinds = {"noise": "noises", "babble": "voices", "room": "rooms"}
+    return [name for name in CONDITIONS if kinds.get(name.split()[0]) not in around.lacking()]
 
 
 def _stretch_of(recording: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -172,9 +182,9 @@ def augment(samples: np.ndarray, around: Surroundings, rng: np.random.Generator)
         x = in_room(x, _room(around.rooms, rng))
     x = filtered(x, [0, 150, 500, 1500, 4000, 8000], rng.normal(0, 4, 6).tolist())
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.35 and around.noises:
         x = add(x, _stretch_of(_any(around.noises, rng), len(x), rng), rng.uniform(3, 30))
-    elif kind < 0.65:
+    elif 0.35 <= kind < 0.65 and around.voices:
         x = add(x, babble(around.voices, len(x), int(rng.integers(1, 7)), rng), rng.uniform(2, 25))
     elif kind < 0.85:
         hiss = np.fft.rfft(rng.normal(0, 1, len(x)))
@@ -192,7 +202,7 @@ def augment(samples: np.ndarray, around: Surroundings, rng: np.random.Generator)
 def _room(rooms: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """A recorded impulse response two times in three, else noise that decays; the direct sound as strong as it may be
     at another distance."""
-    if rng.random() < 0.67:
+    if rng.random() < 0.67 and rooms:
         response = _any(rooms, rng).copy()
         response[1:] *= 10 ** (rng.uniform(-10, 3) / 20)
         return response

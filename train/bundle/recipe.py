@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -35,7 +37,7 @@ from emostream.train import model as network
 from emostream.train.bundle import face, voice, voice_recipe, words
 from emostream.train.bundle import fit as fusion_training
 from emostream.train.bundle.calibrate import calibrate
-from emostream.train.bundle.degrade import CONDITIONS, surroundings
+from emostream.train.bundle.degrade import CONDITIONS, possible, surroundings
 from emostream.train.bundle.evaluate import answers, by_group, calibration_report
 from emostream.train.bundle.features import Ragged, cached, code_of, fingerprint
 from emostream.train.bundle.fit import (
@@ -74,20 +76,42 @@ from emostream.train.metrics import scores
 from emostream.train.model import Fusion
 from emostream.train.progress import Stage, StepDone
 
+log = logging.getLogger(__name__)
+
 FPS = 10  # face vectors per second that training assumes
 
 
-def load_all(data: Path) -> list[list[Item]]:
-    """Items of the six corpora below ``data``. Raises Problems that lists what is wrong with all of them."""
-    items, problems = [], []
-    for module in (ravdess, emodb, nemo, fer2013, goemotions, meld):
+NEEDED = (ravdess, fer2013, goemotions)  # the figures of sound, faces and words are on their held-out parts
+OPTIONAL = (emodb, nemo, meld)
+SURROUNDINGS = ("noise", "rir", "meetings")  # of the augmentation
+
+
+def folder_of(corpus: ModuleType) -> str:
+    """The name of a corpus's folder: that of its module."""
+    return corpus.__name__.rpartition(".")[2]
+
+
+def load_all(data: Path) -> tuple[dict[ModuleType, list[Item]], list[str]]:
+    """Items by corpus below ``data``, and the names of the folders that are not there, which training does without.
+
+    Raises Problems that lists what is wrong with all that are there, and those of ``NEEDED`` that are not.
+    """
+    items: dict[ModuleType, list[Item]] = {}
+    problems = []
+    absent = [name for name in SURROUNDINGS if not (data / name).is_dir()]
+    for corpus in (*NEEDED, *OPTIONAL):
+        folder = data / folder_of(corpus)
+        items[corpus] = []
+        if corpus in OPTIONAL and not folder.is_dir():
+            absent.append(folder.name)
+            continue
         try:
-            items.append(module.load(data / module.__name__.rpartition(".")[2]))
+            items[corpus] = corpus.load(folder)
         except CorpusError as error:
-            problems.append(f"{module.NAME}: {error}")
+            problems.append(f"{corpus.NAME}: {error}")
     if problems:
         raise Problems(str(data), problems)
-    return items
+    return items, absent
 
 
 @dataclass(frozen=True)
@@ -135,7 +159,7 @@ def make_speech(
 
     actors = voice_recipe.split(speech[ravdess.NAME][0], "val", sizes)
     under, heard = {}, {}
-    for condition in CONDITIONS:
+    for condition in possible(around):
         rows, was_heard = judged(actors, condition, around, cache)
         sequences = voice_recipe.make_vectors(net, [rows], cache)
         under[condition] = Sounds(sequences, np.arange(len(actors)), label_numbers(actors), np.ones(len(actors)))
@@ -290,20 +314,23 @@ def make_bundle(
     """
     preset = PRESETS[preset_name]
     out = out or Path("bundles") / preset_name
-    corpora = load_all(data)
+    corpora, absent = load_all(data)
+    if absent:
+        log.warning("%s: no %s; training does without", data, ", ".join(absent))
     fast.try_exports(preset.attention, {"text": preset.word_dim}, fast=not portable)
     if preset.most is not None:
-        corpora = [
-            [item for split in ("train", "val") for item in limit_per_label(in_split(items, split), preset.most)]
-            for items in corpora
-        ]
-    clips, german, polish, stills, comments, lines = corpora
+        corpora = {
+            corpus: [
+                item for split in ("train", "val") for item in limit_per_label(in_split(items, split), preset.most)
+            ]
+            for corpus, items in corpora.items()
+        }
+    clips, german, polish, stills, comments, lines = (
+        corpora[corpus] for corpus in (ravdess, emodb, nemo, fer2013, goemotions, meld)
+    )
 
-    by_corpus = {str(module.NAME): items for module, items in zip(SHARES, (clips, german, polish), strict=True)}
-    speech = make_speech(
-        {name: (items, share) for (name, items), share in zip(by_corpus.items(), SHARES.values(), strict=True)},
-        data, preset, cache, seed, stage,
-    )  # fmt: skip
+    spoken = {str(corpus.NAME): (corpora[corpus], share) for corpus, share in SHARES.items() if corpora[corpus]}
+    speech = make_speech(spoken, data, preset, cache, seed, stage)
     sounds = speech.held_out
     net, faces, face_own = make_faces(stills, preset, cache, seed, stage)
     table, texts = make_words(comments + lines, preset, cache, seed, stage)
@@ -380,6 +407,7 @@ def make_bundle(
                 goemotions.NAME: "dev",
                 meld.NAME: "dev",
             },
+            "without": absent,
             "selection": "no epoch or model was chosen on the held-out data: the model is that of the last step. The "
             "preset's sizes were set by hand with these figures in view.",
             "export_difference": {name: float(f"{value:.2g}") for name, value in worst.items()},
@@ -394,6 +422,7 @@ def make_bundle(
                 (goemotions, comments, "text"),
                 (meld, lines, "text"),
             )
+            if items
         ],
         licence="Research use, non-commercial: the weights derive from RAVDESS and nEMO (CC BY-NC-SA 4.0) and from "
         "FER2013 and EmoDB, which were given out for research.",

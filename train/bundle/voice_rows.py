@@ -104,6 +104,8 @@ def copy_of(
         return _packed(sequences, [True] * len(sequences))
 
     settings = {"items": fingerprint(items, labels=False), "copy": number, "seed": seed, "augmentation": AUGMENTATION}
+    if lacking := around.lacking():
+        settings["without"] = lacking
     arrays = cached(cache, "voice", _settings(settings), make)
     return Ragged(arrays["rows"], arrays["starts"])
 
