@@ -23,7 +23,7 @@ PRESETS = {
     # about 40 minutes on one core of 2025, 15 of them for the face encoder
     "ekman7": Preset(
         voice_steps=2400, voice_copies=5,
-        face_epochs=26, face_copies=4, word_epochs=4, word_buckets=32_768, word_dim=80,
+        face_epochs=20, face_copies=4, word_epochs=4, word_buckets=32_768, word_dim=80,
         fusion_steps=12_000, attention="self",
     ),
     # a minute: shows that everything works together, learns nothing useful

@@ -34,7 +34,7 @@ from emostream.stream.features import logmel
 from emostream.stream.features import voice as live_voice
 from emostream.stream.features.words import WordVectors
 from emostream.train import model as network
-from emostream.train.bundle import face, voice, voice_recipe, words
+from emostream.train.bundle import face, talking, voice, voice_recipe, words
 from emostream.train.bundle import fit as fusion_training
 from emostream.train.bundle.calibrate import calibrate
 from emostream.train.bundle.degrade import CONDITIONS, possible, surroundings
@@ -176,24 +176,31 @@ def in_conditions(model: Fusion, speech: Speech) -> dict[str, dict[str, float]]:
     return figures
 
 
-def make_faces(
-    items: list[Item], preset: Preset, cache: Path, seed: int, stage: Stage
-) -> tuple[face.FaceNet, dict[str, Faces], dict[str, float]]:
-    """Train or load the face encoder; returns it, the pool of each split, and its own classifier's scores."""
+@dataclass(frozen=True)
+class Stills:
+    """The face encoder, the pool of each split, its own classifier's scores, and the mean vector of resting faces."""
+
+    net: face.FaceNet
+    pools: dict[str, Faces]
+    own: dict[str, dict[str, float]]
+    rest: np.ndarray
+
+
+def make_faces(items: list[Item], data: Path, preset: Preset, cache: Path, seed: int, stage: Stage) -> Stills:
+    """Train or load the face encoder, and the vectors of all faces."""
     splits = {split: in_split(items, split) for split in ("train", "val")}
     crops = {split: face.decode(chosen) for split, chosen in splits.items()}
+    votes = np.array([item.votes for item in splits["train"]], np.int64)
     net = face.FaceNet()
 
     def make_net() -> dict[str, np.ndarray]:
-        trained = face.train(
-            crops["train"], label_numbers(splits["train"]), preset.face_epochs, seed, stage("face encoder")
-        )
+        trained = face.train(crops["train"], votes, preset.face_epochs, seed, stage("face encoder"))
         return {name: value.numpy() for name, value in trained.state_dict().items()}
 
     settings = {
         "version": face.VERSION, "code": code_of(face),
         "epochs": preset.face_epochs, "seed": seed,
-        "items": fingerprint(splits["train"], labels=True),
+        "items": fingerprint(splits["train"], labels=True), "votes": hashlib.sha256(votes.tobytes()).hexdigest(),
     }  # fmt: skip
     state = cached(cache, "face", settings, make_net)
     net.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
@@ -206,16 +213,25 @@ def make_faces(
         for split, plain in crops.items():
             copies = []
             for k in range(preset.face_copies):
-                side = plain if 2 * k < preset.face_copies else plain[:, :, ::-1]
-                copies.append(face.encode(net, face.jitter(np.ascontiguousarray(side), rng, strong=False)))
+                side = np.ascontiguousarray(plain if 2 * k < preset.face_copies else plain[:, :, ::-1])
+                talking = k % 2  # every second copy opens or shuts its mouth
+                copies.append(face.encode(net, face.jitter(side, rng, strong=False, talking=talking)))
                 step_done(len(vectors) * preset.face_copies + k + 1, len(crops) * preset.face_copies)
             vectors[split] = np.stack(copies, axis=1)  # (N, K, 128)
         return vectors
 
     settings |= {"copies": preset.face_copies, "val": fingerprint(splits["val"], labels=False)}
     vectors = cached(cache, "face-vectors", settings, make_vectors)
-    own = face.evaluate(net, crops["val"], label_numbers(splits["val"]))
-    return net, {split: Faces(vectors[split], label_numbers(chosen)) for split, chosen in splits.items()}, own
+    own = {"FER+ val": face.evaluate(net, crops["val"], label_numbers(splits["val"]))}
+    if talking.there(data):
+        own["RAVDESS actor 01, speaking"] = talking.judge(net, data)
+    resting = votes[:, LABELS.index("neutral")] >= 0.8 * votes.sum(axis=1)
+    return Stills(
+        net,
+        {split: Faces(vectors[split], label_numbers(chosen)) for split, chosen in splits.items()},
+        own,
+        vectors["train"][resting if resting.any() else slice(None)].mean(axis=(0, 1)),
+    )
 
 
 def make_words(
@@ -332,7 +348,8 @@ def make_bundle(
     spoken = {str(corpus.NAME): (corpora[corpus], share) for corpus, share in SHARES.items() if corpora[corpus]}
     speech = make_speech(spoken, data, preset, cache, seed, stage)
     sounds = speech.held_out
-    net, faces, face_own = make_faces(stills, preset, cache, seed, stage)
+    seen = make_faces(stills, data, preset, cache, seed, stage)
+    net, faces = seen.net, seen.pools
     table, texts = make_words(comments + lines, preset, cache, seed, stage)
 
     training: dict[str, Pool] = {
@@ -430,7 +447,7 @@ def make_bundle(
             "chance": "balanced accuracy 1/7 = 0.143",
             "validation": figures,
             "conditions": in_conditions(model, speech),
-            "face_encoder_alone": face_own,
+            "face_encoder_alone": seen.own,
             "trained_without": without,
             "calibration": calibration_report(calibration),
         },

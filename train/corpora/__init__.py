@@ -23,12 +23,14 @@ LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 @dataclass(frozen=True, slots=True)
 class Item:
     """One labelled recording, image or text. ``content``: the recording's path, the encoded image, or the text.
-    ``split``: "train" or "val"; ``speaker`` is empty where the corpus does not name one."""
+    ``split``: "train" or "val"; ``speaker`` is empty where the corpus does not name one; ``votes``: how many people
+    gave each of LABELS, where the corpus has it."""
 
     content: Path | bytes | str
     label: str
     split: str
     speaker: str = ""
+    votes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,51 @@
-"""FER2013: faces from web searches, 48×48 gray, labelled by hand.
+"""FER2013 with the labels of FER+: faces from web searches, 48×48 gray, each judged by ten people.
 
-Read from ``faces.parquet`` with the columns image (encoded bytes), label and split (train, val).
+Read from ``faces.parquet`` with the columns image (encoded bytes), label and split (train, val), and
+``ferplus.parquet`` with ten people's votes for each of its rows. FER2013's own labels disagree with most of these people in a third of the
+images, so they are not used. Left out: images that are no face or that FER+ does not have, and those of which most
+people saw contempt or nothing that they could name.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from emostream.errors import CorpusError
-from emostream.train.corpora import Item, check_label, read_columns
+import numpy as np
 
-NAME = "FER2013"
-LICENCE = "Kaggle competition data, research use"
-CITATION = "Goodfellow et al., Challenges in Representation Learning, ICONIP 2013"
+from emostream.errors import CorpusError
+from emostream.train.corpora import LABELS, Item, check_label, read_columns
+
+NAME = "FER+"
+LICENCE = "votes: MIT; images: Kaggle competition data, research use"
+CITATION = (
+    "Barsoum et al., Training deep networks for facial expression recognition with crowd-sourced label distribution, "
+    "ICMI 2016; images: Goodfellow et al., Challenges in Representation Learning, ICONIP 2013"
+)
+VOTES = {
+    "anger": "anger", "disgust": "disgust", "fear": "fear", "joy": "happiness", "neutral": "neutral",
+    "sadness": "sadness", "surprise": "surprise",
+}  # fmt: skip
+OTHERS = ("contempt", "unknown", "not_a_face")
 
 
 def load(folder: Path) -> list[Item]:
+    """Images with the label that most people gave, and the votes for all labels. Raises CorpusError if a file is not
+    there, lacks a column, or has another number of rows."""
     path = folder / "faces.parquet"
     rows = read_columns(path, ("image", "label", "split"))
     if unknown := set(rows["split"]) - {"train", "val"}:
         raise CorpusError(f"{path}: split is {sorted(unknown)}, expected train or val")
-    return [
-        Item(image, check_label(label, path), split)
-        for image, label, split in zip(rows["image"], rows["label"], rows["split"], strict=True)
-    ]
+    for label in set(rows["label"]):
+        check_label(label, path)
+    votes_path = folder / "ferplus.parquet"
+    columns = read_columns(votes_path, (*VOTES.values(), *OTHERS))
+    votes = np.array([columns[name] for name in (*(VOTES[label] for label in LABELS), *OTHERS)], np.int64).T
+    if len(votes) != len(rows["image"]):
+        raise CorpusError(f"{votes_path}: has {len(votes)} rows, {path.name} has {len(rows['image'])}")
+    items = []
+    for image, split, given in zip(rows["image"], rows["split"], votes, strict=True):
+        most = int(given.argmax())
+        if given.min() < 0 or most >= len(LABELS):
+            continue
+        items.append(Item(image, LABELS[most], split, votes=tuple(given[: len(LABELS)].tolist())))
+    return items
