@@ -6,7 +6,8 @@ fusion-cpu.onnx   the same weights in the operators that ONNX Runtime runs faste
 fusion-gpu.onnx   the same weights in the form that costs TensorRT the fewest steps (optional)
 voice.onnx        log-mel rows → voice vectors
 face.onnx         face crop → vector
-words.safetensors word and character-n-gram vectors
+text.onnx         pieces of words → vectors
+vocab.txt         the pieces, one per line
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from emostream.files import as_json, sha256, write_atomically
 
 BUNDLES = Path(__file__).parent / "bundles"
 FORMAT = "emostream-bundle/3"
-FUSION, VOICE, FACE, WORDS = "fusion.onnx", "voice.onnx", "face.onnx", "words.safetensors"
+FUSION, VOICE, FACE, TEXT, PIECES = "fusion.onnx", "voice.onnx", "face.onnx", "text.onnx", "vocab.txt"
 FUSION_CPU, FUSION_GPU = "fusion-cpu.onnx", "fusion-gpu.onnx"
 _OPTIONAL = (FUSION_CPU, FUSION_GPU)
 # by graph and backend: the file that the backend runs fastest; all others run the graph's own file
@@ -135,7 +136,7 @@ def open_bundle(name: str | Path) -> Bundle:
     if set(manifest.temperature) != set(SUBSETS):
         raise BundleError(f"{path}: temperature is for {sorted(manifest.temperature)}, expected {sorted(SUBSETS)}")
     _check_label_shares(path, manifest)
-    for needed in (FUSION, VOICE, FACE, WORDS):
+    for needed in (FUSION, VOICE, FACE, TEXT, PIECES):
         if needed not in manifest.files:
             raise BundleError(f"{path}: lists no {needed}")
     for file_name, expected in manifest.files.items():
@@ -171,7 +172,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Hash the bundle's files into ``manifest.files`` and write ``manifest.json``, whole or not at all."""
     manifest.files = {
         name: File(sha256(folder / name), (folder / name).stat().st_size)
-        for name in (FUSION, *_OPTIONAL, VOICE, FACE, WORDS)
+        for name in (FUSION, *_OPTIONAL, VOICE, FACE, TEXT, PIECES)
         if name not in _OPTIONAL or (folder / name).exists()
     }
     write_atomically(folder / "manifest.json", as_json(manifest))

@@ -182,9 +182,9 @@ def load_authors_weights(model: Paper, state: Mapping[str, Tensor]) -> None:
 #   plain ones. ``Paper`` takes its arrays as they are.
 # - Modality dropout: the trainer leaves whole modalities out of a batch, since each may be absent in use.
 # - Features of encoders that run on a small machine: a voice vector of 168 for each 80 ms in place of 120 MFCC for each
-#   10 ms, 128 values for a face, 80 for a word.
+#   10 ms, 128 values for a face and for a piece of a word.
 
-DIMS = {"audio": 168, "video": 128, "text": 80}  # features of a row: voice vectors, face vectors, rows of text
+DIMS = {"audio": 168, "video": 128, "text": 128}  # features of a row: voice vectors, face vectors, rows of text
 
 
 class Reading(NamedTuple):

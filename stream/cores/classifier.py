@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emostream.engines.bundle import FACE, FUSION, MODALITIES, VOICE, WORDS, Bundle
+from emostream.engines.bundle import FACE, FUSION, MODALITIES, PIECES, TEXT, VOICE, Bundle
 from emostream.engines.load import load
 from emostream.errors import BundleError
-from emostream.stream.features import face, logmel, voice
+from emostream.stream.features import face, logmel, text, voice
 from emostream.stream.features.padding import pad
+from emostream.stream.features.text import TextEncoder, WordPieces
 from emostream.stream.features.voice import VoiceEncoder
-from emostream.stream.features.words import WordVectors
 from emostream.stream.prior import Prior, log_ratios
 
 _MAX_CROPS = 64  # in one run of the face network, to bound the memory that a long backlog needs
@@ -49,7 +49,11 @@ class Classifier:
 
     def __init__(self, bundle: Bundle, backend: str = "auto", threads: int = 1, prior: Prior = "training") -> None:
         manifest = bundle.manifest
-        for name, ours in (("audio", logmel.SETTINGS | voice.SETTINGS), ("video", face.SETTINGS)):
+        for name, ours in (
+            ("audio", logmel.SETTINGS | voice.SETTINGS),
+            ("video", face.SETTINGS),
+            ("text", text.SETTINGS),
+        ):
             theirs = getattr(manifest, name).settings
             for key, value in ours.items():
                 wanted = theirs.get(key)
@@ -65,22 +69,26 @@ class Classifier:
         self._voice = load(bundle, VOICE, "onnxruntime", threads)  # rows come few at a time: a GPU would not pay
         self._face = load(bundle, FACE, backend, threads)
         self._fusion = load(bundle, FUSION, backend, threads)
-        settings = manifest.text.settings
-        self._words = WordVectors.load(bundle.path(WORDS), settings["min_n"], settings["max_n"])
+        self._text = load(bundle, TEXT, "onnxruntime", threads)  # its int8 products are for processors
+        self._words = TextEncoder(
+            lambda pieces: self._text.run({"pieces": pieces})["vectors"],
+            WordPieces.load(bundle.path(PIECES)),
+            manifest.text.dim,
+        )
         self.backend = self._fusion.name
 
     def warm_up(self) -> None:
         """Run each network once, so that the first utterance does not wait for set-up."""
-        spec = self._manifest
         faces = self.encode_faces(np.zeros((2, face.CROP, face.CROP), np.uint8))
         sound = self.voice_encoder().encode(np.zeros((500, logmel.DIM), np.float32))
-        item = Features(sound, faces, np.zeros((3, spec.text.dim), np.float32))
+        item = Features(sound, faces, self.encode_words(["one", "two", "three"]))
         self.classify([item], [True])
 
     def close(self) -> None:
         """Release the networks; the classifier cannot be used afterwards."""
         self._voice.close()
         self._face.close()
+        self._text.close()
         self._fusion.close()
 
     def voice_encoder(self) -> VoiceEncoder:
@@ -95,8 +103,8 @@ class Classifier:
         return np.concatenate([self._face.run({"crops": np.ascontiguousarray(part)})["vectors"] for part in parts])
 
     def encode_words(self, words: Sequence[str]) -> np.ndarray:
-        """Vectors of the last words, as many as the network takes: (n, dim) float32."""
-        return self._words.encode(words[-self._manifest.text.max_rows :])
+        """Vectors of the last words: (n, dim) float32, n = 0 where they are of a language that is not known."""
+        return self._words.encode(words)
 
     def classify(self, batch: Sequence[Features], contributions: Sequence[bool]) -> list[Result]:
         """Probabilities of each item and, where ``contributions`` is True, the contribution of each modality, in one

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from emostream.errors import CorpusError
 from emostream.stream.features.padding import pad
 from emostream.train.bundle.features import Ragged
-from emostream.train.bundle.words import Vocabulary
 from emostream.train.corpora import LABELS
 from emostream.train.metrics import recalls, scores
 from emostream.train.model import Encoder, Fusion, build
@@ -124,16 +123,15 @@ class Faces:
 
 @dataclass(frozen=True)
 class Lines:
-    """``words``: each text as numbers of ``vocabulary``; ``vectors`` (vocabulary, D): their vectors."""
+    """``copies``: text vectors of each line as it is, then misheard. ``items``: the lines in the pool."""
 
-    words: Sequence[np.ndarray]
-    vocabulary: Vocabulary
-    vectors: np.ndarray
+    copies: Sequence[Ragged]
+    items: np.ndarray
     labels: np.ndarray
 
     def rows(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        words = self.words[i] if rng is None else self.vocabulary.misheard(self.words[i], rng)
-        rows: np.ndarray = self.vectors[words]
+        copy = 0 if rng is None else int(rng.integers(len(self.copies)))
+        rows: np.ndarray = self.copies[copy][self.items[i]].astype(np.float32)
         return rows
 
     @property
@@ -141,7 +139,7 @@ class Lines:
         return np.ones(len(self.labels))
 
     def parts(self) -> Sequence[np.ndarray]:
-        return *self.words, self.vectors, self.labels
+        return [*(part for copy in self.copies for part in (copy.rows, copy.starts)), self.items, self.labels]
 
 
 def batch_of(

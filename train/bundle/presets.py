@@ -11,9 +11,9 @@ class Preset:
     voice_copies: int  # of each recording; the first is as it is, the others are augmented
     face_epochs: int
     face_copies: int  # jittered crops of each still, half of them mirrored
-    word_epochs: int
-    word_buckets: int  # rows of the table; × word_dim × 2 bytes is its size in the bundle
-    word_dim: int
+    text_epochs: float
+    text_batch: int
+    text_copies: int  # of each line; the first is as it is, the others are misheard
     fusion_steps: int
     attention: str
     most: int | None = None  # items per label, corpus and split
@@ -23,12 +23,12 @@ PRESETS = {
     # about 40 minutes on one core of 2025, 15 of them for the face encoder
     "ekman7": Preset(
         voice_steps=2400, voice_copies=5,
-        face_epochs=20, face_copies=4, word_epochs=4, word_buckets=32_768, word_dim=80,
+        face_epochs=20, face_copies=4, text_epochs=2, text_batch=64, text_copies=2,
         fusion_steps=12_000, attention="self",
     ),
     # a minute: shows that everything works together, learns nothing useful
     "tiny": Preset(
-        voice_steps=4, voice_copies=2, face_epochs=1, face_copies=2, word_epochs=1, word_buckets=512, word_dim=16,
+        voice_steps=4, voice_copies=2, face_epochs=1, face_copies=2, text_epochs=1, text_batch=16, text_copies=2,
         fusion_steps=20, attention="self", most=20,
     ),
 }  # fmt: skip

@@ -20,8 +20,9 @@ from emostream.engines.bundle import (
     FORMAT,
     FUSION,
     MODALITIES,
+    PIECES,
+    TEXT,
     VOICE,
-    WORDS,
     Corpus,
     Manifest,
     Modality,
@@ -29,12 +30,14 @@ from emostream.engines.bundle import (
     write_manifest,
 )
 from emostream.errors import CorpusError, Problems
+from emostream.files import write_atomically
 from emostream.stream.features import face as live_face
 from emostream.stream.features import logmel
+from emostream.stream.features import text as live_text
 from emostream.stream.features import voice as live_voice
-from emostream.stream.features.words import WordVectors
+from emostream.stream.features.text import WordPieces, tokens
 from emostream.train import model as network
-from emostream.train.bundle import face, talking, voice, voice_recipe, words
+from emostream.train.bundle import face, talking, text, voice, voice_recipe
 from emostream.train.bundle import fit as fusion_training
 from emostream.train.bundle.calibrate import calibrate
 from emostream.train.bundle.degrade import CONDITIONS, possible, surroundings
@@ -234,34 +237,74 @@ def make_faces(items: list[Item], data: Path, preset: Preset, cache: Path, seed:
     )
 
 
-def make_words(
-    items: list[Item], preset: Preset, cache: Path, seed: int, stage: Stage
-) -> tuple[WordVectors, Callable[[list[Item]], Lines]]:
-    """Train or load the word table on the training items; returns it and a function from items to their pool."""
-    training = in_split(items, "train")
+@dataclass(frozen=True)
+class Texts:
+    """The text encoder, its vocabulary, the training pool, a function from held-out items to their pool, and its own
+    classifier's scores by corpus."""
 
-    def make_table() -> dict[str, np.ndarray]:
-        trained = words.train(
-            [str(item.content) for item in training], label_numbers(training), preset.word_buckets, preset.word_dim,
-            preset.word_epochs, seed, stage("word vectors"),
-        )  # fmt: skip
-        return {"table": trained.table}
+    net: text.TextNet
+    pieces: WordPieces
+    training: Lines
+    held_out: Callable[[list[Item]], Lines]
+    own: dict[str, dict[str, float]]
+
+
+def make_texts(corpora: list[list[Item]], preset: Preset, cache: Path, seed: int, stage: Stage) -> Texts:
+    """Train or load the text encoder on the corpora's training items, and the vectors of all lines. A text without a
+    word is left out. Raises ModelError."""
+    items = [[item for item in corpus if tokens(str(item.content))] for corpus in corpora]
+    training = [item for corpus in items for item in in_split(corpus, "train")]
+    numbers = np.concatenate([np.full(len(in_split(corpus, "train")), n) for n, corpus in enumerate(items)])
+    said = [str(item.content) for item in training]
+
+    def make_net() -> dict[str, np.ndarray]:
+        trained = text.train(
+            said, label_numbers(training), numbers, preset.text_epochs, seed, stage("text encoder"), preset.text_batch
+        )
+        return {name: value.numpy() for name, value in trained.state_dict().items()}
 
     settings = {
-        "version": words.VERSION, "code": code_of(words),
-        "buckets": preset.word_buckets, "dim": preset.word_dim, "epochs": preset.word_epochs,
+        "version": text.VERSION, "code": code_of(text), "epochs": preset.text_epochs, "batch": preset.text_batch,
         "seed": seed, "items": fingerprint(training, labels=True),
     }  # fmt: skip
-    table = WordVectors(cached(cache, "words", settings, make_table)["table"])
-    vocabulary = words.Vocabulary([str(item.content) for item in items], preset.word_buckets)
-    vectors = table.encode(vocabulary.words)
+    state = cached(cache, "text", settings, make_net)
+    net, pieces = text.pretrained(len(items))
+    net.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    net.eval()
 
-    def pool(chosen: list[Item]) -> Lines:
-        lines = vocabulary.lines([str(item.content) for item in chosen])
-        kept = [i for i, line in enumerate(lines) if len(line)]  # a text without a word has no features
-        return Lines([lines[i] for i in kept], vocabulary, vectors, label_numbers([chosen[i] for i in kept]))
+    def lines_of(items: list[Item]) -> list[np.ndarray]:
+        return [pieces.line(tokens(str(item.content))) for item in items]
 
-    return table, pool
+    def vectors_of(lines: list[np.ndarray], settings: dict[str, object], name: str) -> Ragged:
+        def make() -> dict[str, np.ndarray]:
+            ragged = text.encode(net, lines, stage(name))
+            return {"rows": ragged.rows, "starts": ragged.starts.astype(np.int64)}
+
+        return Ragged(**cached(cache, "text-vectors", settings, make))
+
+    copies = []
+    for copy in range(preset.text_copies):
+        lines = lines_of(training)
+        if copy:
+            mishearing, rng = text.Mishearing([tokens(line) for line in said]), np.random.default_rng([seed, copy])
+            lines = [pieces.line(mishearing.heard(tokens(line), rng)) for line in said]
+        copies.append(vectors_of(lines, settings | {"copy": copy}, f"text vectors {copy + 1}"))
+    pool = Lines(copies, np.arange(len(training)), label_numbers(training))
+    judged_on = [item for corpus in items for item in in_split(corpus, "val")]
+    plain = vectors_of(lines_of(judged_on), settings | {"val": fingerprint(judged_on, labels=False)}, "text vectors")
+    place = {id(item): i for i, item in enumerate(judged_on)}
+
+    def held_out(chosen: list[Item]) -> Lines:
+        chosen = [item for item in chosen if id(item) in place]
+        return Lines([plain], np.array([place[id(item)] for item in chosen], np.int64), label_numbers(chosen))
+
+    own = {}
+    for n, corpus in enumerate(items):
+        chosen = in_split(corpus, "val")
+        if chosen:
+            predicted = text.predict(net, lines_of(chosen), n).argmax(axis=1)
+            own[str(n)] = scores(label_numbers(chosen), predicted)
+    return Texts(net, pieces, pool, held_out, own)
 
 
 def shares_by_label(pools: Mapping[str, Pool], subset: str) -> dict[str, float]:
@@ -333,7 +376,7 @@ def make_bundle(
     corpora, absent = load_all(data)
     if absent:
         log.warning("%s: no %s; training does without", data, ", ".join(absent))
-    fast.try_exports(preset.attention, {"text": preset.word_dim}, fast=not portable)
+    fast.try_exports(preset.attention, {}, fast=not portable)
     if preset.most is not None:
         corpora = {
             corpus: [
@@ -350,12 +393,13 @@ def make_bundle(
     sounds = speech.held_out
     seen = make_faces(stills, data, preset, cache, seed, stage)
     net, faces = seen.net, seen.pools
-    table, texts = make_words(comments + lines, preset, cache, seed, stage)
+    said = make_texts([comments, lines], preset, cache, seed, stage)
+    texts = said.held_out
 
     training: dict[str, Pool] = {
         "audio": speech.training,
         "video": faces["train"],
-        "text": texts(in_split(comments + lines, "train")),
+        "text": said.training,
     }
     model = make_model(training, preset.fusion_steps, SHARE, preset, cache, seed, stage("fusion"))
 
@@ -388,7 +432,8 @@ def make_bundle(
         (out / name).unlink(missing_ok=True)  # an earlier bundle's
     if not portable:
         worst |= fast.export_fast(model, out)
-    table.save(out / WORDS)
+    worst[TEXT] = export.export_text(said.net, out / TEXT, said.pieces)
+    write_atomically(out / PIECES, "".join(f"{piece}\n" for piece in said.pieces.number))
     manifest = Manifest(
         format=FORMAT,
         name=preset_name,
@@ -396,9 +441,7 @@ def make_bundle(
         labels=list(LABELS),
         audio=Modality(live_voice.DIM, MAX_ROWS["audio"], {**logmel.SETTINGS, **live_voice.SETTINGS}),
         video=Modality(face.DIM, MAX_ROWS["video"], {**live_face.SETTINGS, "fps": FPS}),
-        text=Modality(
-            table.dim, MAX_ROWS["text"], {"buckets": len(table.table), "min_n": table.min_n, "max_n": table.max_n}
-        ),
+        text=Modality(text.DIM, MAX_ROWS["text"], dict(live_text.SETTINGS)),
         temperature=calibration.temperature,
         uncertain_below=calibration.uncertain_below,
         label_shares={subset: shares_by_label(training, subset) for subset in SHARE},
@@ -411,6 +454,7 @@ def make_bundle(
                 "fusion": sum(p.numel() for p in model.parameters()),
                 "voice": sum(p.numel() for p in speech.net.stages.parameters()),
                 "face": sum(p.numel() for p in net.parameters()),
+                "text": sum(p.numel() for p in said.net.parameters()),
             },
             "label_paired": "no corpus here has informative sound, face and words of the same moment; an example is a "
             "clip, a still face and a text of equal label, drawn afresh each time. That is synthetic and treats the "
@@ -448,6 +492,7 @@ def make_bundle(
             "validation": figures,
             "conditions": in_conditions(model, speech),
             "face_encoder_alone": seen.own,
+            "text_encoder_alone": dict(zip((goemotions.NAME, meld.NAME), said.own.values(), strict=False)),
             "trained_without": without,
             "calibration": calibration_report(calibration),
         },

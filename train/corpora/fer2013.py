@@ -1,9 +1,9 @@
 """FER2013 with the labels of FER+: faces from web searches, 48×48 gray, each judged by ten people.
 
 Read from ``faces.parquet`` with the columns image (encoded bytes), label and split (train, val), and
-``ferplus.parquet`` with ten people's votes for each of its rows. FER2013's own labels disagree with most of these people in a third of the
-images, so they are not used. Left out: images that are no face or that FER+ does not have, and those of which most
-people saw contempt or nothing that they could name.
+``ferplus.parquet`` with ten people's votes for each of its rows. FER2013's own labels disagree with most of these
+people in a third of the images, so they are not used. Left out: images that are no face or that FER+ does not have, and
+those of which most people saw contempt or nothing that they could name.
 """
 
 from __future__ import annotations

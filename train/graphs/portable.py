@@ -5,6 +5,7 @@ The older exporter (``dynamo=False``) is used on purpose: it traces GRUs to ONNX
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -14,11 +15,18 @@ import torch
 from emostream.engines.bundle import MODALITIES
 from emostream.engines.onnx import OnnxRuntime
 from emostream.errors import ExportError
+from emostream.stream.features.text import WordPieces
 from emostream.train.bundle.face import FaceNet
+from emostream.train.bundle.text import TextNet
 from emostream.train.graphs.writer import OPSET
 from emostream.train.model import Fusion
 
 TOLERANCE = 1e-4
+TEXT_TOLERANCE = 0.25
+TEXT_EXAMPLES = (
+    "no", "i am so happy that you are here", "leave me alone i do not want to talk about it any more",
+    "what a wonderful surprise and who would have thought that after all these years we would meet again",
+)  # fmt: skip
 LENGTHS = (1, 7, 50, 300)
 BATCHES = (1, 2, 3, 4)
 
@@ -98,6 +106,31 @@ def check_fusion(model: Fusion, path: Path) -> float:
                 worst = max(worst, float(np.abs(graph.run(alone)["logits"] - got[:1]).max()))
     if not worst <= TOLERANCE:  # also for NaN
         raise ExportError(f"{path}: differs from the torch model by {worst:.2g}, more than {TOLERANCE:.0e}")
+    return worst
+
+
+@torch.inference_mode()
+def export_text(net: TextNet, path: Path, pieces: WordPieces) -> float:
+    """Write ``text.onnx``, pieces (B, n) int64 → vectors (B, n, 128) float32, with embeddings and products in int8, and
+    check it; returns the mean difference of a vector's value from the torch network's. Raises ExportError if that is
+    above ``TEXT_TOLERANCE``: int8 is coarse, but values have a deviation of 1."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    lines = [pieces.line(words.split()) for words in TEXT_EXAMPLES]
+    axes = {"pieces": {0: "batch", 1: "rows"}, "vectors": {0: "batch", 1: "rows"}}
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "text.onnx"
+        _export(net, (torch.from_numpy(lines[0])[None],), whole, ["pieces"], ["vectors"], axes)
+        quantize_dynamic(whole, path, weight_type=QuantType.QInt8, per_channel=True)
+        exact, coarse = OnnxRuntime(whole), OnnxRuntime(path)
+        worst = 0.0
+        for line in lines:
+            want = net(torch.from_numpy(line)[None]).numpy()
+            if np.abs(exact.run({"pieces": line[None]})["vectors"] - want).max() > 1e-3:
+                raise ExportError(f"{path}: differs from the torch network before it is made smaller")
+            worst = max(worst, float(np.abs(coarse.run({"pieces": line[None]})["vectors"] - want).mean()))
+    if not worst <= TEXT_TOLERANCE:
+        raise ExportError(f"{path}: in int8 differs from the torch network by {worst:.2g} on average")
     return worst
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from emostream.engines.bundle import FACE, MODALITIES, WORDS, Bundle
+from emostream.engines.bundle import FACE, MODALITIES, TEXT, Bundle
 from emostream.errors import CorpusError, Problems, SourceError
 from emostream.files import sha256, write_atomically
 from emostream.stream import models
@@ -35,7 +35,7 @@ from emostream.stream.config import Video
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.video import VideoCore, make_detector
 from emostream.stream.features import face, follow, mfcc
-from emostream.stream.features.words import tokens
+from emostream.stream.features.text import tokens
 from emostream.stream.messages import Face, Message
 from emostream.train.corpora import Clip
 from emostream.train.pool import submit, worker_pool
@@ -63,7 +63,7 @@ def settings(bundle: Bundle) -> dict[str, Any]:
             "network": manifest.files[FACE].sha256,
         },
         "text": {
-            **manifest.text.settings, "max_rows": manifest.text.max_rows, "table": manifest.files[WORDS].sha256,
+            **manifest.text.settings, "max_rows": manifest.text.max_rows, "network": manifest.files[TEXT].sha256,
         },
     }  # fmt: skip
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from emostream.engines.bundle import FACE, WORDS, Bundle
+from emostream.engines.bundle import FACE, TEXT, Bundle
 from emostream.stream.cores.classifier import Classifier
-from emostream.stream.features.words import tokens
+from emostream.stream.features.text import tokens
 from emostream.train.bundle import face, features
 from emostream.train.bundle.features import Ragged, cached, fingerprint
 from emostream.train.corpora import LABELS, fer2013, goemotions, in_split, label_numbers, limit_per_label, ravdess
@@ -42,7 +42,7 @@ def label_paired(
     stills = limit_per_label(in_split(fer2013.load(data / "fer2013"), "val"), limit)
     comments = [item for item in in_split(goemotions.load(data / "goemotions"), "val") if tokens(str(item.content))]
     comments = limit_per_label(comments, limit)
-    hashes = {name: bundle.manifest.files[name].sha256 for name in (FACE, WORDS)}
+    hashes = {name: bundle.manifest.files[name].sha256 for name in (FACE, TEXT)}
     classifier = Classifier(bundle, "onnxruntime")
 
     def make_faces() -> dict[str, np.ndarray]:

@@ -1,0 +1,96 @@
+"""What is said, as vectors: words → pieces of words → ``text.onnx`` → a vector for each piece, in its context.
+
+The pieces are those of BERT (WordPiece: Wu et al., "Google's neural machine translation system", 2016): of each word
+the longest piece in the vocabulary that it begins with, then the longest that the rest begins with, and so on.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+MAX_ROWS = 64  # pieces of the text window, the marks at its ends included
+LONGEST_WORD = 40  # letters; a longer word is unknown
+MOST_PIECES = 1.6  # pieces a word: with more, the words are of a language that the encoder does not know
+LEAST_WORDS = 3  # fewer words do not tell
+
+SETTINGS = {"longest_word": LONGEST_WORD, "most_pieces": MOST_PIECES, "least_words": LEAST_WORDS}
+
+_TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-case words of ``text`` as a recogniser writes them: without punctuation, with apostrophes inside words."""
+    return _TOKEN.findall(unicodedata.normalize("NFC", text).lower().replace("’", "'"))
+
+
+class WordPieces:
+    """Words as numbers of a vocabulary's pieces. ``pieces``: the vocabulary, one piece per line of ``vocab.txt``."""
+
+    def __init__(self, pieces: Sequence[str]) -> None:
+        self.number = {piece: number for number, piece in enumerate(pieces)}
+        self.first, self.last, self.unknown = (self.number[mark] for mark in ("[CLS]", "[SEP]", "[UNK]"))
+        self._known: dict[str, list[int]] = {}
+
+    @classmethod
+    def load(cls, path: Path) -> WordPieces:
+        """Read ``vocab.txt``. Raises KeyError if it lacks the marks of BERT's vocabularies."""
+        return cls(path.read_text(encoding="utf-8").splitlines())
+
+    def of_word(self, word: str) -> list[int]:
+        """Pieces of one word, as a recogniser writes it. Apostrophes stand alone."""
+        if word not in self._known:
+            if len(self._known) > 20_000:  # bounded on an endless stream
+                self._known.clear()
+            plain = unicodedata.normalize("NFD", word.lower())
+            plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Mn")  # no accents
+            self._known[word] = [number for part in re.findall(r"[^\W_]+|\S", plain) for number in self._pieces(part)]
+        return self._known[word]
+
+    def _pieces(self, word: str) -> list[int]:
+        numbers: list[int] = []
+        start = 0
+        while start < len(word) and len(word) <= LONGEST_WORD:
+            for end in range(len(word), start, -1):
+                number = self.number.get(("##" if start else "") + word[start:end])
+                if number is not None:
+                    numbers.append(number)
+                    start = end
+                    break
+            else:
+                return [self.unknown]
+        return numbers or [self.unknown]
+
+    def line(self, words: Sequence[str]) -> np.ndarray:
+        """The last words that fit into ``MAX_ROWS``, between the marks of a line: (n,) int64."""
+        numbers = [number for word in words for number in self.of_word(word)]
+        return np.array([self.first, *numbers[-(MAX_ROWS - 2) :], self.last], np.int64)
+
+    def knows(self, words: Sequence[str]) -> bool:
+        """Whether the words may be of the vocabulary's language: those of others fall into many pieces."""
+        if len(words) < LEAST_WORDS:
+            return True
+        return sum(len(self.of_word(word)) for word in words) <= MOST_PIECES * len(words)
+
+
+class TextEncoder:
+    """``run``: ``text.onnx``, pieces (1, n) int64 → vectors (1, n, dim) float32."""
+
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], pieces: WordPieces, dim: int) -> None:
+        self._run, self.pieces, self.dim = run, pieces, dim
+        self._last: dict[tuple[str, ...], np.ndarray] = {}  # while someone speaks, the same words come again
+
+    def encode(self, words: Sequence[str]) -> np.ndarray:
+        """Vectors of the last words: (n, dim) float32, n = 0 without words or where the language is not known."""
+        if not words or not self.pieces.knows(words):
+            return np.zeros((0, self.dim), np.float32)
+        key = tuple(words)
+        if key not in self._last:
+            while len(self._last) >= 16:
+                self._last.pop(next(iter(self._last)))
+            self._last[key] = self._run(self.pieces.line(words)[None])[0]
+        return self._last[key]
