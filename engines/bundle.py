@@ -72,7 +72,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """``manifest.json``. ``temperature`` divides the logits before the softmax (Guo et al., ICML 2017); it has a value
     for each of SUBSETS, the modalities that are present. A label whose probability is below ``uncertain_below`` is
     marked uncertain. ``label_shares``: how often the fusion network met each label in training, for each of SUBSETS;
-    empty, as in bundles made before it existed: equally often."""
+    empty, as in bundles made before it existed: equally often. ``rest``: by modality, the mean vector of training's
+    people at rest, from which a person's own is told; without it, a person's is not learnt."""
 
     format: str
     name: str
@@ -84,6 +85,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     temperature: dict[str, Annotated[float, msgspec.Meta(gt=0)]]
     uncertain_below: Annotated[float, msgspec.Meta(ge=0, le=1)]
     label_shares: dict[str, dict[str, Annotated[float, msgspec.Meta(gt=0, le=1)]]] = {}
+    rest: dict[str, list[float]] = {}
     training: dict[str, Any]
     corpora: list[Corpus]
     licence: str
@@ -136,6 +138,9 @@ def open_bundle(name: str | Path) -> Bundle:
     if set(manifest.temperature) != set(SUBSETS):
         raise BundleError(f"{path}: temperature is for {sorted(manifest.temperature)}, expected {sorted(SUBSETS)}")
     _check_label_shares(path, manifest)
+    for name, vector in manifest.rest.items():
+        if name not in MODALITIES or len(vector) != getattr(manifest, name).dim:
+            raise BundleError(f"{path}: rest of {name!r} has {len(vector)} values, not as many as the modality")
     for needed in (FUSION, VOICE, FACE, TEXT, PIECES):
         if needed not in manifest.files:
             raise BundleError(f"{path}: lists no {needed}")

@@ -144,6 +144,8 @@ class Fusion(_Section):
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     wait_ms: Annotated[int, Field(ge=0, le=5000)] = 150
     prior: priors.PriorName | dict[str, float] = "training"
+    adapt: bool = True
+    adapt_s: Annotated[float, Field(gt=0, le=86_400)] = 120
 
     @field_validator("prior", mode="before")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class FakeClassifier:
     bundle_id = "fake@0"
     backend = "fake"
     uncertain_below = 0.5
+    rest: ClassVar[dict[str, np.ndarray]] = {}
 
     def __init__(self, clock: VirtualClock, encode_ns: int = 0, classify_ns: int = 0) -> None:
         self._clock, self._encode_ns, self._classify_ns = clock, encode_ns, classify_ns

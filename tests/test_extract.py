@@ -9,8 +9,10 @@ from fractions import Fraction
 import av
 import cv2
 import numpy as np
+import onnx
 import pytest
 import soundfile
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
 from emostream.engines.bundle import open_bundle, write_manifest
@@ -19,7 +21,6 @@ from emostream.stream.config import Config, Speech
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.video import VideoCore
 from emostream.stream.features import mfcc
-from emostream.stream.features.words import WordVectors
 from emostream.stream.label import Labeller
 from emostream.stream.sources.base import VideoFrame
 from emostream.train.commands.main import main
@@ -202,12 +203,24 @@ def test_stale_features_are_never_used(files, tmp_path, bundle, monkeypatch):
 
 @pytest.fixture
 def odd_bundle(bundle, tmp_path):
-    """The shipped bundle with NaN for every word vector."""
+    """The shipped bundle with NaN for every text vector."""
     folder = tmp_path / "odd"
     folder.mkdir()
-    for name in ("fusion.onnx", "voice.onnx", "face.onnx", "words.safetensors"):
+    for name in ("fusion.onnx", "voice.onnx", "face.onnx", "text.onnx", "vocab.txt"):
         (folder / name).write_bytes(bundle.path(name).read_bytes())
-    WordVectors(np.full((64, bundle.manifest.text.dim), np.nan, np.float32)).save(folder / "words.safetensors")
+    nothing = numpy_helper.from_array(np.array([np.nan], np.float32))
+    nodes = [
+        helper.make_node("Shape", ["pieces"], ["shape"]),
+        helper.make_node("Concat", ["shape", "dim"], ["sizes"], axis=0),
+        helper.make_node("ConstantOfShape", ["sizes"], ["vectors"], value=nothing),
+    ]
+    graph = helper.make_graph(
+        nodes, "nan",
+        [helper.make_tensor_value_info("pieces", TensorProto.INT64, ["batch", "rows"])],
+        [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["batch", "rows", bundle.manifest.text.dim])],
+        [numpy_helper.from_array(np.array([bundle.manifest.text.dim], np.int64), "dim")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "text.onnx")
     write_manifest(folder, copy.deepcopy(bundle.manifest))
     return open_bundle(folder)
 

@@ -44,5 +44,5 @@ def test_smallest_typical_and_largest_are_in_order_for_any_batch(bundle, max_bat
 def test_an_unknown_graph_and_a_batch_below_one_are_refused(bundle):
     with pytest.raises(ValueError, match="max_batch is 0"):
         of_bundle(bundle.manifest, FUSION, 0)
-    with pytest.raises(ValueError, match="'words.safetensors' is not a graph"):
-        of_bundle(bundle.manifest, "words.safetensors")
+    with pytest.raises(ValueError, match="'vocab.txt' is not a graph"):
+        of_bundle(bundle.manifest, "vocab.txt")

@@ -65,6 +65,7 @@ class Classifier:
         self.bundle_id = bundle.id
         self.uncertain_below = manifest.uncertain_below
         self._manifest = manifest
+        self.rest = {name: np.array(vector, np.float32) for name, vector in manifest.rest.items()}
         self._log_ratios = log_ratios(prior, manifest)
         self._voice = load(bundle, VOICE, "onnxruntime", threads)  # rows come few at a time: a GPU would not pay
         self._face = load(bundle, FACE, backend, threads)

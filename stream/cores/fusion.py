@@ -14,9 +14,10 @@ import numpy as np
 
 from emostream.stream.clock import Clock
 from emostream.stream.config import Config
+from emostream.stream.cores.adapt import Baseline
 from emostream.stream.cores.classifier import Classifier, Features, Result
 from emostream.stream.cores.face_endpoint import FaceEndpointer
-from emostream.stream.cores.jobs import Job, Rules, Schedule
+from emostream.stream.cores.jobs import REST_NS, Job, Rules, Schedule
 from emostream.stream.cores.report import Reporter, RunTimes
 from emostream.stream.cores.window import SlidingWindow
 from emostream.stream.features.face import CROP
@@ -27,6 +28,9 @@ from emostream.stream.messages import AudioRows, Emotion, End, Face, Message, Sp
 log = logging.getLogger(__name__)
 
 _UNDECIDED = 100_000  # faces: hours of them, in a file whose sound track turns out to be empty
+
+_RESTING = 8  # faces of one rest
+_BEFORE_NS, _AFTER_NS = 150_000_000, 300_000_000  # before and after an utterance, faces are those of someone who speaks
 
 _Provisional = tuple[tuple[object, ...], Result]  # what a label depends on (see _key), and the result
 
@@ -44,6 +48,9 @@ class _Stream:
     endpointer: FaceEndpointer | None  # of a stream without sound
     undecided: deque[Face] = field(default_factory=lambda: deque(maxlen=_UNDECIDED))  # before the first speech event
     voice_of: int = 0  # the utterance that ``voice`` encodes
+    baselines: dict[str, Baseline] = field(default_factory=dict)  # of the person in view, and of the voice
+    rested_for: int = 0  # the utterance before which the face was last looked at
+    ended_ns: int = 0  # end of the last utterance
     provisional: _Provisional | None = None  # of the last pause
 
 
@@ -77,7 +84,14 @@ class FusionCore:
             SlidingWindow((CROP, CROP), np.uint8),
             SlidingWindow((dim,), np.float32),
             None if "speech" in schedule.expected else self._face_endpointer(name),
+            baselines=self._baselines(),
         )
+
+    def _baselines(self) -> dict[str, Baseline]:
+        fusion = self._config.fusion
+        if not fusion.adapt:
+            return {}
+        return {m: Baseline(everyone, int(fusion.adapt_s * 1e9)) for m, everyone in self._classifier.rest.items()}
 
     def _face_endpointer(self, stream: str) -> FaceEndpointer:
         return FaceEndpointer(stream, self._config.video.fps, self._config.speech)
@@ -192,7 +206,14 @@ class FusionCore:
                 stream.provisional = (_key(job, features[i]), results[i])
                 continue
             now_ns = self._clock.now_ns()
-            published.append(self._reporter.build(stream.name, job, features[i], results[i], times, now_ns))
+            adapted = [stream.baselines[m].known for m in features[i].present() if m in stream.baselines]
+            published.append(
+                self._reporter.build(
+                    stream.name, job, features[i], results[i], times, now_ns, max(adapted, default=0.0)
+                )
+            )
+            if job.kind == "utterance":
+                self._learn(stream, job, results[i])
             self.counters["utterances_out" if job.kind == "utterance" else "windows_out"] += 1
         return published
 
@@ -216,22 +237,55 @@ class FusionCore:
         return results
 
     def _encode_faces(self, ready: list[tuple[_Stream, Job]]) -> None:
-        """Encode the faces that these jobs need and that are not encoded yet, of all streams in one run."""
+        """Encode the faces that these jobs need and that are not encoded yet, of all streams in one run; and, at an
+        utterance's first job, some of the faces before it, while nobody spoke."""
+        crops = []
         for stream, job in ready:
+            crops.append(self._resting(stream, job))
             stream.crops.forget_before(job.utterance_start_ns)
-        crops = [stream.crops.cut(0, job.end_ns) for stream, job in ready]
+            crops.append(stream.crops.cut(0, job.end_ns))
         vectors = self._classifier.encode_faces(np.concatenate(crops))
-        ends = np.cumsum([len(part) for part in crops])
-        for (stream, job), rows in zip(ready, np.split(vectors, ends[:-1]), strict=True):
+        parts = iter(np.split(vectors, np.cumsum([len(part) for part in crops])[:-1]))
+        for stream, job in ready:
+            resting, rows = next(parts), next(parts)
+            if len(resting):
+                stream.baselines["video"].update(resting, len(resting) / _RESTING)
             self._append(stream.video, stream.crops.times(0, job.end_ns), rows)
             stream.crops.forget_before(job.end_ns)
 
+    @staticmethod
+    def _resting(stream: _Stream, job: Job) -> np.ndarray:
+        """At an utterance's first job, a few of the crops before it: (n, 48, 48), n = 0 otherwise."""
+        nothing = stream.crops.cut(0, 0)
+        if "video" not in stream.baselines or stream.rested_for == job.utterance or stream.endpointer is not None:
+            return nothing
+        stream.rested_for = job.utterance
+        start_ns = job.utterance_start_ns
+        crops = stream.crops.cut(max(start_ns - REST_NS, stream.ended_ns + _AFTER_NS), start_ns - _BEFORE_NS)
+        if not len(crops):
+            return nothing
+        chosen: np.ndarray = crops[np.unique(np.linspace(0, len(crops) - 1, _RESTING).round().astype(int))]
+        return chosen
+
+    def _learn(self, stream: _Stream, job: Job, result: Result) -> None:
+        """What an utterance tells of the person: as much as it is neutral."""
+        stream.ended_ns = job.end_ns
+        if "neutral" not in self._classifier.labels:
+            return
+        neutral = float(result.probabilities[list(self._classifier.labels).index("neutral")])
+        if (voice := stream.baselines.get("audio")) is not None:
+            voice.update(self._voice(stream, job), neutral**2)
+
     def _features(self, stream: _Stream, job: Job) -> Features:
-        return Features(
-            self._voice(stream, job),
-            stream.video.cut(job.start_ns, job.end_ns),
-            self._classifier.encode_words([word.word for word in job.words]),
-        )
+        sound, faces = self._voice(stream, job), stream.video.cut(job.start_ns, job.end_ns)
+        for m, rows in (("audio", sound), ("video", faces)):
+            if m in stream.baselines and len(rows):
+                stream.baselines[m].seen(job.end_ns)
+        if "audio" in stream.baselines:
+            sound = stream.baselines["audio"].correct(sound)
+        if "video" in stream.baselines:
+            faces = stream.baselines["video"].correct(faces)
+        return Features(sound, faces, self._classifier.encode_words([word.word for word in job.words]))
 
     @staticmethod
     def _voice(stream: _Stream, job: Job) -> np.ndarray:

@@ -19,6 +19,7 @@ JobKind = Literal["window", "pause", "utterance"]
 
 _LATE_NS = 2_000_000_000  # a modality that is this far behind is not waited for
 _KEEP_NS = 3_000_000_000  # an utterance may still begin this long before the last speech event
+REST_NS = 2_000_000_000  # before an utterance, a face is looked at for this long
 _MARGIN_S = 10  # beyond the longest utterance, for what is kept in real time whatever speech does
 _FOREVER_NS = 1 << 62
 
@@ -109,9 +110,9 @@ class Schedule:
     @property
     def needed_from_ns(self) -> int:
         """The media time before which no job needs features any more."""
-        needed_ns = [self.watermark_ns["speech"] - _KEEP_NS, *(job.start_ns for job in self._jobs)]
+        needed_ns = [self.watermark_ns["speech"] - _KEEP_NS, *(job.start_ns - REST_NS for job in self._jobs)]
         if self._open is not None:
-            needed_ns.append(self._start_ns)
+            needed_ns.append(self._start_ns - REST_NS)
         from_ns = min(needed_ns)
         if self._rules.realtime:  # a bound, even if speech events do not come or stop coming
             newest_ns = max(self.watermark_ns["audio"], self.watermark_ns["video"])

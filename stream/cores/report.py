@@ -31,7 +31,14 @@ class Reporter:
         self._seq: Counter[str] = Counter()  # by topic
 
     def build(
-        self, stream: str, job: Job, features: Features, result: Result, times: RunTimes, published_ns: int
+        self,
+        stream: str,
+        job: Job,
+        features: Features,
+        result: Result,
+        times: RunTimes,
+        published_ns: int,
+        adapted: float = 0.0,
     ) -> Emotion:
         """The message of a job, which is about to be published."""
         labels = self._classifier.labels
@@ -63,6 +70,7 @@ class Reporter:
             backend=self._classifier.backend,
             valence=valence,
             arousal=arousal,
+            adapted=round(adapted, 3),
         )
         message.seq = self._seq[message.topic]
         self._seq[message.topic] += 1

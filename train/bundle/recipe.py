@@ -127,6 +127,14 @@ class Speech:
     under: dict[str, Sounds]  # RAVDESS's held-out recordings under each of CONDITIONS
     heard: dict[str, float]  # the share of them in which speech is heard
 
+    @property
+    def rest(self) -> np.ndarray:
+        """The mean vector of neutral speech in training: (168,)."""
+        neutral = np.flatnonzero(self.training.labels == LABELS.index("neutral"))
+        means = np.stack([self.training.rows(int(i)).mean(axis=0) for i in neutral])
+        rest: np.ndarray = np.average(means, axis=0, weights=self.training.weights[neutral])
+        return rest
+
 
 def make_speech(
     speech: Mapping[str, tuple[list[Item], float]], data: Path, preset: Preset, cache: Path, seed: int, stage: Stage
@@ -445,6 +453,7 @@ def make_bundle(
         temperature=calibration.temperature,
         uncertain_below=calibration.uncertain_below,
         label_shares={subset: shares_by_label(training, subset) for subset in SHARE},
+        rest={m: [round(float(x), 4) for x in rest] for m, rest in (("audio", speech.rest), ("video", seen.rest))},
         training={
             "command": f"python -m train fit --preset {preset_name} --data DIR --seed {seed}"
             + (" --portable" if portable else ""),

@@ -1,0 +1,53 @@
+"""Getting to know the person: what of a face or a voice is just how this person looks or sounds.
+
+People differ more at rest than most moods do. A baseline is the mean of one person's vectors when nothing is felt;
+what follows is moved by its difference from the mean of all people at rest. It grows slowly: the first utterance is not
+corrected, the tenth mostly. Where everything is said in one mood, little counts as rest, so the mood is not taken for
+the person.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+ENOUGH = 2.0  # utterances: after so many, half of the difference is corrected
+MOST = 20.0  # utterances that are remembered; older ones count less and less
+
+
+class Baseline:
+    """The rest of one person in one modality. ``everyone``: the mean of training's vectors at rest, (dim,);
+    ``forget_ns``: after how long without the person nothing is known any more."""
+
+    def __init__(self, everyone: np.ndarray, forget_ns: int) -> None:
+        self._everyone, self._forget_ns = everyone.astype(np.float32), forget_ns
+        self._sum = np.zeros(len(everyone))
+        self._weight = 0.0
+        self._seen_ns = 0
+
+    def seen(self, at_ns: int) -> None:
+        """The person is there at this media time; forgets the last one, who has been away for too long."""
+        if at_ns - self._seen_ns > self._forget_ns:
+            self._sum[:] = 0
+            self._weight = 0.0
+        self._seen_ns = max(self._seen_ns, at_ns)
+
+    def update(self, vectors: np.ndarray, weight: float) -> None:
+        """Take (n, dim) vectors of one utterance, or of the time before it. ``weight``, 0 to 1: how surely they are of
+        rest."""
+        if not len(vectors) or weight <= 0:
+            return
+        kept = min(1.0, (MOST - weight) / self._weight) if self._weight > 0 else 0.0
+        self._sum = kept * self._sum + weight * vectors.mean(axis=0)
+        self._weight = kept * self._weight + weight
+
+    @property
+    def known(self) -> float:
+        """How much of the difference is corrected, 0 to 1."""
+        return self._weight / (self._weight + ENOUGH)
+
+    def correct(self, vectors: np.ndarray) -> np.ndarray:
+        """(n, dim) vectors as if everyone's rest were this person's: float32."""
+        if self._weight <= 0:
+            return vectors
+        off = self.known * (self._sum / self._weight - self._everyone)
+        return vectors - off.astype(np.float32)
