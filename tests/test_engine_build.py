@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from emostream.engines.bundle import FACE, FUSION, FUSION_GPU
+from emostream.engines.bundle import FACE, FUSION, FUSION_GPU, VOICE
 from emostream.engines.options import Options
 from emostream.engines.trt import build
 from emostream.engines.trt.profiles import Profile, of_bundle
@@ -38,11 +38,11 @@ def small(path: Path, op_type: str = "Relu", domain: str = "") -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("file", [FUSION, FUSION_GPU, FACE])
+@pytest.mark.parametrize("file", [FUSION, FUSION_GPU, VOICE, FACE])
 def test_every_graph_that_is_shipped_compiles(bundle, file, precision):
     """The portable fusion graph too, which is all that older bundles have."""
     options = Options("tensorrt_rtx", precision, GPUS)
-    profile = of_bundle(bundle.manifest, FACE if file == FACE else FUSION)
+    profile = of_bundle(bundle.manifest, file if file in (VOICE, FACE) else FUSION)
     blob, report = build.compile(bundle.path(file), profile, options, trt)
     assert report.size_bytes == len(blob) > 1e6
     assert report.sha256 == hashlib.sha256(blob).hexdigest()

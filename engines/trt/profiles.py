@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from emostream.engines.bundle import FACE, FUSION, MODALITIES, Manifest
+from emostream.engines.bundle import FACE, FUSION, MODALITIES, VOICE, Manifest
 
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """The smallest, the typical and the largest shape of each input."""
 
 _TYPICAL_ROWS = 5  # an utterance of 3 s in windows of 15 s: a fifth
 _TYPICAL_BATCH = 4  # an utterance, and the same without each of its three modalities
+_VOICE_ROWS = (8, 304, 1504)  # log-mel rows: 80 ms, 3 s, 15 s
 _CROPS = (1, 8, 64)  # in one run of the face network: one, those of a short utterance, the live code's limit
 
 
 def of_bundle(manifest: Manifest, graph: str, max_batch: int = 8) -> Profile:
-    """Shapes that occur in the live pipeline for one of a bundle's graphs, FUSION or FACE, by its manifest's window
-    sizes. ``max_batch``: the fusion graph's. An absent modality has one row.
+    """Shapes that occur in the live pipeline for one of a bundle's graphs, FUSION, VOICE or FACE, by its manifest's
+    window sizes. ``max_batch``: the fusion graph's. An absent modality has one row.
 
     Raises ValueError for another graph or a batch below 1.
     """
@@ -24,8 +25,11 @@ def of_bundle(manifest: Manifest, graph: str, max_batch: int = 8) -> Profile:
         side = manifest.video.settings["crop"]
         smallest, typical, largest = ((crops, side, side) for crops in _CROPS)
         return {"crops": (smallest, typical, largest)}
+    if graph == VOICE:
+        smallest, typical, largest = ((1, rows, manifest.audio.settings["n_mels"]) for rows in _VOICE_ROWS)
+        return {"rows": (smallest, typical, largest)}
     if graph != FUSION:
-        raise ValueError(f"{graph!r} is not a graph of a bundle; choose {FUSION} or {FACE}")
+        raise ValueError(f"{graph!r} is not a graph of a bundle; choose {FUSION}, {VOICE} or {FACE}")
     profile: Profile = {}
     batch = min(_TYPICAL_BATCH, max_batch)
     for name in MODALITIES:
