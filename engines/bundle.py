@@ -4,6 +4,7 @@ manifest.json     labels, feature settings, window sizes, calibration, training 
 fusion.onnx       features of each modality, with lengths → logits; in plain ONNX, which every backend reads
 fusion-cpu.onnx   the same weights in the operators that ONNX Runtime runs fastest on a CPU (optional)
 fusion-gpu.onnx   the same weights in the form that costs TensorRT the fewest steps (optional)
+fusion.safetensors the same weights for further training (optional)
 voice.onnx        log-mel rows → voice vectors
 face.onnx         face crop → vector
 text.onnx         pieces of words → vectors
@@ -17,7 +18,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -28,7 +29,8 @@ BUNDLES = Path(__file__).parent / "bundles"
 FORMAT = "emostream-bundle/3"
 FUSION, VOICE, FACE, TEXT, PIECES = "fusion.onnx", "voice.onnx", "face.onnx", "text.onnx", "vocab.txt"
 FUSION_CPU, FUSION_GPU = "fusion-cpu.onnx", "fusion-gpu.onnx"
-_OPTIONAL = (FUSION_CPU, FUSION_GPU)
+WEIGHTS = "fusion.safetensors"
+_OPTIONAL = (FUSION_CPU, FUSION_GPU, WEIGHTS)
 # by graph and backend: the file that the backend runs fastest; all others run the graph's own file
 _FASTEST = {
     (FUSION, "onnxruntime"): FUSION_CPU,
@@ -71,7 +73,8 @@ class _Head(msgspec.Struct):
 class Manifest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """``manifest.json``. ``temperature`` divides the logits before the softmax (Guo et al., ICML 2017); it has a value
     for each of SUBSETS, the modalities that are present. A label whose probability is below ``uncertain_below`` is
-    marked uncertain. ``label_shares``: how often the fusion network met each label in training, for each of SUBSETS;
+    marked uncertain. ``modalities``: those that the network was trained with; others are not given to it.
+    ``label_shares``: how often the fusion network met each label in training, for each of SUBSETS;
     empty, as in bundles made before it existed: equally often. ``rest``: by modality, the mean vector of training's
     people at rest, from which a person's own is told; without it, a person's is not learnt."""
 
@@ -82,6 +85,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     audio: Modality
     video: Modality
     text: Modality
+    modalities: list[Literal["audio", "video", "text"]] = msgspec.field(default_factory=lambda: list(MODALITIES))  # type: ignore[arg-type]
     temperature: dict[str, Annotated[float, msgspec.Meta(gt=0)]]
     uncertain_below: Annotated[float, msgspec.Meta(ge=0, le=1)]
     label_shares: dict[str, dict[str, Annotated[float, msgspec.Meta(gt=0, le=1)]]] = {}
@@ -137,6 +141,8 @@ def open_bundle(name: str | Path) -> Bundle:
         raise BundleError(f"{path}: not a valid manifest ({error})") from error
     if set(manifest.temperature) != set(SUBSETS):
         raise BundleError(f"{path}: temperature is for {sorted(manifest.temperature)}, expected {sorted(SUBSETS)}")
+    if not manifest.modalities:
+        raise BundleError(f"{path}: modalities is empty")
     _check_label_shares(path, manifest)
     for name, vector in manifest.rest.items():
         if name not in MODALITIES or len(vector) != getattr(manifest, name).dim:

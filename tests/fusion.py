@@ -38,6 +38,7 @@ class FakeClassifier:
     bundle_id = "fake@0"
     backend = "fake"
     uncertain_below = 0.5
+    modalities = ("audio", "video", "text")
     rest: ClassVar[dict[str, np.ndarray]] = {}
 
     def __init__(self, clock: VirtualClock, encode_ns: int = 0, classify_ns: int = 0) -> None:

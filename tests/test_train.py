@@ -274,7 +274,7 @@ def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
 
 def test_fit_without_data_names_the_option(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("EMOSTREAM_DATA", raising=False)
-    assert main(["fit", "--preset", "tiny"]) == 1
+    assert main(["fit", "--preset", "tiny"]) == 2
     assert "--data" in capsys.readouterr().err
     assert main(["fit", "--preset", "tiny", "--data", str(tmp_path)]) == 1
     errors = capsys.readouterr().err

@@ -91,3 +91,16 @@ def figures(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         "ece": calibration_error(probabilities, truth),
         "brier": brier(probabilities, truth),
     }
+
+
+def interval(values: np.ndarray, groups: np.ndarray, rounds: int = 1000) -> tuple[float, float]:
+    """95 % interval of the mean of ``values``, (N,), by drawing groups (speakers; with fewer than three of them, single
+    values) with replacement (Efron, "Bootstrap methods", Annals of Statistics 7(1), 1979). Always the same."""
+    rng, names = np.random.default_rng(0), np.unique(groups)
+    if len(names) < 3:
+        groups, names = np.arange(len(values)), np.arange(len(values))
+    sums = np.array([values[groups == name].sum() for name in names])
+    counts = np.array([(groups == name).sum() for name in names])
+    drawn = rng.integers(len(names), size=(rounds, len(names)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
+    return float(low), float(high)

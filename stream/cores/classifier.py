@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,10 @@ class Features:
     def present(self) -> list[str]:
         """The modalities that have rows."""
         return [name for name in MODALITIES if len(getattr(self, name))]
+
+    def only(self, modalities: Collection[str]) -> Features:
+        """The same without the rows of other modalities."""
+        return Features(*(getattr(self, name)[: None if name in modalities else 0] for name in MODALITIES))
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Classifier:
                     )
         self.labels = manifest.labels
         self.bundle_id = bundle.id
+        self.modalities = manifest.modalities
         self.uncertain_below = manifest.uncertain_below
         self._manifest = manifest
         self.rest = {name: np.array(vector, np.float32) for name, vector in manifest.rest.items()}

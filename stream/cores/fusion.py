@@ -285,7 +285,8 @@ class FusionCore:
             sound = stream.baselines["audio"].correct(sound)
         if "video" in stream.baselines:
             faces = stream.baselines["video"].correct(faces)
-        return Features(sound, faces, self._classifier.encode_words([word.word for word in job.words]))
+        words = self._classifier.encode_words([word.word for word in job.words])
+        return Features(sound, faces, words).only(self._classifier.modalities)
 
     @staticmethod
     def _voice(stream: _Stream, job: Job) -> np.ndarray:

@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import onnx
 import torch
+from safetensors.torch import save
 
 from emostream.engines.bundle import (
     FACE,
@@ -23,6 +24,7 @@ from emostream.engines.bundle import (
     PIECES,
     TEXT,
     VOICE,
+    WEIGHTS,
     Corpus,
     Manifest,
     Modality,
@@ -440,6 +442,7 @@ def make_bundle(
         (out / name).unlink(missing_ok=True)  # an earlier bundle's
     if not portable:
         worst |= fast.export_fast(model, out)
+    write_atomically(out / WEIGHTS, save(dict(model.state_dict())))
     worst[TEXT] = export.export_text(said.net, out / TEXT, said.pieces)
     write_atomically(out / PIECES, "".join(f"{piece}\n" for piece in said.pieces.number))
     manifest = Manifest(

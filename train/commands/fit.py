@@ -1,18 +1,22 @@
-"""stream-train fit --preset NAME --data DIR [--out DIR]: corpora → features → face, words, fusion → a bundle."""
+"""stream-train fit: a bundle, from public corpora (--preset) or from your own recordings (--corpus manifest)."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
+from emostream.errors import ConfigError
 from emostream.train.bundle.presets import PRESETS
 from emostream.train.commands.options import add_cache, add_data, need_data
 
 
 def add_arguments(fit: argparse.ArgumentParser) -> None:
-    fit.add_argument("--preset", choices=PRESETS, required=True)
-    add_data(fit, "DIR", "folder with ravdess/, emodb/, fer2013/, goemotions/ and meld/")
-    fit.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder (default: bundles/<preset>)")
+    what = fit.add_mutually_exclusive_group(required=True)
+    what.add_argument("--preset", choices=PRESETS, help="train a shipped bundle again, from public corpora")
+    what.add_argument("--corpus", choices=("manifest",), help="train a shipped bundle further, on your own recordings")
+    add_data(fit, "PATH", "folder of the corpora (docs/corpora.md); with --corpus manifest, your .csv or .parquet file")
+    fit.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder (default: bundles/NAME)")
     add_cache(fit, "features and finished parts")
     fit.add_argument("--seed", type=int, default=0)
     fit.add_argument(
@@ -20,18 +24,31 @@ def add_arguments(fit: argparse.ArgumentParser) -> None:
         help="leave out the hand-written fast graphs, for a network that they do not fit",
     )  # fmt: skip
     fit.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default: 1)")
+    own = fit.add_argument_group("with --corpus manifest")
+    own.add_argument("--base", default="ekman7", metavar="BUNDLE", help="bundle to start from (default: %(default)s)")
+    own.add_argument("--steps", type=int, default=300, help="of training (default: %(default)s)")
+    own.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that extract features (default: 1)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the bundle and print its figures. Raises CorpusError, ModelError or ExportError."""
-    data = need_data(arguments.data, "where are the corpora", "DIR")
+    """Make the bundle and print its figures. Raises CorpusError, ModelError, BundleError or ExportError."""
+    data = need_data(arguments.data, "where is the data", "PATH")
+    if arguments.corpus and arguments.portable:
+        raise ConfigError("--portable is for --preset")
+    if min(arguments.steps, arguments.jobs, arguments.threads) < 1:
+        raise ConfigError("--steps, --jobs and --threads must be at least 1")
 
     import torch  # heavy imports, once the arguments are right
 
+    torch.set_num_threads(arguments.threads)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    return _own(arguments, data) if arguments.corpus else _preset(arguments, data)
+
+
+def _preset(arguments: argparse.Namespace, data: Path) -> int:
     from emostream.train.bundle.recipe import make_bundle
     from emostream.train.progress import ProgressBars
 
-    torch.set_num_threads(arguments.threads)
     with ProgressBars() as progress:
         manifest, folder = make_bundle(
             arguments.preset,
@@ -46,4 +63,31 @@ def run(arguments: argparse.Namespace) -> int:
         shown = (f"{key} {figures[key]}" for key in ("items", "accuracy", "balanced_accuracy", "macro_f1"))
         print(f"{name:<34}", *shown)
     print(f"bundle: {folder}")
+    return 0
+
+
+def _own(arguments: argparse.Namespace, data: Path) -> int:
+    from emostream.engines.bundle import open_bundle
+    from emostream.train.bundle.own import make_own
+    from emostream.train.corpora.recorded import read_corpus
+    from emostream.train.progress import ProgressBars
+
+    base = open_bundle(arguments.base)
+    corpus = read_corpus("manifest", data)
+    out = arguments.out or Path("bundles") / data.stem
+    with ProgressBars() as progress:
+        manifest = make_own(
+            corpus.clips, corpus.label_names, corpus.name, base, out, arguments.cache, arguments.steps, arguments.seed,
+            arguments.jobs, progress.stage,
+        )  # fmt: skip
+    print(f"{len(corpus.clips)} clips, labels: {', '.join(manifest.labels)}; {manifest.metrics['how']}")
+    if absent := [m for m in ("audio", "video", "text") if m not in manifest.modalities]:
+        print(f"no clip has {' or '.join(absent)}: the bundle does not use it")
+    for name, figures in manifest.metrics["validation"].items():
+        print(
+            f"{name:<18} clips {figures['items']} accuracy {figures['accuracy']} ({figures['low']} to "
+            f"{figures['high']}) balanced {figures['balanced_accuracy']} macro F1 {figures['macro_f1']}"
+        )
+    print(f"bundle: {out}")
+    print(f"use it: stream-run --config config.toml --set fusion.bundle={out}")
     return 0

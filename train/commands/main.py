@@ -11,8 +11,9 @@ from emostream.commands import exit_code, make_parser
 from emostream.errors import EmostreamError
 
 COMMANDS = {
-    "fit": "make a bundle from the corpora",
-    "voice": "train the voice encoder, which no bundle uses yet, and judge it in noise, rooms and on the phone",
+    "fit": "make a bundle, from the corpora or from your own recordings",
+    "evaluate": "compare bundles on your own recordings",
+    "voice": "train the voice encoder alone, and judge it in noise, rooms and on the phone",
     "score": "labels that stream-label wrote, against a corpus's held-out recordings",
     "card": "write a bundle's model card to the output",
     "features": "extract the features of a corpus with sound, picture or words",

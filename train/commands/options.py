@@ -8,7 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
-from emostream.errors import CorpusError
+from emostream.errors import ConfigError
 
 
 def add_data(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
@@ -20,9 +20,9 @@ def add_data(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
 
 
 def need_data(data: Path | None, question: str, metavar: str) -> Path:
-    """The value of ``--data``. Raises CorpusError if neither the option nor EMOSTREAM_DATA was given."""
+    """The value of ``--data``. Raises ConfigError if neither the option nor EMOSTREAM_DATA was given."""
     if data is None:
-        raise CorpusError(f"{question}? give --data {metavar} or set EMOSTREAM_DATA")
+        raise ConfigError(f"{question}? give --data {metavar} or set EMOSTREAM_DATA")
     return data
 
 

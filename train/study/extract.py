@@ -4,7 +4,7 @@ Each clip's features lie in a file of their own, named by a hash of all that the
 time of its last change), the stretch of it, the words, the settings of the features, the bundle's networks, the face
 detector. So no stale features are ever used, and an interrupted extraction goes on where it stopped.
 
-A clip is an utterance whose bounds are known. Its sound gives the MFCC rows whose 25 ms lie within them, its picture
+A clip is an utterance whose bounds are known. Its sound gives the rows whose frames lie within them, its picture
 the faces of one person, followed from the clip's first frame on; both as a live stream of the file would.
 """
 
@@ -20,14 +20,14 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from emostream.engines.bundle import FACE, MODALITIES, TEXT, Bundle
+from emostream.engines.bundle import FACE, MODALITIES, TEXT, VOICE, Bundle
 from emostream.errors import CorpusError, Problems, SourceError
 from emostream.files import sha256, write_atomically
 from emostream.stream import models
@@ -41,22 +41,27 @@ from emostream.train.corpora import Clip
 from emostream.train.pool import submit, worker_pool
 from emostream.train.progress import StepDone, ignore
 from emostream.train.recordings import FOREVER_NS, Recording, read_sound
+from emostream.train.recordings import Features as RowFeatures
 from emostream.train.study.dataset import GroupedFolds, PredefinedFolds
 
-VERSION = 2  # raise this number when a clip's features change, through this file or through the live code
+SoundFeatures = Literal["mfcc", "voice"]
+VERSION = 3  # raise this number when a clip's features change, through this file or through the live code
 
 # What features depend on
 
 
-def settings(bundle: Bundle) -> dict[str, Any]:
+def settings(bundle: Bundle, sound: SoundFeatures = "mfcc") -> dict[str, Any]:
     """Everything that features depend on apart from the clip, as JSON values, for a hash."""
     manifest = bundle.manifest
+    heard: dict[str, Any] = dict(mfcc.SETTINGS)
+    if sound == "voice":
+        heard = {**manifest.audio.settings, "network": manifest.files[VOICE].sha256}
     detector = make_detector(Video()).name
     yunet = models.find("yunet") if detector == "yunet" else None
     followed = {name: p.default for name, p in inspect.signature(face.FaceTracker).parameters.items()}
     return {
         "version": VERSION,
-        "audio": dict(mfcc.SETTINGS),
+        "audio": heard,
         "video": {
             **face.SETTINGS, "fps": manifest.video.settings["fps"], "detect_width": face.DETECT_WIDTH, **followed,
             **follow.SETTINGS, "detector": detector, "detector_model": sha256(yunet) if yunet else cv2.__version__,
@@ -92,8 +97,10 @@ Task = list[tuple[int, Clip, Path]]  # clips of one file: each one's number, the
 class Extractor:
     """The live cores and networks, loaded once."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, sound: SoundFeatures = "mfcc") -> None:
         self._classifier = Classifier(bundle, "onnxruntime")
+        self._rows: RowFeatures = "mfcc" if sound == "mfcc" else "logmel"
+        self._dim = mfcc.DIM if sound == "mfcc" else bundle.manifest.audio.dim
         self._detector = make_detector(Video())
         self._fps = bundle.manifest.video.settings["fps"]
 
@@ -108,12 +115,12 @@ class Extractor:
         for (number, clip, path), (sound, crops) in zip(task, sounds_and_crops, strict=True):
             if clip.audio is not None:
                 try:
-                    sound = _whole(clip.audio)
+                    sound = _whole(clip.audio, self._rows)
                 except SourceError as error:
                     problems.append((number, str(error)))
                     continue
             arrays = {
-                "audio": np.zeros((0, mfcc.DIM), np.float32) if sound is None else sound,
+                "audio": np.zeros((0, self._dim), np.float32) if sound is None else self._sound(sound),
                 "video": self._classifier.encode_faces(crops),
                 "text": self._classifier.encode_words(tokens(clip.text or "")),
             }
@@ -124,13 +131,18 @@ class Extractor:
                 write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
         return problems
 
+    def _sound(self, rows: np.ndarray) -> np.ndarray:
+        """What the network reads of a clip's rows: MFCC themselves, or voice vectors."""
+        return rows if self._rows == "mfcc" else self._classifier.voice_encoder().encode(rows)
+
     def _media(self, clips: Sequence[Clip]) -> list[tuple[np.ndarray | None, np.ndarray]]:
-        """MFCC rows (n, 120) of each clip, None without a sound track, and its face crops (n, 48, 48)."""
+        """Rows of each clip's sound, (n, 120) MFCC or (n, 32) log-mel, None without a sound track; and its face crops
+        (n, 48, 48)."""
         media = clips[0].media
         if media is None:
             return [(None, _crops([]))] * len(clips)
         own_sound = all(clip.audio is not None for clip in clips)
-        recording = Recording(media, frozenset({"video"} if own_sound else {"audio", "video"}), self._fps, "mfcc")
+        recording = Recording(media, frozenset({"video"} if own_sound else {"audio", "video"}), self._fps, self._rows)
         bounds = [_bounds(clip) for clip in clips]
         cores = [VideoCore(clip.where, self._detector, None) for clip in clips]
         faces: list[list[Face]] = [[] for _ in clips]
@@ -146,9 +158,9 @@ class Extractor:
         ]
 
 
-def _whole(path: Path) -> np.ndarray | None:
-    """MFCC rows of a file that is one clip, None without a sound track. Raises SourceError."""
-    sound = read_sound(path, "mfcc")
+def _whole(path: Path, features: RowFeatures) -> np.ndarray | None:
+    """Rows of a file that is one clip, None without a sound track. Raises SourceError."""
+    sound = read_sound(path, features)
     return None if sound is None else sound.rows()
 
 
@@ -179,7 +191,7 @@ def _wrong(arrays: dict[str, np.ndarray], has_sound: bool) -> list[str]:
         if not np.isfinite(rows).all()
     ]
     if has_sound and not len(arrays["audio"]):
-        wrong.append("its sound is shorter than one frame of 25 ms")
+        wrong.append("its sound is shorter than one frame of features")
     elif not any(len(rows) for rows in arrays.values()):
         wrong.append("has no features: no sound, no face, no word")
     return wrong
@@ -194,15 +206,16 @@ def extract(
     cache: Path,
     jobs: int = 1,
     done: StepDone = ignore,
+    sound: SoundFeatures = "mfcc",
 ) -> list[Path]:
-    """The file of each clip's features: ``audio`` (n, 120), ``video`` (n, D), ``text`` (n, D), float32, n = 0 where the
-    clip lacks the modality.
+    """The file of each clip's features: ``audio`` (n, 120) MFCC or, with ``sound`` "voice", (n, D) vectors, ``video``
+    (n, D), ``text`` (n, D), float32, n = 0 where the clip lacks the modality.
 
     Existing files are kept; ``jobs`` processes make the others. ``done`` is called with the numbers of finished and of
     all clips. Raises Problems, after the other clips are finished, for clips that cannot be read, are shorter than a
     frame, or whose features are not finite; BundleError if the bundle was made for other features.
     """
-    made_with = settings(bundle)
+    made_with = settings(bundle, sound)
     folder = cache / f"clips-{_hash(made_with)[:16]}"
     paths: list[Path] = []
     problems: list[tuple[int, str]] = []
@@ -224,7 +237,7 @@ def extract(
             tasks[clip.media or clip.audio].append((number, clip, path))
         finished = len(first) - len(missing)
         done(finished, len(first))
-        for size, wrong in _run(list(tasks.values()), bundle, jobs):
+        for size, wrong in _run(list(tasks.values()), bundle, jobs, sound):
             problems += wrong
             finished += size
             done(finished, len(first))
@@ -233,16 +246,18 @@ def extract(
     return paths
 
 
-def _run(tasks: list[Task], bundle: Bundle, jobs: int) -> Iterator[tuple[int, list[tuple[int, str]]]]:
+def _run(
+    tasks: list[Task], bundle: Bundle, jobs: int, sound: SoundFeatures
+) -> Iterator[tuple[int, list[tuple[int, str]]]]:
     """The size and the problems of each task, as it is done."""
     if not tasks:
         return
     if jobs == 1:
-        extractor = Extractor(bundle)
+        extractor = Extractor(bundle, sound)
         for task in tasks:
             yield len(task), extractor.run(task)
         return
-    pool = worker_pool(min(jobs, len(tasks)), _extracting, bundle)
+    pool = worker_pool(min(jobs, len(tasks)), _extracting, (bundle, sound))
     try:
         futures = submit(pool, tasks)
         for future in as_completed(futures):
@@ -255,8 +270,8 @@ def _run(tasks: list[Task], bundle: Bundle, jobs: int) -> Iterator[tuple[int, li
         pool.shutdown(cancel_futures=True)  # running tasks are finished and kept
 
 
-def _extracting(bundle: Bundle) -> Callable[[Task], list[tuple[int, str]]]:
-    return Extractor(bundle).run
+def _extracting(what: tuple[Bundle, SoundFeatures]) -> Callable[[Task], list[tuple[int, str]]]:
+    return Extractor(*what).run
 
 
 @dataclass(frozen=True)
