@@ -103,7 +103,8 @@ def report(judged: Sequence[Judged], corpus: str, out: Path) -> Path:
     parts = [
         f"# {corpus}",
         "Each clip by all the modalities that it has, its bounds given. `low` and `high`: 95 % interval of the "
-        "accuracy, by speakers. `sure`: share of the answers that are not marked uncertain, and how many of these are wrong.",
+        "accuracy, by speakers. `sure`: share of the answers that are not marked uncertain, and how many of these are "
+        "wrong.",
         table(["bundle", *names], [(one.bundle, *(one.figures()[name] for name in names)) for one in judged]),
         *(difference(judged[0], other) for other in judged[1:]),
     ]
