@@ -75,8 +75,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     for each of SUBSETS, the modalities that are present. A label whose probability is below ``uncertain_below`` is
     marked uncertain. ``modalities``: those that the network was trained with; others are not given to it.
     ``label_shares``: how often the fusion network met each label in training, for each of SUBSETS;
-    empty, as in bundles made before it existed: equally often. ``rest``: by modality, the mean vector of training's
-    people at rest, from which a person's own is told; without it, a person's is not learnt."""
+    empty, as in bundles made before it existed: equally often. ``rest``: by modality, the vector to which a
+    person's resting face or neutral voice is moved; without it, neither is learnt."""
 
     format: str
     name: str

@@ -1,7 +1,7 @@
 """Getting to know the person: what of a face or a voice is just how this person looks or sounds.
 
 People differ more at rest than most moods do. A baseline is the mean of one person's vectors when nothing is felt;
-what follows is moved by its difference from the mean of all people at rest. It grows slowly: the first utterance is not
+what follows is moved by its difference from a vector that all people share. It grows slowly: the first utterance is not
 corrected, the tenth mostly. Where everything is said in one mood, little counts as rest, so the mood is not taken for
 the person.
 """
@@ -15,7 +15,7 @@ MOST = 20.0  # utterances that are remembered; older ones count less and less
 
 
 class Baseline:
-    """The rest of one person in one modality. ``everyone``: the mean of training's vectors at rest, (dim,);
+    """The rest of one person in one modality. ``everyone``: what all people's rest is moved to, (dim,);
     ``forget_ns``: after how long without the person nothing is known any more."""
 
     def __init__(self, everyone: np.ndarray, forget_ns: int) -> None:

@@ -272,9 +272,11 @@ class FusionCore:
         stream.ended_ns = job.end_ns
         if "neutral" not in self._classifier.labels:
             return
-        neutral = float(result.probabilities[list(self._classifier.labels).index("neutral")])
+        weight = float(result.probabilities[list(self._classifier.labels).index("neutral")]) ** 2
         if (voice := stream.baselines.get("audio")) is not None:
-            voice.update(self._voice(stream, job), neutral**2)
+            voice.update(self._voice(stream, job), weight)
+        if (face := stream.baselines.get("video")) is not None:
+            face.update(stream.video.cut(job.start_ns, job.end_ns), weight)
 
     def _features(self, stream: _Stream, job: Job) -> Features:
         sound, faces = self._voice(stream, job), stream.video.cut(job.start_ns, job.end_ns)
