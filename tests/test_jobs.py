@@ -63,7 +63,7 @@ def test_features_are_needed_from_the_open_utterance_or_three_seconds_before_spe
     schedule.push(speech_message("started", 10.1, 1, 5.0, 10.1), T0)
     assert schedule.needed_from_ns == 3 * SECOND  # with the two seconds before, in which the face was at rest
     schedule.push(speech_message("ended", 12.0, 1, 5.0, 11.0), T0)
-    assert schedule.needed_from_ns == 5 * SECOND  # of the job that waits
+    assert schedule.needed_from_ns == 3 * SECOND  # of the job that waits, and the same before it
     _take_all(schedule)
     assert schedule.needed_from_ns == 9 * SECOND
     schedule.advance("audio", 100 * SECOND)

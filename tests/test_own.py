@@ -54,7 +54,7 @@ def recordings(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def made(recordings, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("own")
-    command = ["fit", "--corpus", "manifest", "--data", str(recordings), "--steps", "12", "--cache", str(out / "cache")]
+    command = [*FIT, "--data", str(recordings), "--steps", "12", "--cache", str(out / "cache")]
     assert main([*command, "--out", str(out / "mine")]) == 0
     return out
 
@@ -77,9 +77,7 @@ def test_a_bundle_of_ones_own_labels_recordings(made, bundle):
 
 def test_it_is_the_same_again_from_what_was_kept(recordings, made, capsys):
     command = [
-        "fit",
-        "--corpus",
-        "manifest",
+        *FIT,
         "--data",
         str(recordings),
         "--steps",
@@ -131,7 +129,7 @@ def test_what_is_wrong_with_a_manifest_is_said_at_once(recordings, tmp_path, cap
     rows = list(csv.DictReader(recordings.open()))
     for path in recordings.parent.glob("*.wav"):
         (tmp_path / path.name).symlink_to(path)
-    command = ["fit", "--corpus", "manifest", "--data", str(manifest(tmp_path, change(rows))), "--cache", str(tmp_path)]
+    command = [*FIT, "--data", str(manifest(tmp_path, change(rows))), "--cache", str(tmp_path)]
     assert main(command) == 1
     assert re.search(says, capsys.readouterr().err)
     assert not (Path("bundles") / "mine").exists()
@@ -152,9 +150,7 @@ def test_one_speaker_and_a_base_without_weights(recordings, bundle, tmp_path, ca
     del about["files"]["fusion.safetensors"]
     (folder / "manifest.json").write_text(json.dumps(about))
     command = [
-        "fit",
-        "--corpus",
-        "manifest",
+        *FIT,
         "--data",
         str(recordings),
         "--base",
@@ -174,7 +170,7 @@ def test_a_preset_or_a_corpus(wrong):
 
 
 def test_values_that_make_no_sense(recordings, capsys):
-    assert main(["fit", "--corpus", "manifest", "--data", str(recordings), "--steps", "0"]) == 2
+    assert main([*FIT, "--data", str(recordings), "--steps", "0"]) == 2
     assert "--steps" in capsys.readouterr().err
 
 
