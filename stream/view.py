@@ -129,6 +129,8 @@ class LiveView:
         parts = [f"{name} {e.coverage:.0%}" for name, e in message.modalities.items()]
         if message.valence is not None and message.arousal is not None:
             parts.append(f"valence {message.valence:+.2f}  arousal {message.arousal:+.2f}")
+        if message.adapted > 0:
+            parts.append(f"adapted {message.adapted:.0%}")
         seen = Text("  ".join(parts), style="dim")
         return Group(head, words, bars, seen)
 
