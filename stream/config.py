@@ -249,6 +249,16 @@ def load_config(
         raise ConfigError("\n".join(f"{where}: {line}" for line in _lines(error))) from error
 
 
+def as_config(config: Config | str | Path | None) -> Config:
+    """A configuration as it is, or read from its file; the built-in settings for None. Raises ConfigError, and
+    TypeError for anything else."""
+    if config is None or isinstance(config, Config):
+        return config or Config()
+    if isinstance(config, str | Path):
+        return load_config(config)
+    raise TypeError(f"a configuration is a Config or a path, not {type(config).__name__}")
+
+
 def _set(data: dict[str, Any], change: str) -> None:
     key, equals, value = change.partition("=")
     if not equals or not key.strip():

@@ -13,7 +13,7 @@ import numpy as np
 from emostream.engines.bundle import open_bundle
 from emostream.errors import SourceError
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Config
+from emostream.stream.config import Config, as_config
 from emostream.stream.cores.audio import AudioCore
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
@@ -35,15 +35,16 @@ Progress = Callable[[float], None]
 class Labeller:
     """Labels one recording after another; the models are loaded once.
 
-    ``config``: as ``load_config`` returns it; its streams are not used. The labels are those that a live run would
-    publish for the recording, with ``latency_ms`` None. Use it in one thread; ``close`` it, or use it in a ``with``.
+    ``config``: as ``load_config`` returns it, or the path of such a file; its streams are not used. The labels are those
+    that a live run would publish for the recording, with ``latency_ms`` None. Use it in one thread; ``close`` it, or use
+    it in a ``with``.
 
     Raises BundleError, BackendError or ModelError if something that the configuration asks for cannot be loaded, and
     ConfigError if its prior is not of the bundle's labels.
     """
 
-    def __init__(self, config: Config | None = None) -> None:
-        self._config, self._clock = config or Config(), SystemClock()
+    def __init__(self, config: Config | str | Path | None = None) -> None:
+        self._config, self._clock = as_config(config), SystemClock()
         fusion = self._config.fusion
         self._classifier = Classifier(open_bundle(fusion.bundle), fusion.backend, fusion.threads, fusion.prior)
         self._vad = load_vad(self._config.speech.vad_model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -37,6 +38,8 @@ def listen_raw(
     endpoint: str = DEFAULT_ENDPOINT, *, estimates: bool = False, timeout_s: float | None = None
 ) -> Iterator[tuple[bytes, Emotion]]:
     """As ``listen``, but yield each message's JSON as it came besides."""
+    if (port := re.fullmatch(r"tcp://.+:(\d+)", endpoint)) and not 0 < int(port[1]) < 65536:
+        raise ConfigError(f"{endpoint}: not a valid endpoint (ports are 1 to 65535)")
     with zmq.Context() as context, closing(context.socket(zmq.SUB)) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SUBSCRIBE, (EMOTION if estimates else UTTERANCE).encode())

@@ -5,16 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from emostream.errors import RunError
-from emostream.stream.config import Config
+from emostream.stream.config import Config, as_config
 from emostream.stream.messages import Emotion, Health
 from emostream.stream.summary import Summary
 from emostream.stream.supervisor import Supervisor
 
 
 def run(
-    config: Config,
+    config: Config | str | Path,
     *,
     on_emotion: Callable[[Emotion], None] = lambda emotion: None,
     on_health: Callable[[Health], None] = lambda health: None,
@@ -23,10 +24,10 @@ def run(
 ) -> Summary:
     """Run the pipeline until every stream has ended or ``stop`` is set, and return what it did.
 
-    It blocks; the callbacks are called in the calling thread and should return soon. ``on_emotion`` gets labels and
-    running estimates (``kind``: "utterance" or "window"), ``on_health`` each node's heartbeat once a second, ``on_log``
-    the node, level and text of each line for the user. ``stop`` may be set by a callback or another thread; the last
-    labels still arrive, within three seconds.
+    ``config``: as ``load_config`` returns it, or the path of such a file. It blocks; the callbacks are called in the
+    calling thread and should return soon. ``on_emotion`` gets labels and running estimates (``kind``: "utterance" or
+    "window"), ``on_health`` each node's heartbeat once a second, ``on_log`` the node, level and text of each line for
+    the user. ``stop`` may be set by a callback or another thread; the last labels still arrive, within three seconds.
 
     The nodes are processes that import the caller's main module, so a script calls this below
     ``if __name__ == "__main__":``. Raises RunError if no source can be opened, a node cannot run, or the run cannot
@@ -34,6 +35,7 @@ def run(
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
         raise RunError('a script calls emostream.run below `if __name__ == "__main__":`, since the nodes import it')
+    config = as_config(config)
     summary = Summary()
 
     def take_emotion(emotion: Emotion) -> None:

@@ -161,6 +161,22 @@ def emostream_json(message: emostream.Emotion) -> bytes:
     return encode_emotion(message)
 
 
+def test_a_configuration_may_be_a_path_and_nothing_else(tmp_path):
+    (tmp_path / "config.toml").write_text("[nonsense]")
+    for begin in (emostream.Labeller, emostream.run):
+        for config in (tmp_path / "config.toml", str(tmp_path / "config.toml")):
+            with pytest.raises(emostream.EmostreamError, match="nonsense"):
+                begin(config)
+        with pytest.raises(TypeError, match="a Config or a path, not dict"):
+            begin({"nonsense": 1})
+
+
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+def test_listen_refuses_a_port_that_cannot_be(port):
+    with pytest.raises(emostream.EmostreamError, match="ports are 1 to 65535"):
+        next(emostream.listen(f"tcp://127.0.0.1:{port}", timeout_s=1))
+
+
 def test_listen_refuses_an_address_that_is_none():
     with pytest.raises(emostream.EmostreamError, match="nowhere: not a valid endpoint"):
         next(emostream.listen("nowhere"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -316,7 +317,7 @@ def test_the_settings_can_be_written_as_toml_and_read_again(tmp_path):
     sections = Config().model_dump(exclude_none=True, exclude={"streams", "pace"})
     lines = []
     for name, section in sections.items():
-        lines += [f"[{name}]", *(f"{key} = {value!r}" for key, value in section.items())]
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
     path = tmp_path / "config.toml"
     path.write_text("\n".join(lines))
     assert tomllib.loads(path.read_text())
