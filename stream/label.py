@@ -35,9 +35,9 @@ Progress = Callable[[float], None]
 class Labeller:
     """Labels one recording after another; the models are loaded once.
 
-    ``config``: as ``load_config`` returns it, or the path of such a file; its streams are not used. The labels are those
-    that a live run would publish for the recording, with ``latency_ms`` None. Use it in one thread; ``close`` it, or use
-    it in a ``with``.
+    ``config``: as ``load_config`` returns it, or the path of such a file; its streams are not used. The labels are
+    those that a live run would publish for the recording, with ``latency_ms`` None. Use it in one thread; ``close`` it,
+    or use it in a ``with``.
 
     Raises BundleError, BackendError or ModelError if something that the configuration asks for cannot be loaded, and
     ConfigError if its prior is not of the bundle's labels.
