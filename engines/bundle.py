@@ -38,6 +38,7 @@ _FASTEST = {
     (FUSION, "tensorrt_rtx"): FUSION_GPU,
 }
 MODALITIES = ("audio", "video", "text")
+Coordinate = Annotated[float, msgspec.Meta(ge=-1, le=1)]
 SUBSETS = tuple("+".join(names) for n in (1, 2, 3) for names in itertools.combinations(MODALITIES, n))
 
 
@@ -76,7 +77,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     marked uncertain. ``modalities``: those that the network was trained with; others are not given to it.
     ``label_shares``: how often the fusion network met each label in training, for each of SUBSETS;
     empty, as in bundles made before it existed: equally often. ``rest``: by modality, the vector to which a
-    person's resting face or neutral voice is moved; without it, neither is learnt."""
+    person's resting face or neutral voice is moved; without it, neither is learnt. ``coordinates``: valence and arousal
+    of each label, in [-1, 1], where the training data had them; empty: the published ones."""
 
     format: str
     name: str
@@ -90,6 +92,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     uncertain_below: Annotated[float, msgspec.Meta(ge=0, le=1)]
     label_shares: dict[str, dict[str, Annotated[float, msgspec.Meta(gt=0, le=1)]]] = {}
     rest: dict[str, list[float]] = {}
+    coordinates: dict[str, tuple[Coordinate, Coordinate]] = {}
     training: dict[str, Any]
     corpora: list[Corpus]
     licence: str
@@ -147,6 +150,10 @@ def open_bundle(name: str | Path) -> Bundle:
     for name, vector in manifest.rest.items():
         if name not in MODALITIES or len(vector) != getattr(manifest, name).dim:
             raise BundleError(f"{path}: rest of {name!r} has {len(vector)} values, not as many as the modality")
+    if manifest.coordinates and set(manifest.coordinates) != set(manifest.labels):
+        raise BundleError(
+            f"{path}: coordinates are of {sorted(manifest.coordinates)}, expected {sorted(manifest.labels)}"
+        )
     for needed in (FUSION, VOICE, FACE, TEXT, PIECES):
         if needed not in manifest.files:
             raise BundleError(f"{path}: lists no {needed}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,9 +20,15 @@ COORDINATES = {
 }
 
 
-def valence_and_arousal(labels: Sequence[str], probabilities: np.ndarray) -> tuple[float, float] | None:
-    """The mean of the labels' coordinates under their probabilities, (labels,); None if a label has none."""
-    if any(label not in COORDINATES for label in labels):
+def valence_and_arousal(
+    labels: Sequence[str], probabilities: np.ndarray, learnt: Mapping[str, tuple[float, float]] | None = None
+) -> tuple[float, float] | None:
+    """The mean of the labels' coordinates under their probabilities, (labels,); None if a label has none.
+
+    ``learnt``: a bundle's own coordinates, in place of the published ones.
+    """
+    coordinates = learnt or COORDINATES
+    if any(label not in coordinates for label in labels):
         return None
-    valence, arousal = probabilities @ np.array([COORDINATES[label] for label in labels])  # (labels, 2)
+    valence, arousal = probabilities @ np.array([coordinates[label] for label in labels])  # (labels, 2)
     return float(valence), float(arousal)

@@ -18,6 +18,7 @@ from emostream.engines.bundle import (
     SUBSETS,
     TEXT,
     VOICE,
+    WEIGHTS,
     open_bundle,
     write_manifest,
 )
@@ -175,6 +176,7 @@ def test_each_backend_runs_the_file_made_for_it_or_else_the_portable_one(bundle,
     manifest = open_bundle(copy).manifest
     (copy / FUSION_CPU).unlink()
     (copy / FUSION_GPU).unlink()
+    (copy / WEIGHTS).unlink(missing_ok=True)
     write_manifest(copy, manifest)
     without = open_bundle(copy)
     assert list(without.manifest.files) == [FUSION, VOICE, FACE, TEXT, PIECES]

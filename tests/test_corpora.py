@@ -49,15 +49,16 @@ def write(folder, text):
 
 def test_manifest_rows_become_clips(files):
     rows = [
-        "path,label,speaker,start_s,end_s,text,age",
-        "one.wav,glad,anna,,,,31",
-        'two.wav,cross, bert ,0.5,2.05,"Well, well.",',  # ends later than the file, by rounding
-        ",glad,carl,,,only words,",
+        "path,label,speaker,start_s,end_s,text,valence,arousal",
+        "one.wav,glad,anna,,,,0.5,-1",
+        'two.wav,cross, bert ,0.5,2.05,"Well, well.",,',  # ends later than the file, by rounding
+        ",glad,carl,,,only words,,",
     ]
     whole, stretch, words = manifest.load(write(files, "\n".join(rows)))
     assert whole.media == files / "one.wav" and (whole.start_s, whole.end_s, whole.text) == (None, None, None)
     assert (stretch.start_s, stretch.end_s, stretch.text) == (0.5, 2.05, "Well, well.")
     assert stretch.speaker == stretch.group == "bert" and stretch.where == "row 2" and stretch.fold is None
+    assert whole.dimensions == (0.5, -1) and stretch.dimensions is None
     assert words.media is None and words.text == "only words"
 
 

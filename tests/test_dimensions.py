@@ -36,3 +36,9 @@ def test_the_mean_is_in_range_and_of_no_order(values, order):
 
 def test_a_label_without_coordinates_has_no_mean():
     assert valence_and_arousal(["joy", "boredom"], np.array([1.0, 0.0])) is None
+
+
+def test_coordinates_of_a_bundle_come_first():
+    learnt = {"joy": (0.2, 0.1), "boredom": (-0.4, -0.5)}
+    assert valence_and_arousal(["joy", "boredom"], np.array([0.5, 0.5]), learnt) == pytest.approx((-0.1, -0.2))
+    assert valence_and_arousal(["joy"], np.array([1.0]), {}) == COORDINATES["joy"]

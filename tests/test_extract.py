@@ -116,7 +116,7 @@ def test_sound_and_words_are_those_of_the_feature_code(extracted, bundle, classi
         arrays_of(paths[3])["audio"], two[:98], atol=1e-4
     )  # row 97 ends at 995 ms, row 98 at 1005 ms
     assert arrays_of(paths[4])["audio"].shape == (0, 120) and arrays_of(paths[4])["text"].shape == (
-        2,
+        4,  # two words, with the marks of start and end
         bundle.manifest.text.dim,
     )
 
@@ -284,7 +284,7 @@ def test_folds_never_split_a_group_and_leave_absent_modalities_out(tmp_path, bun
     clips = many(24)
     folds = dataset("mine", clips, ("a", "b"), extract(clips, bundle, tmp_path), folds=3)
     assert list(folds.features) == ["text"] and folds.folds == 3
-    assert folds.features["text"][5].shape == (2, bundle.manifest.text.dim)
+    assert folds.features["text"][5].shape == (4, bundle.manifest.text.dim)
     for f in range(3):
         parts = folds.split(f)
         sizes = {split: len(part.labels["text"]) for split, part in parts.items()}
@@ -330,7 +330,7 @@ def test_command_extracts_a_manifest_and_prints_a_summary(files, tmp_path, capsy
     assert command(*words) == 0
     out = capsys.readouterr().out
     assert "list.csv: 3 clips, 3 speakers" in out and "labels: glad 1, sad 2" in out
-    assert "audio: 1 clips have it, 98.0 rows (0.98 s) each" in out and "text: 2 clips have it, 2.0 rows" in out
+    assert "audio: 1 clips have it, 98.0 rows (0.98 s) each" in out and "text: 2 clips have it, 4.0 rows" in out
     assert "video: 1 clips have it" in out and f"features: {tmp_path / 'cache'}" in out
     assert command(*words, "--labels", "glad,happy") == 1
     err = capsys.readouterr().err
@@ -349,7 +349,7 @@ def test_command_on_iemocap_warns_of_other_counts(tmp_path, capsys):
     assert command("--corpus", "iemocap", "--data", tmp_path, "--cache", tmp_path / "cache") == 0
     done = capsys.readouterr()
     assert "warning: anger: 10 clips, published 1103" in done.err
-    assert "IEMOCAP: 70 clips, 10 speakers, 5 groups" in done.out and "text: 70 clips have it, 3.0 rows" in done.out
+    assert "IEMOCAP: 70 clips, 10 speakers, 5 groups" in done.out and "text: 70 clips have it, 5.0 rows" in done.out
     assert "audio: 70 clips have it, 8.0 rows" in done.out and "video: 1 clips have it, 5.0 rows" in done.out
     clips = iemocap.load(root)
     folds = dataset("IEMOCAP", clips, iemocap.LABELS, extract(clips, open_bundle("ekman7"), tmp_path / "cache"))

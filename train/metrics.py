@@ -93,14 +93,31 @@ def figures(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-def interval(values: np.ndarray, groups: np.ndarray, rounds: int = 1000) -> tuple[float, float]:
-    """95 % interval of the mean of ``values``, (N,), by drawing groups (speakers; with fewer than three of them, single
-    values) with replacement (Efron, "Bootstrap methods", Annals of Statistics 7(1), 1979). Always the same."""
-    rng, names = np.random.default_rng(0), np.unique(groups)
+def resampled(
+    truth: np.ndarray, predicted: np.ndarray, groups: np.ndarray, rounds: int = 1000
+) -> dict[str, np.ndarray]:
+    """Accuracy, balanced accuracy and macro F1, (rounds,) each, of answers drawn with replacement by group: speakers,
+    or single answers where there are fewer than three of them (Efron, "Bootstrap methods", Annals of Statistics 7(1),
+    1979). The draws are always the same, so that two classifiers can be compared draw by draw."""
+    names, group = np.unique(groups, return_inverse=True)
     if len(names) < 3:
-        groups, names = np.arange(len(values)), np.arange(len(values))
-    sums = np.array([values[groups == name].sum() for name in names])
-    counts = np.array([(groups == name).sum() for name in names])
-    drawn = rng.integers(len(names), size=(rounds, len(names)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+        group = np.arange(len(truth))
+    n, k = int(group.max()) + 1, int(max(truth.max(), predicted.max())) + 1
+    counts = np.zeros((n, k, k))
+    np.add.at(counts, (group, truth, predicted), 1)
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=rounds)  # (rounds, n)
+    total = (drawn @ counts.reshape(n, -1)).reshape(rounds, k, k)
+    hits, are, said = np.diagonal(total, axis1=1, axis2=2), total.sum(2), total.sum(1)  # (rounds, k) each
+    occurring = are > 0
+    mean = {"axis": 1, "where": occurring}
+    return {
+        "accuracy": hits.sum(1) / are.sum(1),
+        "balanced_accuracy": np.mean(hits / np.maximum(are, 1), **mean),
+        "macro_f1": np.mean(2 * hits / np.maximum(are + said, 1), **mean),
+    }
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a figure from its values in ``resampled`` answers."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return round(float(low), 4), round(float(high), 4)

@@ -69,6 +69,7 @@ class Classifier:
         self.bundle_id = bundle.id
         self.modalities = manifest.modalities
         self.uncertain_below = manifest.uncertain_below
+        self.coordinates = manifest.coordinates
         self._manifest = manifest
         self.rest = {name: np.array(vector, np.float32) for name, vector in manifest.rest.items()}
         self._log_ratios = log_ratios(prior, manifest)

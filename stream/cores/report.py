@@ -44,7 +44,7 @@ class Reporter:
         labels = self._classifier.labels
         best = int(result.probabilities.argmax())
         confidence = round(float(result.probabilities[best]), 6)
-        coordinates = valence_and_arousal(labels, result.probabilities)
+        coordinates = valence_and_arousal(labels, result.probabilities, self._classifier.coordinates)
         valence, arousal = (round(value, 3) for value in coordinates) if coordinates else (None, None)
         kind: Literal["utterance", "window"] = "window" if job.kind == "window" else "utterance"
         message = Emotion(

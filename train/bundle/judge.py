@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,20 +10,23 @@ import numpy as np
 
 from emostream.engines.bundle import MODALITIES, Bundle
 from emostream.errors import Problems
-from emostream.files import write_atomically
+from emostream.files import sha256, write_atomically
 from emostream.stream.cores.classifier import Classifier, Features
 from emostream.train.bundle.card import table
 from emostream.train.corpora import Clip
-from emostream.train.metrics import calibration_error, interval, recalls, reliability, scores
+from emostream.train.metrics import calibration_error, interval, recalls, reliability, resampled, scores
 from emostream.train.progress import Stage
 from emostream.train.study.extract import Stored, extract
 
 BATCH = 32
+METRICS = (("accuracy", "accuracy"), ("balanced_accuracy", "balanced"), ("macro_f1", "macro F1"))
 
 
 @dataclass(frozen=True)
 class Judged:
-    """``truth`` (N,): place in ``labels``, which are the bundle's; ``probabilities`` (N, labels)."""
+    """``labels``: those of the bundle that occur among the clips, ``left_out`` its others, which no answer may give;
+    ``truth`` (N,): place in ``labels``; ``probabilities`` (N, labels), of sum 1. ``known``: the bundle was trained on
+    these very recordings."""
 
     bundle: str
     labels: list[str]
@@ -31,6 +34,8 @@ class Judged:
     probabilities: np.ndarray
     speakers: np.ndarray
     uncertain_below: float
+    left_out: list[str]
+    known: bool
 
     @property
     def predicted(self) -> np.ndarray:
@@ -43,28 +48,45 @@ class Judged:
         return correct
 
     def figures(self) -> dict[str, float]:
-        """Scores, the accuracy's interval, calibration, and the error of the answers that are not uncertain."""
-        low, high = interval(self.right().astype(float), self.speakers)
+        """Scores with their intervals, calibration, and the error of the answers that are not uncertain."""
+        ends: dict[str, float] = {}
+        for name, values in self.resampled().items():
+            ends[f"{name}_low"], ends[f"{name}_high"] = interval(values)
         sure = self.probabilities.max(axis=1) >= self.uncertain_below
         return {
-            **scores(self.truth, self.predicted), "low": low, "high": high,
+            **scores(self.truth, self.predicted), **ends,
             "ece": calibration_error(self.probabilities, self.truth),
             "sure": float(sure.mean()), "error_of_sure": float(1 - self.right()[sure].mean()) if sure.any() else 0.0,
         }  # fmt: skip
 
+    def resampled(self) -> dict[str, np.ndarray]:
+        """See ``metrics.resampled``."""
+        return resampled(self.truth, self.predicted, self.speakers)
+
     def line(self) -> str:
         """The figures in words."""
         f = self.figures()
-        return (
-            f"{self.bundle}: {f['items']:.0f} clips, accuracy {f['accuracy']:.3f} ({f['low']:.3f} to {f['high']:.3f}), "
-            f"balanced {f['balanced_accuracy']:.3f}, macro F1 {f['macro_f1']:.3f}, ECE {f['ece']:.3f}; "
+        with_ends = ", ".join(f"{title} {_with_ends(f, m)}" for m, title in METRICS)
+        text = (
+            f"{self.bundle}: {f['items']:.0f} clips, {with_ends}, ECE {f['ece']:.3f}; "
             f"sure of {f['sure']:.0%}, of which {f['error_of_sure']:.0%} are wrong"
         )
+        if self.left_out:
+            text += f"; never asked for: {', '.join(self.left_out)}"
+        return text + ("; IT WAS TRAINED ON THESE RECORDINGS, so this is no measure" if self.known else "")
 
 
-def judge(bundle: Bundle, clips: Sequence[Clip], cache: Path, jobs: int, stage: Stage) -> Judged:
-    """One bundle on all clips, each with the modalities that it has. Raises Problems for labels that the bundle does
-    not have and for clips that cannot be used."""
+def _with_ends(figures: Mapping[str, float], name: str) -> str:
+    return f"{figures[name]:.3f} ({figures[f'{name}_low']:.3f} to {figures[f'{name}_high']:.3f})"
+
+
+def judge(
+    bundle: Bundle, clips: Sequence[Clip], cache: Path, jobs: int, stage: Stage, table_of_clips: Path | None = None
+) -> Judged:
+    """One bundle on all clips, each with the modalities that it has; its answers are among the labels that occur.
+
+    ``table_of_clips``: the file that lists them, to know whether the bundle was trained on it. Raises Problems for
+    labels that the bundle does not have and for clips that cannot be used."""
     labels = list(bundle.manifest.labels)
     if strange := sorted({clip.label for clip in clips} - set(labels)):
         raise Problems(f"bundle {bundle.id}", [f"it does not know the label {label!r}" for label in strange])
@@ -79,16 +101,26 @@ def judge(bundle: Bundle, clips: Sequence[Clip], cache: Path, jobs: int, stage: 
         part = items[first : first + BATCH]
         probabilities += [result.probabilities for result in classifier.classify(part, [False] * len(part))]
     classifier.close()
-    truth = np.array([labels.index(clip.label) for clip in clips], np.int64)
-    speakers = np.array([clip.speaker for clip in clips])
-    return Judged(bundle.id, labels, truth, np.stack(probabilities), speakers, bundle.manifest.uncertain_below)
+    asked = [label for label in labels if label in {clip.label for clip in clips}]
+    among = np.stack(probabilities)[:, [labels.index(label) for label in asked]]
+    trained_on = bundle.manifest.training.get("data_sha256")
+    return Judged(
+        bundle.id, asked, np.array([asked.index(clip.label) for clip in clips], np.int64),
+        among / np.maximum(among.sum(axis=1, keepdims=True), 1e-12), np.array([clip.speaker for clip in clips]),
+        bundle.manifest.uncertain_below, [label for label in labels if label not in asked],
+        table_of_clips is not None and trained_on == sha256(table_of_clips),
+    )  # fmt: skip
 
 
 def difference(first: Judged, second: Judged) -> str:
-    """How much more accurate the second is on the same clips, with its 95 % interval by speakers."""
-    gained = second.right().astype(float) - first.right().astype(float)
-    low, high = interval(gained, first.speakers)
-    return f"{second.bundle} against {first.bundle}: accuracy {gained.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+    """How much better the second is on the same clips, with 95 % intervals by speakers."""
+    before, after = first.resampled(), second.resampled()
+    old, new = first.figures(), second.figures()
+    parts = []
+    for name, title in METRICS:
+        low, high = interval(after[name] - before[name])
+        parts.append(f"{title} {new[name] - old[name]:+.3f} ({low:+.3f} to {high:+.3f})")
+    return f"{second.bundle} against {first.bundle}: {', '.join(parts)}"
 
 
 def report(judged: Sequence[Judged], corpus: str, out: Path) -> Path:
@@ -99,13 +131,23 @@ def report(judged: Sequence[Judged], corpus: str, out: Path) -> Path:
     import matplotlib.pyplot as plt
 
     out.mkdir(parents=True, exist_ok=True)
-    names = ("accuracy", "low", "high", "balanced_accuracy", "macro_f1", "ece", "sure", "error_of_sure")
+    names = ("ece", "sure", "error_of_sure")
+    rows = [
+        (
+            one.bundle,
+            *(_with_ends(f, m) for m, _ in METRICS),
+            *(f[name] for name in names),
+        )
+        for one in judged
+        for f in [one.figures()]
+    ]
     parts = [
         f"# {corpus}",
-        "Each clip by all the modalities that it has, its bounds given. `low` and `high`: 95 % interval of the "
-        "accuracy, by speakers. `sure`: share of the answers that are not marked uncertain, and how many of these are "
-        "wrong.",
-        table(["bundle", *names], [(one.bundle, *(one.figures()[name] for name in names)) for one in judged]),
+        "Each clip by all the modalities that it has, its bounds given; answers are among the labels that occur. In "
+        "brackets: 95 % intervals by speakers, or by clips where there are fewer than three speakers. `sure`: share of "
+        "the answers that are not marked uncertain, and how many of these are wrong.",
+        table(["bundle", *(title for _, title in METRICS), *names], rows),
+        *(one.line() for one in judged if one.left_out or one.known),
         *(difference(judged[0], other) for other in judged[1:]),
     ]
     for number, one in enumerate(judged, start=1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from emostream.errors import ConfigError
 from emostream.train.commands.options import add_cache, add_data, need_data
 
 
@@ -19,8 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Judge the bundles, print their figures, and write the report. Raises Problems, CorpusError or BundleError."""
+    """Judge the bundles, print their figures, and write the report. Raises Problems, CorpusError,
+    ConfigError or BundleError."""
     data = need_data(arguments.data, "where are the recordings", "FILE")
+    if arguments.jobs < 1:
+        raise ConfigError("--jobs must be at least 1")
 
     from emostream.engines.bundle import open_bundle
     from emostream.train.bundle.judge import difference, judge, report
@@ -31,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     corpus = read_corpus("manifest", data)
     with ProgressBars() as progress:
         judged = [
-            judge(bundle, corpus.clips, arguments.cache, max(1, arguments.jobs), progress.stage) for bundle in bundles
+            judge(bundle, corpus.clips, arguments.cache, arguments.jobs, progress.stage, data) for bundle in bundles
         ]
     for one in judged:
         print(one.line())

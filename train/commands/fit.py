@@ -26,7 +26,7 @@ def add_arguments(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default: 1)")
     own = fit.add_argument_group("with --corpus manifest")
     own.add_argument("--base", default="ekman7", metavar="BUNDLE", help="bundle to start from (default: %(default)s)")
-    own.add_argument("--steps", type=int, default=300, help="of training (default: %(default)s)")
+    own.add_argument("--steps", type=int, default=150, help="of training (default: %(default)s)")
     own.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that extract features (default: 1)")
 
 
@@ -73,21 +73,27 @@ def _own(arguments: argparse.Namespace, data: Path) -> int:
     from emostream.train.progress import ProgressBars
 
     base = open_bundle(arguments.base)
-    corpus = read_corpus("manifest", data)
+    corpus = read_corpus("manifest", data, least=2)
     out = arguments.out or Path("bundles") / data.stem
     with ProgressBars() as progress:
         manifest = make_own(
-            corpus.clips, corpus.label_names, corpus.name, base, out, arguments.cache, arguments.steps, arguments.seed,
+            corpus.clips, corpus.label_names, data, base, out, arguments.cache, arguments.steps, arguments.seed,
             arguments.jobs, progress.stage,
         )  # fmt: skip
     print(f"{len(corpus.clips)} clips, labels: {', '.join(manifest.labels)}; {manifest.metrics['how']}")
-    if absent := [m for m in ("audio", "video", "text") if m not in manifest.modalities]:
-        print(f"no clip has {' or '.join(absent)}: the bundle does not use it")
+    for note in manifest.metrics["notes"]:
+        print(f"note: {note}")
     for name, figures in manifest.metrics["validation"].items():
-        print(
-            f"{name:<18} clips {figures['items']} accuracy {figures['accuracy']} ({figures['low']} to "
-            f"{figures['high']}) balanced {figures['balanced_accuracy']} macro F1 {figures['macro_f1']}"
+        shown = (
+            f"{title} {figures[key]:.3f} ({low:.3f} to {high:.3f})"
+            for key, title in (("accuracy", "accuracy"), ("balanced_accuracy", "balanced"), ("macro_f1", "macro F1"))
+            for low, high in [figures["intervals"][key]]
         )
+        print(f"{name:<18} clips {figures['items']}", *shown)
+    calibration = manifest.metrics["calibration"]
+    for name in manifest.metrics["validation"]:
+        print(f"temperature for {name}: {manifest.temperature[name]} ({calibration['temperature'][name]})")
+    print(f"uncertain below {manifest.uncertain_below} ({calibration['uncertain_below']})")
     print(f"bundle: {out}")
     print(f"use it: stream-run --config config.toml --set fusion.bundle={out}")
     return 0

@@ -41,7 +41,8 @@ class Clip:
     ``media``: a file with its sound, its picture, or both; ``start_s`` and ``end_s``: the stretch of that file, None
     for the file's start and end. ``audio``: a file with the sound of this clip alone, used instead of that in
     ``media``. ``crop``: the half of a split screen that shows the speaker.
-    ``fold``: the number of the fold that tests on it, where the corpus assigns one.
+    ``fold``: the number of the fold that tests on it, where the corpus assigns one. ``dimensions``: its valence and
+    arousal, in [-1, 1], where someone rated them.
     """
 
     where: str
@@ -55,6 +56,7 @@ class Clip:
     text: str | None = None
     fold: int | None = None
     crop: Literal["left", "right"] | None = None
+    dimensions: tuple[float, float] | None = None
 
 
 def in_split(items: Iterable[Item], split: str) -> list[Item]:

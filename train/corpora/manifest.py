@@ -9,8 +9,10 @@
 | end_s     |          | where it ends; empty: at the file's end                                               |
 | text      |          | what is said                                                                          |
 | fold      |          | number of the fold that tests on it; for all rows or for none, the same for a speaker |
+| valence   |          | how pleasant it is, from -1 to 1; only with arousal                                   |
+| arousal   |          | how active it is, from -1 to 1; only with valence                                     |
 
-Other columns are ignored. Row 1 in messages is the line after the header.
+There are no other columns. Row 1 in messages is the line after the header.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from emostream.stream.sources.file import FileSource
 from emostream.train.corpora import Clip
 
 REQUIRED = ("path", "label", "speaker")
-OPTIONAL = ("start_s", "end_s", "text", "fold")
+OPTIONAL = ("start_s", "end_s", "text", "fold", "valence", "arousal")
 LATE_S = 0.1  # an end after the file's end by less than this is rounding: containers round their length
 LEAST_FOLDS = 3  # one to train on, one to select by, one to test on
 
@@ -34,8 +36,10 @@ Row = dict[str, str]  # values by column, stripped; "" is no value
 Problem = tuple[int, str]  # the row, or 0 for the whole table, and what is wrong
 
 
-def load(path: Path, labels: Collection[str] | None = None) -> list[Clip]:
+def load(path: Path, labels: Collection[str] | None = None, least: int = 1) -> list[Clip]:
     """The rows of a manifest; if ``labels`` are given, no others are allowed.
+
+    ``least``: how many rows each label needs; above 1, there must be two labels too.
 
     Each file is opened to read its length from the header. Raises Problems with everything that is wrong, by row.
     """
@@ -47,7 +51,7 @@ def load(path: Path, labels: Collection[str] | None = None) -> list[Clip]:
         problems += [(number, text) for text in wrong]
         if clip is not None:
             clips[number] = clip
-    problems += _twice(clips) + _folds(rows)
+    problems += _twice(clips) + _folds(rows) + _few(rows, least)
     if problems:
         problems.sort(key=lambda problem: problem[0])
         raise Problems(str(path), [f"row {number}: {text}" if number else text for number, text in problems])
@@ -70,6 +74,12 @@ def _read(path: Path) -> tuple[dict[int, Row], list[Problem]]:
         raise Problems(str(path), wrong)
     rows: dict[int, Row] = {}
     problems: list[Problem] = [] if any(records) else [(0, "has no rows")]
+    known = ", ".join((*REQUIRED, *OPTIONAL))
+    problems += [
+        (0, f"has the unknown column {name!r}; known are {known}")
+        for name in columns
+        if name not in (*REQUIRED, *OPTIONAL)
+    ]
     for number, record in enumerate(records, start=1):
         if not record:  # a blank line counts, so that the numbers match an editor's lines
             continue
@@ -117,6 +127,7 @@ def _clip(
             numbers[name] = _number(row.get(name, ""), whole=name == "fold")
         except ValueError as error:
             wrong.append(f"{name} {error}")
+    dimensions = _dimensions(row, wrong)
     media = (folder / row["path"]).resolve() if row["path"] else None
     text = row.get("text") or None
     if media is None and text is None:
@@ -137,6 +148,7 @@ def _clip(
     return Clip(
         where=f"row {number}", label=row["label"], speaker=row["speaker"], group=row["speaker"], media=media,
         start_s=numbers["start_s"], end_s=numbers["end_s"], text=text, fold=None if fold is None else int(fold),
+        dimensions=dimensions,
     ), []  # fmt: skip
 
 
@@ -151,6 +163,43 @@ def _number(text: str, whole: bool) -> float | None:
     if not math.isfinite(value) or value < 0 or (whole and value != int(value)):
         raise ValueError(f"{text!r} is not a {'whole ' if whole else ''}number from 0 up")
     return value
+
+
+def _dimensions(row: Row, wrong: list[str]) -> tuple[float, float] | None:
+    """Valence and arousal of a row, None where it has neither; what is wrong with them goes to ``wrong``."""
+    values: list[float] = []
+    for name in ("valence", "arousal"):
+        if not (text := row.get(name, "")):
+            continue
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if -1 <= value <= 1:
+            values.append(value)
+        else:
+            wrong.append(f"{name} {text!r} is not a number from -1 to 1")
+    if bool(row.get("valence")) != bool(row.get("arousal")):
+        wrong.append("has only one of valence and arousal")
+    return (values[0], values[1]) if len(values) == 2 else None
+
+
+def _few(rows: dict[int, Row], least: int) -> list[Problem]:
+    """Labels with fewer rows than ``least``."""
+    if least < 2:
+        return []
+    by_label: dict[str, list[int]] = {}
+    for number, row in rows.items():
+        if row["label"]:
+            by_label.setdefault(row["label"], []).append(number)
+    problems = [
+        (0, f"there is one label, {label!r}: nothing to tell apart") for label in by_label if len(by_label) == 1
+    ]
+    for label, numbers in by_label.items():
+        if len(numbers) < least:
+            text = f"label {label!r} has {'one clip' if len(numbers) == 1 else f'{len(numbers)} clips'}"
+            problems.append((numbers[0], f"{text}; {least} are needed at least"))
+    return problems
 
 
 def _bounds(start: float | None, end: float | None, length: float) -> list[str]:

@@ -21,13 +21,14 @@ class Corpus:
     warnings: list[str]
 
 
-def read_corpus(name: str, data: Path, labels: Sequence[str] | None = None) -> Corpus:
+def read_corpus(name: str, data: Path, labels: Sequence[str] | None = None, least: int = 1) -> Corpus:
     """The clips of one of CORPORA. ``labels``: those that a manifest may have; by default those that occur in it.
+    ``least``: see ``manifest.load``.
 
     ``data``: the manifest, the corpus's folder, or the folder that has it under the corpus's name. Raises CorpusError.
     """
     if name == "manifest":
-        clips = manifest.load(data, labels)
+        clips = manifest.load(data, labels, least)
         return Corpus(data.name, clips, tuple(labels or sorted({clip.label for clip in clips})), [])
     folder = data / name if (data / name).is_dir() else data
     if name == "iemocap":
