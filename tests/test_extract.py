@@ -365,3 +365,17 @@ def test_acted_corpora_are_clips_too(tmp_path, capsys):
     assert corpus.clips == read_corpus("ravdess", tmp_path / "ravdess").clips
     assert command("--corpus", "emodb", "--data", tmp_path, "--cache", tmp_path / "cache") == 1
     assert "EmoDB" in capsys.readouterr().err
+
+
+def test_command_makes_the_papers_two_tables_of_iemocap(tmp_path, capsys):
+    root = release(tmp_path)
+    for avi in root.rglob("*.avi"):
+        split_screen(avi, media.face_frames(20), media.face_frames(20))
+    for wav in root.rglob("*.wav"):
+        media.audio_only(wav, 0.3)
+    words = ("crossval", "--corpus", "iemocap", "--data", tmp_path, "--out", tmp_path / "out")
+    small = ("--seeds", 1, "--max-epochs", 1, "--cache", tmp_path / "cache")
+    assert main([str(word) for word in (*words, *small)]) == 0
+    report = (tmp_path / "out/report/study.md").read_text()
+    assert "## One, two and three modalities" in report and "## Ablation, three modalities" in report
+    assert "| A+V+T | cross | 0." in report and "IEMOCAP" in report

@@ -47,7 +47,14 @@ def recordings(tmp_path_factory) -> Path:
                 path = folder / f"{speaker}-{label}-{take}.wav"
                 soundfile.write(path, np.interp(at, np.arange(len(part)), part).astype(np.int16), 16_000)
                 rows.append(
-                    {"path": path.name, "label": label, "speaker": speaker, "text": "well then" if take else ""}
+                    {
+                        "path": path.name,
+                        "label": label,
+                        "speaker": speaker,
+                        "text": "well then" if take else "",
+                        "valence": "0.25" if label == "calm" else "-0.5",
+                        "arousal": "-0.75" if label == "calm" else "1",
+                    }
                 )
     return manifest(folder, rows)
 
@@ -78,9 +85,13 @@ def test_a_bundle_of_ones_own_labels_recordings(made, bundle):
     assert "video" not in manifest.metrics["validation"]
     config = Config(fusion=Fusion(bundle=str(mine.folder)), speech=Speech(recognizer="none"))
     with Labeller(config) as labeller:
-        for emotion in labeller.label_arrays(media.speech_samples(6.0), 16_000):
-            assert emotion.label in ("calm", "wild") and emotion.modalities["audio"].frames > 0
-            assert emotion.valence is None and emotion.adapted == 0  # none of the labels has coordinates or is neutral
+        emotions = list(labeller.label_arrays(media.speech_samples(6.0), 16_000))
+    assert emotions and manifest.coordinates == {"calm": (0.25, -0.75), "wild": (-0.5, 1.0)}
+    for emotion in emotions:
+        assert emotion.label in ("calm", "wild") and emotion.modalities["audio"].frames > 0
+        assert emotion.adapted == 0  # no label is neutral
+        assert emotion.valence == pytest.approx(0.25 - 0.75 * emotion.probabilities["wild"], abs=1e-3)
+        assert emotion.arousal == pytest.approx(-0.75 + 1.75 * emotion.probabilities["wild"], abs=1e-3)
 
 
 def test_it_is_the_same_again_from_what_was_kept(recordings, made, capsys):
