@@ -189,7 +189,7 @@ def test_half_precision_gives_the_same_labels_for_real_features(bundle: Bundle, 
             (in_split(goemotions.load(DATA / "goemotions"), "val"), count),
         )
     ]
-    sounds = [read_sound(item.content).rows() for item in drawn[0]]
+    sounds = [classifier.voice_encoder().encode(read_sound(item.content).rows()) for item in drawn[0]]
     faces = classifier.encode_faces(decode(drawn[1])).reshape(count, 5, -1)  # five rows a clip
     texts = [classifier.encode_words(item.content.lower().split()) for item in drawn[2]]
     clips = [

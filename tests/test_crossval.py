@@ -18,7 +18,7 @@ import torch
 
 from emostream.errors import Problems
 from emostream.train.commands.main import main
-from emostream.train.corpora import LABELS
+from emostream.train.corpora import LABELS, fer2013
 from emostream.train.study.crossval import GROUPS, check, complete, finished, grid, spec_of, systems
 from emostream.train.study.dataset import GroupedFolds
 from emostream.train.study.trial import Result, Training, path_of
@@ -181,6 +181,10 @@ def corpora(tmp_path_factory):
     parquet.write_table(
         pa.table({"image": images, "label": labels, "split": ["val"] * len(labels)}), root / "fer2013/faces.parquet"
     )
+    votes = {
+        n: [8 * (fer2013.VOTES[label] == n) for label in labels] for n in (*fer2013.VOTES.values(), *fer2013.OTHERS)
+    }
+    parquet.write_table(pa.table(votes), root / "fer2013/ferplus.parquet")
     for split in ("train", "dev"):
         texts = [f"i feel {label} number {i}" for i, label in enumerate(labels)]
         parquet.write_table(
@@ -215,7 +219,7 @@ def test_command_reports_what_is_wrong_and_writes_nothing(corpora, tmp_path, cap
     base = ("--corpus", "label-paired", "--out", tmp_path / "out", "--cache", tmp_path / "cache")
     data = ("--data", corpora)
     for words, code, text in (
-        ((*base,), 1, "--data"),
+        ((*base,), 2, "--data"),
         ((*base, "--data", tmp_path), 1, "RAVDESS"),
         ((*base, *data, "--systems", "avt-diagonal"), 2, "letters a, v and t"),
         ((*base, *data, "--folds", 2), 2, "at least 3"),
