@@ -92,6 +92,14 @@ def test_a_resting_face_is_told_from_a_speaking_one(knowing):
     assert label.adapted == pytest.approx(1 / (1 + ENOUGH), abs=1e-3)
 
 
+def test_the_rest_of_who_comes_after_a_long_absence_counts(knowing):
+    """Forgetting the last person must not take the new one's rest with it."""
+    run = Run(fusion={"adapt_s": 1}).push(*(sound_message(i / 10) for i in range(50)))
+    run.push(*(face_message(i / 10) for i in range(51)), speech_message("started", 3.1, 1, 3.0, 3.1))
+    (label,) = run.at(4.4).push(speech_message("ended", 4.4, 1, 3.0, 4.0, "so good")).step().labels
+    assert label.adapted == pytest.approx(1 / (1 + ENOUGH), abs=1e-3)
+
+
 def test_without_adapt_or_without_a_bundles_rest_nothing_changes(knowing, monkeypatch):
     def faces(**fusion) -> np.ndarray:
         run = Run(fusion=fusion).live(all_topics(8, SPOKEN))

@@ -249,6 +249,7 @@ class FusionCore:
         for stream, job in ready:
             resting, rows = next(parts), next(parts)
             if len(resting):
+                stream.baselines["video"].seen(job.utterance_start_ns)  # before, what is known of the last one goes
                 stream.baselines["video"].update(resting, len(resting) / _RESTING)
             self._append(stream.video, stream.crops.times(0, job.end_ns), rows)
             stream.crops.forget_before(job.end_ns)
@@ -301,6 +302,7 @@ class FusionCore:
 
 
 def _key(job: Job, features: Features) -> tuple[object, ...]:
-    """What a label depends on. Features only grow within an utterance, so their lengths tell them apart."""
-    words = tuple(word.word for word in job.words)
-    return job.utterance, job.start_ns, job.end_ns, words, len(features.audio), len(features.video)
+    """What a label depends on. Features only grow within an utterance, so their lengths tell them apart, with the last
+    voice vector, which changes until all of its rows are there."""
+    words, last = tuple(word.word for word in job.words), features.audio[-1:].tobytes()
+    return job.utterance, job.start_ns, job.end_ns, words, len(features.audio), last, len(features.video)

@@ -38,9 +38,9 @@ class Reporter:
         result: Result,
         times: RunTimes,
         published_ns: int,
-        adapted: float = 0.0,
+        adapted: float,
     ) -> Emotion:
-        """The message of a job, which is about to be published."""
+        """The message of a job, which is about to be published. ``adapted``: as in the message."""
         labels = self._classifier.labels
         best = int(result.probabilities.argmax())
         confidence = round(float(result.probabilities[best]), 6)

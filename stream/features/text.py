@@ -15,10 +15,10 @@ import numpy as np
 
 MAX_ROWS = 64  # pieces of the text window, the marks at its ends included
 LONGEST_WORD = 40  # letters; a longer word is unknown
-MOST_PIECES = 1.6  # pieces a word: with more, the words are of a language that the encoder does not know
+MOST_BROKEN = 0.4  # pieces a word that go on with one or are unknown: with more, the language is not the encoder's
 LEAST_WORDS = 3  # fewer words do not tell
 
-SETTINGS = {"longest_word": LONGEST_WORD, "most_pieces": MOST_PIECES, "least_words": LEAST_WORDS}
+SETTINGS = {"longest_word": LONGEST_WORD, "most_broken": MOST_BROKEN, "least_words": LEAST_WORDS}
 
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
@@ -34,6 +34,7 @@ class WordPieces:
     def __init__(self, pieces: Sequence[str]) -> None:
         self.number = {piece: number for number, piece in enumerate(pieces)}
         self.first, self.last, self.unknown = (self.number[mark] for mark in ("[CLS]", "[SEP]", "[UNK]"))
+        self._broken = {n for piece, n in self.number.items() if piece.startswith("##")} | {self.unknown}
         self._known: dict[str, list[int]] = {}
 
     @classmethod
@@ -71,10 +72,11 @@ class WordPieces:
         return np.array([self.first, *numbers[-(MAX_ROWS - 2) :], self.last], np.int64)
 
     def knows(self, words: Sequence[str]) -> bool:
-        """Whether the words may be of the vocabulary's language: those of others fall into many pieces."""
+        """Whether the words may be of the vocabulary's language: those of others break into many pieces."""
         if len(words) < LEAST_WORDS:
             return True
-        return sum(len(self.of_word(word)) for word in words) <= MOST_PIECES * len(words)
+        broken = sum(number in self._broken for word in words for number in self.of_word(word))
+        return broken <= MOST_BROKEN * len(words)
 
 
 class TextEncoder:
