@@ -84,7 +84,7 @@ def calibration_report(calibration: Calibration) -> dict[str, Any]:
     """The manifest's entry on calibration."""
     return {
         "how": "Temperatures and threshold are fitted on all held-out items; each figure is of answers judged by what "
-        "was fitted on the other half (RAVDESS actors 17, 18 | 19, 20; every other item of FER2013 val and GoEmotions "
+        "was fitted on the other half (RAVDESS actors 17, 18 | 19, 20; every other item of FER+ val and GoEmotions "
         "dev). The label given does not depend on them.",
         "ece_floor": "what the estimate would be if each answer were right just as often as its confidence says",
         "uncertain_below": "the least confidence at which answers are wrong half as often as all are, over as many "
