@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FORMS = ("wheel", "sdist", "editable")
 COMMANDS = ("run", "listen", "label", "doctor", "models", "train", "engines")
 # what may stand beside emostream/ at the top of an sdist
-SDIST_FILES = {"PKG-INFO", "pyproject.toml", "README.md", "LICENSE", ".gitignore"}
+SDIST_FILES = {"PKG-INFO", "pyproject.toml", "README.md", "LICENSE", "NOTICE", ".gitignore"}
 
 # Runs in the new environment: the public names, then the labels of the demo from a path, a string and an array.
 API = """
