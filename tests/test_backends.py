@@ -174,6 +174,7 @@ def test_the_shipped_bundle_gives_the_same_probabilities(bundle, classifier, nam
 DATA = Path(os.environ.get("EMOSTREAM_DATA", "/nonexistent"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (DATA / "ravdess").is_dir(), reason="EMOSTREAM_DATA names no folder with ravdess, fer2013 and goemotions"
 )

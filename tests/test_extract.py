@@ -367,6 +367,7 @@ def test_acted_corpora_are_clips_too(tmp_path, capsys):
     assert "EmoDB" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_makes_the_papers_two_tables_of_iemocap(tmp_path, capsys):
     root = release(tmp_path)
     for avi in root.rglob("*.avi"):

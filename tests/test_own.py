@@ -67,6 +67,7 @@ def made(recordings, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_bundle_of_ones_own_labels_recordings(made, bundle):
     mine = open_bundle(made / "mine")
     manifest = mine.manifest
@@ -94,6 +95,7 @@ def test_a_bundle_of_ones_own_labels_recordings(made, bundle):
         assert emotion.arousal == pytest.approx(-0.75 + 1.75 * emotion.probabilities["wild"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_again_from_what_was_kept(recordings, made, capsys):
     command = [
         *FIT,
@@ -120,6 +122,7 @@ def test_labels_that_the_base_has_begin_as_they_are_there(bundle):
     assert torch.equal(model.hidden_layer.weight, whole.hidden_layer.weight)
 
 
+@pytest.mark.slow
 def test_evaluate_compares_bundles_on_the_same_clips(recordings, made, capsys):
     command = ["evaluate", "--data", str(recordings), "--bundle", str(made / "mine"), "--bundle", str(made / "mine")]
     assert main([*command, "--cache", str(made / "cache"), "--out", str(made / "report")]) == 0
