@@ -36,6 +36,7 @@ if __name__ in ("__main__", "__mp_main__"):  # not where COUNTER alone is import
     bus.observer = CpuMeter()
 
 if __name__ == "__main__":
+    from emostream.commands import exit_code
     from emostream.stream.cli import run
 
-    sys.exit(run())
+    sys.exit(exit_code(run))

@@ -1,4 +1,7 @@
-"""What all commands share: ``--version``, and one place that turns errors into a line for the user and an exit code.
+"""The console scripts, and what all commands share: ``--version``, and one place that turns errors into a line for the
+user and an exit code.
+
+This module imports little: each script imports its command where an error, Ctrl-C included, is already an exit code.
 
 Exit codes: 0 done; 1 it could not run, or found faults; 2 wrong usage or configuration; 130 stopped by Ctrl-C before it
 was done (``stream-run`` and ``stream-listen`` have no other end, so theirs is 0).
@@ -9,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from emostream import __version__
 from emostream.errors import EmostreamError
@@ -27,10 +33,54 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _script(module: str, function: str) -> Callable[[], None]:
+    """A console script: import a module of emostream and run a function of it, which returns an exit code."""
+
+    def command() -> int:
+        code: int = getattr(importlib.import_module(f"emostream.{module}"), function)()
+        return code
+
+    def script() -> None:
+        _note_ctrl_c()
+        sys.exit(exit_code(command))
+
+    return script
+
+
+stream_run = _script("stream.cli", "run")
+stream_listen = _script("stream.cli", "listen")
+stream_label = _script("stream.cli", "label")
+stream_doctor = _script("stream.cli", "doctor")
+stream_models = _script("stream.cli", "models")
+stream_engines = _script("engines.commands.main", "main")
+stream_train = _script("train.commands.main", "main")
+
+
+_stopped = False  # whether Ctrl-C came
+
+
+def _note_ctrl_c() -> None:
+    """Ctrl-C raises KeyboardInterrupt as ever, and is noted: NumPy makes an ImportError of it while it is imported."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        global _stopped
+        _stopped = True
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, note)
+
+
 def exit_code(body: Callable[[], int]) -> int:
-    """Run a command. An expected error becomes one line on stderr and its exit code, never a traceback."""
+    """Run a command. An expected error becomes one line on stderr and its exit code, never a traceback; argparse's exit
+    becomes its code."""
     try:
-        code = body()
+        try:
+            code = body()
+        except SystemExit as end:  # after --help, --version and wrong usage
+            if not isinstance(end.code, int):
+                raise
+            code = end.code
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk or a closed pipe is still an error of the command
         return code
@@ -48,7 +98,9 @@ def exit_code(body: Callable[[], int]) -> int:
         if error.filename is None:
             _leave_unwritten()
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if not (_stopped or isinstance(error, KeyboardInterrupt)):
+            raise
         print("stopped", file=sys.stderr)
         return STOPPED
 

@@ -1,6 +1,6 @@
 """``python -m engines`` in a checkout: the command ``stream-engines``."""
 
-from emostream.engines.commands.main import run
+from emostream.commands import stream_engines
 
 if __name__ == "__main__":  # processes that are spawned import this module too
-    run()
+    stream_engines()

@@ -7,24 +7,12 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import BinaryIO
 
-from emostream.commands import exit_code, make_parser
+from emostream.commands import make_parser
 from emostream.errors import ConfigError, SourceError
 from emostream.stream.config import SOURCE_HELP, Config, load_config
-
-
-def _command(body: Callable[[], int]) -> Callable[[], None]:
-    """A console script."""
-
-    @wraps(body)
-    def script() -> None:
-        sys.exit(exit_code(body))
-
-    return script
 
 
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +22,6 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@_command
 def run() -> int:
     """stream-run: the live pipeline."""
     parser = make_parser("stream-run", "Label utterances of live streams or files.")
@@ -97,7 +84,6 @@ def _open_output(path: Path) -> BinaryIO:
         raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-@_command
 def listen() -> int:
     """stream-listen: print what a running pipeline publishes."""
     from emostream.stream.listen import DEFAULT_ENDPOINT, listen_raw
@@ -121,7 +107,6 @@ def listen() -> int:
     return 0
 
 
-@_command
 def label() -> int:
     """stream-label: label files as fast as the machine goes."""
     parser = make_parser("stream-label", "Label the utterances of media files, as fast as the machine goes.")
@@ -178,7 +163,6 @@ def _label_files(config: Config, files: list[Path], out: BinaryIO | None) -> int
     return failed
 
 
-@_command
 def doctor() -> int:
     """stream-doctor: devices, models, backends, versions, and how to mend what is missing."""
     make_parser("stream-doctor", "Show what this machine has for a run, and how to get what is missing.").parse_args()
@@ -203,7 +187,6 @@ def doctor() -> int:
     return 1 if any(finding.ok is False for finding in findings) else 0
 
 
-@_command
 def models() -> int:
     """stream-models: third-party models."""
     from emostream.stream import models as table

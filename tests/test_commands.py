@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import subprocess
+import sys
+import time
+import tomllib
 
 import pytest
 
 from emostream.commands import STOPPED, exit_code
 from emostream.errors import ConfigError, SourceError
-from tests.processes import BIN
+from tests.processes import BIN, ROOT, environment
+
+COMMANDS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
 
 
 def fails(error: BaseException) -> int:
@@ -45,3 +53,49 @@ def test_a_closed_pipe_and_a_full_disk(command, tmp_path):
     full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True)
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
     assert "No space left" in full.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_version_into_a_closed_pipe_and_a_full_disk(name):
+    """Written as it is by default, in blocks: the error comes when Python flushes."""
+    buffered = {key: value for key, value in environment().items() if key != "PYTHONUNBUFFERED"}
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as closed, open("/dev/full", "wb") as full:
+        for out, code, said in ((closed, 0, ""), (full, 1, "No space left")):
+            done = subprocess.run(
+                [BIN / name, "--version"], stdout=out, stderr=subprocess.PIPE, text=True, env=buffered
+            )
+            assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_while_a_command_is_imported(name):
+    """No traceback, whenever it comes: NumPy makes an ImportError of it."""
+    script = name.replace("-", "_")
+    code = f"from emostream.commands import {script}; print('begun', flush=True); {script}()"
+    arguments = {"stream-run": ["--stream", "demo"], "stream-label": [ROOT / "stream/sources/demo.mp4"]}
+    rng = random.Random(name)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments.get(name, [])], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        assert process.stdout.readline() == b"begun\n"
+        time.sleep(rng.uniform(0.01, 0.6))
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        assert b"Traceback" not in said and process.returncode in (0, 1, 2, STOPPED), said.decode()
+
+
+def test_another_error_that_ctrl_c_made_is_ctrl_c(monkeypatch, capsys):
+    monkeypatch.setattr("emostream.commands._stopped", True)
+    assert fails(ImportError("multiarray failed to import")) == STOPPED
+    assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("code", [0, 2, 3])
+def test_the_exit_of_argparse_is_a_code(code):
+    assert fails(SystemExit(code)) == code

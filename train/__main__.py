@@ -1,6 +1,6 @@
 """``python -m train`` in a checkout: the command ``stream-train``."""
 
-from emostream.train.commands.main import run
+from emostream.commands import stream_train
 
 if __name__ == "__main__":  # processes that are spawned import this module too
-    run()
+    stream_train()

@@ -21,6 +21,10 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; 3: the machine lacks what the command needs."""
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = make_parser("stream-engines", "Build, inspect and compare engines; check them on a GPU.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, what in COMMANDS.items():
@@ -37,12 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         added.set_defaults(run=command.run)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    return exit_code(lambda: args.run(args))
-
-
-def run() -> None:
-    """The console script."""
-    sys.exit(main())
+    code: int = args.run(args)
+    return code
 
 
 def _fail(reason: str) -> Callable[[argparse.Namespace], int]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import sys
 from collections.abc import Sequence
 
 from emostream.commands import exit_code, make_parser
@@ -23,6 +21,10 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    return exit_code(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = make_parser("stream-train", "Train bundles and compare models.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in COMMANDS.items():
@@ -31,15 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_arguments(added)
         added.set_defaults(run=command.run)
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: _run(arguments))
-
-
-def run() -> None:
-    """The console script."""
-    sys.exit(main())
-
-
-def _run(arguments: argparse.Namespace) -> int:
     try:
         code: int = arguments.run(arguments)
     except ModuleNotFoundError as error:
