@@ -10,11 +10,13 @@ run: $(VENV)/.ready-to-run
 
 # Under a minute on two idle cores: lint, types, and the tests that start no process
 check: lint
-	$(BIN)/python -m pytest -n 2 -m "not process and not slow and not alone and not long"
+	$(BIN)/python -m pytest -n 2 -m "not process and not slow and not realtime and not alone and not long"
 
-# Everything but the long tests. Those that measure time come last, with the machine to themselves.
+# Everything but the long tests, in under six minutes on two idle cores. Tests that start processes wait much, so three
+# run at a time; those at the pace of real sources run beside one another only; those that measure time run alone.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(process or slow) and not alone and not long"
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "(process or slow) and not realtime and not alone and not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "realtime and not long"
 	$(BIN)/python -m pytest -m "alone and not long"
 
 # Minutes each

@@ -125,6 +125,7 @@ def test_silence_has_no_label_and_no_error(labeller):
     assert list(labeller.label_arrays(np.zeros(0, np.int16), 16_000)) == []
 
 
+@pytest.mark.slow
 def test_a_path_may_be_a_string_and_a_missing_file_is_an_error(labeller, tmp_path):
     clip = media.talking_face(tmp_path / "talk.mp4")
     assert [e.label for e in labeller.label(str(clip))] == [e.label for e in labeller.label(clip)] != []

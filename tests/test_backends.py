@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import subprocess
 import sys
@@ -129,16 +130,24 @@ def test_neither_padding_nor_its_content_matters(graph):
         np.testing.assert_allclose(graph.run(padded)["logits"], want, rtol=0, atol=2e-5)
 
 
+@pytest.fixture(
+    scope="module", params=list(itertools.product(["self", "cross", "both", "none"], [True, False])), ids=str
+)
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Path]:
+    """A small network of one kind, and its graph."""
+    attention, pooling = request.param
+    net, path = small(attention, pooling=pooling), tmp_path_factory.mktemp("variant") / "graph.onnx"
+    export.export_fusion(net, path)
+    return net, path
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["self", "cross", "both", "none"])
-@pytest.mark.parametrize("pooling", [True, False])
-def test_every_variant_of_the_model_runs(backend, attention, pooling, tmp_path):
-    net = small(attention, pooling=pooling)
-    export.export_fusion(net, tmp_path / "graph.onnx")
+def test_every_variant_of_the_model_runs(backend, variant):
+    net, path = variant
     inputs = export.fusion_inputs(
         SMALL, {"audio": [9, 0], "video": [3, 5], "text": [0, 2]}, np.random.default_rng(0), padding=2
     )
-    got = backend(tmp_path / "graph.onnx").run(inputs)["logits"]
+    got = backend(path).run(inputs)["logits"]
     np.testing.assert_allclose(got, expected(net, inputs), rtol=0, atol=TOLERANCE)
 
 

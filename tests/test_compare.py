@@ -225,6 +225,7 @@ def command(*words: str) -> int:
     return main(["compare", *words])
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_json_and_a_picture(only, tmp_path, capsys):
     only(onnxruntime=0.0, torch=1e-6)
     assert command("ekman7", "--runs", "1", "--json", f"{tmp_path}/c.json", "--plot", f"{tmp_path}/c.png") == 0
@@ -237,6 +238,7 @@ def test_the_command_writes_a_table_json_and_a_picture(only, tmp_path, capsys):
     assert picture[..., :3].std() > 0.05  # not blank
 
 
+@pytest.mark.slow
 def test_the_commands_exit_codes(only, tmp_path, capsys, monkeypatch):
     assert command("ekman7", "--runs", "0") == 2
     assert command(f"{tmp_path}/none") == 1

@@ -56,6 +56,7 @@ def test_grid_has_each_run_once_and_whole_folds_first():
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_runs_are_made_once_and_only_missing_ones_again(tmp_path):
     folds, made = tiny(), []
     assert complete(SPECS, ONE, folds, tmp_path, done=lambda spec, outcome: made.append(spec)) == {}
@@ -131,7 +132,7 @@ def test_a_process_that_dies_is_reported(tmp_path):
     assert any("process died" in why for why in failures.values())
 
 
-@pytest.mark.process
+@pytest.mark.long
 def test_ray_gives_the_same(tmp_path):
     pytest.importorskip("ray")
     specs = SPECS[:2]
@@ -198,6 +199,7 @@ def crossval(*words):
     return main(["crossval", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_command_from_corpora_to_report(corpora, tmp_path, capsys):
     words = ("--corpus", "label-paired", "--data", corpora, "--out", tmp_path / "out", "--preset", "tiny")
     words += ("--cache", tmp_path / "cache", "--max-epochs", 1, "--report", tmp_path / "docs")
@@ -214,6 +216,7 @@ def test_command_from_corpora_to_report(corpora, tmp_path, capsys):
     assert "study.md" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_command_reports_what_is_wrong_and_writes_nothing(corpora, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("EMOSTREAM_DATA", raising=False)
     base = ("--corpus", "label-paired", "--out", tmp_path / "out", "--cache", tmp_path / "cache")

@@ -175,6 +175,7 @@ def test_errors_of_one_build_do_not_appear_in_the_next(tmp_path):
     assert "Second" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_good_build_logs_no_warning(bundle, caplog):
     caplog.set_level(logging.INFO)
     build.compile(

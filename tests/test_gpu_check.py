@@ -43,7 +43,8 @@ def gpu(bundle, tmp_path, monkeypatch) -> Iterator[Gpu]:
 
     monkeypatch.setenv("EMOSTREAM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(build, "compile", compile)
-    for name, value in {"_PARITY_ROUNDS": 2, "_WARM_UP": 1, "_PARITY": [Case(FUSION, 3, 1), Case(FACE, 8)]}.items():
+    few = {"_PARITY_ROUNDS": 2, "_WARM_UP": 1, "_SIDE_BY_SIDE": 20, "_PARITY": [Case(FUSION, 3, 1), Case(FACE, 8)]}
+    for name, value in few.items():
         monkeypatch.setattr(gpu_check, name, value)
     monkeypatch.setattr(gpu_check, "_TIMED", [Case(FUSION, 2, 1), Case(FACE, 1)])
     monkeypatch.setattr(gpu_check._timing, "__defaults__", (11,))

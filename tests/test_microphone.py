@@ -12,7 +12,7 @@ import pytest
 from tests import media
 from tests.processes import Pipeline, command, environment
 
-pytestmark = [pytest.mark.process, pytest.mark.alone]
+pytestmark = [pytest.mark.process, pytest.mark.realtime]
 
 _MISSING = [name for name in ("pulseaudio", "pactl", "paplay") if shutil.which(name) is None]
 pulseaudio_only = pytest.mark.skipif(

@@ -18,7 +18,7 @@ from emostream.stream.sources.base import AudioChunk, VideoFrame
 from emostream.stream.sources.network import LiveSource
 from tests.processes import Pipeline
 
-pytestmark = [pytest.mark.process, pytest.mark.alone]
+pytestmark = [pytest.mark.process, pytest.mark.realtime]
 
 
 class Sender(threading.Thread):

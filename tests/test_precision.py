@@ -107,6 +107,7 @@ def clips(n: int, seed: int = 0) -> dict[str, np.ndarray]:
     return inputs
 
 
+@pytest.mark.slow
 @CASES
 def test_labels_stay(graph, precision):
     if graph == "face":

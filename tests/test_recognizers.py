@@ -48,6 +48,7 @@ def check_words(words, seconds: float) -> None:
     assert not any(set("<>[]()") & set(word.word) for word in words)
 
 
+@pytest.mark.slow
 def test_pocketsphinx_english():
     recognizer = make_recognizer(Speech(recognizer="pocketsphinx"))
     samples = np.asarray(media.speech_samples(4))

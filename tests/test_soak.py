@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import soak
@@ -38,6 +38,7 @@ def test_constant_values_are_flat_and_growing_ones_are_not(noise):
     assert not flat(series(20.0, noise))
 
 
+@settings(max_examples=25)
 @given(st.floats(-500, 500))
 def test_the_slope_is_that_of_the_line(per_hour):
     fit = slope(series(per_hour), 0.0)

@@ -106,6 +106,7 @@ def parameters(stubs: Path) -> dict[str, dict[str, list[list[str]]]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_stand_in_has_only_what_the_bindings_have(stubs: Path):
     real = parameters(stubs)
     with machine({}):

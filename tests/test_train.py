@@ -184,6 +184,7 @@ def test_rows_of_a_sound_lie_within_the_bounds(features):
         assert len(sound.rows(start * 1_000_000, end * 1_000_000)) == len(within)
 
 
+@pytest.mark.slow
 def test_face_jitter_and_training():
     rng = np.random.default_rng(0)
     crops = rng.integers(0, 80, (28, 48, 48), np.uint8)

@@ -40,6 +40,7 @@ _PARITY = [Case(FUSION, batch, seconds) for batch in (1, 3, 8) for seconds in (0
 ]
 _TIMED = [Case(FUSION, batch, 5) for batch in (1, 2, 4, 8)] + [Case(FACE, crops) for crops in (1, 8, 64)]
 _PARITY_ROUNDS = 100
+_SIDE_BY_SIDE = 500  # runs of each engine
 _WARM_UP = 100  # runs until the GPU has its full clock and has seen all shapes
 _MOST_GROWTH = 1 << 20  # bytes of device memory that other processes may take meanwhile
 
@@ -262,7 +263,7 @@ def _beside_others(bundle: Bundle, runtime: str) -> str:
 
             def wrong(graph: str) -> int:
                 count = 0
-                for _ in range(500):
+                for _ in range(_SIDE_BY_SIDE):
                     for name, values in backends[graph].run(inputs[graph]).items():
                         count += not np.array_equal(values, alone[graph][name])
                 return count
@@ -273,7 +274,7 @@ def _beside_others(bundle: Bundle, runtime: str) -> str:
             for backend in backends.values():
                 backend.close()
         if any(errors.values()):
-            return f"side by side, the results of {errors} of 500 runs differ from those of a run alone"
+            return f"side by side, the results of {errors} of {_SIDE_BY_SIDE} runs differ from those of a run alone"
         current = cuda.driver().Context.get_current()
         return "" if current == other else "another user's CUDA context is no longer current"
     finally:
