@@ -181,7 +181,10 @@ class Log(_Section):
 
 
 class Config(_Section):
-    """All of config.toml. Raises pydantic.ValidationError, as its sections do; ``load`` raises ConfigError instead."""
+    """All of config.toml. Sections may be given as mappings: ``Config(fusion={"adapt": False})``.
+
+    Raises ConfigError with all problems, one per line; sections made by themselves raise pydantic.ValidationError.
+    """
 
     streams: Annotated[list[Stream], Field(min_length=1)] = [Stream(name="demo", source="demo")]
     pace: Literal["realtime", "fast"] = "realtime"
@@ -192,6 +195,12 @@ class Config(_Section):
     fusion: Fusion = Fusion()
     bus: Bus = Bus()
     log: Log = Log()
+
+    def __init__(self, **sections: Any) -> None:
+        try:
+            super().__init__(**sections)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_lines(error))) from error
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -244,9 +253,9 @@ def load_config(
     if pace is not None:
         data["pace"] = pace
     try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {line}" for line in _lines(error))) from error
+        return Config(**data)
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
 
 
 def as_config(config: Config | str | Path | None) -> Config:

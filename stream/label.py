@@ -59,6 +59,8 @@ class Labeller:
         Raises SourceError if the file cannot be opened. A file that turns out to be damaged yields the labels up to
         there, and a warning in the log.
         """
+        if not str(path):
+            raise SourceError("the path of the file to label is empty")
         path = Path(path)
         source = FileSource(path, frozenset({"audio", "video"}), self._config.video.fps)
         source.open()

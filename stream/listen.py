@@ -38,7 +38,9 @@ def listen_raw(
     endpoint: str = DEFAULT_ENDPOINT, *, estimates: bool = False, timeout_s: float | None = None
 ) -> Iterator[tuple[bytes, Emotion]]:
     """As ``listen``, but yield each message's JSON as it came besides."""
-    if (port := re.fullmatch(r"tcp://.+:(\d+)", endpoint)) and not 0 < int(port[1]) < 65536:
+    if not (address := re.fullmatch(r"ipc://.+|tcp://[^:].*:(\d+)", endpoint)):
+        raise ConfigError(f"{endpoint}: not a valid endpoint (it is tcp://HOST:PORT or ipc://PATH)")
+    if address[1] and not 0 < int(address[1]) < 65536:
         raise ConfigError(f"{endpoint}: not a valid endpoint (ports are 1 to 65535)")
     with zmq.Context() as context, closing(context.socket(zmq.SUB)) as socket:
         socket.setsockopt(zmq.LINGER, 0)

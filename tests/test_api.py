@@ -129,6 +129,8 @@ def test_silence_has_no_label_and_no_error(labeller):
 def test_a_path_may_be_a_string_and_a_missing_file_is_an_error(labeller, tmp_path):
     clip = media.talking_face(tmp_path / "talk.mp4")
     assert [e.label for e in labeller.label(str(clip))] == [e.label for e in labeller.label(clip)] != []
+    with pytest.raises(emostream.EmostreamError, match="is empty"):
+        list(labeller.label(""))
     with pytest.raises(emostream.EmostreamError, match="nowhere.mp4: no such file"):
         list(labeller.label(tmp_path / "nowhere.mp4"))
 
@@ -172,6 +174,14 @@ def test_a_configuration_may_be_a_path_and_nothing_else(tmp_path):
             begin({"nonsense": 1})
 
 
+def test_a_configuration_made_by_hand_tells_all_its_problems():
+    with pytest.raises(emostream.EmostreamError) as caught:
+        emostream.Config(pace="slow", video={"fps": -1}, fusion={"nonsense": 1})
+    text = str(caught.value)
+    assert len(text.splitlines()) == 3 and "pace = 'slow'" in text and "nonsense is no known key" in text
+    assert not emostream.Config(fusion={"adapt": False}).fusion.adapt
+
+
 @pytest.mark.parametrize("port", [0, 65536, 99999])
 def test_listen_refuses_a_port_that_cannot_be(port):
     with pytest.raises(emostream.EmostreamError, match="ports are 1 to 65535"):
@@ -179,8 +189,9 @@ def test_listen_refuses_a_port_that_cannot_be(port):
 
 
 def test_listen_refuses_an_address_that_is_none():
-    with pytest.raises(emostream.EmostreamError, match="nowhere: not a valid endpoint"):
-        next(emostream.listen("nowhere"))
+    for endpoint in ("nowhere", "tcp://:5556", "tcp://127.0.0.1", "inproc://x", ""):
+        with pytest.raises(emostream.EmostreamError, match="not a valid endpoint"):
+            next(emostream.listen(endpoint, timeout_s=1))
 
 
 def test_listen_ends_when_nothing_comes():

@@ -133,6 +133,7 @@ def test_a_process_that_dies_is_reported(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.process
 def test_ray_gives_the_same(tmp_path):
     pytest.importorskip("ray")
     specs = SPECS[:2]

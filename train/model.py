@@ -113,10 +113,10 @@ class Paper(nn.Module):
         There are no masks: lengths are ignored, and rows of padding count like any others. Raises ValueError for a
         modality that is missing or of another shape.
         """
-        given = {"audio": audio, "video": video, "text": text}
+        features = {"audio": audio, "video": video, "text": text}
         states: dict[str, Tensor] = {}
         for m, dim in self.dims.items():
-            x, want = given[m], (self.rows[m], dim)
+            x, want = features[m], (self.rows[m], dim)
             if x is None:
                 raise ValueError(f"{m} is not given, and the paper's network has no masks: give {', '.join(self.dims)}")
             if x.shape[1:] != want:
@@ -371,13 +371,13 @@ class Fusion(nn.Module):
         None: the modality is absent from the whole batch. The logits of a clip without any modality mean nothing: they
         are those of a zero vector.
         """
-        given = {"audio": (audio, audio_len), "video": (video, video_len), "text": (text, text_len)}
-        like = next(x for x, _ in given.values() if x is not None)
+        inputs = {"audio": (audio, audio_len), "video": (video, video_len), "text": (text, text_len)}
+        like = next(x for x, _ in inputs.values() if x is not None)
         states: dict[str, Tensor] = {}
         here: dict[str, Tensor] = {}  # (B,) bool each: whether the clip has the modality
         keep: dict[str, Tensor] = {}  # (B, T) each: 1 where a state is valid, else 0
         for m, encoder in self.encoders.items():
-            x, n = given[m]
+            x, n = inputs[m]
             if x is None:
                 x = torch.zeros(like.shape[0], 1, self.dims[m], dtype=like.dtype, device=like.device)
                 n = torch.zeros(like.shape[0], dtype=torch.int64, device=like.device)

@@ -244,15 +244,15 @@ def judge(
         others = np.setdiff1d(np.arange(len(data.labels)), test)
         model = kept(base, data, others, how, cache, about | {"without": test.tolist()})
         for subset in SUBSETS:
-            given = subset.split("+")
-            items = [int(i) for i in test if set(given) <= set(data.present(int(i)))]
+            modalities = subset.split("+")
+            items = [int(i) for i in test if set(modalities) <= set(data.present(int(i)))]
             if items:
-                parts[subset].append((predict(model, data, items, given), np.array(items)))
+                parts[subset].append((predict(model, data, items, modalities), np.array(items)))
         step_done(number + 1, len(folds))
     return {
-        subset: (np.concatenate([logits for logits, _ in found]), np.concatenate([items for _, items in found]))
-        for subset, found in parts.items()
-        if found
+        subset: (np.concatenate([logits for logits, _ in results]), np.concatenate([items for _, items in results]))
+        for subset, results in parts.items()
+        if results
     }
 
 

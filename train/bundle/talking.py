@@ -36,12 +36,12 @@ def takes(data: Path) -> tuple[list[np.ndarray], np.ndarray]:
         labels[clip] = LABELS.index(check_label(label, path))
     detector, crops = HaarCascade(), []
     for frames in images.values():
-        found = []
+        clip_crops = []
         for _, encoded in sorted(frames.items()):
             image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
             if image is not None and (faces := find_faces(detector, image)):
-                found.append(crop_face(image, max(faces, key=lambda face: face.area)))
-        crops.append(np.stack(found) if found else np.zeros((0, 48, 48), np.uint8))
+                clip_crops.append(crop_face(image, max(faces, key=lambda face: face.area)))
+        crops.append(np.stack(clip_crops) if clip_crops else np.zeros((0, 48, 48), np.uint8))
     return crops, np.array([labels[clip] for clip in images], np.int64)
 
 

@@ -134,23 +134,23 @@ def make_vectors(net: VoiceNet, rows: Sequence[Ragged], cache: Path, step_done: 
         computed: np.ndarray = net(torch.from_numpy(rows)).numpy()
         return computed
 
-    encoder, total, made = live_voice.VoiceEncoder(run), sum(map(len, rows)), 0
+    encoder, total, encoded = live_voice.VoiceEncoder(run), sum(map(len, rows)), 0
     sequences = []
     for copy in rows:
         content = hashlib.sha256(copy.rows.tobytes() + copy.starts.tobytes()).hexdigest()
 
-        def make(copy: Ragged = copy, made: int = made) -> dict[str, np.ndarray]:
+        def make(copy: Ragged = copy, encoded: int = encoded) -> dict[str, np.ndarray]:
             vectors = []
             for i in range(len(copy)):
                 encoder.reset()
                 vectors.append(encoder.encode(copy[i].astype(np.float32)))
-                step_done(made + i + 1, total)
+                step_done(encoded + i + 1, total)
             ragged = Ragged.of(vectors)
             return {"rows": ragged.rows.astype(np.float16), "starts": ragged.starts.astype(np.int64)}
 
         settings = {"net": digest.hexdigest(), "rows": content, "settings": live_voice.SETTINGS}
         sequences.append(Ragged(**cached(cache, "voice-vectors", settings, make)))
-        made += len(copy)
+        encoded += len(copy)
     return sequences
 
 

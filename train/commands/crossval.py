@@ -72,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def sized(arguments: argparse.Namespace) -> Size:
     """The preset's sizes with those that were given. Raises ConfigError for numbers that make no study."""
     preset = PRESETS[arguments.preset]
-    given = {name: getattr(arguments, name) for name in ("systems", "folds", "seeds", "max_epochs")}
-    size = dataclasses.replace(preset, **{name: value for name, value in given.items() if value is not None})
+    options = {name: getattr(arguments, name) for name in ("systems", "folds", "seeds", "max_epochs")}
+    size = dataclasses.replace(preset, **{name: value for name, value in options.items() if value is not None})
     if size.folds < 3:
         raise ConfigError(f"--folds {size.folds}: at least 3, one to test, one to select by, one to train on")
     for name in ("seeds", "max_epochs"):

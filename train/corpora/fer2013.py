@@ -43,9 +43,9 @@ def load(folder: Path) -> list[Item]:
     if len(votes) != len(rows["image"]):
         raise CorpusError(f"{votes_path}: has {len(votes)} rows, {path.name} has {len(rows['image'])}")
     items = []
-    for image, split, given in zip(rows["image"], rows["split"], votes, strict=True):
-        most = int(given.argmax())
-        if given.min() < 0 or most >= len(LABELS):
+    for image, split, counts in zip(rows["image"], rows["split"], votes, strict=True):
+        most = int(counts.argmax())
+        if counts.min() < 0 or most >= len(LABELS):
             continue
-        items.append(Item(image, LABELS[most], split, votes=tuple(given[: len(LABELS)].tolist())))
+        items.append(Item(image, LABELS[most], split, votes=tuple(counts[: len(LABELS)].tolist())))
     return items

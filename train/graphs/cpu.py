@@ -67,8 +67,8 @@ class _CpuGraph(FusionGraph):
             answer = self.add("Attention", ours, self.store(weight.T), self.store(bias), self.count[source], **settings)
         else:
             parts = [self.store(part.T) for part in np.split(weight, 3)]
-            given = [self.add("MatMul", x, w) for x, w in zip((ours, theirs, theirs), parts, strict=True)]
-            answer = self.add("MultiHeadAttention", *given, self.store(bias), self.count[source], **settings)
+            projected = [self.add("MatMul", x, w) for x, w in zip((ours, theirs, theirs), parts, strict=True)]
+            answer = self.add("MultiHeadAttention", *projected, self.store(bias), self.count[source], **settings)
         out, out_bias = weight_and_bias(attention.out)
         # the bias last: in the usual order ONNX Runtime fuses sum and normalisation into one operator, which is slower
         answer = self.add("Add", self.add("MatMul", answer, self.store(out.T)), ours)

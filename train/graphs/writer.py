@@ -34,7 +34,7 @@ class Writer:
     def add_many(self, op_type: str, *inputs: str, out: Sequence[str], **attributes: Any) -> list[str]:
         """A node with several outputs; each that is "" gets a new name."""
         name = f"{self._prefix}/{op_type}_{len(self.nodes)}"
-        outputs = [given or f"{name}_output_{i}" for i, given in enumerate(out)]
+        outputs = [wanted or f"{name}_output_{i}" for i, wanted in enumerate(out)]
         self.nodes.append(helper.make_node(op_type, list(inputs), outputs, name, **attributes))
         return outputs
 
