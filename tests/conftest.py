@@ -39,7 +39,7 @@ def no_models_of_this_user(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def speech_samples() -> np.ndarray:
-    """4 s of the demo: (64000,) int16 at 16 kHz, speech from 0.5 to 3.0 s."""
+    """4 s of the demo: (64000,) int16 at 16 kHz, speech from 0.5 to 3.2 s."""
     return media.speech_samples(4.0)
 
 

@@ -40,7 +40,7 @@ def _demo_samples() -> np.ndarray:
 @cache
 def speech_samples(seconds: float = 4.0) -> np.ndarray:
     """The first seconds of the demo clip's sound, (n,) int16 at 16 kHz, read-only: 0.5 s of silence, a sentence from
-    0.5 to 3.0 s, silence until 5.0 s, the next sentence until 9.3 s, … (stream/sources/demo.json has all times)."""
+    0.5 to 3.2 s, silence until 5.2 s, the next sentence until 9.2 s, … (stream/sources/demo.json has all times)."""
     samples = _demo_samples()[: round(seconds * RATE_HZ)]
     if len(samples) < round(seconds * RATE_HZ):
         raise ValueError(f"the demo clip is shorter than {seconds} s")

@@ -1,17 +1,17 @@
 """Make the demo clip: a face that speaks five sentences, each in a different mood.
 
-    sudo apt-get install flite && pip install scikit-image
+    sudo apt-get install flite && pip install pyworld 'setuptools<81'
     python tools/make_demo.py stream/sources/demo.mp4
 
 writes ``demo.mp4`` (H.264, 480 × 360 at 25 frames per second, AAC mono at 16 kHz) and beside it ``demo.json``, which
 says when each sentence truly starts and ends, its mood, and whom to credit. Two runs on one machine give the same bytes
-if the versions of Flite, PyAV and OpenCV are the same.
+if the versions of Flite, WORLD, PyAV and OpenCV are the same.
 
-The voice is Flite's ``slt``, which suits the face. PocketSphinx got 12 % of the words of ten trial sentences wrong
-(espeak-ng's ``en-us`` voices: 15 to 25 %; Flite's male ``rms``: 2 %). These five were chosen because it gets every word
-right: the clip shows the pipeline, it does not measure the recogniser. Pitch and speed follow the mood. The face is a
-photograph of Eileen Collins from scikit-image, which NASA put into the public domain. It is warped: the jaw follows the
-sound's level; brows, mouth corners and eyelids follow the mood; the eyes blink; the camera sways.
+The voice is Flite's ``slt``, which speaks without any mood. WORLD takes it apart into pitch, spectrum and noise, and
+puts it together as people speak in each mood (Scherer, Speech Communication 40, 2003): high, wide and bright in joy;
+fast and bright in anger; high, fast and trembling in fear; low, slow and dull in sadness. The face is drawn
+(``drawn_face.py``) and moves as people's faces do in each mood (Ekman and Friesen's EMFACS); between the sentences it
+is at rest. Its mouth follows the sound's level, the eyes blink, the head sways.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import subprocess
 import sys
 import tempfile
 import wave
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import av
 import cv2
 import numpy as np
-import skimage.data
+import pyworld
+from drawn_face import Expression, draw
 
 RATE_HZ = 16_000  # what the voice gives
 FPS = 25
@@ -36,71 +37,122 @@ WIDTH, HEIGHT = 480, 360
 LEAD_IN_S, LEAD_OUT_S = 0.5, 1.5
 PEAK = 0.5  # of full scale, before a sentence's own gain
 NOISE = 10 ** (-55 / 20)  # root mean square of the background noise, of full scale: silence is not digital zero
+WORLD_MS = 5.0  # WORLD's frames
+TREMOR_HZ = 6.0
 SEED = 7
+APPEARS_S = 0.4  # a mood takes that long to appear before its sentence, and to go after it
+
+
+@dataclass(frozen=True)
+class Prosody:
+    """What becomes of the voice. ``pitch``, ``spread``, ``rate``: factors on its mean pitch, on how far the logarithm
+    of its pitch strays from the mean, and on its speed. ``tilt_db``: per octave above 500 Hz. ``breath``: noise, 0 to
+    1. ``tremor``: of the pitch, in semitones. ``accent_db``: what the quietest 20 dB lose. ``slope``: how far the pitch
+    rises over the sentence, in semitones. ``gain``: on the level."""
+
+    pitch: float = 1.0
+    spread: float = 1.0
+    rate: float = 1.0
+    tilt_db: float = 0.0
+    breath: float = 0.0
+    tremor: float = 0.0
+    accent_db: float = 0.0
+    slope: float = 0.0
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)
 class Sentence:
     mood: str
     text: str
-    pitch: float  # factor on the voice's pitch
-    stretch: float  # factor on the voice's durations
-    gain: float
+    voice: Prosody
+    face: Expression
     pause_s: float  # silence after it
 
 
 SENTENCES = [
-    Sentence("joy", "This is the best day of my life, and I am so happy!", 1.12, 0.95, 1.0, 2.0),
     Sentence(
-        "anger", "Stop it right now, I am very angry with you, and I never want to see you again!", 0.97, 0.92, 1.3, 2
+        "joy",
+        "This is the best day of my life, and I am so happy!",
+        Prosody(pitch=1.35, spread=2.3, rate=1.0, tilt_db=4.0, breath=0.2, accent_db=6, slope=-1),
+        Expression(brow_inner=1, brow_outer=2, lids=0.2, cheeks=1, corners=8, stretch=5, teeth=1, open=0.25),
+        2.0,
     ),
-    Sentence("fear", "Please help me, there is someone in the house, and I am so afraid.", 1.1, 0.95, 0.85, 1.8),
-    Sentence("sadness", "My best friend is gone, and I feel so sad and alone.", 0.88, 1.2, 0.7, 2.0),
-    Sentence("neutral", "The next meeting will be at ten o'clock in the morning.", 1.0, 1.0, 0.9, LEAD_OUT_S),
+    Sentence(
+        "anger",
+        "Stop it right now, I am very angry with you, and I never want to see you again!",
+        Prosody(pitch=0.95, spread=1.8, rate=1.15, tilt_db=4.0, accent_db=1, slope=2, gain=1.3),
+        Expression(brow_inner=-8, brow_outer=5, frown=1, wide=0.5, lids=0.3, nose=0.7, corners=-4, press=0.7, teeth=1),
+        2.0,
+    ),
+    Sentence(
+        "fear",
+        "Please help me, there is someone in the house, and I am so afraid.",
+        Prosody(pitch=1.55, spread=1.1, rate=1.2, tilt_db=0.5, breath=0.1, tremor=0.7, slope=-1.5),
+        Expression(brow_inner=8, brow_outer=-3, frown=0.6, wide=1, corners=-6, stretch=6, teeth=0.8, open=0.3),
+        2.0,
+    ),
+    Sentence(
+        "sadness",
+        "I feel so sad and lonely, my mother died last night.",
+        Prosody(pitch=0.9, spread=0.8, rate=0.85, tilt_db=-3.0, accent_db=2, gain=0.95),
+        Expression(brow_inner=7, brow_outer=-4, lids=0.7, corners=-7, stretch=-2),
+        2.0,
+    ),
+    Sentence(
+        "neutral",
+        "The next meeting will be at ten o'clock in the morning.",
+        Prosody(gain=0.9),
+        Expression(),
+        LEAD_OUT_S,
+    ),
 ]
 
 
-@dataclass(frozen=True)
-class Expression:
-    """Displacements in pixels of the portrait; positive is down. ``eyes`` widens (> 0) or narrows the eyes."""
-
-    brow_inner: float
-    brow_outer: float
-    corners: float  # of the mouth
-    jaw: float  # at rest: 0 is the portrait's smile, which shows teeth; -7 closes the lips
-    eyes: float
-    tilt_deg: float  # of the head, on average
-
-
-EXPRESSIONS = {
-    "joy": Expression(-1.5, -1.5, -1.0, -1.0, -0.05, 1.5),
-    "anger": Expression(5.0, 0.5, 3.5, -6.5, -0.10, 0.0),
-    "fear": Expression(-4.0, -2.5, 3.0, -5.0, 0.30, -1.5),
-    "sadness": Expression(-3.5, 2.0, 5.0, -6.5, -0.20, -3.0),
-    "neutral": Expression(0.0, 0.0, 2.0, -6.5, 0.0, 0.0),
-}
-
-# Where things are in the portrait, in its pixels, as the viewer sees them.
-VIEW_CENTRE, VIEW_WIDTH = (225.0, 112.0), 270.0
-BROWS_INNER, BROWS_OUTER = ((211.0, 92.0), (239.0, 94.0)), ((193.0, 91.0), (258.0, 93.0))
-EYES = ((201.5, 101.0), (246.5, 103.5))
-CORNERS = ((203.0, 140.0), (244.0, 140.0))
-MOUTH_X, TEETH_Y, MOUTH_HALF_WIDTH, CHIN = 224.0, 149.0, 21.0, 30.0
-
-
-def speak(sentence: Sentence) -> np.ndarray:
-    """The sentence's sound, without the silence before and after: (n,) float32 in [-1, 1] at 16 kHz."""
+def flite(text: str) -> np.ndarray:
+    """The sentence as the voice speaks it: (n,) float64 at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sentence.wav"
-        prosody = ["--setf", f"f0_shift={sentence.pitch}", "--setf", f"duration_stretch={sentence.stretch}"]
-        subprocess.run(["flite", "-voice", "slt", *prosody, "-t", sentence.text, "-o", str(path)], check=True)
+        subprocess.run(["flite", "-voice", "slt", "-t", text, "-o", str(path)], check=True)
         with wave.open(str(path)) as file:
             if file.getframerate() != RATE_HZ or file.getnchannels() != 1:
                 raise ValueError(f"flite gave {file.getnchannels()} × {file.getframerate()} Hz, not 1 × {RATE_HZ} Hz")
-            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32)
+            return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float64) / 32768
+
+
+def speak(text: str, voice: Prosody) -> np.ndarray:
+    """The sentence's sound, without the silence before and after: (n,) float32 in [-1, 1] at 16 kHz."""
+    plain = flite(text)
+    pitch, times = pyworld.harvest(plain, RATE_HZ, frame_period=WORLD_MS)
+    power = pyworld.cheaptrick(plain, pitch, times, RATE_HZ)
+    noise = pyworld.d4c(plain, pitch, times, RATE_HZ)
+
+    frames = np.linspace(0, len(pitch) - 1, int(len(pitch) / voice.rate))  # where the new frames were
+    before, part = frames.astype(int), (frames % 1)[:, None]
+    after = np.minimum(before + 1, len(pitch) - 1)
+    pitch = pitch[before]
+    power, noise = (x[before] * (1 - part) + x[after] * part for x in (power, noise))
+
+    voiced, seconds = pitch > 0, np.arange(len(pitch)) * WORLD_MS / 1000
+    octaves = np.log2(np.where(voiced, pitch, 1.0))
+    mean = octaves[voiced].mean()
+    octaves = mean + np.log2(voice.pitch) + voice.spread * (octaves - mean)
+    octaves += voice.tremor / 12 * np.sin(2 * np.pi * TREMOR_HZ * seconds)
+    octaves += voice.slope / 12 * (seconds / seconds[-1] - 0.5)
+    pitch = np.where(voiced, 2**octaves, 0.0)
+
+    hertz = np.linspace(0, RATE_HZ / 2, power.shape[1])
+    power = power * 10 ** (voice.tilt_db * np.log2(np.maximum(hertz, 500) / 500) / 10)
+    level_db = 10 * np.log10(power.sum(axis=1) + 1e-12)
+    below = np.clip((level_db - np.percentile(level_db, 95)) / 20, -1, 0)
+    power *= 10 ** (voice.accent_db * below[:, None] / 10)
+    noise = np.clip(noise + voice.breath * (1 - noise) * np.sqrt(hertz / hertz[-1]), 0, 1)
+
+    samples = pyworld.synthesize(pitch, np.ascontiguousarray(power), np.ascontiguousarray(noise), RATE_HZ, WORLD_MS)
     samples /= np.abs(samples).max()
     loud = np.flatnonzero(np.abs(samples) > 0.02)
-    return PEAK * sentence.gain * samples[loud[0] : loud[-1] + 1]
+    spoken: np.ndarray = (PEAK * voice.gain * samples[loud[0] : loud[-1] + 1]).astype(np.float32)
+    return spoken
 
 
 def sound() -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -108,7 +160,7 @@ def sound() -> tuple[np.ndarray, list[dict[str, Any]]]:
     parts, spans = [np.zeros(int(LEAD_IN_S * RATE_HZ), np.float32)], []
     position = len(parts[0])
     for sentence in SENTENCES:
-        samples = speak(sentence)
+        samples = speak(sentence.text, sentence.voice)
         start, end = position / RATE_HZ, (position + len(samples)) / RATE_HZ
         spans.append({"start_s": round(start, 3), "end_s": round(end, 3), "mood": sentence.mood, "text": sentence.text})
         pause = np.zeros(int(sentence.pause_s * RATE_HZ), np.float32)
@@ -119,7 +171,7 @@ def sound() -> tuple[np.ndarray, list[dict[str, Any]]]:
 
 
 def loudness(track: np.ndarray) -> np.ndarray:
-    """How far the jaw opens in each video frame, from the level of the sound around it: (frames,) in [0, 1]."""
+    """How loud the sound around each video frame is: (frames,) in [0, 1]."""
     frames = len(track) * FPS // RATE_HZ
     half = RATE_HZ // FPS
     centres = np.arange(frames) * half + half // 2
@@ -128,15 +180,16 @@ def loudness(track: np.ndarray) -> np.ndarray:
     return np.clip((level - 0.01) / 0.15, 0, 1) ** 0.6
 
 
-def expressions(spans: list[dict[str, Any]], frames: int) -> np.ndarray:
-    """Every field of ``Expression`` for each frame: (frames, 6). A mood takes 0.8 s to appear and is there 0.2 s before
-    its sentence."""
+def expressions(spans: list[dict[str, Any]], frames: int) -> list[Expression]:
+    """The face in each frame, but for the mouth's talking: at rest between the sentences."""
     times = np.arange(frames) / FPS
-    fields = np.array([list(vars(EXPRESSIONS[span["mood"]]).values()) for span in spans])
-    values = np.repeat(fields[:1], frames, axis=0)
-    for before, after, span in zip(fields, fields[1:], spans[1:], strict=False):
-        values += np.outer(_smoothstep((times - (span["start_s"] - 1.0)) / 0.8), after - before)
-    return values
+    values = np.zeros((frames, len(vars(Expression()))))
+    for sentence, span in zip(SENTENCES, spans, strict=True):
+        there = _smoothstep((times - span["start_s"]) / APPEARS_S + 1) * _smoothstep(
+            (span["end_s"] - times) / APPEARS_S + 1
+        )
+        values += np.outer(there, list(vars(sentence.face).values()))
+    return [Expression(*row.tolist()) for row in values]
 
 
 def blinks(frames: int) -> np.ndarray:
@@ -149,43 +202,22 @@ def blinks(frames: int) -> np.ndarray:
     return closed
 
 
-def draw(portrait: np.ndarray, time_s: float, face: Expression, opening: float, blink: float) -> np.ndarray:
-    """One frame, (360, 480, 3) RGB uint8, from the (512, 512, 3) portrait."""
-    angle = np.radians(face.tilt_deg + 1.5 * np.sin(2 * np.pi * time_s / 5.3))
-    zoom = VIEW_WIDTH / WIDTH * (1 + 0.03 * np.sin(2 * np.pi * time_s / 11.0))
-    pan_x, pan_y = 5 * np.sin(2 * np.pi * time_s / 7.7), 2.5 * np.sin(2 * np.pi * time_s / 4.1 + 1)
-    v, u = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
-    u, v = (u - WIDTH / 2) * zoom, (v - HEIGHT / 2) * zoom
-    x = VIEW_CENTRE[0] + pan_x + u * np.cos(angle) - v * np.sin(angle)
-    y = VIEW_CENTRE[1] + pan_y + u * np.sin(angle) + v * np.cos(angle)
+def talking(face: Expression, loud: float) -> Expression:
+    """The face while the mouth speaks that loudly."""
+    return replace(face, open=max(0.7 * face.open, 0.32 * loud) if loud > 0.05 else face.open)
 
-    def bump(centre: tuple[float, float], radius_x: float, radius_y: float) -> np.ndarray:
-        weight: np.ndarray = np.exp(-(((x - centre[0]) / radius_x) ** 2 + ((y - centre[1]) / radius_y) ** 2) / 2)
-        return weight
 
-    # Each pixel (x, y) of the warped face is fetched from (from_x, from_y) of the portrait.
-    from_x, from_y = x.copy(), y.copy()
-    for inner, outer, eye, corner, inwards in zip(BROWS_INNER, BROWS_OUTER, EYES, CORNERS, (1, -1), strict=True):
-        from_y -= face.brow_inner * bump((inner[0], inner[1] + face.brow_inner), 7, 4)
-        from_y -= face.brow_outer * bump((outer[0], outer[1] + face.brow_outer), 7, 4)
-        from_x -= inwards * 0.4 * max(face.brow_inner, 0) * bump(inner, 8, 5)
-        from_y -= face.corners * bump((corner[0], corner[1] + face.corners), 8, 8)
-        from_y -= face.eyes * (y - eye[1]) * bump(eye, 9, 5)
-        lid = 7.5 - 0.6 * max(face.brow_inner, 0)  # the skin of the upper lid comes down this far
-        from_y -= lid * blink * bump((eye[0], eye[1] + 1), 11, 3.5)
-
-    # The lower lip and chin move down by `drop`, below the edge of the upper teeth. The edge bends with the corners.
-    across = np.clip(np.abs(x - MOUTH_X) / MOUTH_HALF_WIDTH, 0, 1)
-    drop = (face.jaw + opening * (3.5 - face.jaw)) * (1 - across**2)
-    edge = TEETH_Y - 9 * across**2
-    below = from_y - edge - drop  # how far below the lower lip's upper edge
-    from_y = np.where(below > 0, from_y - drop * (1 - _smoothstep(below / CHIN)), from_y)
-    maps = from_x.astype(np.float32), from_y.astype(np.float32)
-    frame = cv2.remap(portrait, *maps, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-    inside = np.clip(1 - below, 0, 1) * np.clip((y - edge) / 1.5, 0, 1) * (across < 1)  # between teeth and lower lip
-    inside = np.where(drop > 0, inside * np.clip(drop, 0, 1), 0.0)[..., None]
-    drawn: np.ndarray = np.clip(frame * (1 - inside) + np.array([60, 22, 22]) * inside + 0.5, 0, 255).astype(np.uint8)
-    return drawn
+def frame(face: Expression, time_s: float, blink: float) -> np.ndarray:
+    """One frame, (360, 480, 3) RGB uint8."""
+    drawn = draw(face, blink)
+    height, width = drawn.shape[:2]
+    angle = 1.5 * np.sin(2 * np.pi * time_s / 5.3)
+    zoom = HEIGHT / height * (1.08 + 0.03 * np.sin(2 * np.pi * time_s / 11.0))
+    pan_x, pan_y = 5 * np.sin(2 * np.pi * time_s / 7.7), 8 + 2.5 * np.sin(2 * np.pi * time_s / 4.1 + 1)
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, zoom)
+    matrix[:, 2] += (WIDTH - width) / 2 + pan_x, (HEIGHT - height) / 2 + pan_y
+    smooth = cv2.GaussianBlur(drawn, (0, 0), 0.6)  # it is shrunk
+    return cv2.warpAffine(smooth, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def encode(path: Path, frames: list[np.ndarray], track: np.ndarray) -> None:
@@ -209,11 +241,10 @@ def encode(path: Path, frames: list[np.ndarray], track: np.ndarray) -> None:
 
 def main(out: Path) -> None:
     track, spans = sound()
-    opening = loudness(track)
-    faces = expressions(spans, len(opening))
-    lids = blinks(len(opening))
-    portrait = skimage.data.astronaut()
-    frames = [draw(portrait, i / FPS, Expression(*faces[i]), opening[i], lids[i]) for i in range(len(opening))]
+    loud = loudness(track)
+    lids = blinks(len(loud))
+    faces = expressions(spans, len(loud))
+    frames = [frame(talking(face, loud[i]), i / FPS, lids[i]) for i, face in enumerate(faces)]
     encode(out, frames, track)
     about = {
         "made_by": "tools/make_demo.py",
@@ -225,14 +256,9 @@ def main(out: Path) -> None:
                 "by": "Language Technologies Institute, Carnegie Mellon University",
                 "licence": "Flite's own BSD-like licence: free use, modification and distribution",
                 "source": "http://cmuflite.org",
+                "changes": "pitch, speed, spectrum and level were changed with WORLD (Morise et al. 2016)",
             },
-            "portrait": {
-                "what": "photograph of the astronaut Eileen Collins, by way of scikit-image (skimage.data.astronaut)",
-                "by": "NASA",
-                "licence": "public domain, no known copyright restrictions",
-                "source": "https://flic.kr/p/r9qvLn",
-                "changes": "cropped, moved and warped by a program; expressions and words are not the person's own",
-            },
+            "face": {"what": "drawn by tools/drawn_face.py", "licence": "that of emostream"},
         },
     }
     out.with_suffix(".json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

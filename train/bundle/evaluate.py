@@ -60,20 +60,18 @@ def by_group(
     sounds: Callable[[list[Item]], Pool],
     texts: Callable[[list[Item]], Pool],
     clips: list[Item],
-    german: list[Item],
-    polish: list[Item],
-    lines: list[Item],
+    others: Mapping[str, list[Item]],
 ) -> dict[str, dict[str, Any]]:
-    """Scores by sex of the speaker and by corpus, on held-out items."""
+    """Scores on held-out items: RAVDESS's ``clips`` by sex of the speaker, and ``others`` by modality and corpus
+    ("audio, EmoDB")."""
     groups = {
-        "audio, RAVDESS women": ("audio", [item for item in clips if ravdess.sex(item.speaker) == "female"]),
-        "audio, RAVDESS men": ("audio", [item for item in clips if ravdess.sex(item.speaker) == "male"]),
-        "audio, EmoDB": ("audio", german),
-        "audio, nEMO": ("audio", polish),
-        "text, MELD": ("text", lines),
+        "audio, RAVDESS women": [item for item in clips if ravdess.sex(item.speaker) == "female"],
+        "audio, RAVDESS men": [item for item in clips if ravdess.sex(item.speaker) == "male"],
+        **others,
     }
     figures = {}
-    for name, (m, items) in groups.items():
+    for name, items in groups.items():
+        m = name.partition(",")[0]
         pool = sounds(items) if m == "audio" else texts(items)
         if len(pool.labels):
             figures[name] = report(pool.labels, logits_of(model, {m: pool}, {m: np.arange(len(pool.labels))}))

@@ -36,7 +36,8 @@ def fingerprint(items: Sequence[Item], labels: bool) -> str:
     digest = hashlib.sha256()
     for item in items:
         if isinstance(item.content, Path):
-            content = f"{item.content.name} {item.content.stat().st_size}".encode()
+            stretch = "" if item.span_s is None else f" {item.span_s[0]:.3f}-{item.span_s[1]:.3f}"
+            content = f"{item.content.name} {item.content.stat().st_size}{stretch}".encode()
         else:
             content = item.content.encode() if isinstance(item.content, str) else item.content
         digest.update(b"%d:%s|%s\n" % (len(content), content, item.label.encode() if labels else b""))

@@ -63,8 +63,10 @@ from emostream.train.corpora import (
     goemotions,
     in_split,
     limit_per_label,
+    meetings,
     meld,
     nemo,
+    nonverbal,
     ravdess,
 )
 from emostream.train.graphs import fast
@@ -79,8 +81,10 @@ FPS = 10  # face vectors per second that training assumes
 
 
 NEEDED = (ravdess, fer2013, goemotions)  # the figures of sound, faces and words are on their held-out parts
-OPTIONAL = (emodb, nemo, meld)
-SURROUNDINGS = ("noise", "rir", "meetings")  # of the augmentation
+OPTIONAL = (emodb, nemo, meetings, nonverbal, meld)
+SURROUNDINGS = ("noise", "rir")  # of the augmentation, and the meetings
+# Shares of the sounds that the fusion network is trained on, in addition to those of acted speech, whose sum is 1
+EVERYDAY: Mapping[ModuleType, float] = {meetings: 0.14, nonverbal: 0.08}
 
 
 def folder_of(corpus: ModuleType) -> str:
@@ -193,7 +197,8 @@ def make_bundle(
     )
 
     spoken = {str(corpus.NAME): (corpora[corpus], share) for corpus, share in SHARES.items() if corpora[corpus]}
-    speech = make_speech(spoken, data, preset, cache, seed, stage)
+    everyday = {str(corpus.NAME): (corpora[corpus], share) for corpus, share in EVERYDAY.items() if corpora[corpus]}
+    speech = make_speech(spoken, everyday, data, preset, cache, seed, stage)
     sounds = speech.held_out
     seen = make_faces(stills, data, preset, cache, seed, stage)
     net, faces = seen.net, seen.pools
@@ -221,9 +226,13 @@ def make_bundle(
         sounds,
         texts,
         in_split(clips, "val"),
-        in_split(german, "val"),
-        in_split(polish, "val"),
-        in_split(lines, "val"),
+        {
+            f"audio, {emodb.NAME}": in_split(german, "val"),
+            f"audio, {nemo.NAME}": in_split(polish, "val"),
+            f"audio, {meetings.NAME}": in_split(corpora[meetings], "val"),
+            f"audio, {nonverbal.NAME}": in_split(corpora[nonverbal], "val"),
+            f"text, {meld.NAME}": in_split(lines, "val"),
+        },
     )
     first, second = answers(model, held_out, 2, seed)
     calibration = calibrate((first, second), seed)
@@ -270,6 +279,8 @@ def make_bundle(
                 ravdess.NAME: f"actors {', '.join(ravdess.HELD_OUT)}",
                 emodb.NAME: f"speakers {', '.join(emodb.HELD_OUT)}",
                 nemo.NAME: f"speakers {', '.join(nemo.HELD_OUT)}",
+                meetings.NAME: f"excerpts {', '.join(meetings.HELD_OUT)}",
+                nonverbal.NAME: f"every {nonverbal.HELD_OUT}th speaker",
                 fer2013.NAME: "split val",
                 goemotions.NAME: "dev",
                 meld.NAME: "dev",
@@ -285,6 +296,8 @@ def make_bundle(
                 (ravdess, clips, "audio"),
                 (emodb, german, "audio"),
                 (nemo, polish, "audio"),
+                (meetings, corpora[meetings], "audio"),
+                (nonverbal, corpora[nonverbal], "audio"),
                 (fer2013, stills, "video"),
                 (goemotions, comments, "text"),
                 (meld, lines, "text"),

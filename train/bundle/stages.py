@@ -56,33 +56,49 @@ class Speech:
 
 
 def make_speech(
-    speech: Mapping[str, tuple[list[Item], float]], data: Path, preset: Preset, cache: Path, seed: int, stage: Stage
+    speech: Mapping[str, tuple[list[Item], float]],
+    everyday: Mapping[str, tuple[list[Item], float]],
+    data: Path,
+    preset: Preset,
+    cache: Path,
+    seed: int,
+    stage: Stage,
 ) -> Speech:
-    """Train or load the voice encoder, and the vectors of all recordings. ``speech``: items and share by corpus."""
+    """Train or load the voice encoder, and the vectors of all recordings.
+
+    ``speech``: items and share by corpus. ``everyday``: those of corpora that the encoder is not trained on, whose
+    share is spread evenly over their labels.
+    """
     sizes = VoicePreset(preset.voice_steps, preset.voice_copies, preset.most)
     corpora = voice_recipe.make_corpora(speech, data, cache, sizes, seed, stage)
     net = voice_recipe.make_encoder(speech, corpora, cache, sizes, seed, stage)
+    others = voice_recipe.make_corpora(everyday, data, cache, sizes, seed + len(corpora), stage)
     around = surroundings(data, judging=True)
     vectors = [
         voice_recipe.make_vectors(net, corpus.copies, cache, stage(f"voice vectors of {name}"))
-        for name, corpus in zip(speech, corpora, strict=True)
+        for name, corpus in zip((*speech, *everyday), (*corpora, *others), strict=True)
     ]
-    labels = np.concatenate([corpus.labels for corpus in corpora])
+    labels = np.concatenate([corpus.labels for corpus in (*corpora, *others)])
+    weights = [np.full(len(corpus.labels), corpus.share / len(corpus.labels)) for corpus in corpora]
+    for corpus in others:
+        _, label, count = np.unique(corpus.labels, return_inverse=True, return_counts=True)
+        weights.append(corpus.share / len(count) / count[label])
     training = Sounds(
         [Ragged.joined(copies) for copies in zip(*vectors, strict=True)],
         np.arange(len(labels)),
         labels,
-        np.concatenate([np.full(len(corpus.labels), corpus.share / len(corpus.labels)) for corpus in corpora]),
+        np.concatenate(weights),
     )
-    judged_on = [item for items, _ in speech.values() for item in voice_recipe.split(items, "val", sizes)]
+    all_speech = (*speech.values(), *everyday.values())
+    judged_on = [item for items, _ in all_speech for item in voice_recipe.split(items, "val", sizes)]
     clean, _ = judged(judged_on, CONDITIONS[0], around, cache)
     plain = voice_recipe.make_vectors(net, [clean], cache)
-    place = {item.content: i for i, item in enumerate(judged_on)}
+    place = {(item.content, item.span_s): i for i, item in enumerate(judged_on)}
 
     def held_out(items: list[Item]) -> Sounds:
         return Sounds(
             plain,
-            np.array([place[item.content] for item in items], np.int64),
+            np.array([place[item.content, item.span_s] for item in items], np.int64),
             label_numbers(items),
             np.ones(len(items)),
         )

@@ -55,9 +55,14 @@ def cut(rows: np.ndarray, bounds: tuple[int, int] | None) -> np.ndarray:
     return rows[first : max(last, first + SHORTEST)]
 
 
-def _path(item: Item) -> Path:
+def _samples(item: Item) -> np.ndarray:
+    """A recording at 16 kHz, or the item's stretch of it: (n,) int16."""
     assert isinstance(item.content, Path)
-    return item.content
+    samples = read_samples(item.content)
+    if item.span_s is not None:
+        start, end = (round(at_s * logmel.RATE_HZ) for at_s in item.span_s)
+        samples = samples[start:end]
+    return samples
 
 
 def _packed(sequences: Sequence[np.ndarray], heard: Sequence[bool]) -> dict[str, np.ndarray]:
@@ -74,7 +79,7 @@ def _bounds(items: Sequence[Item], cache: Path) -> list[tuple[int, int] | None]:
 
     def make() -> dict[str, np.ndarray]:
         cutter = Cutter()
-        bounds = [cutter.bounds(read_samples(_path(item))) for item in items]
+        bounds = [cutter.bounds(_samples(item)) for item in items]
         return {"bounds": np.array([(-1, -1) if b is None else b for b in bounds], np.int64)}
 
     arrays = cached(cache, "voice-bounds", _settings({"items": fingerprint(items, labels=False)}), make)
@@ -89,7 +94,7 @@ def copy_of(
     def make() -> dict[str, np.ndarray]:
         rng, sequences = np.random.default_rng([seed, number]), []
         for i, (item, bounds) in enumerate(zip(items, _bounds(items, cache), strict=True)):
-            samples = read_samples(_path(item))
+            samples = _samples(item)
             if number:
                 samples, stretch = augment(samples, around, rng)
                 if bounds is not None:
@@ -117,7 +122,7 @@ def judged(items: Sequence[Item], condition: str, around: Surroundings, cache: P
     def make() -> dict[str, np.ndarray]:
         cutter, sequences, heard = Cutter(), [], []
         for i, item in enumerate(items):
-            samples = degrade(read_samples(_path(item)), condition, around, i)
+            samples = degrade(_samples(item), condition, around, i)
             bounds = cutter.bounds(samples)
             heard.append(bounds is not None)
             sequences.append(cut(logmel.logmel(samples), bounds))

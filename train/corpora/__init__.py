@@ -24,13 +24,14 @@ LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 class Item:
     """One labelled recording, image or text. ``content``: the recording's path, the encoded image, or the text.
     ``split``: "train" or "val"; ``speaker`` is empty where the corpus does not name one; ``votes``: how many people
-    gave each of LABELS, where the corpus has it."""
+    gave each of LABELS, where the corpus has it; ``span_s``: the stretch of the recording, None for all of it."""
 
     content: Path | bytes | str
     label: str
     split: str
     speaker: str = ""
     votes: tuple[int, ...] = ()
+    span_s: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
