@@ -85,8 +85,15 @@ def data(tmp_path_factory):
             tone(root / "nemo" / f"{speaker}_{emotion}.wav")
             rows.append(f"{speaker}_{emotion}.wav\t{emotion}\t{speaker}")
     (root / "nemo/labels.tsv").write_text("\n".join(rows))
-    for name in ("noise/esc10/rain_1-100-A", "noise/esc10/rain_5-100-A", "meetings/trn", "meetings/tst"):
+    for name in ("noise/esc10/rain_1-100-A", "noise/esc10/rain_5-100-A"):
         tone(root / f"{name}.opus")
+    turns = [f"SPEAKER {name} 1 0.0 1.5 <NA> <NA> {name} <NA> <NA>\n" for name in ("trn01", "tst00")]
+    for name in ("trn01", "tst00"):
+        tone(root / f"meetings/{name}.opus", 1.5)
+    (root / "meetings/turns.rttm").write_text("".join(turns))
+    for kind in ("laughing", "crying", "coughing"):
+        for speaker in ("A", "B"):
+            tone(root / f"nonverbal/{kind}_{speaker}_1.opus")
     for number in range(4):
         tone(root / f"rir/{number}.flac", 0.1)
     rng = np.random.default_rng(0)
@@ -287,7 +294,7 @@ def test_training_does_without_what_is_not_there_and_says_so(data, tmp_path, cap
     for name in ("ravdess", "fer2013", "goemotions"):
         (tmp_path / name).symlink_to(data / name)
     items, absent = recipe.load_all(tmp_path)
-    assert absent == ["noise", "rir", "meetings", "emodb", "nemo", "meld"]
+    assert absent == ["noise", "rir", "emodb", "nemo", "meetings", "nonverbal", "meld"]
     assert items[ravdess] and not items[emodb]
     (tmp_path / "meld").mkdir()  # there, but not what it should be
     with pytest.raises(Problems, match="MELD"):
@@ -338,7 +345,9 @@ def test_shipped_bundle_is_complete_and_better_than_chance_in_each_modality():
         figures = manifest.metrics["validation"][m]
         chance_error = math.sqrt(1 / 7 * 6 / 7 / figures["items"])
         assert figures["balanced_accuracy"] > 1 / 7 + 4 * chance_error
-    assert {corpus.name for corpus in manifest.corpora} == {"RAVDESS", "EmoDB", "nEMO", "FER+", "GoEmotions", "MELD"}
+    assert {corpus.name for corpus in manifest.corpora} == {
+        "RAVDESS", "EmoDB", "nEMO", "AMI", "Deeply", "FER+", "GoEmotions", "MELD",
+    }  # fmt: skip
     assert "synthetic" in manifest.training["label_paired"]
     classifier = Classifier(bundle, "onnxruntime")
     words = Features(np.zeros((0, 168)), np.zeros((0, 128)), classifier.encode_words("i am so angry at you".split()))

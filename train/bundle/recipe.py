@@ -304,7 +304,8 @@ def make_bundle(
             )
             if items
         ],
-        licence="Research use, non-commercial: the weights derive from RAVDESS and nEMO (CC BY-NC-SA 4.0) and from "
+        licence="Research use, non-commercial: the weights derive from RAVDESS and nEMO (CC BY-NC-SA 4.0), "
+        "from Deeply (CC BY-NC-ND 4.0) and from "
         "FER2013's images and EmoDB, which were given out for research.",
         metrics={
             "chance": "balanced accuracy 1/7 = 0.143",

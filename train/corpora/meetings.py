@@ -2,8 +2,8 @@
 
 ``turns.rttm`` names the turns of each excerpt, ``<excerpt>.opus``. Nobody rated the emotions of these turns: ordinary
 talk is mostly neutral, so each is taken for neutral, which is wrong for some. An item is what one person says without a
-pause of half a second and without anybody talking at the same time, six seconds at most. Excerpts with a voice in common are on one side of
-the split.
+pause of half a second and without anybody talking at the same time, six seconds at most. Excerpts with a voice in
+common are on one side of the split.
 """
 
 from __future__ import annotations
