@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from emostream.stream.clock import VirtualClock
@@ -163,6 +163,7 @@ def test_events_come_in_order(runs, recognizer, longest):
 
 @settings(max_examples=80)
 @given(_runs, st.sampled_from([1.0, 15.0]))
+@example([(0.95, 3), (0.0, 4), (0.4, 8), (0.95, 1)], 1.0)  # a pause that is longer than the preroll
 def test_every_block_of_an_utterance_is_recognised_once_and_in_order(runs, longest):
     run = Run(max_utterance_s=longest).push(*runs).finish()
     assert run.recognizer is not None

@@ -70,7 +70,7 @@ class SpeechCore:
         self._threshold = config.threshold
         self._endpointer = Endpointer.from_config(config)
         self._hangover_ns = int(config.hangover_ms * 1e6)
-        self._preroll: deque[Pcm] = deque(maxlen=_PREROLL_BLOCKS)
+        self._preroll: deque[Pcm] = deque()
         self._fed_ns = 0  # the recogniser has everything before this media time
         self._segment_ns: int | None = None  # media time of the open segment's first sample
         self._words: list[Word] = []  # of the finished segments of this utterance
@@ -124,7 +124,7 @@ class SpeechCore:
         if held:
             raised = {block.media_start_ns: block for block in self._raised}
             blocks = [raised.get(block.media_start_ns, block) for block in self._preroll]
-            self._preroll = deque(blocks, _PREROLL_BLOCKS)
+            self._preroll = deque(blocks)
         events: list[Message] = []
         for heard in held:
             probability = max(heard.probability, heard.raised_probability)
@@ -135,6 +135,8 @@ class SpeechCore:
         events: list[Message] = []
         self._last = pcm
         self._preroll.append(pcm)
+        while len(self._preroll) > _PREROLL_BLOCKS and not self._awaited(self._preroll[0]):
+            self._preroll.popleft()
         changes = self._endpointer.push(probability, pcm.media_start_ns)
         if self._segment_ns is not None:
             self._feed()
@@ -145,6 +147,10 @@ class SpeechCore:
         if events:
             self._reported_ns = pcm.media_end_ns
         return events
+
+    def _awaited(self, block: Pcm) -> bool:
+        """Whether the recogniser gets this block if speech goes on: it came in a pause of the open utterance."""
+        return self._recognizer is not None and self._endpointer.speaking and block.media_end_ns > self._fed_ns
 
     def stalled(self) -> list[Message]:
         """To be called in real time when no block comes: ends the utterance if sound has stopped coming."""
