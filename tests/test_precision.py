@@ -125,7 +125,7 @@ def test_labels_stay(graph, precision):
         difference = np.abs(got - want).max()
         assert 0 < difference < {"fp16": 0.02, "bf16": 0.2}[precision]  # 0: nothing was rounded
         if graph != "face":
-            assert (got.argmax(1) == want.argmax(1)).mean() >= 0.99
+            assert (got.argmax(1) == want.argmax(1)).mean() >= {"fp16": 0.99, "bf16": 0.98}[precision]
 
 
 @CASES
