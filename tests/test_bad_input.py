@@ -155,7 +155,7 @@ def test_stream_label_on_everything_at_once(tmp_path):
     odd = {
         media.truncated_mp4(tmp_path / "cut.mp4"): "of its 4.0 s; it is cut short or damaged",
         media.corrupt_middle(tmp_path / "bad.ts"): "were damaged",
-        media.corrupt_middle(tmp_path / "bad.mkv"): "were damaged",
+        media.corrupt_middle(tmp_path / "bad.mkv", 0.1): "were damaged",
         media.silent_audio(tmp_path / "silent.wav"): "no utterance in it",
         media.zero_length_audio(tmp_path / "zero.wav"): "its audio track is empty",
     }
