@@ -74,7 +74,7 @@ lock:
 
 # The demo clip anew (needs Debian's flite)
 demo: $(VENV)/.ready-to-test
-	$(BIN)/python -m pip install --quiet pyworld==0.3.5 'setuptools<81'  # of which pyworld needs a module
+	$(BIN)/python -m pip install --quiet pyworld==0.3.5 'setuptools<81'  # pyworld imports pkg_resources
 	$(BIN)/python tools/make_demo.py stream/sources/demo.mp4
 
 # The default bundle anew, from the corpora in DATA

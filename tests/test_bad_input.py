@@ -153,9 +153,9 @@ def test_stream_label_on_everything_at_once(tmp_path):
         media.variable_frame_rate(tmp_path / "vfr.mkv"),
     ]
     odd = {
-        media.truncated_mp4(tmp_path / "cut.mp4"): "of its 4.0 s; it is cut short or damaged",
+        media.truncated_mp4(tmp_path / "cut.mp4"): "ended after 1.9 of its 4.0 s; it is cut short or damaged",
         media.corrupt_middle(tmp_path / "bad.ts"): "were damaged",
-        media.corrupt_middle(tmp_path / "bad.mkv", 0.1): "were damaged",
+        media.corrupt_middle(tmp_path / "bad.mkv", 0.3): "were damaged",
         media.silent_audio(tmp_path / "silent.wav"): "no utterance in it",
         media.zero_length_audio(tmp_path / "zero.wav"): "its audio track is empty",
     }

@@ -114,7 +114,7 @@ def test_labels_stay(graph, precision):
         rng = np.random.default_rng(0)
         inputs = {"crops": rng.integers(0, 256, (8, 48, 48), np.uint8)}
     else:
-        inputs = clips(200)
+        inputs = clips(600)
     want = run(GRAPHS[graph], inputs)
     low = cast(GRAPHS[graph], precision)
     answers = [run(rounded(low, TYPES[precision]), inputs, optimise=False)]
@@ -125,7 +125,7 @@ def test_labels_stay(graph, precision):
         difference = np.abs(got - want).max()
         assert 0 < difference < {"fp16": 0.02, "bf16": 0.2}[precision]  # 0: nothing was rounded
         if graph != "face":
-            assert (got.argmax(1) == want.argmax(1)).mean() >= {"fp16": 0.99, "bf16": 0.98}[precision]
+            assert (got.argmax(1) == want.argmax(1)).mean() >= 0.99
 
 
 @CASES

@@ -63,7 +63,13 @@ def turn(excerpt, start, length, speaker):
 
 def test_meetings_are_cut_where_one_person_talks_alone(tmp_path):
     rows = turn("trn01", 0.0, 2.0, "A") + turn("trn01", 2.3, 1.0, "A") + turn("trn01", 3.0, 2.0, "B")
-    rows += turn("trn01", 10.0, 13.0, "A") + turn("tst00", 0.0, 0.5, "C") + turn("tst00", 5.0, 1.0, "C")
+    rows += (
+        turn("trn01", 10.0, 13.0, "A")
+        + turn("trn01", 30.0, 6.0, "A")
+        + turn("trn01", 31.0, 1.0, "B")
+        + turn("tst00", 0.0, 0.5, "C")
+        + turn("tst00", 5.0, 1.0, "C")
+    )
     (tmp_path / "turns.rttm").write_text(rows + turn("absent", 0.0, 5.0, "D"))
     for name in ("trn01", "tst00"):
         (tmp_path / f"{name}.opus").touch()
@@ -75,6 +81,8 @@ def test_meetings_are_cut_where_one_person_talks_alone(tmp_path):
         ("trn01", pytest.approx((10.0, 16.0)), "train", "ami-A"),  # in pieces; the last second is one too
         ("trn01", pytest.approx((16.0, 22.0)), "train", "ami-A"),
         ("trn01", pytest.approx((22.0, 23.0)), "train", "ami-A"),
+        ("trn01", pytest.approx((30.0, 31.0)), "train", "ami-A"),
+        ("trn01", pytest.approx((32.0, 36.0)), "train", "ami-A"),  # from where B is done
         ("tst00", pytest.approx((5.0, 6.0)), "val", "ami-C"),
     ]
 

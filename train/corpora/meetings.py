@@ -62,7 +62,8 @@ def alone(turns: list[tuple[float, float, str]]) -> list[tuple[tuple[float, floa
         others = sorted((a, b) for a, b, who in joined if who != speaker and a < end and b > start)
         for a, b in [*others, (end, end)]:
             while a - start >= SHORTEST_S:
-                stretches.append(((start, min(a, start + LONGEST_S)), speaker))
-                start += LONGEST_S
+                piece = min(a, start + LONGEST_S)
+                stretches.append(((start, piece), speaker))
+                start = piece
             start = max(start, b)
     return stretches
