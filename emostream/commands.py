@@ -42,7 +42,10 @@ def _script(module: str, function: str) -> Callable[[], None]:
 
     def script() -> None:
         _note_ctrl_c()
-        sys.exit(exit_code(command))
+        code = exit_code(command)
+        if callable(signal.getsignal(signal.SIGINT)):  # Python's own end takes a while, and would print a traceback
+            signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
+        sys.exit(code)
 
     return script
 

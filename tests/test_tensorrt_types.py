@@ -41,14 +41,21 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the device code imports of emostream, where mypy also keeps what it knows."""
+    folder = tmp_path_factory.mktemp("copy")
+    ignore = shutil.ignore_patterns("stream", "train", "bundles", "__pycache__")
+    shutil.copytree(ROOT / "emostream", folder / "emostream", ignore=ignore)  # follows the links
+    return folder
+
+
 def type_check(stubs: Path, source: str, folder: Path) -> str:
     """mypy's output for ``source`` in place of the device code, with the bindings' module typed."""
     assert LOADED in source
-    ignore = shutil.ignore_patterns("stream", "train", "bundles", "__pycache__")
-    shutil.copytree(ROOT / "emostream", folder / "emostream", ignore=ignore)  # follows the links
     (folder / DEVICE_CODE).write_text(source.replace(LOADED, "import tensorrt_rtx as trt"))
     command = [
-        sys.executable, "-m", "mypy", "--no-incremental", "--ignore-missing-imports", "--follow-imports=silent",
+        sys.executable, "-m", "mypy", "--ignore-missing-imports", "--follow-imports=silent",
         "--check-untyped-defs", "--config-file=", DEVICE_CODE,
     ]  # fmt: skip
     done = subprocess.run(
@@ -58,13 +65,13 @@ def type_check(stubs: Path, source: str, folder: Path) -> str:
 
 
 @pytest.mark.process
-def test_mypy_accepts_the_device_code(stubs: Path, tmp_path: Path):
-    output = type_check(stubs, (ROOT / DEVICE_CODE).read_text(), tmp_path)
+def test_mypy_accepts_the_device_code(stubs: Path, copy: Path):
+    output = type_check(stubs, (ROOT / DEVICE_CODE).read_text(), copy)
     assert "Success" in output, output
 
 
 @pytest.mark.process
-def test_mypy_would_notice_a_call_that_does_not_exist(stubs: Path, tmp_path: Path):
+def test_mypy_would_notice_a_call_that_does_not_exist(stubs: Path, copy: Path):
     lines = (ROOT / DEVICE_CODE).read_text().splitlines()
     broken = set()
     for right, wrong in {
@@ -78,7 +85,7 @@ def test_mypy_would_notice_a_call_that_does_not_exist(stubs: Path, tmp_path: Pat
         (number,) = (number for number, line in enumerate(lines) if right in line)
         lines[number] = lines[number].replace(right, wrong)
         broken.add(number + 1)
-    output = type_check(stubs, "\n".join(lines), tmp_path)
+    output = type_check(stubs, "\n".join(lines), copy)
     found = {int(number) for number in re.findall(rf"^{DEVICE_CODE}:(\d+): error", output, flags=re.M)}
     assert found == broken, output
 
