@@ -10,15 +10,16 @@ from pathlib import Path
 import msgspec
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
+def write_atomically(path: Path, data: bytes | str, mode: int = 0o666) -> None:
     """Write a file so that a reader sees the old content or all of the new; text is written as UTF-8.
 
-    A failure leaves the old file as it was and nothing beside it. Raises OSError that names ``path``.
+    ``mode``: permissions of the new file, less the umask's. A failure leaves the old file as it was and nothing beside
+    it. Raises OSError that names ``path``.
     """
     content = data.encode() if isinstance(data, str) else data
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # same folder: os.replace needs one file system
     try:
-        with part.open("xb") as file:
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
         os.replace(part, path)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import signal
 import sys
@@ -35,9 +36,15 @@ def run() -> int:
     )
     parser.add_argument("--pace", choices=("realtime", "fast"), help="files: at their own pace or at full speed")
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="write each utterance's label to FILE as well")
+    parser.add_argument(
+        "--profile", metavar="FILE", help="keep what it learns of the person in FILE, from run to run (fusion.profile)"
+    )
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     options = parser.parse_args()
-    config = load_config(options.config, options.set, options.stream, options.pace)
+    changes = list(options.set)
+    if options.profile is not None:
+        changes.append(f"fusion.profile={json.dumps(options.profile)}")
+    config = load_config(options.config, changes, options.stream, options.pace)
     out = _open_output(options.jsonl) if options.jsonl else None
     try:
         return _run(config, out, options.quiet)

@@ -128,8 +128,9 @@ class Speech(_Section):
 
 class Video(_Section):
     fps: Annotated[float, Field(gt=0, le=60)] = 10
-    detector: Literal["auto", "yunet", "haar"] = "auto"
+    detector: Literal["auto", "yunet", "blazeface", "haar"] = "auto"
     yunet_model: str = ""
+    blazeface_models: str = ""
     open_timeout_s: Annotated[float, Field(gt=0, le=60)] = 5
 
 
@@ -146,6 +147,13 @@ class Fusion(_Section):
     prior: priors.PriorName | dict[str, float] = "training"
     adapt: bool = True
     adapt_s: Annotated[float, Field(gt=0, le=86_400)] = 120
+    profile: str = ""
+
+    @model_validator(mode="after")
+    def _profile_adapts(self) -> Self:
+        if self.profile and not self.adapt:
+            raise ValueError("profile keeps what adapt learns: set adapt = true, or leave out profile")
+        return self
 
     @field_validator("prior", mode="before")
     @classmethod

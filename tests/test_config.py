@@ -211,7 +211,7 @@ def test_changes_that_cannot_be_made(tmp_path, change):
 
 def test_an_unknown_key_in_a_change(tmp_path):
     (line,) = _problems(tmp_path, changes=["video.frames=5"])
-    assert "video.frames is no known key; known there: detector, fps" in line
+    assert "video.frames is no known key; known there: blazeface_models, detector, fps" in line
 
 
 @given(st.text(max_size=30))

@@ -16,9 +16,9 @@ MOST = 20.0  # utterances that are remembered; older ones count less and less
 
 class Baseline:
     """The rest of one person in one modality. ``everyone``: what all people's rest is moved to, (dim,);
-    ``forget_ns``: after how long without the person nothing is known any more."""
+    ``forget_ns``: after how long without the person nothing is known any more, None for never."""
 
-    def __init__(self, everyone: np.ndarray, forget_ns: int) -> None:
+    def __init__(self, everyone: np.ndarray, forget_ns: int | None) -> None:
         self._everyone, self._forget_ns = everyone.astype(np.float32), forget_ns
         self._sum = np.zeros(len(everyone))
         self._weight = 0.0
@@ -26,7 +26,7 @@ class Baseline:
 
     def seen(self, at_ns: int) -> None:
         """The person is there at this media time; forgets the last one, who has been away for too long."""
-        if at_ns - self._seen_ns > self._forget_ns:
+        if self._forget_ns is not None and at_ns - self._seen_ns > self._forget_ns:
             self._sum[:] = 0
             self._weight = 0.0
         self._seen_ns = max(self._seen_ns, at_ns)
@@ -39,6 +39,16 @@ class Baseline:
         kept = min(1.0, (MOST - weight) / self._weight) if self._weight > 0 else 0.0
         self._sum = kept * self._sum + weight * vectors.mean(axis=0)
         self._weight = kept * self._weight + weight
+
+    @property
+    def rest(self) -> tuple[np.ndarray, float] | None:
+        """Mean vector (dim,) and weight, in utterances, of what was taken; None if nothing was."""
+        return (self._sum / self._weight, self._weight) if self._weight > 0 else None
+
+    @rest.setter
+    def rest(self, rest: tuple[np.ndarray, float]) -> None:
+        mean, self._weight = rest
+        self._sum = mean.astype(np.float64) * self._weight
 
     @property
     def known(self) -> float:

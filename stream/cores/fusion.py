@@ -91,7 +91,13 @@ class FusionCore:
         fusion = self._config.fusion
         if not fusion.adapt:
             return {}
-        return {m: Baseline(everyone, int(fusion.adapt_s * 1e9)) for m, everyone in self._classifier.rest.items()}
+        forget_ns = None if fusion.profile else int(fusion.adapt_s * 1e9)  # a profile is of one person
+        return {m: Baseline(everyone, forget_ns) for m, everyone in self._classifier.rest.items()}
+
+    @property
+    def baselines(self) -> dict[str, dict[str, Baseline]]:
+        """What is known of the person of each stream, by modality."""
+        return {name: stream.baselines for name, stream in self._streams.items()}
 
     def _face_endpointer(self, stream: str) -> FaceEndpointer:
         return FaceEndpointer(stream, self._config.video.fps, self._config.speech)

@@ -7,8 +7,10 @@ import logging
 import cv2
 import numpy as np
 
+from emostream.errors import ModelError
 from emostream.stream import models
 from emostream.stream.config import Video
+from emostream.stream.features.blazeface import BlazeFace
 from emostream.stream.features.face import Detector, HaarCascade, YuNet, crop_face
 from emostream.stream.features.follow import FaceFollower
 from emostream.stream.messages import Face, Message
@@ -20,19 +22,19 @@ _NO_CROP = np.zeros((0, 0), np.uint8)
 
 
 def make_detector(config: Video) -> Detector:
-    """The configured face detector. ``auto``: YuNet if its model is found, else OpenCV's Haar cascade.
-
-    Raises ModelError if YuNet was asked for and its model is missing.
-    """
+    """The detector that ``models.face_detector`` chooses. Raises ModelError, also if OpenCV cannot read its model."""
     cv2.setNumThreads(1)  # several processes share the cores
-    if config.detector != "haar":
-        find = models.need if config.detector == "yunet" else models.find
-        path = find("yunet", config.yunet_model)
-        if path is not None:
-            log.info("face detection: yunet, %s", path)
-            return YuNet(path)
-        log.info("face detection: haar cascade (in place of YuNet; to get YuNet: %s)", models.how_to_get("yunet"))
-    return HaarCascade()
+    name, path = models.face_detector(config)
+    if path is None:
+        if config.detector == "auto":
+            how = models.how_to_get("blazeface")
+            log.info("face detection: haar cascade, upright faces only (for BlazeFace: %s)", how)
+        return HaarCascade()
+    log.info("face detection: %s, %s", name, path)
+    try:
+        return YuNet(path) if name == "yunet" else BlazeFace(path)
+    except cv2.error as error:
+        raise ModelError(f"{path}: OpenCV cannot read this model of {name} ({error.err})") from error
 
 
 class VideoCore:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Self
 
 from emostream.engines.bundle import open_bundle
 from emostream.stream.bus import EmotionPublisher
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
+from emostream.stream.profile import Profile
 from emostream.stream.topics import EMOTION, fused_topics, parse_node
 
+log = logging.getLogger(__name__)
+
+_SAVE_S = 5.0
 _IDLE_MS = 100
 _TICK_S = 0.05
 _GIVE_UP_S = 1.8  # later than the speech node, whose last words it still takes
@@ -31,10 +39,46 @@ def main(runtime: NodeRuntime) -> None:
         public = stack.enter_context(closing(EmotionPublisher(runtime.context, config.bus.emotion, runtime.observer)))
         core = FusionCore(dict(spec.streams), classifier, config, runtime.clock, spec.realtime)
         runtime.counters = lambda: dict(core.counters)
-        _serve(runtime, core, public)
+        keeper = None
+        if config.fusion.profile:
+            profile = Profile(Path(config.fusion.profile).expanduser(), open_bundle(config.fusion.bundle))
+            keeper = stack.enter_context(_Keeper(profile, core))
+        _serve(runtime, core, public, keeper)
 
 
-def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher) -> None:
+class _Keeper:
+    """Saves what is learnt of the persons: every few seconds, and at the end. A file that cannot be written (any more)
+    costs a warning, not the labels."""
+
+    def __init__(self, profile: Profile, core: FusionCore) -> None:
+        self._profile, self._core = profile, core
+        self._next_s = 0.0
+        self._warned = False
+        profile.restore(core.baselines)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._save()
+
+    def tick(self) -> None:
+        if time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + _SAVE_S
+            self._save()
+
+    def _save(self) -> None:
+        try:
+            self._profile.save(self._core.baselines)
+        except OSError as error:
+            if not self._warned:
+                log.warning("%s: the profile cannot be written (%s)", error.filename, error.strerror)
+            self._warned = True
+        else:
+            self._warned = False
+
+
+def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, keeper: _Keeper | None) -> None:
     spec = runtime.spec
     inbox = runtime.open_inbox({node: fused_topics(node) for node in spec.inputs})
     inputs = [(*parse_node(node), ipc_of(spec, node)) for node in spec.inputs]
@@ -50,6 +94,8 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher) -> 
     step_by_ns = 0
     while not core.done:
         runtime.tick()
+        if keeper is not None:
+            keeper.tick()
         if not spec.realtime:
             for stream, endpoint in video_nodes.items():
                 inbox.hold(endpoint, core.ahead_ns(stream) > _AHEAD_NS)

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from scipy.special import log_softmax
 
-from emostream.stream.features.face import HaarCascade, crop_face, find_faces
+from emostream.stream.config import Video
+from emostream.stream.cores.video import make_detector
+from emostream.stream.features.face import crop_face, find_faces
 from emostream.train.bundle.face import FaceNet, encode
 from emostream.train.corpora import LABELS, check_label, read_columns
 from emostream.train.metrics import scores
@@ -34,7 +36,7 @@ def takes(data: Path) -> tuple[list[np.ndarray], np.ndarray]:
     for clip, frame, image, label in zip(*rows.values(), strict=True):
         images[clip][frame] = image
         labels[clip] = LABELS.index(check_label(label, path))
-    detector, crops = HaarCascade(), []
+    detector, crops = make_detector(Video()), []
     for frames in images.values():
         clip_crops = []
         for _, encoded in sorted(frames.items()):

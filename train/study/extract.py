@@ -56,21 +56,26 @@ def settings(bundle: Bundle, sound: SoundFeatures = "mfcc") -> dict[str, Any]:
     heard: dict[str, Any] = dict(mfcc.SETTINGS)
     if sound == "voice":
         heard = {**manifest.audio.settings, "network": manifest.files[VOICE].sha256}
-    detector = make_detector(Video()).name
-    yunet = models.find("yunet") if detector == "yunet" else None
+    detector, model = models.face_detector(Video())
     followed = {name: p.default for name, p in inspect.signature(face.FaceTracker).parameters.items()}
     return {
         "version": VERSION,
         "audio": heard,
         "video": {
             **face.SETTINGS, "fps": manifest.video.settings["fps"], "detect_width": face.DETECT_WIDTH, **followed,
-            **follow.SETTINGS, "detector": detector, "detector_model": sha256(yunet) if yunet else cv2.__version__,
+            **follow.SETTINGS, "detector": detector, "detector_model": _model_hash(model) if model else cv2.__version__,
             "network": manifest.files[FACE].sha256,
         },
         "text": {
             **manifest.text.settings, "max_rows": manifest.text.max_rows, "network": manifest.files[TEXT].sha256,
         },
     }  # fmt: skip
+
+
+def _model_hash(path: Path) -> str:
+    """A hash of a file, or of the files in a folder."""
+    files = sorted(path.glob("face_detection_*")) if path.is_dir() else [path]
+    return _hash([sha256(file) for file in files])
 
 
 def _hash(content: Any) -> str:
