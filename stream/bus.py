@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,16 @@ LINGER_MS = 500  # at exit: long enough for the last message, short enough not t
 _LONGEST_DIR = 70  # the path of a Unix socket has at most 107 bytes, of which 35 are added here
 SEND_TIMEOUT_MS = 100  # of one attempt, at fast pace: between two attempts a node checks whether it has to stop
 _DROPPABLE = (Pcm, AudioRows, Face)
+_REQUESTS_AT_ONCE = 500
+_MOST_REQUESTS = 100_000
+_BIND_ATTEMPTS, _BIND_PAUSE_S = 20, 0.005
+_LONGEST_TOPIC = 1024  # bytes: more than any topic has
+_PUBLIC = {
+    zmq.SNDHWM: 200,  # messages for a subscriber that does not read
+    zmq.RCVHWM: 50,
+    zmq.MAXMSGSIZE: _LONGEST_TOPIC,
+    zmq.HANDSHAKE_IVL: 3000,  # who connects and says nothing is disconnected
+}
 
 
 class BusObserver(Protocol):
@@ -89,7 +100,7 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
 
 
 def _update_subscriptions(socket: zmq.Socket[bytes], subscribed: set[str]) -> None:
-    """Read an XPUB socket's news: topics subscribed to (1) and unsubscribed from (0). A stranger may write anything."""
+    """Read the news of an XPUB socket of this run: topics subscribed to (1) and unsubscribed from (0)."""
     while socket.poll(0):
         request = socket.recv()
         topic = request[1:].decode(errors="replace")
@@ -158,26 +169,51 @@ class Publisher:
 
 
 class EmotionPublisher:
-    """Publishes the public messages. It drops them for subscribers that do not keep up, since it must never wait for a
-    stranger. Raises BusError if the endpoint cannot be bound."""
+    """Publishes the public messages to whoever subscribes. It never waits for a stranger, and no stranger takes its
+    time or memory: messages are dropped for subscribers that do not keep up, what comes in is short and is taken a
+    little at a time, and after very many subscriptions all are closed and may come again (ZeroMQ keeps every topic that
+    anybody has ever asked for). Raises BusError if the endpoint cannot be bound."""
 
     def __init__(self, context: _Context, endpoint: str, observer: BusObserver | None = None) -> None:
-        self._socket = _bound(context, endpoint, {zmq.SNDHWM: 1000})
-        self._observer = observer
-        self._subscribed: set[str] = set()
+        self._context, self._endpoint, self._observer = context, endpoint, observer
+        self._socket: zmq.Socket[bytes] = _bound(context, endpoint, _PUBLIC)
+        self.requests = 0  # subscriptions and cancellations since the socket was bound
+        self.counters: Counter[str] = Counter()
 
-    def has_subscribers(self, topics: Iterable[str]) -> bool:
-        """Whether each topic has a subscriber by now."""
-        _update_subscriptions(self._socket, self._subscribed)
-        return self._subscribed >= set(topics)
-
-    def send(self, message: Emotion) -> None:
+    def send(self, message: Emotion) -> bytes:
+        """Send a message to those who subscribe to its topic; returns its JSON."""
         if self._observer is not None:
             self._observer.begin()
-        _update_subscriptions(self._socket, self._subscribed)  # or they pile up as subscribers come and go
-        self._socket.send_multipart([message.topic.encode(), encode_emotion(message)])
+        self.tick()
+        payload = encode_emotion(message)
+        self._socket.send_multipart([message.topic.encode(), payload])
         if self._observer is not None:
             self._observer.end()
+        return payload
+
+    def tick(self) -> None:
+        """Take what subscribers have sent. To be called often: it piles up otherwise."""
+        for _ in range(_REQUESTS_AT_ONCE):
+            if not self._socket.poll(0):
+                return
+            self._socket.recv()
+            self.requests += 1
+        if self.requests > _MOST_REQUESTS:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._socket.close(linger=0)
+        for _ in range(_BIND_ATTEMPTS):  # ZeroMQ closes sockets in another thread
+            try:
+                self._socket = _bound(self._context, self._endpoint, _PUBLIC)
+                break
+            except BusError:
+                time.sleep(_BIND_PAUSE_S)
+        else:
+            self._socket = _bound(self._context, self._endpoint, _PUBLIC)
+        self.requests = 0
+        self.counters["subscribers_closed"] += 1
+        log.warning("%s: a flood of subscriptions; all subscribers were closed and may come again", self._endpoint)
 
     def close(self) -> None:
         self._socket.close()

@@ -1,7 +1,8 @@
 """The clock that all nodes read: Unix time that never steps.
 
 It is the system's monotonic clock plus an offset that the supervisor takes once and hands to its nodes, so that times
-from different processes of one machine can be subtracted. No other module calls ``time``.
+from different processes of one machine can be subtracted. What is published says what the wall clock says by then: a
+box without a clock of its own begins in 1970 and learns the time later. No other module calls ``time``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from typing import Protocol
 class Clock(Protocol):
     def now_ns(self) -> int:
         """Nanoseconds since the Unix epoch; never goes backwards."""
+        ...
+
+    def wall_ns(self, when_ns: int) -> int:
+        """What the system's wall clock, which may have been set since, says for a time of this clock."""
         ...
 
     def wait_until_ns(self, when_ns: int, stop: threading.Event) -> bool:
@@ -35,6 +40,9 @@ class SystemClock:
     def now_ns(self) -> int:
         return time.monotonic_ns() + self.offset_ns
 
+    def wall_ns(self, when_ns: int) -> int:
+        return when_ns + take_offset_ns() - self.offset_ns
+
     def wait_until_ns(self, when_ns: int, stop: threading.Event) -> bool:
         return stop.wait(max(0.0, (when_ns - self.now_ns()) / 1e9))
 
@@ -47,6 +55,9 @@ class VirtualClock:
 
     def now_ns(self) -> int:
         return self._now_ns
+
+    def wall_ns(self, when_ns: int) -> int:
+        return when_ns
 
     def advance_ns(self, by_ns: int) -> None:
         self._now_ns += by_ns

@@ -163,7 +163,18 @@ class Control(Message):
         return topics.CONTROL
 
 
-_ANY = Pcm | AudioRows | Face | SpeechEvent | End | Health | Log | Control
+class Label(Message):
+    """A public message, ``payload``, as JSON, from fusion to the supervisor. Whoever holds the public endpoint while
+    fusion is away cannot send this."""
+
+    payload: str
+
+    @property
+    def topic(self) -> str:
+        return topics.LABEL
+
+
+_ANY = Pcm | AudioRows | Face | SpeechEvent | End | Health | Log | Control | Label
 
 
 class Codec:
@@ -238,7 +249,10 @@ class Emotion(msgspec.Struct, kw_only=True):
     measure from: running estimates, and files read as fast as possible. ``valence`` and ``arousal``, in [-1, 1], are
     derived from the probabilities, not measured: the mean under them of the labels' coordinates, those of the bundle's
     training data or else published ones; null for labels without, and in messages from before they existed.
-    ``adapted``, 0 to 1: how much of what is just this person's resting face or voice was told from the mood."""
+    ``adapted``, 0 to 1: how much of what is just this person's resting face or voice was told from the mood.
+    ``run`` names the run of ``stream-run``, within which no ``utterance`` and no ``seq`` of a topic comes twice; it is
+    empty where a recording was labelled without one. Numbers are without gaps, but go on at a later thousand after
+    fusion had to be started again."""
 
     schema: Literal["emostream/1"] = "emostream/1"
     kind: Literal["utterance", "window"]
@@ -262,6 +276,7 @@ class Emotion(msgspec.Struct, kw_only=True):
     valence: float | None = None
     arousal: float | None = None
     adapted: float = 0.0
+    run: str = ""
 
     @property
     def topic(self) -> str:

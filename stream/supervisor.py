@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from emostream.stream import models
 from emostream.stream.bus import Inbox, Publisher, bind, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config, SourceSpec, Stream
-from emostream.stream.messages import Control, Emotion, Health, Log, Message, decode_emotion
+from emostream.stream.messages import Control, Emotion, Health, Label, Log, Message, decode_emotion
 from emostream.stream.nodes.process import CANNOT_RUN, run_node
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.prior import log_ratios
@@ -30,8 +31,8 @@ from emostream.stream.profile import Profile
 from emostream.stream.sources import file_tracks
 from emostream.stream.topics import (
     CONTROL,
-    EMOTION,
     FUSION,
+    LABEL,
     Medium,
     NodeKind,
     health_topic,
@@ -55,6 +56,7 @@ class _Node:
     ready: bool = False
     done: bool = False
     cannot_run: bool = False
+    starts: int = 0
     crashes: int = 0
     restart_ns: int = 0
     seen_ns: int = 0
@@ -162,6 +164,8 @@ class Supervisor:
         self._clock = SystemClock()
         self._run_dir = make_run_dir(config.bus.run_dir)
         self._nodes: dict[str, _Node] = {}
+        self._run_id = secrets.token_hex(4)
+        self._last_number = 0  # the highest of fusion's numbers
         self._t0_ns: int | None = None
         self._stop_by_ns: int | None = None
         self._fatal = ""
@@ -195,22 +199,15 @@ class Supervisor:
             endpoint = ipc(self._run_dir, CONTROL)
             control = stack.enter_context(closing(Publisher(context, endpoint, self._clock, 100, lossless=False)))
             inbox = stack.enter_context(closing(Inbox(context, 10_000, lossless=False)))
-            labels = stack.enter_context(context.socket(zmq.SUB))
-            labels.setsockopt(zmq.LINGER, 0)
-            labels.setsockopt(zmq.RECONNECT_IVL, 50)
-            labels.setsockopt(zmq.SUBSCRIBE, EMOTION.encode())
-            labels.connect(self._config.bus.emotion)
-            inbox.wake_on(labels)
             for name, node in self._nodes.items():
-                inbox.connect(ipc(self._run_dir, name), [health_topic(name), log_topic(name)])
+                topics = [health_topic(name), log_topic(name), *([LABEL] if name == FUSION else [])]
+                inbox.connect(ipc(self._run_dir, name), topics)
                 self._start(node)
             while True:
-                self._take_labels(labels)
                 message = inbox.receive(_POLL_MS)
                 while message is not None:  # then only those that are queued: many nodes never stop sending
                     self._take(message)
                     message = inbox.receive(0)
-                self._take_labels(labels)
                 if self._stop.is_set():
                     self._stop_by_ns = self._stop_by_ns or self._clock.now_ns() + _STOP_NS
                     control.send(self._control("stop"))  # again and again: some may not have subscribed yet
@@ -218,17 +215,16 @@ class Supervisor:
                     break
             while (message := inbox.receive(50)) is not None:  # last log lines
                 self._take(message)
-            self._take_labels(labels)
             if self._fatal:
                 reasons = [node.error for node in self._nodes.values() if node is self._fatal_node and node.error]
                 raise RunError(": ".join([self._fatal, *reasons]))
 
-    def _take_labels(self, labels: zmq.Socket[bytes]) -> None:
-        while labels.poll(0):
-            self._on_emotion(decode_emotion(labels.recv_multipart()[1]))
-
     def _take(self, message: Message) -> None:
-        if isinstance(message, Health):
+        if isinstance(message, Label):
+            emotion = decode_emotion(message.payload.encode())
+            self._last_number = max(self._last_number, emotion.utterance, emotion.seq)
+            self._on_emotion(emotion)
+        elif isinstance(message, Health):
             node = self._nodes[message.node]
             node.seen_ns = self._clock.now_ns()
             node.health = message
@@ -241,7 +237,10 @@ class Supervisor:
 
     def _start(self, node: _Node) -> None:
         context = multiprocessing.get_context("spawn")
-        spec = replace(node.spec, t0_ns=self._t0_ns)
+        # what fusion sent at last may not have come: never a thousand labels
+        first = (self._last_number // 1000 + 2) * 1000 if node.starts else 0
+        node.starts += 1
+        spec = replace(node.spec, t0_ns=self._t0_ns, run=self._run_id, first=first, parent=os.getpid())
         # one thread per numeric library and process, since several processes share few cores
         threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         # EMOSTREAM_NODE tells processes apart in a process list (ps e)

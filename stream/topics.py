@@ -13,6 +13,7 @@ Content = Literal["pcm", "audio", "face", "speech"]
 NodeKind = Literal["audio", "video", "capture", "speech", "fusion"]
 
 CONTROL = "control"  # a topic, and the name of the supervisor's publisher
+LABEL = "label"  # fusion's labels on their way to the supervisor
 FUSION = "fusion"  # the one node that serves all streams
 EMOTION = "emotion."  # a subscription to this prefix gets all public messages
 UTTERANCE = "emotion.utterance."  # … and to this one, labels without running estimates
@@ -22,7 +23,7 @@ PUBLISHED: Mapping[NodeKind, tuple[Content, ...]] = {
     "video": ("face",),
     "capture": ("pcm", "audio", "face"),
     "speech": ("speech",),
-    "fusion": (),  # publishes labels only, on a socket of their own
+    "fusion": (),  # publishes labels only, which are of no one stream's
 }
 FUSED: tuple[Content, ...] = ("speech", "audio", "face")  # what fusion subscribes to
 

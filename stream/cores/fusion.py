@@ -56,7 +56,8 @@ class _Stream:
 
 class FusionCore:
     """``streams``: by name, which of ``audio``, ``video`` and ``speech`` to expect. ``realtime``: wait for late
-    modalities no longer than configured; ``estimates``: publish running estimates too."""
+    modalities no longer than configured; ``estimates``: publish running estimates too; ``run``: its name in messages;
+    ``first``: what ``seq`` begins at, and one less than the first utterance's number."""
 
     def __init__(
         self,
@@ -66,12 +67,16 @@ class FusionCore:
         clock: Clock,
         realtime: bool,
         estimates: bool = True,
+        run: str = "",
+        first: int = 0,
     ) -> None:
         self._classifier, self._config, self._clock = classifier, config, clock
         self._realtime = realtime
-        self._reporter = Reporter(classifier, config.video.fps, realtime)
+        self._reporter = Reporter(classifier, config.video.fps, realtime, clock, run, first)
         rules = Rules.from_config(config, realtime, estimates)
-        self._streams = {name: self._new_stream(name, Schedule(expected, rules)) for name, expected in streams.items()}
+        self._streams = {
+            name: self._new_stream(name, Schedule(expected, rules, first)) for name, expected in streams.items()
+        }
         self.counters: Counter[str] = Counter()
 
     def _new_stream(self, name: str, schedule: Schedule) -> _Stream:

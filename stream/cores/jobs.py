@@ -66,15 +66,16 @@ class Rules:
 class Schedule:
     """The jobs of one stream, in order. ``expected``: which of ``audio``, ``video`` and ``speech`` are still to come.
 
-    ``watermark_ns``: by modality, the media time up to which everything has arrived.
+    ``utterances``: how many there have been, for the number of the next. ``watermark_ns``: by modality, the media time
+    up to which everything has arrived.
     """
 
-    def __init__(self, expected: Iterable[str], rules: Rules) -> None:
+    def __init__(self, expected: Iterable[str], rules: Rules, utterances: int = 0) -> None:
         self.expected = set(expected)
         self.watermark_ns = {"audio": 0, "video": 0, "speech": 0}
         self._rules = rules
         self._jobs: deque[Job] = deque()
-        self._utterances = 0  # counted here, since a speech node that is started again counts from 1
+        self._utterances = utterances  # counted here, since a speech node that is started again counts from 1
         self._open: int | None = None  # the speech node's number of the open utterance
         self._start_ns = 0  # of that utterance
         self._next_estimate_ns = 0

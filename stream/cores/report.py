@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
+from emostream.stream.clock import Clock
 from emostream.stream.cores.classifier import Classifier, Features, Result
 from emostream.stream.cores.jobs import Job
 from emostream.stream.dimensions import valence_and_arousal
@@ -24,11 +25,14 @@ class RunTimes:
 
 class Reporter:
     """Numbers and builds the messages of all streams. ``fps``: of the frames that video looks at; ``realtime``: whether
-    labels have a latency."""
+    labels have a latency; ``run`` and the ``first`` number of each topic: as in the message."""
 
-    def __init__(self, classifier: Classifier, fps: float, realtime: bool) -> None:
+    def __init__(
+        self, classifier: Classifier, fps: float, realtime: bool, clock: Clock, run: str = "", first: int = 0
+    ) -> None:
         self._classifier, self._fps, self._realtime = classifier, fps, realtime
-        self._seq: Counter[str] = Counter()  # by topic
+        self._clock, self._run = clock, run
+        self._seq: defaultdict[str, int] = defaultdict(lambda: first)  # by topic
 
     def build(
         self,
@@ -46,6 +50,7 @@ class Reporter:
         confidence = round(float(result.probabilities[best]), 6)
         coordinates = valence_and_arousal(labels, result.probabilities, self._classifier.coordinates)
         valence, arousal = (round(value, 3) for value in coordinates) if coordinates else (None, None)
+        captured_ns = job.cause.speech_captured_ns
         kind: Literal["utterance", "window"] = "window" if job.kind == "window" else "utterance"
         message = Emotion(
             kind=kind,
@@ -64,13 +69,14 @@ class Reporter:
             words=job.words,
             modalities=_evidence(job, features, result, self._fps),
             latency_ms=_latency(job, times, published_ns) if kind == "utterance" and self._realtime else None,
-            captured_ns=job.cause.speech_captured_ns,
-            published_ns=published_ns,
+            captured_ns=captured_ns and self._clock.wall_ns(captured_ns),
+            published_ns=self._clock.wall_ns(published_ns),
             bundle=self._classifier.bundle_id,
             backend=self._classifier.backend,
             valence=valence,
             arousal=arousal,
             adapted=round(adapted, 3),
+            run=self._run,
         )
         message.seq = self._seq[message.topic]
         self._seq[message.topic] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -13,9 +14,10 @@ from emostream.engines.bundle import open_bundle
 from emostream.stream.bus import EmotionPublisher
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
+from emostream.stream.messages import Emotion, Label, Message
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
 from emostream.stream.profile import Profile
-from emostream.stream.topics import EMOTION, fused_topics, parse_node
+from emostream.stream.topics import LABEL, fused_topics, parse_node
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,10 @@ def main(runtime: NodeRuntime) -> None:
     with ExitStack() as stack:
         classifier = stack.enter_context(closing(_load(runtime)))
         public = stack.enter_context(closing(EmotionPublisher(runtime.context, config.bus.emotion, runtime.observer)))
-        core = FusionCore(dict(spec.streams), classifier, config, runtime.clock, spec.realtime)
-        runtime.counters = lambda: dict(core.counters)
+        core = FusionCore(
+            dict(spec.streams), classifier, config, runtime.clock, spec.realtime, run=spec.run, first=spec.first
+        )
+        runtime.counters = lambda: core.counters + public.counters
         keeper = None
         if config.fusion.profile:
             profile = Profile(Path(config.fusion.profile).expanduser(), open_bundle(config.fusion.bundle))
@@ -84,16 +88,16 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
     inputs = [(*parse_node(node), ipc_of(spec, node)) for node in spec.inputs]
     video_nodes = {stream: endpoint for kind, stream, endpoint in inputs if kind == "video"}
     speech_nodes = [endpoint for kind, _, endpoint in inputs if kind == "speech"]
-    runtime.wait_for_subscribers([])
-    while not public.has_subscribers([EMOTION]):
-        runtime.stop_event.wait(0.01)
-        runtime.tick()
-        if runtime.stopping:
-            return
+    runtime.wait_for_subscribers([LABEL])
     runtime.wait_for_go()
     step_by_ns = 0
+
+    def publish(emotion: Emotion, send: Callable[[Message], None]) -> None:
+        send(Label(stream=emotion.stream, payload=public.send(emotion).decode()))
+
     while not core.done:
         runtime.tick()
+        public.tick()
         if keeper is not None:
             keeper.tick()
         if not spec.realtime:
@@ -108,11 +112,11 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
         if message is None or len(inbox) == 0 or not spec.realtime or now_ns >= step_by_ns:
             step_by_ns = now_ns + _STEP_NS
             for emotion in core.step():
-                public.send(emotion)
+                publish(emotion, runtime.send)
         if message is None and runtime.stopping_for(_GIVE_UP_S):
             break
     for emotion in core.step(flush=True):
-        public.send(emotion)
+        publish(emotion, runtime.send_last)
 
 
 def _load(runtime: NodeRuntime) -> Classifier:

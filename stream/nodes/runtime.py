@@ -32,7 +32,8 @@ _STAY_S = 1.0
 class NodeSpec:
     """All that a node process needs to know. ``inputs``: names of the nodes that it subscribes to; ``source`` and
     ``media``: of a capture node; ``streams``: by name, the modalities that fusion has to expect; ``t0_ns``: Unix time
-    of media time 0, if the run has begun already (the node is started again)."""
+    of media time 0, if the run has begun already (the node is started again); ``run``: its name; ``first``: of fusion's
+    numbers, later ones where it is started again; ``parent``: the supervisor's process."""
 
     kind: Literal["capture", "speech", "fusion"]
     name: str
@@ -45,6 +46,9 @@ class NodeSpec:
     media: frozenset[Medium] = frozenset()
     streams: tuple[tuple[str, frozenset[str]], ...] = ()
     t0_ns: int | None = None
+    run: str = ""
+    first: int = 0
+    parent: int = 0
 
     @property
     def realtime(self) -> bool:

@@ -29,8 +29,8 @@ VERSION = 3  # raise this number when training changes: models kept from before 
 # Share of the batches with exactly these modalities. Sound learns slowest; a face vector already holds most of what it
 # can contribute.
 SHARE = {
-    "audio": 0.20, "video": 0.08, "text": 0.24, "audio+video": 0.08, "audio+text": 0.08, "video+text": 0.12,
-    "audio+video+text": 0.20,
+    "audio": 0.19, "video": 0.07, "text": 0.20, "audio+video": 0.11, "audio+text": 0.13, "video+text": 0.11,
+    "audio+video+text": 0.19,
 }  # fmt: skip
 # The labels of a batch are drawn by their share in the corpora to this power, by the number of modalities. A single
 # modality keeps nearly its own corpus's mix; no corpus says how labels mix where there are several, so those are drawn
@@ -39,6 +39,7 @@ PRIOR = {1: 0.7, 2: 0.35, 3: 0.35}
 PLAIN_LABEL = LABELS.index("neutral")
 PLAIN = {"video": 0.1, "text": 0.15}  # how often an item beside others is neutral, whatever the label
 AS_IT_IS = 0.2  # how often the recording itself is taken, in addition to its turns among the copies
+OTHER_VOICE = 0.3  # deviation of an offset of all of a clip's vectors, as another voice has; .1 and .6 were worse
 LONGEST_TRAINED = 64  # voice vectors, 5 s; a stretch of longer clips is taken
 MAX_ROWS = {"audio": 188, "video": 150, "text": 64}
 
@@ -83,7 +84,7 @@ class Sounds:
             n = int(rng.integers(-(-n // 2), n + 1))
         start = rng.integers(len(x) - n + 1)
         x = x[start : start + n]
-        x += rng.normal(0, 0.1, x.shape[1])  # another voice
+        x += rng.normal(0, OTHER_VOICE, x.shape[1])
         return x
 
     def parts(self) -> Sequence[np.ndarray]:

@@ -24,7 +24,7 @@ PRESETS = {
     "ekman7": Preset(
         voice_steps=2400, voice_copies=5,
         face_epochs=20, face_copies=4, text_epochs=2, text_batch=64, text_copies=2,
-        fusion_steps=12_000, attention="self",
+        fusion_steps=14_000, attention="self",
     ),
     # a minute: shows that everything works together, learns nothing useful
     "tiny": Preset(

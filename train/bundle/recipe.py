@@ -84,7 +84,7 @@ NEEDED = (ravdess, fer2013, goemotions)  # the figures of sound, faces and words
 OPTIONAL = (emodb, nemo, meetings, nonverbal, meld)
 SURROUNDINGS = ("noise", "rir")  # of the augmentation, and the meetings
 # Shares of the sounds that the fusion network is trained on, in addition to those of acted speech, whose sum is 1
-EVERYDAY: Mapping[ModuleType, float] = {meetings: 0.14, nonverbal: 0.08}
+EVERYDAY: Mapping[ModuleType, float] = {meetings: 0.07, nonverbal: 0.06}
 
 
 def folder_of(corpus: ModuleType) -> str:
