@@ -33,7 +33,9 @@ class ConfigError(EmostreamError, ValueError):
 
 
 class RunError(EmostreamError):
-    """A live run cannot begin, or could not go on."""
+    """A live run cannot begin, or could not go on. ``exit_code`` is 4 where a node failed again and again."""
+
+    GAVE_UP = 4
 
 
 class SourceError(EmostreamError):

@@ -7,15 +7,17 @@ drops its oldest samples and frames, but never speech events or ends.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import msgspec
 import zmq
@@ -24,11 +26,18 @@ from emostream.errors import BusError
 from emostream.stream.clock import Clock
 from emostream.stream.messages import AudioRows, Codec, Emotion, End, Face, Message, Pcm, encode_emotion
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where ipc sockets do not exist either
+    fcntl = None  # type: ignore[assignment]
+
 log = logging.getLogger(__name__)
 
 _Context = zmq.Context[zmq.Socket[bytes]]
 
 LINGER_MS = 500  # at exit: long enough for the last message, short enough not to hang on a dead subscriber
+_RUN_DIR = "emostream-"
+_LOCK = "in-use"
 _LONGEST_DIR = 70  # the path of a Unix socket has at most 107 bytes, of which 35 are added here
 SEND_TIMEOUT_MS = 100  # of one attempt, at fast pace: between two attempts a node checks whether it has to stop
 _DROPPABLE = (Pcm, AudioRows, Face)
@@ -65,7 +74,10 @@ observer: BusObserver | None = None  # of the sockets that nodes of this process
 
 def make_run_dir(configured: str = "") -> Path:
     """Make a folder of mode 0700 for this run's ipc sockets: in ``configured``, else in the user's runtime folder
-    (``XDG_RUNTIME_DIR``), else in the system's temporary folder. Raises BusError."""
+    (``XDG_RUNTIME_DIR``), else in the system's temporary folder. Folders there that a killed run has left go.
+
+    Raises BusError.
+    """
     parent = Path(configured).expanduser() if configured else None
     try:
         if parent is not None:
@@ -77,9 +89,33 @@ def make_run_dir(configured: str = "") -> Path:
             raise BusError(
                 f"{parent or tempfile.gettempdir()}: too long for sockets; set bus.run_dir to a shorter path"
             )
-        return Path(tempfile.mkdtemp(prefix="emostream-", dir=parent))  # of mode 0700
+        _sweep(parent or Path(tempfile.gettempdir()))
+        return Path(tempfile.mkdtemp(prefix=_RUN_DIR, dir=parent))  # of mode 0700
     except OSError as error:
         raise BusError(f"bus.run_dir = {configured!r}: cannot be used ({error.strerror})") from error
+
+
+def hold(run_dir: Path) -> TextIO:
+    """Mark a run's folder as in use until the file that this returns is closed, if only by the end of the process."""
+    path = run_dir / f"{_LOCK}.new"
+    held = path.open("w")
+    if fcntl is not None:
+        fcntl.flock(held, fcntl.LOCK_EX)
+    path.rename(run_dir / _LOCK)  # only now, so that no file of this name is free while its run lives
+    return held
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders of this user's runs that have ended without removing them."""
+    if fcntl is None:
+        return
+    for folder in parent.glob(f"{_RUN_DIR}*"):
+        with contextlib.suppress(OSError):  # of another user, in use, or just removed by another start
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with (folder / _LOCK).open() as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
 
 def ipc(run_dir: Path, node: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -35,7 +36,14 @@ def run() -> int:
         help=f"instead of the configured streams; SOURCE is {SOURCE_HELP}, or AUDIO,VIDEO; may be repeated",
     )
     parser.add_argument("--pace", choices=("realtime", "fast"), help="files: at their own pace or at full speed")
-    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="write each utterance's label to FILE as well")
+    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append each utterance's label to FILE as well")
+    parser.add_argument(
+        "--jsonl-mb",
+        type=float,
+        default=100,
+        metavar="MB",
+        help="begin a new FILE beyond this size and keep five old ones, FILE.1 to FILE.5; 0: never (default: 100)",
+    )
     parser.add_argument(
         "--profile", metavar="FILE", help="keep what it learns of the person in FILE, from run to run (fusion.profile)"
     )
@@ -45,16 +53,14 @@ def run() -> int:
     if options.profile is not None:
         changes.append(f"fusion.profile={json.dumps(options.profile)}")
     config = load_config(options.config, changes, options.stream, options.pace)
-    out = _open_output(options.jsonl) if options.jsonl else None
-    try:
-        return _run(config, out, options.quiet)
-    finally:
-        if out is not None:
-            out.close()
+    if options.jsonl_mb < 0:
+        raise ConfigError("--jsonl-mb must be at least 0")
+    return _run(config, options.jsonl, int(options.jsonl_mb * 1e6), options.quiet)
 
 
-def _run(config: Config, out: BinaryIO | None, quiet: bool) -> int:
-    from emostream.stream.messages import Emotion, encode_emotion
+def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool) -> int:
+    from emostream.stream.messages import Emotion
+    from emostream.stream.output import Background, LabelFile
     from emostream.stream.run import run as run_pipeline
     from emostream.stream.view import LiveView, PlainView, Terminal, View
 
@@ -65,23 +71,49 @@ def _run(config: Config, out: BinaryIO | None, quiet: bool) -> int:
     else:
         view = PlainView(console, Terminal(stderr=True), quiet)
 
+    shown = Background(view)
+    try:
+        file = LabelFile(jsonl, jsonl_bytes, lambda text: shown.log("run", "warning", text)) if jsonl else None
+    except ConfigError:
+        shown.close()
+        raise
+
     def on_emotion(message: Emotion) -> None:
-        if out is not None and message.kind == "utterance":
-            out.write(encode_emotion(message) + b"\n")
-            out.flush()
-        view.emotion(message)
+        if file is not None and message.kind == "utterance":
+            file.add(message)
+        shown.emotion(message)
 
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        summary = run_pipeline(config, on_emotion=on_emotion, on_health=view.health, on_log=view.log, stop=stop)
-    finally:
-        view.close()
-    if not quiet:
-        for line in summary.lines():
+    _stop_by_signals(stop)
+    lines: list[str] = []
+
+    def show_summary() -> None:
+        for line in lines:
             console.print(line, highlight=False, markup=False)
+
+    try:
+        summary = run_pipeline(config, on_emotion=on_emotion, on_health=shown.health, on_log=shown.log, stop=stop)
+        if not quiet:
+            lines = summary.lines()
+        if file is not None and file.lost:
+            lines.append(f"labels not written to {jsonl}: {file.lost}")
+    finally:
+        if file is not None:
+            file.close()
+        in_time = shown.close(last=show_summary)
+    if not in_time:  # the terminal or pipe takes nothing more, and Python would wait for it at its end
+        os._exit(0)
+    if shown.error is not None:
+        raise shown.error
     return 0
+
+
+def _stop_by_signals(stop: threading.Event) -> None:
+    """Ctrl-C, SIGTERM and the terminal's end (unless nohup has seen to that) stop a run in order."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+            signal.signal(number, lambda *_: stop.set())
 
 
 def _open_output(path: Path) -> BinaryIO:

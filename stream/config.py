@@ -184,6 +184,11 @@ class Bus(_Section):
         return value
 
 
+class Supervision(_Section):
+    failures: Annotated[int, Field(ge=1, le=1000)] = 5
+    within_s: Annotated[float, Field(gt=0, le=86_400)] = 120
+
+
 class Log(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -202,6 +207,7 @@ class Config(_Section):
     window: Window = Window()
     fusion: Fusion = Fusion()
     bus: Bus = Bus()
+    supervisor: Supervision = Supervision()
     log: Log = Log()
 
     def __init__(self, **sections: Any) -> None:

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,11 +21,11 @@ import zmq
 from emostream.engines.bundle import open_bundle
 from emostream.errors import RunError
 from emostream.stream import models
-from emostream.stream.bus import Inbox, Publisher, bind, ipc, make_run_dir
+from emostream.stream.bus import Inbox, Publisher, bind, hold, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config, SourceSpec, Stream
 from emostream.stream.messages import Control, Emotion, Health, Label, Log, Message, decode_emotion
-from emostream.stream.nodes.process import CANNOT_RUN, run_node
+from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, run_node
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.prior import log_ratios
 from emostream.stream.profile import Profile
@@ -46,6 +47,7 @@ _STOP_NS = 2_600_000_000  # from ``stop`` to killing the nodes that are left, so
 _BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0
+_SUSPENDED_NS = 2_000_000_000
 _POLL_MS = 100  # between two checks of the processes, while no message comes
 
 
@@ -57,7 +59,9 @@ class _Node:
     done: bool = False
     cannot_run: bool = False
     starts: int = 0
-    crashes: int = 0
+    crashed_ns: deque[int] = field(default_factory=deque)  # of late
+    has_run: bool = False  # in this start or one before
+    away: int = 0  # starts at which its source was away, since it was last there
     restart_ns: int = 0
     seen_ns: int = 0
     health: Health | None = None
@@ -163,12 +167,15 @@ class Supervisor:
         self._on_emotion, self._on_health, self._on_log = on_emotion, on_health, on_log
         self._clock = SystemClock()
         self._run_dir = make_run_dir(config.bus.run_dir)
+        self._held = hold(self._run_dir)
         self._nodes: dict[str, _Node] = {}
         self._run_id = secrets.token_hex(4)
         self._last_number = 0  # the highest of fusion's numbers
+        self._looked_ns = 0
         self._t0_ns: int | None = None
         self._stop_by_ns: int | None = None
         self._fatal = ""
+        self._fatal_code = RunError.exit_code
         self._fatal_node: _Node | None = None  # whose error is the reason
 
     def run(self) -> None:
@@ -186,6 +193,7 @@ class Supervisor:
                     node.process.kill()
                     node.process.join()
             shutil.rmtree(self._run_dir, ignore_errors=True)
+            self._held.close()
 
     @property
     def unopened(self) -> list[str]:
@@ -204,6 +212,7 @@ class Supervisor:
                 inbox.connect(ipc(self._run_dir, name), topics)
                 self._start(node)
             while True:
+                self._notice_suspension()
                 message = inbox.receive(_POLL_MS)
                 while message is not None:  # then only those that are queued: many nodes never stop sending
                     self._take(message)
@@ -217,7 +226,9 @@ class Supervisor:
                 self._take(message)
             if self._fatal:
                 reasons = [node.error for node in self._nodes.values() if node is self._fatal_node and node.error]
-                raise RunError(": ".join([self._fatal, *reasons]))
+                failure = RunError(": ".join([self._fatal, *reasons]))
+                failure.exit_code = self._fatal_code
+                raise failure
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Label):
@@ -229,6 +240,9 @@ class Supervisor:
             node.seen_ns = self._clock.now_ns()
             node.health = message
             node.ready = node.ready or message.state != "starting"
+            node.has_run = node.has_run or node.ready
+            if message.state == "running":
+                node.away = 0
             self._on_health(message)
         elif isinstance(message, Log):
             if message.level == "error":
@@ -249,6 +263,19 @@ class Supervisor:
             node.process.start()
         node.ready = False
         node.seen_ns = self._clock.now_ns()
+
+    def _notice_suspension(self) -> None:
+        """A supervisor that did not run (Ctrl-Z, a laptop's lid, a paused machine) has heard nobody's heartbeat."""
+        now_ns = self._clock.now_ns()
+        away_ns = now_ns - self._looked_ns if self._looked_ns else 0
+        self._looked_ns = now_ns
+        if away_ns < _SUSPENDED_NS:
+            return
+        self._on_log("run", "warning", f"was suspended, or had no processor, for {away_ns / 1e9:.1f} s")
+        for node in self._nodes.values():
+            node.seen_ns += away_ns
+        if self._stop_by_ns is not None:
+            self._stop_by_ns += away_ns
 
     def _look_after(self, control: Publisher) -> bool:
         """Send ``go``; handle nodes that ended, crashed or hang. Returns whether the run is over."""
@@ -286,6 +313,13 @@ class Supervisor:
         if code == 0 or self._stop_by_ns is not None:
             node.done = True
             return
+        if code == CANNOT_RUN and node.has_run and node.spec.source is not None and node.spec.source.is_live:
+            wait_ns = _BACKOFF_NS[min(node.away, len(_BACKOFF_NS) - 1)]
+            if not node.away:
+                self._on_log(name, "warning", "its source is away; trying again until it is back")
+            node.away += 1
+            node.process, node.restart_ns = None, self._clock.now_ns() + wait_ns
+            return
         if code == CANNOT_RUN:
             node.done = node.cannot_run = True
             if node.spec.kind != "capture":
@@ -302,10 +336,18 @@ class Supervisor:
             self._fatal = f"{name} crashed (exit code {code}); at fast pace nothing may be lost, so the run ends here"
             node.done = True
             return
-        wait_ns = _BACKOFF_NS[min(node.crashes, len(_BACKOFF_NS) - 1)]
-        node.crashes += 1
-        self._on_log(name, "error", f"crashed (exit code {code}); starting it again in {wait_ns / 1e9:g} s")
-        node.process, node.restart_ns = None, self._clock.now_ns() + wait_ns
+        rules, now_ns = self._config.supervisor, self._clock.now_ns()
+        while node.crashed_ns and now_ns - node.crashed_ns[0] > rules.within_s * 1e9:
+            node.crashed_ns.popleft()
+        wait_ns = _BACKOFF_NS[min(len(node.crashed_ns), len(_BACKOFF_NS) - 1)]
+        node.crashed_ns.append(now_ns)
+        how = "was ended by somebody's SIGTERM" if code == TERMINATED else f"crashed (exit code {code})"
+        if len(node.crashed_ns) > rules.failures:
+            self._fatal = f"{name} {how}, {len(node.crashed_ns)} times in {rules.within_s:g} s: giving up"
+            self._fatal_node, self._fatal_code, node.done = node, RunError.GAVE_UP, True
+            return
+        self._on_log(name, "error", f"{how}; starting it again in {wait_ns / 1e9:g} s")
+        node.process, node.restart_ns = None, now_ns + wait_ns
 
     def _out_of_time(self) -> bool:
         if self._stop_by_ns is None or self._clock.now_ns() < self._stop_by_ns:

@@ -27,7 +27,7 @@ def main(runtime: NodeRuntime) -> None:
     comes.
 
     Raises SourceError or ModelError if it cannot begin, after ending its topics. A crash ends no topic, since the node
-    is started again.
+    is started again, nor does a live source that was there before and is away when it is.
     """
     spec = runtime.spec
     assert spec.source is not None
@@ -36,6 +36,7 @@ def main(runtime: NodeRuntime) -> None:
     cores: Cores | None = None
     failure: SourceError | ModelError | None = None
     reason = "end of source"
+    started_again = spec.t0_ns is not None
     try:
         source.open()
         detector = None
@@ -44,7 +45,6 @@ def main(runtime: NodeRuntime) -> None:
 
             detector = make_detector(spec.config.video)
         runtime.wait_for_subscribers(topics)
-        started_again = spec.t0_ns is not None
         t0_ns = runtime.wait_for_go()
         cores = Cores(spec.stream, spec.media, detector, t0_ns)
         runtime.counters = lambda: cores.counters() | source.counters
@@ -53,10 +53,17 @@ def main(runtime: NodeRuntime) -> None:
         reason = "stopped"
     except (SourceError, ModelError) as error:
         failure, reason = error, str(error)
+    except Exception as error:  # of a library, at a source that it does not understand
+        if runtime.has_run:
+            raise
+        failure = SourceError(f"{source.name}: cannot be used ({type(error).__name__}: {error})")
+        reason = str(failure)
     source.close()
     for message in cores.flush() if cores is not None else []:
         runtime.send_last(message)
     if failure is not None and cores is None:
+        if started_again and source.live:  # it may come back
+            raise failure
         runtime.wait_for_subscribers(topics)
     runtime.send_ends(end for medium in sorted(spec.media) for end in _ends(spec.stream, medium, reason))
     if failure is not None and cores is None:

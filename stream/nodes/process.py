@@ -1,14 +1,18 @@
 """A node's process, from start to end.
 
-Exit codes: 0: it came to its end; 3: it cannot run at all (its log line says why); any other: it crashed.
+Exit codes: 0: it came to its end; 3: it cannot run at all (its log line says why); 4: somebody else than the supervisor
+sent it SIGTERM; any other: it crashed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -16,25 +20,36 @@ from emostream.errors import EmostreamError
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec, Stopped
 
 CANNOT_RUN = 3
+TERMINATED = 4
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_ORPHAN_S = 1.5  # from the supervisor's death to the end of a node that does not end by itself
+_STOP_COMES_S = 1.0  # whoever ends a service sends SIGTERM to all its processes: the supervisor's ``stop`` follows
 
 
 def run_node(spec: NodeSpec) -> None:
     """A node process from start to end; the target that multiprocessing starts."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends both to all; the supervisor decides
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _end_with(spec.parent)
     code = 0
     runtime: NodeRuntime | None = None
     try:
         runtime = NodeRuntime(spec)
-        signal.signal(signal.SIGTERM, runtime.stop)
+        _watch_signals(runtime)
         _main(spec.kind)(runtime)
     except Stopped:
         pass
     except EmostreamError as error:
         logging.error("%s", error)
         code = CANNOT_RUN
-    except Exception:
-        logging.error("crashed:\n%s", traceback.format_exc())
-        code = 1
+    except Exception as error:
+        logging.debug("%s", traceback.format_exc())
+        if runtime is not None and not runtime.has_run and spec.t0_ns is None:  # it would fail again
+            logging.error("cannot begin: %s: %s", type(error).__name__, error)
+            code = CANNOT_RUN
+        else:
+            logging.error("crashed: %s: %s (at %s)", type(error).__name__, error, _place(error))
+            code = 1
     finally:
         if runtime is not None:
             runtime.close()
@@ -42,6 +57,39 @@ def run_node(spec: NodeSpec) -> None:
         if output is not None:  # of a program without a terminal
             output.flush()
     os._exit(code)  # without waiting for a thread that is blocked in a read
+
+
+def _place(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{os.path.basename(frame.filename)}:{frame.lineno}"
+
+
+def _end_with(parent: int) -> None:
+    """Let Linux send SIGTERM when the supervisor dies; elsewhere the node's duties notice it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent and os.getppid() != parent:  # it died before
+        os._exit(TERMINATED)
+
+
+def _watch_signals(runtime: NodeRuntime) -> None:
+    """Handle SIGTERM in a thread, which runs even while the node is blocked in a read."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+    def watch() -> None:
+        while os.read(reading, 1) != bytes([signal.SIGTERM]):
+            pass
+        if os.getppid() != runtime.spec.parent:  # nobody else would stop this node
+            runtime.stop()
+            time.sleep(_ORPHAN_S)
+        elif runtime.stop_event.wait(_STOP_COMES_S):
+            return
+        os._exit(TERMINATED)
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def _main(kind: str) -> Callable[[NodeRuntime], None]:

@@ -84,7 +84,6 @@ class NodeRuntime:
         self.observer = bus.observer
         self.inbox: Inbox | None = None
         self.t0_ns = spec.t0_ns
-        self._parent = os.getppid()
         self._process = psutil.Process()
         self._next_beat_ns = self._next_duties_ns = self._stopped_ns = 0
         self._state: Literal["starting", "ready", "running", "done"] = "starting"
@@ -114,6 +113,11 @@ class NodeRuntime:
         for node, names in topics.items():
             self.inbox.connect(ipc_of(spec, node), names)
         return self.inbox
+
+    @property
+    def has_run(self) -> bool:
+        """Whether everything was loaded."""
+        return self._state != "starting"
 
     @property
     def stopping(self) -> bool:
@@ -165,7 +169,7 @@ class NodeRuntime:
                     self.stop()
                 elif self.t0_ns is None:
                     self.t0_ns = message.at_ns
-        if os.getppid() != self._parent:  # the supervisor died, so nobody else would stop this node
+        if self.spec.parent and os.getppid() != self.spec.parent:  # it died: nobody else would stop this node
             self.stop()
         heard = self.publisher.has_subscribers([log_topic(self.spec.name)])  # until then, lines wait
         while heard and not self._log.lines.empty():

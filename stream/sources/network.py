@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import traceback
 from collections import Counter, deque
 from collections.abc import Iterator
 
@@ -116,6 +117,9 @@ class LiveSource:
                 why = f"nothing came for {self._timeout_s:g} s"
             except (FFmpegError, OSError) as error:
                 why = error.strerror or str(error)
+            except Exception as error:  # nobody would notice the end of this thread
+                why = f"{type(error).__name__}: {error}"
+                log.debug("%s", traceback.format_exc())
             container.close()
             container = None
             if not self._closing.is_set():

@@ -1,0 +1,122 @@
+"""What a run writes: a file of labels, and a display. Neither may ever delay or end the run.
+
+A full disk, a terminal that was stopped with Ctrl-S or a pipe that nobody reads costs that output alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from emostream.errors import ConfigError
+from emostream.stream.messages import Emotion, Health, encode_emotion
+from emostream.stream.view import View
+
+KEPT_FILES = 5
+_QUEUE = 10_000
+_OWNER_ONLY = 0o600
+
+
+class LabelFile:
+    """Appends each label as a line of JSON to a file that only its owner can read, since it holds what people said.
+
+    Beyond ``most_bytes`` the file becomes FILE.1, that FILE.2, up to FILE.5, and a new one begins; 0: it grows for
+    ever. What cannot be written is counted in ``lost``; ``warn`` is called when that begins. Raises ConfigError if the
+    file cannot be opened.
+    """
+
+    def __init__(self, path: Path, most_bytes: int, warn: Callable[[str], None]) -> None:
+        self.lost = 0
+        self._path, self._most_bytes, self._warn = path, most_bytes, warn
+        self._failing = False
+        try:
+            self._file: int | None = self._open()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def add(self, message: Emotion) -> None:
+        """Write a label."""
+        line = encode_emotion(message) + b"\n"
+        try:
+            self._write(line)
+            self._failing = False
+        except OSError as error:
+            self.lost += 1
+            if not self._failing:
+                self._warn(f"{self._path}: labels cannot be written ({error.strerror})")
+            self._failing = True
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _OWNER_ONLY)
+
+    def _write(self, line: bytes) -> None:
+        if self._file is None:  # it could not be opened anew
+            self._file = self._open()
+        size = os.fstat(self._file).st_size
+        if self._most_bytes and size and size + len(line) > self._most_bytes:
+            self.close()
+            self._shift()
+            self._file = self._open()
+            size = 0
+        if os.write(self._file, line) < len(line):
+            os.ftruncate(self._file, size)  # half a line would spoil the next
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _shift(self) -> None:
+        for number in range(KEPT_FILES, 0, -1):
+            younger = self._path.with_name(f"{self._path.name}.{number - 1}") if number > 1 else self._path
+            if younger.exists():
+                younger.replace(self._path.with_name(f"{self._path.name}.{number}"))
+
+
+class Background:
+    """A view in a thread of its own. What it does not get rid of in time is left out, and counted."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_QUEUE)
+        self.left_out = 0
+        self.error: OSError | None = None  # why nothing is shown any more
+        self._thread = threading.Thread(target=self._work, name="view", daemon=True)
+        self._thread.start()
+
+    def emotion(self, message: Emotion) -> None:
+        self._put(lambda: self._view.emotion(message))
+
+    def health(self, message: Health) -> None:
+        self._put(lambda: self._view.health(message))
+
+    def log(self, node: str, level: str, text: str) -> None:
+        self._put(lambda: self._view.log(node, level, text))
+
+    def close(self, last: Callable[[], None] = lambda: None, wait_s: float = 1.0) -> bool:
+        """Show what is left, close the view and call ``last``. Returns whether that was done in time."""
+        self._put(self._view.close)
+        self._put(last)
+        self._put(None)
+        self._thread.join(wait_s)
+        return not self._thread.is_alive()
+
+    def _put(self, call: Callable[[], None] | None) -> None:
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            self.left_out += 1
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            if self.error is not None:
+                continue  # a closed pipe or a full disk
+            try:
+                call()
+            except OSError as error:
+                self.error = error
