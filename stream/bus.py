@@ -43,7 +43,7 @@ SEND_TIMEOUT_MS = 100  # of one attempt, at fast pace: between two attempts a no
 _DROPPABLE = (Pcm, AudioRows, Face)
 _REQUESTS_AT_ONCE = 500
 _MOST_REQUESTS = 100_000
-_BIND_ATTEMPTS, _BIND_PAUSE_S = 20, 0.005
+_BIND_AGAIN_S = 0.05
 _LONGEST_TOPIC = 1024  # bytes: more than any topic has
 _PUBLIC = {
     zmq.SNDHWM: 200,  # messages for a subscriber that does not read
@@ -208,13 +208,24 @@ class EmotionPublisher:
     """Publishes the public messages to whoever subscribes. It never waits for a stranger, and no stranger takes its
     time or memory: messages are dropped for subscribers that do not keep up, what comes in is short and is taken a
     little at a time, and after very many subscriptions all are closed and may come again (ZeroMQ keeps every topic that
-    anybody has ever asked for). Raises BusError if the endpoint cannot be bound."""
+    anybody has ever asked for).
 
-    def __init__(self, context: _Context, endpoint: str, observer: BusObserver | None = None) -> None:
+    Raises BusError if the endpoint cannot be bound, or, unless ``required``, tries again until it can."""
+
+    def __init__(
+        self, context: _Context, endpoint: str, observer: BusObserver | None = None, required: bool = True
+    ) -> None:
         self._context, self._endpoint, self._observer = context, endpoint, observer
-        self._socket: zmq.Socket[bytes] = _bound(context, endpoint, _PUBLIC)
+        self._socket: zmq.Socket[bytes] | None = None
+        self._again_s = 0.0
         self.requests = 0  # subscriptions and cancellations since the socket was bound
         self.counters: Counter[str] = Counter()
+        try:
+            self._socket = _bound(context, endpoint, _PUBLIC)
+        except BusError as error:
+            if required:
+                raise
+            log.warning("%s; trying again until it is free, labels are not published meanwhile", error)
 
     def send(self, message: Emotion) -> bytes:
         """Send a message to those who subscribe to its topic; returns its JSON."""
@@ -222,37 +233,42 @@ class EmotionPublisher:
             self._observer.begin()
         self.tick()
         payload = encode_emotion(message)
-        self._socket.send_multipart([message.topic.encode(), payload])
+        if self._socket is not None:
+            self._socket.send_multipart([message.topic.encode(), payload])
+        else:
+            self.counters["not_published"] += 1
         if self._observer is not None:
             self._observer.end()
         return payload
 
     def tick(self) -> None:
         """Take what subscribers have sent. To be called often: it piles up otherwise."""
+        if self._socket is None:
+            self._bind_again()
+            return
         for _ in range(_REQUESTS_AT_ONCE):
             if not self._socket.poll(0):
                 return
             self._socket.recv()
             self.requests += 1
         if self.requests > _MOST_REQUESTS:
-            self._begin_anew()
+            self.counters["subscribers_closed"] += 1
+            log.warning("%s: a flood of subscriptions; all subscribers were closed and may come again", self._endpoint)
+            self._socket.close(linger=0)
+            self._socket = None
+            self._bind_again()
 
-    def _begin_anew(self) -> None:
-        self._socket.close(linger=0)
-        for _ in range(_BIND_ATTEMPTS):  # ZeroMQ closes sockets in another thread
-            try:
-                self._socket = _bound(self._context, self._endpoint, _PUBLIC)
-                break
-            except BusError:
-                time.sleep(_BIND_PAUSE_S)
-        else:
+    def _bind_again(self) -> None:
+        if time.monotonic() < self._again_s:
+            return
+        self._again_s = time.monotonic() + _BIND_AGAIN_S
+        with contextlib.suppress(BusError):  # ZeroMQ closes the last socket in another thread; or a stranger has it
             self._socket = _bound(self._context, self._endpoint, _PUBLIC)
-        self.requests = 0
-        self.counters["subscribers_closed"] += 1
-        log.warning("%s: a flood of subscriptions; all subscribers were closed and may come again", self._endpoint)
+            self.requests = 0
 
     def close(self) -> None:
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
 
 
 def _bound(context: _Context, endpoint: str, options: dict[zmq.SocketOption, int]) -> zmq.Socket[bytes]:

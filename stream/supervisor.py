@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
@@ -186,6 +187,7 @@ class Supervisor:
             for note in plan.notes:
                 self._on_log("run", "warning", note)
             self._nodes = {spec.name: _Node(spec) for spec in plan.specs}
+            resource_tracker.ensure_running()  # a process of multiprocessing's own: not with a node's name
             self._serve()
         finally:
             for node in self._nodes.values():
@@ -212,7 +214,6 @@ class Supervisor:
                 inbox.connect(ipc(self._run_dir, name), topics)
                 self._start(node)
             while True:
-                self._notice_suspension()
                 message = inbox.receive(_POLL_MS)
                 while message is not None:  # then only those that are queued: many nodes never stop sending
                     self._take(message)
@@ -220,6 +221,7 @@ class Supervisor:
                 if self._stop.is_set():
                     self._stop_by_ns = self._stop_by_ns or self._clock.now_ns() + _STOP_NS
                     control.send(self._control("stop"))  # again and again: some may not have subscribed yet
+                self._notice_suspension()
                 if self._look_after(control) or self._out_of_time() or self._fatal:
                     break
             while (message := inbox.receive(50)) is not None:  # last log lines

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when numpy is imported
@@ -77,3 +79,10 @@ def no_process_without_the_mark(request: pytest.FixtureRequest):
         patch.setattr(subprocess.Popen, "__init__", refuse)
         patch.setattr(BaseProcess, "start", refuse)
         yield
+
+
+@pytest.fixture
+def short_path():
+    """A short path, as sockets need; pytest's folders are longer."""
+    with tempfile.TemporaryDirectory(prefix="e") as folder:
+        yield Path(folder)

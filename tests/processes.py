@@ -40,6 +40,7 @@ class Subscriber:
 
     def __init__(self, endpoint: str) -> None:
         self.messages: list[tuple[str, dict]] = []
+        self.nonsense = 0  # messages of a stranger
         self._endpoint, self._stop = endpoint, threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -52,8 +53,11 @@ class Subscriber:
             sub.connect(self._endpoint)
             while not self._stop.is_set():
                 if sub.poll(50):
-                    topic, payload = sub.recv_multipart()
-                    self.messages.append((topic.decode(), json.loads(payload)))
+                    topic, *parts = sub.recv_multipart()
+                    try:
+                        self.messages.append((topic.decode(), json.loads(b"".join(parts))))
+                    except ValueError:
+                        self.nonsense += 1
 
     def of(self, kind: str) -> list[dict]:
         return [message for _, message in self.messages if message["kind"] == kind]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,13 +20,6 @@ from emostream.stream.messages import Codec, Emotion, End, Message, Pcm, SpeechE
 
 _SPAN = {"stream": "a", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
 TOPICS = ["pcm.a", "speech.a"]
-
-
-@pytest.fixture
-def short_path():
-    """A short path, as sockets need; pytest's folders are longer."""
-    with tempfile.TemporaryDirectory(prefix="e") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture

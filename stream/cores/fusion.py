@@ -213,6 +213,11 @@ class FusionCore:
         for i, (stream, job) in enumerate(ready):
             if i not in results:
                 continue
+            if not np.isfinite(results[i].probabilities).all():
+                if job.kind == "utterance":
+                    self.counters["utterances_not_finite"] += 1
+                    log.warning("%s: the network's answer to utterance %d is no number", stream.name, job.utterance)
+                continue
             if job.kind == "pause":
                 stream.provisional = (_key(job, features[i]), results[i])
                 continue

@@ -32,13 +32,16 @@ _AHEAD_NS = 20_000_000_000  # at fast pace, video waits while it is further ahea
 def main(runtime: NodeRuntime) -> None:
     """Load the networks, then take the messages of all producers and publish labels until all streams have ended.
 
-    Raises BundleError or BackendError if the networks cannot be loaded, BusError if the endpoint cannot be bound.
+    Raises BundleError or BackendError if the networks cannot be loaded, BusError if the endpoint cannot be bound at the
+    start of the run. A stranger who takes it while this node is started again does not end the run.
     """
     spec = runtime.spec
     config = spec.config
     with ExitStack() as stack:
         classifier = stack.enter_context(closing(_load(runtime)))
-        public = stack.enter_context(closing(EmotionPublisher(runtime.context, config.bus.emotion, runtime.observer)))
+        first_start = spec.t0_ns is None
+        public = EmotionPublisher(runtime.context, config.bus.emotion, runtime.observer, required=first_start)
+        stack.enter_context(closing(public))
         core = FusionCore(
             dict(spec.streams), classifier, config, runtime.clock, spec.realtime, run=spec.run, first=spec.first
         )

@@ -1,0 +1,118 @@
+"""stream/output.py"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from emostream.errors import ConfigError
+from emostream.stream.messages import Emotion
+from emostream.stream.output import KEPT_FILES, Background, LabelFile
+
+
+def emotion(n: int) -> Emotion:
+    return Emotion(
+        kind="utterance", stream="a", seq=n, utterance=n, start_s=0, end_s=1, label="joy", confidence=1,
+        uncertain=False, probabilities={"joy": 1.0}, text="", words=[], modalities={}, latency_ms=None,
+        captured_ns=0, published_ns=0, bundle="", backend="",
+    )  # fmt: skip
+
+
+def seqs(path: Path) -> list[int]:
+    return [json.loads(line)["seq"] for line in path.read_text().splitlines()]
+
+
+def test_lines_are_appended_and_private(tmp_path):
+    path, warnings = tmp_path / "labels.jsonl", []
+    for n in range(3):
+        file = LabelFile(path, 0, warnings.append)
+        file.add(emotion(n))
+        file.close()
+    assert seqs(path) == [0, 1, 2] and stat.S_IMODE(path.stat().st_mode) == 0o600 and not warnings
+
+
+def test_a_new_file_begins_beyond_a_size_and_old_ones_go(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    file = LabelFile(path, 1000, print)
+    for n in range(40):
+        file.add(emotion(n))
+    file.close()
+    files = [path, *(path.with_name(f"labels.jsonl.{k}") for k in range(1, KEPT_FILES + 1))]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert all(0 < one.stat().st_size <= 1000 and stat.S_IMODE(one.stat().st_mode) == 0o600 for one in files)
+    kept = [n for one in reversed(files) for n in seqs(one)]
+    assert kept == list(range(kept[0], 40))  # none missing, none twice, the newest last
+
+
+def test_what_does_not_fit_is_counted_and_warned_of_once_and_leaves_no_half_line(tmp_path, monkeypatch):
+    path, warnings = tmp_path / "labels.jsonl", []
+    file = LabelFile(path, 0, warnings.append)
+    file.add(emotion(0))
+    write, full = os.write, [True]
+    monkeypatch.setattr(os, "write", lambda fd, line: write(fd, line[:20] if full[0] else line))
+    for n in (1, 2):
+        file.add(emotion(n))
+    full[0] = False
+    file.add(emotion(3))
+    file.close()
+    assert seqs(path) == [0, 3] and file.lost == 2
+    assert warnings == [f"{path}: labels cannot be written (No space left on device)"]
+
+
+def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be written"):
+        LabelFile(tmp_path / "no/labels.jsonl", 0, print)
+
+
+class Stalled:
+    """A view that blocks until it is let go."""
+
+    def __init__(self) -> None:
+        self.go, self.shown = threading.Event(), []
+
+    def emotion(self, message: Emotion) -> None:
+        self.go.wait(20)
+        self.shown.append(message.seq)
+
+    def health(self, message: object) -> None: ...
+    def log(self, node: str, level: str, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+def test_a_stalled_view_delays_nobody():
+    view = Stalled()
+    shown = Background(view)
+    begun = time.monotonic()
+    for n in range(12_000):
+        shown.emotion(emotion(n))
+    assert shown.left_out >= 1_900
+    assert not shown.close(wait_s=0.1)
+    assert time.monotonic() - begun < 5
+    view.go.set()
+
+
+def test_all_is_shown_in_order_and_then_the_last():
+    view, ended = Stalled(), []
+    view.go.set()
+    shown = Background(view)
+    for n in range(100):
+        shown.emotion(emotion(n))
+    assert shown.close(last=lambda: ended.append(len(view.shown)))
+    assert view.shown == list(range(100)) and ended == [100] and shown.error is None
+
+
+def test_a_closed_pipe_ends_the_view_alone():
+    class Closed(Stalled):
+        def emotion(self, message: Emotion) -> None:
+            raise BrokenPipeError
+
+    shown = Background(Closed())
+    shown.emotion(emotion(0))
+    shown.emotion(emotion(1))
+    assert shown.close() and isinstance(shown.error, BrokenPipeError)
