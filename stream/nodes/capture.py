@@ -11,6 +11,7 @@ from emostream.stream.messages import End, Message
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped
 from emostream.stream.sources import make_source
 from emostream.stream.sources.base import AudioChunk, NoTrack, Source, VideoFrame
+from emostream.stream.sources.file import FileSource
 from emostream.stream.topics import PUBLISHED, Medium, media_topics
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def main(runtime: NodeRuntime) -> None:
 
 
 def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, started_again: bool) -> None:
+    if started_again and t0_ns is not None and isinstance(source, FileSource):
+        source.seek(runtime.clock.now_ns() - t0_ns)  # what came while the node was away is gone
     for item in source.items():
         runtime.tick()
         if runtime.stopping:

@@ -55,6 +55,16 @@ class FileSource:
         """Length according to the opened file's header; 0 if it has none."""
         return (self._container.duration or 0) / av.time_base if self._container is not None else 0.0
 
+    def seek(self, media_ns: int) -> None:
+        """Let ``items`` begin at a place from which this time can be decoded, if the file has such places; else it
+        begins at its start. To be called before ``items``."""
+        assert self._container is not None
+        start = self._container.start_time or 0
+        try:
+            self._container.seek(start + max(0, media_ns) // 1000, backward=True)  # in microseconds
+        except (FFmpegError, OSError) as error:
+            log.debug("%s: cannot be read from %.1f s on (%s)", self.name, media_ns / 1e9, error.strerror)
+
     def items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack]:
         container = self._container
         assert container is not None
