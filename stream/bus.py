@@ -303,6 +303,7 @@ class Inbox:
         self._next_seq: dict[tuple[str, str], int] = {}
         self.dropped: Counter[str] = Counter()
         self.missed: Counter[str] = Counter()
+        self._dropped_spans: dict[str, tuple[int, int]] = {}
 
     def connect(self, endpoint: str, topics: Iterable[str]) -> None:
         """Subscribe to ``topics`` of the publisher at ``endpoint``."""
@@ -397,8 +398,15 @@ class Inbox:
             if isinstance(message, _DROPPABLE):
                 del self._queue[i]
                 self.dropped[topic] += 1
+                start_ns, end_ns = self._dropped_spans.get(topic, (message.media_start_ns, 0))
+                self._dropped_spans[topic] = min(start_ns, message.media_start_ns), max(end_ns, message.media_end_ns)
                 return
         self._capacity = len(self._queue)  # only speech events and ends, which are few: make room
+
+    def take_dropped_spans(self) -> dict[str, tuple[int, int]]:
+        """By topic, from when to when (media time) messages were dropped since this was called last."""
+        spans, self._dropped_spans = self._dropped_spans, {}
+        return spans
 
     def close(self) -> None:
         for socket in self._sockets.values():

@@ -62,6 +62,7 @@ class _Node:
     starts: int = 0
     crashed_ns: deque[int] = field(default_factory=deque)  # of late
     has_run: bool = False  # in this start or one before
+    gone_ns: int | None = None  # since when it has not run: it was started again, or will be
     away: int = 0  # starts at which its source was away, since it was last there
     restart_ns: int = 0
     seen_ns: int = 0
@@ -245,11 +246,21 @@ class Supervisor:
             node.has_run = node.has_run or node.ready
             if message.state == "running":
                 node.away = 0
+                self._tell_absence(node)
             self._on_health(message)
         elif isinstance(message, Log):
             if message.level == "error":
                 self._nodes[message.node].error = message.text
             self._on_log(message.node, message.level, message.text)
+
+    def _tell_absence(self, node: _Node) -> None:
+        """Say from when to when a node that was started again was not there."""
+        if node.gone_ns is None or self._t0_ns is None:
+            return
+        start_s, end_s = ((at_ns - self._t0_ns) / 1e9 for at_ns in (node.gone_ns, self._clock.now_ns()))
+        text = f"runs again; it was away from {start_s:.2f} to {end_s:.2f} s, and what came then may be missing"
+        self._on_log(node.spec.name, "warning", text)
+        node.gone_ns = None
 
     def _start(self, node: _Node) -> None:
         context = multiprocessing.get_context("spawn")
@@ -312,6 +323,8 @@ class Supervisor:
 
     def _on_exit(self, node: _Node, code: int) -> None:
         name = node.spec.name
+        if node.gone_ns is None:
+            node.gone_ns = node.seen_ns  # of its last sign of life
         if code == 0 or self._stop_by_ns is not None:
             node.done = True
             return

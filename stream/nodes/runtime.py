@@ -227,6 +227,10 @@ class NodeRuntime:
         with self._process.oneshot():
             cpu, memory = self._process.cpu_times(), self._process.memory_info()
         inbox = self.inbox
+        if inbox is not None:
+            for topic, (start_ns, end_ns) in inbox.take_dropped_spans().items():
+                span = f"from {start_ns / 1e9:.2f} to {end_ns / 1e9:.2f} s"
+                logging.warning("too slow: some of %s %s was dropped; words or labels may lack it", topic, span)
         counters = dict(self.counters())
         if self.observer is not None:
             counters |= self.observer.counters()
