@@ -72,11 +72,11 @@ def looped(path: Path, seconds: float) -> tuple[Path, float]:
     """The demo clip over and over, for at least so long, without coding it again; and the length of one turn."""
     offset_s = turn_s = 0.0
     with av.open(str(path), "w") as out:
-        tracks: dict[int, av.AudioStream | av.VideoStream] = {}
+        tracks: dict[int, av.stream.Stream] = {}
         while offset_s < seconds:
             with av.open(str(DEMO)) as clip:
                 streams = (*clip.streams.video, *clip.streams.audio)
-                tracks = tracks or {track.index: out.add_stream_from_template(track) for track in streams}
+                tracks = tracks or {t.index: out.add_stream_from_template(t) for t in streams}
                 turn_s = (clip.duration or 0) / av.time_base + 0.2  # packets of a track may begin before 0
                 for packet in clip.demux(*streams):
                     if packet.dts is None or packet.pts is None or packet.time_base is None:

@@ -61,7 +61,7 @@ class _Node:
     cannot_run: bool = False
     starts: int = 0
     crashed_ns: deque[int] = field(default_factory=deque)  # of late
-    has_run: bool = False  # in this start or one before
+    has_run: bool = False  # at any start
     gone_ns: int | None = None  # since when it has not run: it was started again, or will be
     away: int = 0  # starts at which its source was away, since it was last there
     restart_ns: int = 0
@@ -243,9 +243,8 @@ class Supervisor:
             node.seen_ns = self._clock.now_ns()
             node.health = message
             node.ready = node.ready or message.state != "starting"
-            node.has_run = node.has_run or node.ready
             if message.state == "running":
-                node.away = 0
+                node.has_run, node.away = True, 0
                 self._tell_absence(node)
             self._on_health(message)
         elif isinstance(message, Log):

@@ -108,7 +108,7 @@ def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process
     return []
 
 
-@pytest.mark.parametrize("after_s", [0.6, 2.0, *(pytest.param(s, marks=LONG) for s in (0.3, 0.9, 1.3, 4.0))])
+@pytest.mark.parametrize("after_s", [0.6, *(pytest.param(s, marks=LONG) for s in (0.3, 0.9, 1.3, 2.0, 4.0))])
 def test_nothing_is_left_of_a_run_whose_supervisor_was_killed(short_path, after_s):
     endpoint, runs = f"tcp://127.0.0.1:{free_port()}", short_path / "runs"
     arguments = ("--config", "config.toml", "--set", f"bus.run_dir={runs}")
@@ -125,6 +125,7 @@ def test_nothing_is_left_of_a_run_whose_supervisor_was_killed(short_path, after_
     assert list(runs.iterdir()) == []
 
 
+@LONG
 def test_another_runs_folder_is_not_swept(short_path):
     with Pipeline("--config", "config.toml", "--set", f"bus.run_dir={short_path}") as first:
         first.subscriber.wait_for("window", 1, 30)
@@ -193,6 +194,7 @@ def test_a_model_that_cannot_be_read_ends_the_run_at_once_in_one_line(tmp_path):
     assert "speech.demo cannot run" in run.output and "Traceback" not in run.output, run.output
 
 
+@LONG
 def test_a_node_that_fails_again_and_again_ends_the_run_with_its_own_code():
     with Pipeline("--config", "config.toml", "--set", "supervisor.failures=2") as run:
         for _ in range(3):
@@ -213,6 +215,7 @@ def test_a_node_that_fails_again_and_again_ends_the_run_with_its_own_code():
 # Outputs
 
 
+@LONG
 def test_labels_are_appended_to_a_file_that_only_its_owner_reads(tmp_path):
     out = tmp_path / "labels.jsonl"
     out.write_text('{"yesterday": 1}\n')

@@ -126,3 +126,27 @@ def test_a_missing_camera_leaves_sound(tmp_path: Path):
         labels = run.subscriber.of("utterance")
     assert "camera:97 cannot be opened" in run.output
     assert labels and labels[0]["modalities"]["video"]["coverage"] == 0
+
+
+def test_an_unexpected_error_of_the_decoder_opens_the_source_again(monkeypatch, caplog):
+    """Whatever a reading thread raises, it goes on: nobody would notice its end."""
+    from emostream.stream.sources import network
+
+    sender = Sender(port := free_udp_port())
+    real, calls = network.decode, []
+
+    def decode(*arguments):
+        calls.append(len(calls))
+        if calls[-1] == 0:
+            raise KeyError("s64")
+        yield from real(*arguments)
+
+    monkeypatch.setattr(network, "decode", decode)
+    source = LiveSource(SourceSpec.parse(f"udp://127.0.0.1:{port}"), frozenset({"audio"}), 10, SystemClock(), 2)
+    source.open()
+    until = time.monotonic() + 15
+    assert any(item is not None or time.monotonic() > until for item in source.items())
+    source.close()
+    sender.stop()
+    assert time.monotonic() < until and len(calls) >= 2
+    assert "went away (KeyError: 's64')" in caplog.text and "is back" in caplog.text

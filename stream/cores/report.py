@@ -51,6 +51,7 @@ class Reporter:
         coordinates = valence_and_arousal(labels, result.probabilities, self._classifier.coordinates)
         valence, arousal = (round(value, 3) for value in coordinates) if coordinates else (None, None)
         captured_ns = job.cause.speech_captured_ns
+        set_by_ns = self._clock.wall_ns(published_ns) - published_ns  # since the run began
         kind: Literal["utterance", "window"] = "window" if job.kind == "window" else "utterance"
         message = Emotion(
             kind=kind,
@@ -69,8 +70,8 @@ class Reporter:
             words=job.words,
             modalities=_evidence(job, features, result, self._fps),
             latency_ms=_latency(job, times, published_ns) if kind == "utterance" and self._realtime else None,
-            captured_ns=captured_ns and self._clock.wall_ns(captured_ns),
-            published_ns=self._clock.wall_ns(published_ns),
+            captured_ns=captured_ns and captured_ns + set_by_ns,
+            published_ns=published_ns + set_by_ns,
             bundle=self._classifier.bundle_id,
             backend=self._classifier.backend,
             valence=valence,
