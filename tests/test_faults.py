@@ -19,6 +19,7 @@ from tests.processes import BIN, ROOT, Pipeline, Subscriber, command, environmen
 
 pytestmark = pytest.mark.process
 
+SETTLED_S = 0.3  # until a label that one subscriber has is with all others
 F_SETPIPE_SZ = 1031  # linux/fcntl.h
 
 
@@ -28,6 +29,7 @@ def numbers(messages: list[dict]) -> list[tuple[str, str, int]]:
 
 
 LONG = pytest.mark.long
+RUN = ("--config", "config.toml", "--set", "speech.recognizer=none")  # words cost the most and matter the least here
 
 
 @pytest.mark.parametrize(
@@ -46,9 +48,10 @@ def test_a_strangers_sigterm_to_a_node_is_a_failure_and_not_its_end(node):
 
 
 def test_numbers_never_come_twice_though_fusion_is_killed(tmp_path):
-    with Pipeline("--config", "config.toml", "--jsonl", tmp_path / "labels.jsonl") as run:
+    with Pipeline(*RUN, "--jsonl", tmp_path / "labels.jsonl") as run:
         for count in (1, 2):
             run.subscriber.wait_for("utterance", count, 40)
+            time.sleep(SETTLED_S)
             os.kill(run.node("fusion"), signal.SIGKILL)
         run.subscriber.wait_for("utterance", 3, 40)
         run.interrupt()
@@ -67,9 +70,10 @@ def lies(run: Pipeline) -> list[dict]:
 def test_who_takes_the_port_while_fusion_is_away_is_not_believed(tmp_path):
     port, out = free_port(), tmp_path / "labels.jsonl"
     endpoint = f"tcp://127.0.0.1:{port}"
-    with Pipeline("--config", "config.toml", "--jsonl", out, endpoint=endpoint) as run, zmq.Context() as context:
+    with Pipeline(*RUN, "--jsonl", out, endpoint=endpoint) as run, zmq.Context() as context:
         run.subscriber.wait_for("utterance", 1, 30)
         true = run.subscriber.of("utterance")[0]
+        time.sleep(SETTLED_S)
         with context.socket(zmq.PUB) as liar:
             liar.setsockopt(zmq.LINGER, 0)
             os.kill(run.node("fusion"), signal.SIGKILL)
@@ -108,10 +112,10 @@ def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process
     return []
 
 
-@pytest.mark.parametrize("after_s", [0.6, *(pytest.param(s, marks=LONG) for s in (0.3, 0.9, 1.3, 2.0, 4.0))])
+@pytest.mark.parametrize("after_s", [2.0, *(pytest.param(s, marks=LONG) for s in (0.3, 0.6, 0.9, 1.3, 4.0))])
 def test_nothing_is_left_of_a_run_whose_supervisor_was_killed(short_path, after_s):
     endpoint, runs = f"tcp://127.0.0.1:{free_port()}", short_path / "runs"
-    arguments = ("--config", "config.toml", "--set", f"bus.run_dir={runs}")
+    arguments = (*RUN, "--set", f"bus.run_dir={runs}")
     with Pipeline(*arguments, endpoint=endpoint) as run:
         time.sleep(after_s)
         children = psutil.Process(run.process.pid).children(recursive=True)
@@ -171,7 +175,7 @@ def test_a_suspended_run_goes_on():
 
 
 def test_sighup_ends_a_run_like_sigterm():
-    with Pipeline("--config", "config.toml") as run:
+    with Pipeline(*RUN) as run:
         run.subscriber.wait_for("window", 1, 30)
         run.process.send_signal(signal.SIGHUP)
         begun = time.monotonic()
@@ -230,6 +234,7 @@ def test_labels_are_appended_to_a_file_that_only_its_owner_reads(tmp_path):
     assert fresh.stat().st_mode & 0o777 == 0o600
 
 
+@LONG
 def test_a_full_disk_costs_the_file_and_not_the_labels(tmp_path):
     with Pipeline("--stream", "demo", "--pace", "fast", "--jsonl", "/dev/full") as run:
         assert run.finish(60) == 0, run.output
@@ -246,13 +251,16 @@ def test_a_reader_that_stalls_costs_its_output_and_not_the_labels(tmp_path):
     os.write(writing, b"x" * 4096)
     subscriber = Subscriber(endpoint)
     process = subprocess.Popen(
-        [BIN / "stream-run", "--config", ROOT / "config.toml", "--jsonl", out, "--set", f"bus.emotion={endpoint}"],
-        stdout=writing, stderr=writing, env=environment(),
+        [BIN / "stream-run", *RUN, "--jsonl", out, "--set", f"bus.emotion={endpoint}"],
+        stdout=writing, stderr=writing, env=environment(), cwd=ROOT,
     )  # fmt: skip
     try:
         os.close(writing)
         subscriber.wait_for("utterance", 2, 40)
-        assert len(out.read_text().splitlines()) == 2
+        until = time.monotonic() + 3
+        while len(out.read_text().splitlines()) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
         process.wait(10)

@@ -12,7 +12,7 @@ import pytest
 from tests import media
 from tests.processes import Pipeline, command, environment
 
-pytestmark = [pytest.mark.process, pytest.mark.realtime]
+pytestmark = [pytest.mark.process, pytest.mark.realtime, pytest.mark.xdist_group("microphone")]
 
 _MISSING = [name for name in ("pulseaudio", "pactl", "paplay") if shutil.which(name) is None]
 pulseaudio_only = pytest.mark.skipif(
@@ -80,6 +80,8 @@ def test_speech_played_into_the_virtual_microphone_is_labelled(pulse, tmp_path):
             before, started = len(run.subscriber.of("utterance")), time.time()
             pulse.play(sound)
             label = run.subscriber.wait_for("utterance", before + 1, 10)[before]
+            if label["captured_ns"] / 1e9 < started + 1:  # the rest of the last try
+                label = run.subscriber.wait_for("utterance", before + 2, 10)[before + 1]
             heard = {"this", "is", "the", "best", "day"} & set(label["text"].split())
             if len(heard) >= 3:
                 break

@@ -146,7 +146,7 @@ def test_a_second_run_knows_the_person_of_the_first(tmp_path):
         out = tmp_path / f"{run}.jsonl"
         done = subprocess.run(
             [BIN / "stream-run", "--stream", "demo", "--pace", "fast", "--quiet", "--profile", path, "--jsonl", out,
-             "--set", f"bus.emotion=ipc://{tmp_path}/bus"],
+             "--set", f"bus.emotion=ipc://{tmp_path}/bus", "--set", "speech.recognizer=none"],
             env=environment(), capture_output=True, text=True, timeout=100,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """engines/trt/backend.py and its stand-in use only what the real bindings have, by the types of TensorRT-RTX.
 
 Its Python package can be imported on a machine without a GPU, and its API is that of TensorRT 11 except for CUDA
-graphs. mypy's stubgen generates the stubs from the package in each run of the tests.
+graphs. mypy's stubgen generates the stubs from the package.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from emostream.files import write_atomically
 from tests.recording_tensorrt import machine
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed; it is for x86-64 only")
@@ -26,9 +28,11 @@ LOADED = "trt = load_module(runtime)"
 
 
 @pytest.fixture(scope="module")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``tensorrt_rtx.pyi``."""
-    folder = tmp_path_factory.mktemp("stubs")
+def stubs(pytestconfig: pytest.Config) -> Path:
+    """A folder with ``tensorrt_rtx.pyi``, kept for as long as the package has this version."""
+    folder = pytestconfig.cache.mkdir(f"tensorrt-rtx-{version('tensorrt-rtx-cu13')}")
+    if (folder / "tensorrt_rtx.pyi").is_file():
+        return folder
     stubgen = [sys.executable, "-c", "from mypy.stubgen import main; main()"]
     command = [*stubgen, "--inspect-mode", "-q", "-p", "tensorrt_rtx_bindings", "-o", folder]
     subprocess.run(command, check=True, timeout=100)
@@ -37,7 +41,7 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = re.sub(r"(= \.\.\., channel_axis: [\w.]+)\)", r"\1 = ...)", text)  # invalid: no default after a default
     text = text.replace("class Dims:", "class Dims:\n    def __iter__(self) -> collections.abc.Iterator[int]: ...")
     functions = "def nptype(trt_type: DataType) -> type: ...\n__version__: str\n"  # of the package's Python part
-    (folder / "tensorrt_rtx.pyi").write_text("# mypy: ignore-errors\n" + text + functions)
+    write_atomically(folder / "tensorrt_rtx.pyi", "# mypy: ignore-errors\n" + text + functions)
     return folder
 
 
@@ -56,7 +60,7 @@ def type_check(stubs: Path, source: str, folder: Path) -> str:
     (folder / DEVICE_CODE).write_text(source.replace(LOADED, "import tensorrt_rtx as trt"))
     command = [
         sys.executable, "-m", "mypy", "--ignore-missing-imports", "--follow-imports=silent",
-        "--check-untyped-defs", "--config-file=", DEVICE_CODE,
+        "--check-untyped-defs", "--config-file=", "--cache-dir", stubs / "mypy", DEVICE_CODE,
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=folder, env={"MYPYPATH": str(stubs)}, capture_output=True, text=True, timeout=100

@@ -275,7 +275,15 @@ def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
     assert OnnxRuntime(bundle.path(VOICE)).run({"rows": rows})["vectors"].shape == (1, 10, 168)
     assert set(bundle.manifest.metrics["conditions"]) == set(CONDITIONS)
     assert all(bundle.path(name).is_file() for name in (FUSION_CPU, FUSION_GPU))
-    assert main([*command, str(tmp_path / "second"), "--portable"]) == 0  # the seed decides everything
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_fit_is_the_same_again_and_portable_if_asked(data, tmp_path):
+    """The seed decides everything, also from an empty cache."""
+    for name in ("first", "second"):
+        command = ["fit", "--preset", "tiny", "--data", str(data), "--cache", str(tmp_path / f"cache-{name}"), "--out"]
+        assert main([*command, str(tmp_path / name), *(["--portable"] if name == "second" else [])]) == 0
     assert not any((tmp_path / "second" / name).exists() for name in (FUSION_CPU, FUSION_GPU))
     assert (tmp_path / "first/fusion.onnx").read_bytes() == (tmp_path / "second/fusion.onnx").read_bytes()
 
