@@ -28,8 +28,8 @@ def _speech() -> np.ndarray:
 def _sound(rate: int, seconds: float = 1.5) -> np.ndarray:
     """Speech at any rate, (n,) float32."""
     samples = _speech()
-    at = np.arange(round(seconds * rate)) * (16_000 / rate)
-    return (np.interp(at, np.arange(len(samples)), samples) / 32768).astype(np.float32)
+    positions = np.arange(round(seconds * rate)) * (16_000 / rate)
+    return (np.interp(positions, np.arange(len(samples)), samples) / 32768).astype(np.float32)
 
 
 def _chunks(samples: np.ndarray, rate: int, cuts: list[int], start_ns: int = 0) -> list[AudioChunk]:
@@ -98,12 +98,12 @@ def test_rates_and_channels(rate, channels):
     sound = np.repeat(_sound(rate)[:, None], channels, axis=1)
     messages = _run(_chunks(sound, rate, list(range(0, len(sound), rate // 50))))
     expected = _speech()[:24_000]
-    found = _samples(messages)[-_start_ns(rate, 0) * 16_000 // _S :]
-    assert len(expected) - 512 <= len(found) <= len(expected)
-    error = found / 32768 - expected[: len(found)] / 32768
+    output = _samples(messages)[-_start_ns(rate, 0) * 16_000 // _S :]
+    assert len(expected) - 512 <= len(output) <= len(expected)
+    error = output / 32768 - expected[: len(output)] / 32768
     # straight lines between samples make the sound at other rates duller, and 8 kHz holds half of it
     assert np.std(error) < np.std(expected / 32768) * (0.5 if rate == 8000 else 0.35)
-    assert np.corrcoef(found, expected[: len(found)])[0, 1] > (0.85 if rate == 8000 else 0.95)
+    assert np.corrcoef(output, expected[: len(output)])[0, 1] > (0.85 if rate == 8000 else 0.95)
 
 
 def test_at_16_khz_samples_and_features_are_untouched():
@@ -142,9 +142,9 @@ def test_the_timeline_has_no_gaps_and_begins_with_the_sound(rate):
 def test_a_tone_keeps_its_frequency_level_and_phase(rate, hz):
     t = np.arange(2 * rate) / rate
     tone = 0.5 * np.sin(2 * np.pi * hz * t).astype(np.float32)
-    found = _samples(_run(_chunks(tone, rate, list(range(0, len(tone), 777))))) / 32768
-    expected = 0.5 * np.sin(2 * np.pi * hz * (np.arange(len(found)) / 16_000 + _start_ns(rate, 0) / _S))
-    np.testing.assert_allclose(found[400:-400], expected[400:-400], atol=0.01)  # its phase too: nothing is delayed
+    output = _samples(_run(_chunks(tone, rate, list(range(0, len(tone), 777))))) / 32768
+    expected = 0.5 * np.sin(2 * np.pi * hz * (np.arange(len(output)) / 16_000 + _start_ns(rate, 0) / _S))
+    np.testing.assert_allclose(output[400:-400], expected[400:-400], atol=0.01)  # its phase too: nothing is delayed
 
 
 @pytest.mark.parametrize("rate", [8000, 32_000, 48_000, 96_000])
@@ -160,21 +160,21 @@ def test_a_block_comes_as_soon_as_its_sound(rate):
 
 def test_frequencies_above_8_khz_do_not_alias():
     t = np.arange(48_000) / 48_000
-    found = _samples(_run(_chunks(0.5 * np.sin(2 * np.pi * 11_000 * t).astype(np.float32), 48_000, [])))
-    assert np.abs(found[400:-400].astype(int)).max() < 100
+    output = _samples(_run(_chunks(0.5 * np.sin(2 * np.pi * 11_000 * t).astype(np.float32), 48_000, [])))
+    assert np.abs(output[400:-400].astype(int)).max() < 100
 
 
 def test_channels_are_averaged():
     left, right = np.full(1600, 0.5, np.float32), np.full(1600, -0.25, np.float32)
-    found = _samples(_run(_chunks(np.stack([left, right], axis=1), 16_000, [])))
-    assert set(found) == {4096}
+    output = _samples(_run(_chunks(np.stack([left, right], axis=1), 16_000, [])))
+    assert set(output) == {4096}
 
 
 def test_too_loud_a_sound_is_clipped():
     wave = np.array([2.0, -2.0, 1.0, -1.0, 0.5], np.float32).repeat(512)
-    found = _samples(_run(_chunks(wave, 16_000, []))).reshape(5, 512)
-    assert found[:, 0].tolist() == [32767, -32768, 32767, -32768, 16384]
-    assert (found == found[:, :1]).all()
+    output = _samples(_run(_chunks(wave, 16_000, []))).reshape(5, 512)
+    assert output[:, 0].tolist() == [32767, -32768, 32767, -32768, 16384]
+    assert (output == output[:, :1]).all()
 
 
 @pytest.mark.parametrize(("value", "step"), [(0.4, 0), (0.6, 1), (-0.4, 0), (-0.6, -1), (100.6, 101)])

@@ -45,25 +45,25 @@ def segments() -> list[script.Segment]:
 
 def test_a_script_says_where_its_speech_is(segments, tmp_path):
     """Each segment is in the decoded file, sample for sample, where the script says; between them is noise only."""
-    made = script.make_script(tmp_path / "s.mkv", segments, 7, 0.9, True, "demo")
-    chunks = decoded(made.path, "audio")
+    written = script.make_script(tmp_path / "s.mkv", segments, 7, 0.9, True, "demo")
+    chunks = decoded(written.path, "audio")
     assert chunks[0].media_ns == 0
     assert {len(chunk.samples) for chunk in chunks[:-1]} == {script.BLOCK}
     sound = np.concatenate([chunk.samples[:, 0] for chunk in chunks])
-    assert len(sound) == round(made.length_s * script.RATE_HZ)
-    assert [u.name for u in made.utterances] == [segments[i % 5].name for i in range(7)]
+    assert len(sound) == round(written.length_s * script.RATE_HZ)
+    assert [u.name for u in written.utterances] == [segments[i % 5].name for i in range(7)]
     last = 0
-    for utterance, segment in zip(made.utterances, segments * 2, strict=False):
+    for utterance, segment in zip(written.utterances, segments * 2, strict=False):
         start, end = (round(ns * script.RATE_HZ / 1e9) for ns in (utterance.start_ns, utterance.end_ns))
         assert np.abs(sound[last:start]).max() < SIX_SIGMA
         assert np.abs(sound[start:end] - segment.samples).max() < SIX_SIGMA
         assert np.abs(segment.samples[-script.RATE_HZ // 50 :]).max() > SIX_SIGMA  # the end stands out from the noise
         last = end
     assert np.abs(sound[last:]).max() < SIX_SIGMA
-    pauses = [(b.start_ns - a.end_ns) / 1e9 for a, b in zip(made.utterances, made.utterances[1:], strict=False)]
+    pauses = [(b.start_ns - a.end_ns) / 1e9 for a, b in zip(written.utterances, written.utterances[1:], strict=False)]
     assert 0.9 <= min(pauses) and max(pauses) <= 1.15 and len({round(pause, 3) for pause in pauses}) == 6
-    times = [frame.media_ns for frame in decoded(made.path, "video")]
-    assert times[0] == 0 and times[-1] / 1e9 > made.length_s - 0.1
+    times = [frame.media_ns for frame in decoded(written.path, "video")]
+    assert times[0] == 0 and times[-1] / 1e9 > written.length_s - 0.1
     uneven = np.abs(np.diff(times)[:-3] - 40e6) > 1e6  # the last pictures lack those that they are made from
     assert not uneven.any()  # also where the clip begins anew
 
@@ -73,12 +73,12 @@ def test_speech_is_found_in_a_recording(before, speech, after):
     tone = 0.3 * np.sin(np.arange(speech) * 0.2, dtype=np.float32)
     noise = np.random.default_rng(0).normal(0, 1e-4, before + speech + after).astype(np.float32)
     recording = noise + np.concatenate([np.zeros(before), tone, np.zeros(after)]).astype(np.float32)
-    found = script.find_speech("tone", recording)
-    assert found is not None
+    spans = script.find_speech("tone", recording)
+    assert spans is not None
     cut = before - (max(0, before // 160 * 160 - 1600))  # where speech starts in what is kept
-    assert abs(found.start - cut) <= 160
-    assert abs((found.end - found.start) - speech) <= 320
-    assert len(found.samples) - found.end <= script.TAIL_S * script.RATE_HZ
+    assert abs(spans.start - cut) <= 160
+    assert abs((spans.end - spans.start) - speech) <= 320
+    assert len(spans.samples) - spans.end <= script.TAIL_S * script.RATE_HZ
 
 
 @pytest.mark.parametrize(("pause_s", "taken"), [(0.2, True), (0.3, False)])
@@ -116,23 +116,23 @@ TALK = said((1.0, 2.0), (3.0, 4.0), (5.0, 6.0))
 
 def test_labels_find_their_utterances():
     late = [label(1.1, 2.1), label(3.1, 3.9), label(4.95, 6.1)]
-    found = labels.match(TALK, late)
-    assert found.pairs == list(zip(TALK, late, strict=True))
-    assert not (found.missed or found.doubled or found.unexpected)
+    matching = labels.match(TALK, late)
+    assert matching.pairs == list(zip(TALK, late, strict=True))
+    assert not (matching.missed or matching.doubled or matching.unexpected)
 
 
 def test_missed_doubled_and_unexpected():
     halves = [label(3.0, 3.4), label(3.5, 4.0)]
-    found = labels.match(TALK, [*halves, label(5.0, 6.0), label(8.0, 9.0)])
-    assert found.missed == [TALK[0]]
-    assert found.doubled == [TALK[1]]
-    assert [utterance for utterance, _ in found.pairs] == [TALK[2]]
-    assert [one.emotion.start_s for one in found.unexpected] == [8.0]
+    matching = labels.match(TALK, [*halves, label(5.0, 6.0), label(8.0, 9.0)])
+    assert matching.missed == [TALK[0]]
+    assert matching.doubled == [TALK[1]]
+    assert [utterance for utterance, _ in matching.pairs] == [TALK[2]]
+    assert [one.emotion.start_s for one in matching.unexpected] == [8.0]
 
 
 def test_a_label_over_two_utterances_leaves_one_missed():
-    found = labels.match(TALK, [label(1.0, 3.5), label(5.0, 6.0)])
-    assert found.missed == [TALK[1]] and [u for u, _ in found.pairs] == [TALK[0], TALK[2]]
+    matching = labels.match(TALK, [label(1.0, 3.5), label(5.0, 6.0)])
+    assert matching.missed == [TALK[1]] and [u for u, _ in matching.pairs] == [TALK[0], TALK[2]]
 
 
 @given(st.permutations([0, 1, 2]))
@@ -144,10 +144,10 @@ def test_matching_does_not_depend_on_the_order_of_labels(order):
 @given(off_ms=st.integers(-200, 300), late_ms=st.integers(4, 500))
 def test_parts_sum_to_the_total(off_ms, late_ms):
     """``total`` counts from the script's end, whatever voice activity made of it."""
-    found = labels.parts(TALK[0], label(1.0, 2 + off_ms / 1000, late_ms=late_ms), T0_NS)
-    assert found["total"] == pytest.approx(off_ms + 416 + late_ms + 1, abs=0.01)
-    assert found["vad"] == pytest.approx(off_ms, abs=0.01) and found["transport"] == pytest.approx(1)
-    assert sum(found[name] for name in labels.PARTS) == pytest.approx(found["total"], abs=0.01)
+    figures = labels.parts(TALK[0], label(1.0, 2 + off_ms / 1000, late_ms=late_ms), T0_NS)
+    assert figures["total"] == pytest.approx(off_ms + 416 + late_ms + 1, abs=0.01)
+    assert figures["vad"] == pytest.approx(off_ms, abs=0.01) and figures["transport"] == pytest.approx(1)
+    assert sum(figures[name] for name in labels.PARTS) == pytest.approx(figures["total"], abs=0.01)
 
 
 def test_parts_that_do_not_sum_are_an_error():
@@ -216,12 +216,12 @@ def test_a_modality_that_no_label_has_is_a_fault():
 
 @given(st.lists(st.floats(-500, 60_000), min_size=1, max_size=300))
 def test_percentiles_are_those_of_the_values(values):
-    found = common.percentiles(values)
+    figures = common.percentiles(values)
     width = max(values) - min(0.0, *values)
     for percentile in common.PERCENTILES:
         true = np.percentile(values, percentile, method="inverted_cdf")
-        assert found[f"p{percentile:g}"] == pytest.approx(true, abs=0.001 * width + 0.003)
-    assert found["max"] == pytest.approx(max(values), abs=0.001) and found["n"] == len(values)
+        assert figures[f"p{percentile:g}"] == pytest.approx(true, abs=0.001 * width + 0.003)
+    assert figures["max"] == pytest.approx(max(values), abs=0.001) and figures["n"] == len(values)
 
 
 def test_percentiles_of_nothing_are_an_error():

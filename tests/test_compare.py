@@ -106,17 +106,17 @@ def test_inputs_fit_the_graphs_and_differ_from_round_to_round(bundle):
 def test_results_are_compared_with_onnx_runtimes(bundle, only):
     loaded = only(onnxruntime=0.0, openvino=1e-5, torch=1e-2)
     parts: list[float] = []
-    found = compare(bundle, 2, parts.append)
-    assert found.measured["onnxruntime"].difference == 0
-    assert found.measured["openvino"].difference == pytest.approx(1e-5, rel=0.5)
-    assert found.measured["torch"].difference == pytest.approx(1e-2, rel=0.1)
-    assert {backend.agreement for backend in found.measured.values()} == {1.0}  # all logits are off by the same
-    assert list(found.measured["torch"].timings) == [case.name for case in CASES]
-    for timing in found.measured["torch"].timings.values():
+    comparison = compare(bundle, 2, parts.append)
+    assert comparison.measured["onnxruntime"].difference == 0
+    assert comparison.measured["openvino"].difference == pytest.approx(1e-5, rel=0.5)
+    assert comparison.measured["torch"].difference == pytest.approx(1e-2, rel=0.1)
+    assert {backend.agreement for backend in comparison.measured.values()} == {1.0}  # all logits are off by the same
+    assert list(comparison.measured["torch"].timings) == [case.name for case in CASES]
+    for timing in comparison.measured["torch"].timings.values():
         assert 0 < timing.p50_ms <= timing.p99_ms
         assert timing.rows_per_s > 0
-    assert found.missing == {"tensorrt": "no GPU"}
-    assert [line.split(" by ")[0] for line in faults(found)] == ["torch differs from onnxruntime"]
+    assert comparison.missing == {"tensorrt": "no GPU"}
+    assert [line.split(" by ")[0] for line in faults(comparison)] == ["torch differs from onnxruntime"]
     assert all(graph.closed for graph in loaded)
     assert parts == sorted(parts)
     assert parts[-1] == pytest.approx(1)
@@ -124,17 +124,17 @@ def test_results_are_compared_with_onnx_runtimes(bundle, only):
 
 def test_a_backend_that_returns_nan_differs(bundle, only):
     only(onnxruntime=0.0, torch=math.nan)
-    found = compare(bundle, 1)
-    assert math.isnan(found.measured["torch"].difference)
-    assert any("torch differs" in line for line in faults(found))
+    comparison = compare(bundle, 1)
+    assert math.isnan(comparison.measured["torch"].difference)
+    assert any("torch differs" in line for line in faults(comparison))
 
 
 def test_a_backend_that_fails_does_not_stop_the_others(bundle, only):
     only(onnxruntime=0.0, openvino="no memory", torch=0.0)
-    found = compare(bundle, 1)
-    assert list(found.measured) == ["onnxruntime", "torch"]
-    assert found.failed == {"openvino": "no memory"}
-    assert faults(found) == ["openvino failed: no memory"]
+    comparison = compare(bundle, 1)
+    assert list(comparison.measured) == ["onnxruntime", "torch"]
+    assert comparison.failed == {"openvino": "no memory"}
+    assert faults(comparison) == ["openvino failed: no memory"]
 
 
 def test_a_backend_that_fails_alone_is_closed(bundle, only, monkeypatch):
@@ -146,9 +146,9 @@ def test_a_backend_that_fails_alone_is_closed(bundle, only, monkeypatch):
         return Alone(0.1, 1.0, 2.0, 3.0, 0.0)
 
     monkeypatch.setattr(module, "_alone_in_a_process", fail)
-    found = compare(bundle, 1)
-    assert list(found.measured) == ["onnxruntime"]
-    assert found.failed == {"torch": "its process died"}
+    comparison = compare(bundle, 1)
+    assert list(comparison.measured) == ["onnxruntime"]
+    assert comparison.failed == {"torch": "its process died"}
     assert all(graph.closed for graph in loaded)
 
 
@@ -232,8 +232,8 @@ def test_the_command_writes_a_table_json_and_a_picture(only, tmp_path, capsys):
     out = capsys.readouterr().out
     for word in ("onnxruntime", "fusion, 15 s × 4", "face × 8", "not here: tensorrt: no GPU", "1 thread each"):
         assert word in out
-    found = msgspec.json.decode((tmp_path / "c.json").read_bytes(), type=Comparison)
-    assert found.measured["torch"].difference > 0
+    saved = msgspec.json.decode((tmp_path / "c.json").read_bytes(), type=Comparison)
+    assert saved.measured["torch"].difference > 0
     picture = matplotlib.image.imread(tmp_path / "c.png")
     assert picture[..., :3].std() > 0.05  # not blank
 

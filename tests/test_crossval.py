@@ -138,9 +138,9 @@ def test_ray_gives_the_same(tmp_path):
     pytest.importorskip("ray")
     specs = SPECS[:2]
     complete(specs, ONE, tiny(), tmp_path / "here")
-    made = []
-    assert not complete(specs, ONE, tiny(), tmp_path / "ray", 1, "local", lambda spec, outcome: made.append(outcome))
-    assert all(isinstance(outcome, Result) for outcome in made) and len(made) == 2
+    calls = []
+    assert not complete(specs, ONE, tiny(), tmp_path / "ray", 1, "local", lambda spec, outcome: calls.append(outcome))
+    assert all(isinstance(outcome, Result) for outcome in calls) and len(calls) == 2
     assert same(*(finished(specs, ONE, tiny(), tmp_path / name) for name in ("here", "ray")))
 
 

@@ -38,8 +38,10 @@ def test_everything_that_is_missing_is_named_once(gpu: Gpu, monkeypatch: pytest.
     monkeypatch.setattr(ctypes, "CDLL", not_there)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    found = cuda.missing("tensorrt")
-    assert len(found) == 2 and "no NVIDIA driver" in found[0] and "tensorrt" in found[1]  # PyCUDA needs the driver
+    lacking = cuda.missing("tensorrt")
+    assert (
+        len(lacking) == 2 and "no NVIDIA driver" in lacking[0] and "tensorrt" in lacking[1]
+    )  # PyCUDA needs the driver
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "PyCUDA is not installed" in cuda.missing("tensorrt")[2]
 

@@ -267,12 +267,12 @@ def test_the_rules_are_those_of_the_configuration():
 
 def test_the_demos_sentences_are_found(vad):
     sentences = json.loads(media.DEMO.with_suffix(".json").read_text())["sentences"]
-    found = [
+    steps = [
         (start / 1e9, end / 1e9)
         for start, end in utterances(media.speech_samples(26.5), vad, Endpointer.from_config(Speech()))
     ]
-    assert len(found) == len(sentences) == 5
-    np.testing.assert_allclose(found, [(s["start_s"], s["end_s"]) for s in sentences], atol=0.35)
+    assert len(steps) == len(sentences) == 5
+    np.testing.assert_allclose(steps, [(s["start_s"], s["end_s"]) for s in sentences], atol=0.35)
 
 
 @pytest.mark.parametrize("sound", ["silence", "hiss", "hum", "clicks"])

@@ -66,23 +66,23 @@ def test_inputs_and_outputs_as_the_manifest_says(bundle, graph):
     builder = trt.Builder(build.logger(trt))
     path = bundle.path_for(graph, "tensorrt_rtx")
     network = build.parse(path, build._graph(path, "fp16"), builder, trt)
-    found = {}
+    results = {}
     for index in range(network.num_inputs):
         entry = network.get_input(index)
-        found[entry.name] = (entry.dtype, tuple(entry.shape))
+        results[entry.name] = (entry.dtype, tuple(entry.shape))
     outputs = {network.get_output(i).name: tuple(network.get_output(i).shape) for i in range(network.num_outputs)}
     manifest = bundle.manifest
     profile = of_bundle(manifest, graph)
-    assert set(found) == set(profile)
+    assert set(results) == set(profile)
     if graph == FACE:
         side = manifest.video.settings["crop"]
-        assert found == {"crops": (trt.uint8, (-1, side, side))}
+        assert results == {"crops": (trt.uint8, (-1, side, side))}
         assert outputs == {"vectors": (-1, manifest.video.dim)}
         return
     for name in ("audio", "video", "text"):
         modality = getattr(manifest, name)
-        assert found[name] == (trt.float32, (-1, -1, modality.dim))
-        assert found[f"{name}_len"] == (trt.int64, (-1,))
+        assert results[name] == (trt.float32, (-1, -1, modality.dim))
+        assert results[f"{name}_len"] == (trt.int64, (-1,))
         assert profile[name][0] == (1, 1, modality.dim) and profile[name][2] == (8, modality.max_rows, modality.dim)
     assert outputs == {"logits": (-1, len(manifest.labels))}
 

@@ -318,14 +318,14 @@ def _slow_engine(graph: Path, directory: Path, made: Path, ready) -> None:
 def test_two_processes_at_once_build_once(graph, directory, tmp_path):
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(3)
-    made = tmp_path / "made"
-    processes = [context.Process(target=_slow_engine, args=(graph, directory, made, ready)) for _ in range(3)]
+    folder = tmp_path / "made"
+    processes = [context.Process(target=_slow_engine, args=(graph, directory, folder, ready)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert made.read_text() == "built\n"
+    assert folder.read_text() == "built\n"
 
 
 def test_a_killed_builder_holds_no_lock_and_its_partial_file_is_overwritten(graph, directory, builds):
@@ -387,6 +387,6 @@ def test_a_real_engine(bundle, directory):
         directory,
     )
     path = cache.engine(*asked)
-    made = path.stat()
-    assert cache.engine(*asked) == path and path.stat().st_mtime_ns == made.st_mtime_ns
-    assert made.st_size > 1e6
+    before = path.stat()
+    assert cache.engine(*asked) == path and path.stat().st_mtime_ns == before.st_mtime_ns
+    assert before.st_size > 1e6

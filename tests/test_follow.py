@@ -52,10 +52,10 @@ def test_between_detections_a_face_is_followed_with_its_eyes():
     detector.faces = [face_at(100, 80)]
     assert follower.push(0, scene((100, 80))) == face_at(100, 80)
     for i, (x, y) in enumerate([(103.0, 80.0), (109.5, 84.25)]):
-        found = follower.push((i + 1) * 100 * _MS, scene((x, y)))
-        assert found is not None and found.eyes is not None
-        assert (found.x, found.y) == pytest.approx((x, y), abs=0.6)
-        assert found.eyes[0] == pytest.approx((x + 20, y + 22), abs=0.6)
+        face = follower.push((i + 1) * 100 * _MS, scene((x, y)))
+        assert face is not None and face.eyes is not None
+        assert (face.x, face.y) == pytest.approx((x, y), abs=0.6)
+        assert face.eyes[0] == pytest.approx((x + 20, y + 22), abs=0.6)
     assert detector.asked == [None]
 
 
@@ -99,8 +99,8 @@ def test_a_larger_face_does_not_take_over():
     follower.push(0, scene((20, 20)))
     detector.faces = [Detection(150, 60, 120, 120, 0.99), face_at(20, 20)]
     for t in range(100, 2000, 100):
-        found = follower.push(t * _MS, scene((20, 20), (180, 90)))
-        assert found is not None and found.overlap(face_at(20, 20)) > 0.8
+        face = follower.push(t * _MS, scene((20, 20), (180, 90)))
+        assert face is not None and face.overlap(face_at(20, 20)) > 0.8
 
 
 def test_an_empty_room_is_searched_a_few_times_a_second():
@@ -129,9 +129,9 @@ def test_faces_at_the_border(x, y):
     follower = FaceFollower(detector)
     detector.faces = [face_at(x, y)]
     for t in range(0, 600, 100):
-        found = follower.push(t * _MS, scene((x, y)))
-        assert found is not None
-        assert found.overlap(face_at(x, y)) > 0.9
+        face = follower.push(t * _MS, scene((x, y)))
+        assert face is not None
+        assert face.overlap(face_at(x, y)) > 0.9
 
 
 @pytest.mark.slow
@@ -140,8 +140,8 @@ def test_the_demos_face_is_where_a_search_of_each_frame_finds_it():
     follower = FaceFollower(detector)
     overlaps = []
     for i, image in enumerate(map(media.gray, media.face_frames(150)[::3])):
-        found = follower.push(i * 120 * _MS, image)
-        assert found is not None
-        overlaps.append(found.overlap(find_faces(detector, image)[0]))
+        face = follower.push(i * 120 * _MS, image)
+        assert face is not None
+        overlaps.append(face.overlap(find_faces(detector, image)[0]))
     assert np.mean(overlaps) > 0.9
     assert min(overlaps) > 0.7

@@ -175,10 +175,10 @@ def test_at_fast_pace_a_modality_that_ended_is_not_waited_for():
 @pytest.mark.parametrize("when", ["first", "midway", "last"])
 def test_a_sound_track_without_sound_gives_the_same_labels_in_any_order(when):
     faces: list[Message] = [face_message(i / 10) for i in range(30)]
-    at = {"first": 0, "midway": 15, "last": 30}[when]
+    position = {"first": 0, "midway": 15, "last": 30}[when]
     run = (
         Run(realtime=False)
-        .push(*faces[:at], end_message("speech"), end_message("audio"), *faces[at:], end_message("face"))
+        .push(*faces[:position], end_message("speech"), end_message("audio"), *faces[position:], end_message("face"))
         .step()
     )
     assert [(e.start_s, e.end_s) for e in run.labels] == [(0.0, 3.0)]

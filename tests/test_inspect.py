@@ -50,19 +50,19 @@ def test_operations_and_parameters_as_counted_by_hand(tmp_path, op_type):
     stored, attributes, shape, flops, parameters = CASES[op_type]
     node = helper.make_node(op_type, ["x", *(name for name, *_ in stored)], ["y"], **attributes)
     path = graph(tmp_path / "g.onnx", [node], [weights(*entry) for entry in stored], ["a", *shape[1:]])
-    found = inspect.facts(path, {"x": (shape, shape, (shape[0] * 2, *shape[1:]))})
-    assert found.flops == {"smallest": flops, "typical": flops, "largest": 2 * flops}
-    assert found.parameters == parameters and found.operators == {op_type: 1}
-    assert found.inputs["x"].shape == ["a", *shape[1:]] and found.inputs["x"].dtype == "float32"
+    counted = inspect.facts(path, {"x": (shape, shape, (shape[0] * 2, *shape[1:]))})
+    assert counted.flops == {"smallest": flops, "typical": flops, "largest": 2 * flops}
+    assert counted.parameters == parameters and counted.operators == {op_type: 1}
+    assert counted.inputs["x"].shape == ["a", *shape[1:]] and counted.inputs["x"].dtype == "float32"
 
 
 def test_facts_of_the_shipped_graphs(bundle):
-    found = {g: inspect.facts(bundle.path(g), of_bundle(bundle.manifest, g)) for g in (FUSION, FACE)}
-    assert found[FACE].flops["largest"] == 64 * found[FACE].flops["smallest"]
-    assert found[FACE].parameters * 4 <= found[FACE].size_bytes  # stored as float32
-    assert found[FUSION].operators["GRU"] == 6
-    assert 0 < found[FUSION].flops["smallest"] < found[FUSION].flops["typical"] < found[FUSION].flops["largest"]
-    assert found[FUSION].outputs["logits"].shape[1] == len(bundle.manifest.labels)
+    counted = {g: inspect.facts(bundle.path(g), of_bundle(bundle.manifest, g)) for g in (FUSION, FACE)}
+    assert counted[FACE].flops["largest"] == 64 * counted[FACE].flops["smallest"]
+    assert counted[FACE].parameters * 4 <= counted[FACE].size_bytes  # stored as float32
+    assert counted[FUSION].operators["GRU"] == 6
+    assert 0 < counted[FUSION].flops["smallest"] < counted[FUSION].flops["typical"] < counted[FUSION].flops["largest"]
+    assert counted[FUSION].outputs["logits"].shape[1] == len(bundle.manifest.labels)
 
 
 def test_the_graph_that_tensorrt_builds_costs_the_least(bundle):
@@ -104,10 +104,10 @@ def test_build_then_inspect(bundle, empty_cache, tmp_path, capsys):
 
     assert main(["inspect", "ekman7", "--json", str(report)]) == 0
     shown = capsys.readouterr().out
-    found = json.loads(report.read_text())
-    assert f"{found['graphs'][FACE]['parameters']:,} parameters" in shown
-    assert list(found["costs"]) == [FUSION, FUSION_CPU, FUSION_GPU, FACE]
-    assert "fusion-gpu.onnx (TensorRT builds this)" in shown and str(found["costs"][FUSION_GPU]["layers"]) in shown
+    saved = json.loads(report.read_text())
+    assert f"{saved['graphs'][FACE]['parameters']:,} parameters" in shown
+    assert list(saved["costs"]) == [FUSION, FUSION_CPU, FUSION_GPU, FACE]
+    assert "fusion-gpu.onnx (TensorRT builds this)" in shown and str(saved["costs"][FUSION_GPU]["layers"]) in shown
     assert "engine of face.onnx: tensorrt_rtx" in shown and "fp16, SM86+SM120" in shown
     (entry,) = inspect.cached(bundle.path(FACE))
     assert entry.report.size_bytes == face["report"]["size_bytes"]

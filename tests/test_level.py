@@ -193,8 +193,8 @@ def test_a_voice_that_becomes_loud_is_heard_as_it_came():
 
 
 def test_a_voice_that_stays_quiet_is_heard_from_its_first_block():
-    found = _scripted([(1, 0.0)] * 20 + [(100, 0.0)] * 30, RaisedVad())
-    assert [(e.event, e.start_ns, e.end_ns) for e in found if e.event in ("started", "ended")] == [
+    heard = _scripted([(1, 0.0)] * 20 + [(100, 0.0)] * 30, RaisedVad())
+    assert [(e.event, e.start_ns, e.end_ns) for e in heard if e.event in ("started", "ended")] == [
         ("started", 20 * FRAME_NS, 23 * FRAME_NS), ("ended", 20 * FRAME_NS, 50 * FRAME_NS),
     ]  # fmt: skip
 

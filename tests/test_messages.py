@@ -171,8 +171,8 @@ def test_no_parts_at_all_are_refused():
 @given(pcm, st.data())
 def test_a_damaged_header_raises_the_error_of_msgspec_or_is_a_message(message, data):
     header, samples = (bytes(part) for part in Codec().encode(message))
-    at = data.draw(st.integers(0, len(header) - 1))
-    damaged = header[:at] + data.draw(st.binary(max_size=3)) + header[at + data.draw(st.integers(0, 3)) :]
+    position = data.draw(st.integers(0, len(header) - 1))
+    damaged = header[:position] + data.draw(st.binary(max_size=3)) + header[position + data.draw(st.integers(0, 3)) :]
     try:
         decoded = Codec().decode([damaged, samples])
     except msgspec.DecodeError:

@@ -53,11 +53,11 @@ def test_padding_and_other_clips_of_a_batch_change_nothing(attention, pooling):
 @pytest.mark.parametrize("only", MODALITIES)
 def test_a_single_modality_is_finite_and_absent_ones_are_left_out(attention, only):
     model = small(attention)
-    given = inputs({m: [6, 3] if m == only else [0, 0] for m in MODALITIES})
-    logits = model(**given)
+    arguments = inputs({m: [6, 3] if m == only else [0, 0] for m in MODALITIES})
+    logits = model(**arguments)
     assert torch.isfinite(logits).all()
-    assert torch.allclose(model(**{only: given[only], f"{only}_len": given[f"{only}_len"]}), logits, atol=1e-6)
-    zeros = dict(given)
+    assert torch.allclose(model(**{only: arguments[only], f"{only}_len": arguments[f"{only}_len"]}), logits, atol=1e-6)
+    zeros = dict(arguments)
     for m in MODALITIES:
         if m != only:  # rows of zeros that are said to be there are something else than absence
             zeros[m], zeros[f"{m}_len"] = torch.zeros(2, 4, SMALL[m]), torch.tensor([4, 4])

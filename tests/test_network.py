@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import threading
 import time
@@ -150,3 +152,21 @@ def test_an_unexpected_error_of_the_decoder_opens_the_source_again(monkeypatch, 
     sender.stop()
     assert time.monotonic() < until and len(calls) >= 2
     assert "went away (KeyError: 's64')" in caplog.text and "is back" in caplog.text
+
+
+@pytest.mark.long
+def test_a_source_that_is_away_when_its_node_is_started_again_is_waited_for():
+    sender = Sender(port := free_udp_port())
+    with Pipeline("--stream", f"door=udp://127.0.0.1:{port}", "--set", "video.open_timeout_s=2") as run:
+        run.subscriber.wait_for("utterance", 1, 30)
+        sender.stop()
+        os.kill(run.node("capture.door"), signal.SIGKILL)
+        time.sleep(8)
+        count = len(run.subscriber.of("utterance"))
+        sender = Sender(port)
+        after = run.subscriber.wait_for("utterance", count + 2, 60)[-1]
+        run.interrupt()
+        sender.stop()
+        assert run.process.returncode == 0, run.output
+    assert "its source is away; trying again until it is back" in run.output
+    assert after["modalities"]["audio"]["coverage"] > 0.8

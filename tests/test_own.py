@@ -43,9 +43,9 @@ def recordings(tmp_path_factory) -> Path:
         for label, pace in (("calm", 0.85), ("wild", 1.3)):
             for take in range(2):
                 part = speech[(n + 3 * take) * 12_000 :][:24_000]
-                at = np.arange(0, len(part) - 1, pace * (1 + n / 50))
+                positions = np.arange(0, len(part) - 1, pace * (1 + n / 50))
                 path = folder / f"{speaker}-{label}-{take}.wav"
-                soundfile.write(path, np.interp(at, np.arange(len(part)), part).astype(np.int16), 16_000)
+                soundfile.write(path, np.interp(positions, np.arange(len(part)), part).astype(np.int16), 16_000)
                 rows.append(
                     {
                         "path": path.name,

@@ -60,11 +60,11 @@ def typed(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, list[int], list[
     """Every node, also of inner graphs, with the types of its inputs and outputs as ONNX infers them."""
     model = shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     outer = types(model.graph, {"": TensorProto.UNDEFINED})
-    found = []
+    nodes = []
     for graph in bodies(model.graph):
         own = types(graph, outer)
-        found += [(n, [own[name] for name in n.input], [own[name] for name in n.output]) for n in graph.node]
-    return found
+        nodes += [(n, [own[name] for name in n.input], [own[name] for name in n.output]) for n in graph.node]
+    return nodes
 
 
 def rounded(model: onnx.ModelProto, low: int) -> onnx.ModelProto:

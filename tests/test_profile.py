@@ -25,11 +25,11 @@ RNG = np.random.default_rng(0)
 
 def baselines(*learnt: str) -> dict[str, dict[str, Baseline]]:
     """Of one stream; those of ``learnt`` know somebody."""
-    made = {m: Baseline(np.zeros(dim), None) for m, dim in DIMS.items()}
+    known = {m: Baseline(np.zeros(dim), None) for m, dim in DIMS.items()}
     for m in learnt:
         for weight in (0.9, 0.4, 1.0):
-            made[m].update(RNG.normal(size=(5, DIMS[m])), weight)
-    return {"desk": made}
+            known[m].update(RNG.normal(size=(5, DIMS[m])), weight)
+    return {"desk": known}
 
 
 def test_what_is_kept_corrects_as_before(tmp_path):
@@ -135,8 +135,8 @@ def test_the_labeller_reads_it_and_does_not_write(tmp_path):
     Profile(path, BUNDLE).save(first)
     before = path.read_bytes()
     with Labeller(Config(fusion={"profile": str(path)})) as labeller:
-        told = next(iter(labeller.label(DEMO)))
-    assert told.adapted > 0.5 and path.read_bytes() == before
+        label = next(iter(labeller.label(DEMO)))
+    assert label.adapted > 0.5 and path.read_bytes() == before
 
 
 @pytest.mark.process

@@ -20,8 +20,8 @@ COMMAND = "python -m train crossval --corpus label-paired --data PATH --out DIR"
 
 def answers(spec, right, rng):
     truth = np.arange(60) % 3
-    found = np.where(rng.random(60) < right, truth, (truth + 1) % 3)
-    logits = 2.0 * np.eye(3, dtype=np.float32)[found] + rng.normal(0, 0.1, (60, 3)).astype(np.float32)
+    predicted = np.where(rng.random(60) < right, truth, (truth + 1) % 3)
+    logits = 2.0 * np.eye(3, dtype=np.float32)[predicted] + rng.normal(0, 0.1, (60, 3)).astype(np.float32)
     items = dict.fromkeys(spec.modalities, np.arange(60))
     dev = [{"loss": 1.0, "accuracy": 0.5}] * 4
     return Result(spec, TRAINING, logits, truth, items, dev, 3, 36.0, 250_000, 30, 10)
@@ -85,8 +85,8 @@ def test_json_has_the_comparisons_and_every_value(written, results):
     values = {s: np.array(x["by_fold_and_seed"]["accuracy"]) for s, x in record["systems"].items()}
     assert values["avt-self"].shape == (3, 2) and len(values) == 14
     want = compare(values["avt-self"], values["avt-cross"], 10 / 30)
-    found = record["comparisons"]["avt-cross against avt-self"]["accuracy"]
-    assert found["p"] == pytest.approx(want.p, abs=1e-3) and found["low"] == pytest.approx(want.low, abs=1e-4)
+    accuracy = record["comparisons"]["avt-cross against avt-self"]["accuracy"]
+    assert accuracy["p"] == pytest.approx(want.p, abs=1e-3) and accuracy["low"] == pytest.approx(want.low, abs=1e-4)
     assert record["labels"] == ["calm", "cross", "glad"] and record["training"]["max_epochs"] == 7
 
 

@@ -269,10 +269,12 @@ def test_a_video_recorded_sideways_is_turned_upright(tmp_path):
     """As phones do it: the file says how far the frames are turned."""
     path = media.video_only(tmp_path / "lying.mp4", n=5)
     data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 4 + 4 + 36  # version 0: matrix after 36 bytes of other fields
-    unity = struct.unpack(">9i", data[at : at + 36])
+    offset = data.index(b"tkhd") + 4 + 4 + 36  # version 0: matrix after 36 bytes of other fields
+    unity = struct.unpack(">9i", data[offset : offset + 36])
     assert unity == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
-    data[at : at + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)  # a quarter turn to the right
+    data[offset : offset + 36] = struct.pack(
+        ">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30
+    )  # a quarter turn to the right
     path.write_bytes(data)
     image = Read(path).video[0].image
     expected = cv2.rotate(media.gray(media.face_frames(1)[0]), cv2.ROTATE_90_CLOCKWISE)
@@ -423,16 +425,16 @@ def test_times_rounded_to_milliseconds_lose_no_frame(fps):
 
 def test_make_source_opens_nothing():
     clock, config = VirtualClock(), Config()
-    made = {
+    files = {
         text: make_source(SourceSpec.parse(text), BOTH, clock, config)
         for text in ("demo", "file:/no/such.mp4", "microphone", "microphone:2", "camera:7", "rtsp://127.0.0.1:1/x")
     }
-    assert {text: source.live for text, source in made.items()} == {
+    assert {text: source.live for text, source in files.items()} == {
         "demo": False, "file:/no/such.mp4": False, "microphone": True, "microphone:2": True, "camera:7": True,
         "rtsp://127.0.0.1:1/x": True,
     }  # fmt: skip
     with pytest.raises(SourceError, match=r"/no/such\.mp4: no such file"):
-        made["file:/no/such.mp4"].open()
+        files["file:/no/such.mp4"].open()
 
 
 def test_home_is_expanded(monkeypatch, made):

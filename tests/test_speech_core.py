@@ -299,9 +299,9 @@ def test_without_a_recogniser_there_are_utterances_but_no_words():
 
 def test_without_a_recogniser_speech_is_still_reported():
     run = Run(recognizer=False).push((0.9, 100))
-    told = run.of("words")
-    assert len(told) > 8
-    assert told[-1].end_ns > 2 * _S
+    words = run.of("words")
+    assert len(words) > 8
+    assert words[-1].end_ns > 2 * _S
 
 
 # Gaps in the sound

@@ -90,8 +90,8 @@ def test_mypy_would_notice_a_call_that_does_not_exist(stubs: Path, copy: Path):
         lines[number] = lines[number].replace(right, wrong)
         broken.add(number + 1)
     output = type_check(stubs, "\n".join(lines), copy)
-    found = {int(number) for number in re.findall(rf"^{DEVICE_CODE}:(\d+): error", output, flags=re.M)}
-    assert found == broken, output
+    reported = {int(number) for number in re.findall(rf"^{DEVICE_CODE}:(\d+): error", output, flags=re.M)}
+    assert reported == broken, output
 
 
 def test_what_the_stubs_do_not_show():

@@ -33,12 +33,12 @@ def test_the_search_finds_the_largest_that_holds_and_asks_no_number_twice(limit,
 
 def test_streams_do_not_speak_in_step():
     segments = demo_segments()
-    made = [throughput.conversation(i, segments, 15.0) for i in range(8)]
-    starts = [said[0].start / RATE_HZ for said, _ in made]
+    conversations = [throughput.conversation(i, segments, 15.0) for i in range(8)]
+    starts = [said[0].start / RATE_HZ for said, _ in conversations]
     assert len({round(start, 1) for start in starts}) == len(starts)
-    assert len({said[0].name for said, _ in made}) == len(segments)
-    assert len({round(pause_s, 3) for _, pause_s in made}) == len(made)
-    for said, pause_s in made:
+    assert len({said[0].name for said, _ in conversations}) == len(segments)
+    assert len({round(pause_s, 3) for _, pause_s in conversations}) == len(conversations)
+    for said, pause_s in conversations:
         assert pause_s >= 0.9
         assert sum(len(segment.samples) / RATE_HZ + pause_s for segment in said) >= 15.0
 

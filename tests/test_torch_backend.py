@@ -83,8 +83,8 @@ def test_torchs_operators_are_onnx_runtimes(tmp_path, op, inputs, attributes):
     x = helper.make_tensor_value_info("unused", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node(op, names, ["y"], **attributes)], "one", [x], [y], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "x.onnx")
-    given = {"unused": np.zeros(1, np.float32)}
-    want, got = (backend(tmp_path / "x.onnx").run(given)["y"] for backend in (OnnxRuntime, Torch))
+    arrays = {"unused": np.zeros(1, np.float32)}
+    want, got = (backend(tmp_path / "x.onnx").run(arrays)["y"] for backend in (OnnxRuntime, Torch))
     assert got.dtype == want.dtype
     np.testing.assert_allclose(got, want, rtol=1e-6)
     assert got.shape == want.shape

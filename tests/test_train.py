@@ -266,11 +266,11 @@ def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
     )
     assert main(["card", str(bundle.folder)]) == 0 and "# Model card: tiny" in capsys.readouterr().out
     graph = OnnxRuntime(bundle.path("fusion.onnx"))
-    given = export.fusion_inputs(
+    arrays = export.fusion_inputs(
         {"audio": 168, "video": 128, "text": 128}, {"audio": [50], "video": [0], "text": [3]},
         np.random.default_rng(0),
     )  # fmt: skip
-    assert graph.run(given)["logits"].shape == (1, 7)
+    assert graph.run(arrays)["logits"].shape == (1, 7)
     rows = np.full((1, 80, 32), 10, np.float32)
     assert OnnxRuntime(bundle.path(VOICE)).run({"rows": rows})["vectors"].shape == (1, 10, 168)
     assert set(bundle.manifest.metrics["conditions"]) == set(CONDITIONS)
@@ -367,12 +367,12 @@ def test_what_a_changed_module_trained_before_is_not_used(tmp_path):
     module = ModuleType("network")
     module.__file__ = str(tmp_path / "network.py")
     (tmp_path / "network.py").write_text("relu")
-    made = []
+    calls = []
 
     def weights() -> np.ndarray:
         def make() -> dict[str, np.ndarray]:
-            made.append(len(made))
-            return {"w": np.array(made[-1:])}
+            calls.append(len(calls))
+            return {"w": np.array(calls[-1:])}
 
         return features.cached(tmp_path, "fusion", {"code": features.code_of(module)}, make)["w"]
 

@@ -57,9 +57,9 @@ def test_a_label_that_a_modality_lacks_is_an_error():
 
 def test_batches_have_each_example_once_and_similar_lengths():
     length = np.random.default_rng(0).integers(1, 200, 1000)
-    found = batches(length, 32, np.random.default_rng(1))
-    assert sorted(np.concatenate(found)) == list(range(1000)) and max(map(len, found)) == 32
-    padding = sum((length[b].max() - length[b]).sum() for b in found)
+    drawn = batches(length, 32, np.random.default_rng(1))
+    assert sorted(np.concatenate(drawn)) == list(range(1000)) and max(map(len, drawn)) == 32
+    padding = sum((length[b].max() - length[b]).sum() for b in drawn)
     assert padding < 0.2 * length.sum()  # in batches as they come: 0.9
 
 
@@ -83,10 +83,10 @@ def test_paper_variant_gets_fixed_rows_the_first_kept_and_zeros_after():
     longest = {m: int(n.max()) for m, n in lengths(part, MODALITIES).items()}
     assert fixed.rows == {m: min(PAPER_ROWS[m], n) for m, n in longest.items()}
     fixed.rows["audio"] = 4
-    given = fixed(part, items, numbers)
-    assert set(given) == set(MODALITIES)  # no lengths
+    batch = fixed(part, items, numbers)
+    assert set(batch) == set(MODALITIES)  # no lengths
     mean, std = fixed.columns["audio"]
-    for i, row in enumerate(given["audio"].numpy()):
+    for i, row in enumerate(batch["audio"].numpy()):
         x = (part.features["audio"][i][:4] - mean) / std
         assert np.allclose(row[: len(x)], x, atol=1e-6) and not row[len(x) :].any()
     plain = collator(part, fixed=True, standardise=False)(part, items, numbers)["text"].numpy()
@@ -98,8 +98,8 @@ def test_modality_dropout_leaves_one_at_least_and_only_in_training():
     numbers = np.arange(len(part.labels["audio"]))
     items = dict.fromkeys(MODALITIES, numbers)
     dropping = collator(part, modality_dropout=0.9)
-    given = dropping(part, items, numbers, np.random.default_rng(0))
-    there = np.stack([given[f"{m}_len"].numpy() > 0 for m in MODALITIES])
+    batch = dropping(part, items, numbers, np.random.default_rng(0))
+    there = np.stack([batch[f"{m}_len"].numpy() > 0 for m in MODALITIES])
     assert (there.sum(0) >= 1).all() and there.mean() < 0.6 and there.any(1).all()
     assert all((dropping(part, items, numbers)[f"{m}_len"] > 0).all() for m in MODALITIES)
 
@@ -196,17 +196,17 @@ def test_test_items_are_read_after_everything_is_decided():
 def test_normalisation_is_from_the_training_part_alone():
     folds = tiny()
     parts = folds.split(0)
-    made = []
+    calls = []
     patched = pytest.MonkeyPatch()
     with patched.context() as patch:
         original = trial.make_model
-        patch.setattr(trial, "make_model", lambda *a: made.append(original(*a)) or made[-1])
+        patch.setattr(trial, "make_model", lambda *a: calls.append(original(*a)) or calls[-1])
         run(spec(), SHORT, folds)
     for m in MODALITIES:
         part = parts["train"].features[m]
         rows = np.concatenate([part[i] for i in range(len(part))])
-        assert np.allclose(made[0].encoders[m].mean, rows.mean(0), atol=1e-4)
-        assert np.allclose(made[0].encoders[m].std, rows.std(0), atol=1e-4)
+        assert np.allclose(calls[0].encoders[m].mean, rows.mean(0), atol=1e-4)
+        assert np.allclose(calls[0].encoders[m].std, rows.std(0), atol=1e-4)
 
 
 def test_it_stops_ten_epochs_after_the_best_and_keeps_the_best():

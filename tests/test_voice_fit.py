@@ -27,15 +27,15 @@ def _corpus(labels: np.ndarray, seed: int, share: float = 1.0) -> VoiceCorpus:
 
 def test_a_batch_has_one_length_and_each_label_of_a_corpus_alike():
     labels = np.array([0] * 40 + [1] * 2)
-    made = [batch for seed in range(4) for batch in batches([_corpus(labels, 0)], np.random.default_rng(seed))]
-    assert all(rows.shape[0] == BATCH and rows.shape[1] % 8 == 0 for rows, _, _ in made)
-    assert np.mean([y.mean() for _, y, _ in made]) == pytest.approx(0.5, abs=0.1)
+    drawn = [batch for seed in range(4) for batch in batches([_corpus(labels, 0)], np.random.default_rng(seed))]
+    assert all(rows.shape[0] == BATCH and rows.shape[1] % 8 == 0 for rows, _, _ in drawn)
+    assert np.mean([y.mean() for _, y, _ in drawn]) == pytest.approx(0.5, abs=0.1)
 
 
 def test_shares_of_the_corpora():
     labels = np.array([0, 1])
-    made = batches([_corpus(labels, 0, 3), _corpus(labels, 1, 1)], np.random.default_rng(0))
-    assert np.mean([(c == 0).mean() for _, _, c in made]) == pytest.approx(0.75, abs=0.1)
+    drawn = batches([_corpus(labels, 0, 3), _corpus(labels, 1, 1)], np.random.default_rng(0))
+    assert np.mean([(c == 0).mean() for _, _, c in drawn]) == pytest.approx(0.75, abs=0.1)
 
 
 def test_hidden_rows_keep_their_shape():
