@@ -117,8 +117,9 @@ def _stop_by_signals(stop: threading.Event) -> None:
 
 
 def _open_output(path: Path) -> BinaryIO:
+    """A new file that only its owner can read, since labels hold what people said. Raises ConfigError."""
     try:
-        return path.open("wb")
+        return open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -234,11 +235,14 @@ def models() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show which models there are, where they were found, how to get the others")
     pull = commands.add_parser("pull", help="download a model into the user's cache and check its hash")
+    pull.add_argument(
+        "--sha256", metavar="HEX", help="what the download's hash must be, for a model whose hash is not known here"
+    )
     pull.add_argument("name", choices=sorted(name for name, model in table.MODELS.items() if model.url))
     commands.add_parser("verify", help="compare the models found with the table of hashes")
     options = parser.parse_args()
     if options.command == "pull":
-        return _pull(options.name)
+        return _pull(options.name, options.sha256)
     bad = 0
     for name, model in table.MODELS.items():
         path = table.find(name)
@@ -253,13 +257,13 @@ def models() -> int:
     return 1 if bad else 0
 
 
-def _pull(name: str) -> int:
+def _pull(name: str, sha256: str | None) -> int:
     from rich.progress import Progress
 
     from emostream.stream import models as table
 
     with Progress(transient=True) as progress:
         task = progress.add_task(name, total=None)
-        path = table.pull(name, lambda done, total: progress.update(task, completed=done, total=total))
+        path = table.pull(name, lambda done, total: progress.update(task, completed=done, total=total), sha256)
     print(path)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from emostream.engines.backend import BACKENDS
-from emostream.errors import ConfigError
+from emostream.errors import ConfigError, SourceError
 from emostream.stream import prior as priors
 from emostream.stream.topics import Medium
 
@@ -22,7 +23,18 @@ _SOURCE = re.compile(
 SOURCE_HELP = "demo, file:PATH, microphone[:NAME or INDEX], camera[:N] or a URL (rtsp://, http://, udp://, …)"
 
 
-@dataclass(frozen=True)
+_USER = re.compile(r"(://)([^/?#\s]*)@")
+_SECRET = re.compile(r"([?&][^=&\s]*(?:key|pass|pwd|secret|token|auth|sig)[^=&\s]*=)[^&\s#]*", re.IGNORECASE)
+_VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def masked(text: str) -> str:
+    """A text in which the passwords and tokens of URLs are ``***``."""
+    text = _USER.sub(lambda match: f"{match[1]}{match[2].partition(':')[0]}{':***' if ':' in match[2] else ''}@", text)
+    return _SECRET.sub(r"\1***", text)
+
+
+@dataclass(frozen=True, repr=False)
 class SourceSpec:
     """A source as it is named in a configuration or on the command line.
 
@@ -59,8 +71,22 @@ class SourceSpec:
             return frozenset({"video"})
         return frozenset({"audio", "video"})
 
+    @property
+    def address(self) -> str:
+        """``location`` with the environment's value for each ``{NAME}`` in it, so that no secret need stand in a
+        command line or a file. Raises SourceError if there is none."""
+
+        def value(match: re.Match[str]) -> str:
+            if match[1] not in os.environ:
+                raise SourceError(f"{self}: the environment has no {match[1]}")
+            return os.environ[match[1]]
+
+        return _VARIABLE.sub(value, self.location)
+
     def __str__(self) -> str:
-        return self.text
+        return masked(self.text)
+
+    __repr__ = __str__
 
 
 class _Section(BaseModel):
@@ -238,7 +264,7 @@ def parse_stream(text: str) -> Stream:
             return Stream(name=name, audio=audio, video=video)
         return Stream(name=name, source=rest)
     except ValidationError as error:
-        raise ConfigError(f"--stream {text}: {_lines(error)[0]}") from error
+        raise ConfigError(f"--stream {masked(text)}: {_lines(error)[0]}") from error
 
 
 def load_config(
@@ -311,7 +337,7 @@ def _lines(error: ValidationError) -> list[str]:
         text = problem["msg"].removeprefix("Value error, ")
         value = problem["input"]
         shown = f" = {value!r}" if isinstance(value, str | int | float | bool) else ""
-        lines.append(f"{place}{shown}: {text}" if place else text)
+        lines.append(masked(f"{place}{shown}: {text}" if place else text))
     return lines
 
 

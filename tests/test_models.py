@@ -177,6 +177,7 @@ def _serve(monkeypatch, served, name: str, data: bytes | None, **fields) -> None
     files, address = served
     if data is not None:
         files[f"/{name}"] = data
+    fields.setdefault("sha256", hashlib.sha256(data or b"").hexdigest())
     monkeypatch.setitem(models.MODELS, name, Model(name, "", "", url=f"{address}/{name}", **fields))
 
 
@@ -214,7 +215,7 @@ def test_pull_of_what_is_not_there(monkeypatch, served, cache):
 def test_pull_from_a_server_that_does_not_answer(monkeypatch, served, cache):
     with socket.create_server(("127.0.0.1", 0)) as closed_below:
         url = f"http://127.0.0.1:{closed_below.getsockname()[1]}/x"
-    monkeypatch.setitem(models.MODELS, "thing", Model("thing", "", "", url=url, file="thing.onnx"))
+    monkeypatch.setitem(models.MODELS, "thing", Model("thing", "", "", url=url, file="thing.onnx", sha256="0" * 64))
     with pytest.raises(ModelError, match="cannot be fetched"):
         pull("thing")
 
@@ -263,3 +264,26 @@ def test_an_archive_that_is_not_the_model_is_refused_and_changes_nothing(monkeyp
     with pytest.raises(ModelError, match="voice"):
         pull("voice")
     assert find("voice") == cache / "voice"
+
+
+def test_a_download_whose_hash_is_not_known_needs_one(monkeypatch, served, cache):
+    _serve(monkeypatch, served, "thing", _DATA, file="thing.onnx", sha256=None)
+    with pytest.raises(ModelError, match="nobody has verified .* stream-models pull thing --sha256 HEX"):
+        pull("thing")
+    for wrong in ("0" * 64, "12", "g" * 64):
+        with pytest.raises(ModelError, match="SHA-256"):
+            pull("thing", sha256=wrong)
+    assert _files_in(cache) == []
+    assert pull("thing", sha256=hashlib.sha256(_DATA).hexdigest().upper()).read_bytes() == _DATA
+
+
+def test_a_known_hash_is_not_replaced(monkeypatch, served, cache):
+    _serve(monkeypatch, served, "thing", _DATA, file="thing.onnx", sha256="1" * 64)
+    with pytest.raises(ModelError, match="has the SHA-256 1111"):
+        pull("thing", sha256=hashlib.sha256(_DATA).hexdigest())
+
+
+@pytest.mark.parametrize("name", [name for name, model in models.MODELS.items() if model.url and not model.sha256])
+def test_what_the_table_has_no_hash_of_is_refused(name):
+    with pytest.raises(ModelError, match="--sha256"):
+        pull(name)

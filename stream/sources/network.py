@@ -41,7 +41,7 @@ class LiveSource:
     live = True
 
     def __init__(self, spec: SourceSpec, media: frozenset[Medium], fps: float, clock: Clock, timeout_s: float) -> None:
-        self.name = spec.text
+        self.name = str(spec)
         self._spec = spec
         self._media, self._fps, self._clock, self._timeout_s = media, fps, clock, timeout_s
         self._queue: deque[AudioChunk | VideoFrame | NoTrack] = deque(maxlen=_QUEUE)
@@ -68,7 +68,7 @@ class LiveSource:
         self._closing.set()
 
     def _open(self) -> av.container.InputContainer:
-        path, container_format, options = self._spec.location, None, {"fflags": "nobuffer"}
+        path, container_format, options = self._spec.address, None, {"fflags": "nobuffer"}
         hint = "is its server running?"
         if self._spec.kind == "camera":
             path, container_format = _camera(self._spec.location or "0")
