@@ -1,0 +1,34 @@
+"""benchmarks/adapt.py"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.adapt import follow, orders
+from emostream.engines.bundle import open_bundle
+from emostream.stream.cores.classifier import Classifier
+
+LABELS = np.repeat(np.arange(7), 20)
+
+
+def test_orders_are_what_they_say():
+    rng = np.random.default_rng(0)
+    drawn = {order: [orders(LABELS, 4, 0, order, rng) for _ in range(40)] for order in ("random", "talk", "anger")}
+    assert all(len(set(sequence)) == 25 for sequence in drawn["random"])  # none twice
+    assert np.mean(LABELS[np.concatenate(drawn["talk"])] == 4) == pytest.approx(0.7, abs=0.05)
+    assert (LABELS[np.concatenate(drawn["anger"])] == 0).all()
+
+
+def test_the_first_utterance_is_not_corrected_and_later_ones_are():
+    bundle = open_bundle("ekman7")
+    classifier = Classifier(bundle, "onnxruntime")
+    rng = np.random.default_rng(0)
+    voice = classifier.rest["audio"] + rng.normal(0, 0.8, len(classifier.rest["audio"]))  # whose rest is off
+    sounds = [(voice + rng.normal(0, 1, (20, len(voice)))).astype(np.float32) for _ in range(30)]
+    sequences = [rng.permutation(30)[:25] for _ in range(4)]
+    plain, adapted = (follow(classifier, sounds, sequences, adapt) for adapt in (False, True))
+    assert [one[0] for one in plain] == [one[0] for one in adapted]
+    neutral = list(classifier.labels).index("neutral")
+    assert (np.concatenate(adapted) == neutral).mean() > (np.concatenate(plain) == neutral).mean()
+    classifier.close()
