@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from emostream.errors import BusError
 from emostream.stream.bus import EmotionPublisher, Inbox, Publisher, bind, ipc, make_run_dir
 from emostream.stream.clock import VirtualClock
-from emostream.stream.messages import Codec, Emotion, End, Message, Pcm, SpeechEvent
+from emostream.stream.messages import Codec, End, Message, Pcm, SpeechEvent
+from tests.emotions import emotion
 
 _SPAN = {"stream": "a", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
 TOPICS = ["pcm.a", "speech.a"]
@@ -309,7 +310,7 @@ def test_an_observer_sees_the_beginning_and_end_of_every_use_of_a_socket(context
         "wait for": lambda: inbox.wait_for(["inproc://node"], 0),
         "receive": lambda: inbox.receive(100),
         "nothing to receive": lambda: inbox.receive(0),
-        "label": lambda: public.send(_emotion(0)),
+        "label": lambda: public.send(emotion(0)),
     }
     for name, step in steps.items():
         record.calls.clear()
@@ -466,21 +467,13 @@ def test_the_longest_run_dir_that_is_allowed_has_room_for_a_node(context, short_
 # The public messages
 
 
-def _emotion(n: int) -> Emotion:
-    return Emotion(
-        kind="utterance", stream="a", seq=n, utterance=n, start_s=0, end_s=1, label="joy", confidence=1,
-        uncertain=False, probabilities={"joy": 1.0}, text="", words=[], modalities={}, latency_ms=None,
-        captured_ns=0, published_ns=0, bundle="", backend="",
-    )  # fmt: skip
-
-
 def test_any_program_can_read_the_labels(context):
     publisher = EmotionPublisher(context, "inproc://labels")
     stranger = context.socket(zmq.SUB)
     stranger.setsockopt(zmq.SUBSCRIBE, b"emotion.")
     stranger.connect("inproc://labels")
     _until(lambda: publisher.tick() or publisher.requests)
-    publisher.send(_emotion(5))
+    publisher.send(emotion(5))
     topic, data = stranger.recv_multipart()
     assert topic == b"emotion.utterance.a"
     assert json.loads(data)["seq"] == 5
@@ -497,7 +490,7 @@ def test_a_stranger_who_writes_nonsense_harms_nobody(context, request_):
     reader.subscribe(b"emotion.")
     _until(lambda: publisher.tick() or publisher.requests >= 1)
     time.sleep(0.1)
-    publisher.send(_emotion(0))
+    publisher.send(emotion(0))
     assert reader.poll(1000)
 
 
@@ -510,7 +503,7 @@ def test_a_stranger_who_does_not_read_delays_nobody(context):
     _until(lambda: publisher.tick() or publisher.requests)
     begun = time.monotonic()
     for n in range(3000):
-        publisher.send(_emotion(n))
+        publisher.send(emotion(n))
     assert time.monotonic() - begun < 5
     received = 0
     while stranger.poll(10):
