@@ -342,3 +342,11 @@ def test_words_after_a_short_gap_have_the_right_times():
     word = run.of("ended")[0].words[-1]
     assert word.word == "29"
     assert word.start_s == pytest.approx(run.starts[29] / 1e9, abs=0.001)
+
+
+@pytest.mark.parametrize(("gap_s", "told"), [(0.1, False), (0.4, True), (5.0, True)])
+def test_missing_sound_is_told_with_its_time(caplog, gap_s, told):
+    Run().push((0.9, 20)).skip(int(gap_s * _S)).push((0.9, 10)).finish()
+    start_s = 20 * FRAME_NS / 1e9
+    line = f"sound is missing from {start_s:.2f} to {start_s + gap_s:.2f} s"
+    assert (line in caplog.text) == told

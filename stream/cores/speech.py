@@ -20,6 +20,7 @@ from emostream.stream.speech.vad import RATE_HZ, SileroVad
 log = logging.getLogger(__name__)
 
 _PREROLL_BLOCKS = 8  # 256 ms before the first speech frame also go to the recogniser, as onsets are soft
+_TOLD_NS = 250_000_000  # of missing sound: shorter than any word worth a line
 _PROGRESS_NS = 250_000_000
 _STALL_NS = 500_000_000
 _HOLD_BLOCKS = 10  # 320 ms: after 192, 2 of 60 voices of normal level were not yet louder than a quiet microphone's
@@ -176,6 +177,9 @@ class SpeechCore:
         """Sound is missing before ``pcm``: a long gap ends the utterance, a short one counts as silence."""
         assert self._last is not None
         missing_ns = pcm.media_start_ns - self._last.media_end_ns
+        if missing_ns >= _TOLD_NS:
+            span = f"from {self._last.media_end_ns / 1e9:.2f} to {pcm.media_start_ns / 1e9:.2f} s"
+            log.warning("%s: sound is missing %s; what was said then is lost", pcm.stream, span)
         self._preroll.clear()
         self._raised.clear()
         if not self._endpointer.speaking:
