@@ -234,9 +234,9 @@ def into_page(text: str, figures: dict[str, object], faults: list[str]) -> str:
     if not end:
         raise ConfigError(f"the page lacks {_BEGIN} and {_END}")
     rows = common.table(("what", "figure"), list(figures.items()))
-    shown = "\n".join(f"- {fault}" for fault in faults) or "none"
-    found = f"Faults of emostream that it showed: {shown}"
-    return f"{before}{begin}\nOn {common.machine()['cpu']}.\n\n{rows}\n\n{found}\n{end}{after}"
+    shown = "\n\n" + "\n".join(f"- {fault}" for fault in faults) if faults else " none."
+    summary = f"Faults of emostream that it showed:{shown}"
+    return f"{before}{begin}\nOn {common.machine()['cpu']}.\n\n{rows}\n\n{summary}\n{end}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
