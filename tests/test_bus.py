@@ -17,7 +17,7 @@ from emostream.errors import BusError
 from emostream.stream.bus import EmotionPublisher, Inbox, Publisher, bind, ipc, make_run_dir
 from emostream.stream.clock import VirtualClock
 from emostream.stream.messages import Codec, End, Message, Pcm, SpeechEvent
-from tests.emotions import emotion
+from tests.emotions import emotion_message
 
 _SPAN = {"stream": "a", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
 TOPICS = ["pcm.a", "speech.a"]
@@ -310,7 +310,7 @@ def test_an_observer_sees_the_beginning_and_end_of_every_use_of_a_socket(context
         "wait for": lambda: inbox.wait_for(["inproc://node"], 0),
         "receive": lambda: inbox.receive(100),
         "nothing to receive": lambda: inbox.receive(0),
-        "label": lambda: public.send(emotion(0)),
+        "label": lambda: public.send(emotion_message(seq=0)),
     }
     for name, step in steps.items():
         record.calls.clear()
@@ -473,7 +473,7 @@ def test_any_program_can_read_the_labels(context):
     stranger.setsockopt(zmq.SUBSCRIBE, b"emotion.")
     stranger.connect("inproc://labels")
     _until(lambda: publisher.tick() or publisher.requests)
-    publisher.send(emotion(5))
+    publisher.send(emotion_message(seq=5))
     topic, data = stranger.recv_multipart()
     assert topic == b"emotion.utterance.a"
     assert json.loads(data)["seq"] == 5
@@ -490,7 +490,7 @@ def test_a_stranger_who_writes_nonsense_harms_nobody(context, request_):
     reader.subscribe(b"emotion.")
     _until(lambda: publisher.tick() or publisher.requests >= 1)
     time.sleep(0.1)
-    publisher.send(emotion(0))
+    publisher.send(emotion_message(seq=0))
     assert reader.poll(1000)
 
 
@@ -503,7 +503,7 @@ def test_a_stranger_who_does_not_read_delays_nobody(context):
     _until(lambda: publisher.tick() or publisher.requests)
     begun = time.monotonic()
     for n in range(3000):
-        publisher.send(emotion(n))
+        publisher.send(emotion_message(seq=n))
     assert time.monotonic() - begun < 5
     received = 0
     while stranger.poll(10):

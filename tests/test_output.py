@@ -14,7 +14,7 @@ import pytest
 from emostream.errors import ConfigError
 from emostream.stream.messages import Emotion
 from emostream.stream.output import KEPT_FILES, Background, LabelFile
-from tests.emotions import emotion
+from tests.emotions import emotion_message
 
 
 def seqs(path: Path) -> list[int]:
@@ -25,7 +25,7 @@ def test_lines_are_appended_and_private(tmp_path):
     path, warnings = tmp_path / "labels.jsonl", []
     for n in range(3):
         file = LabelFile(path, 0, warnings.append)
-        file.add(emotion(n))
+        file.add(emotion_message(seq=n))
         file.close()
     assert seqs(path) == [0, 1, 2] and stat.S_IMODE(path.stat().st_mode) == 0o600 and not warnings
 
@@ -34,7 +34,7 @@ def test_a_new_file_begins_beyond_a_size_and_old_ones_go(tmp_path):
     path = tmp_path / "labels.jsonl"
     file = LabelFile(path, 1000, print)
     for n in range(40):
-        file.add(emotion(n))
+        file.add(emotion_message(seq=n))
     file.close()
     files = [path, *(path.with_name(f"labels.jsonl.{k}") for k in range(1, KEPT_FILES + 1))]
     assert sorted(tmp_path.iterdir()) == sorted(files)
@@ -46,13 +46,13 @@ def test_a_new_file_begins_beyond_a_size_and_old_ones_go(tmp_path):
 def test_what_does_not_fit_is_counted_and_warned_of_once_and_leaves_no_half_line(tmp_path, monkeypatch):
     path, warnings = tmp_path / "labels.jsonl", []
     file = LabelFile(path, 0, warnings.append)
-    file.add(emotion(0))
+    file.add(emotion_message(seq=0))
     write, full = os.write, [True]
     monkeypatch.setattr(os, "write", lambda fd, line: write(fd, line[:20] if full[0] else line))
     for n in (1, 2):
-        file.add(emotion(n))
+        file.add(emotion_message(seq=n))
     full[0] = False
-    file.add(emotion(3))
+    file.add(emotion_message(seq=3))
     file.close()
     assert seqs(path) == [0, 3] and file.lost == 2
     assert warnings == [f"{path}: labels cannot be written (No space left on device)"]
@@ -83,7 +83,7 @@ def test_a_stalled_view_delays_nobody():
     shown = Background(view)
     begun = time.monotonic()
     for n in range(12_000):
-        shown.emotion(emotion(n))
+        shown.emotion(emotion_message(seq=n))
     assert shown.left_out >= 1_900
     assert not shown.close(wait_s=0.1)
     assert time.monotonic() - begun < 5
@@ -95,7 +95,7 @@ def test_all_is_shown_in_order_and_then_the_last():
     view.go.set()
     shown = Background(view)
     for n in range(100):
-        shown.emotion(emotion(n))
+        shown.emotion(emotion_message(seq=n))
     assert shown.close(last=lambda: ended.append(len(view.shown)))
     assert view.shown == list(range(100)) and ended == [100] and shown.error is None
 
@@ -106,6 +106,6 @@ def test_a_closed_pipe_ends_the_view_alone():
             raise BrokenPipeError
 
     shown = Background(Closed())
-    shown.emotion(emotion(0))
-    shown.emotion(emotion(1))
+    shown.emotion(emotion_message(seq=0))
+    shown.emotion(emotion_message(seq=1))
     assert shown.close() and isinstance(shown.error, BrokenPipeError)
