@@ -248,7 +248,7 @@ class EmotionPublisher:
             return
         for _ in range(_REQUESTS_AT_ONCE):
             if not self._socket.poll(0):
-                return
+                break
             self._socket.recv()
             self.requests += 1
         if self.requests > _MOST_REQUESTS:

@@ -2,7 +2,8 @@
 
 It is the system's monotonic clock plus an offset that the supervisor takes once and hands to its nodes, so that times
 from different processes of one machine can be subtracted. What is published says what the wall clock says by then: a
-box without a clock of its own begins in 1970 and learns the time later. No other module calls ``time``.
+box without a clock of its own begins in 1970 and learns the time later. No other module takes the time of anything that
+is published; some wait a moment between two attempts.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from emostream.stream.bus import EmotionPublisher, Inbox, Publisher, bind, ipc, 
 from emostream.stream.clock import VirtualClock
 from emostream.stream.messages import Codec, End, Message, Pcm, SpeechEvent
 from tests.emotions import emotion_message
+from tests.processes import free_port
 
 _SPAN = {"stream": "a", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
 TOPICS = ["pcm.a", "speech.a"]
@@ -510,3 +511,37 @@ def test_a_stranger_who_does_not_read_delays_nobody(context):
         stranger.recv_multipart()
         received += 1
     assert 10 <= received < 3000
+
+
+def test_after_very_many_subscriptions_all_are_closed_and_come_again(context, monkeypatch):
+    monkeypatch.setattr("emostream.stream.bus._MOST_REQUESTS", 5)
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    publisher = EmotionPublisher(context, endpoint)
+    reader, stranger = context.socket(zmq.SUB), context.socket(zmq.XSUB)
+    reader.setsockopt(zmq.RECONNECT_IVL, 20)
+    reader.subscribe(b"emotion.")
+    for socket in (reader, stranger):
+        socket.connect(endpoint)
+    for n in range(20):
+        stranger.send(b"\1x%d" % n)
+    _until(lambda: publisher.tick() or publisher.counters["subscribers_closed"])
+    stranger.close(linger=0)
+    _until(lambda: publisher.send(emotion_message(seq=1)) and reader.poll(20))
+    publisher.close()
+
+
+def test_labels_that_nobody_can_get_are_counted_until_the_port_is_free(context):
+    taken = context.socket(zmq.PUB)
+    port = taken.bind_to_random_port("tcp://127.0.0.1")
+    publisher = EmotionPublisher(context, f"tcp://127.0.0.1:{port}", required=False)
+    publisher.send(emotion_message(seq=0))
+    assert publisher.counters["not_published"] == 1
+    taken.close(linger=0)
+
+    def published() -> bool:
+        before = publisher.counters["not_published"]
+        publisher.send(emotion_message(seq=1))
+        return publisher.counters["not_published"] == before
+
+    _until(published)
+    publisher.close()

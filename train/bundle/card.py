@@ -186,5 +186,5 @@ nothing of the emotion, so their words can only mislead.
 - It differs by group, see the rows of the first table for women, men and German speech. Age, skin, accent and
   disability were not measured: the corpora do not tell.
 - English words only; words of other languages are noise to it, and the sound then has to carry the label alone.
-- Music, laughter without words, crying and more than one speaker at a time were never trained on.
+- Music and more than one speaker at a time were never trained on.
 """
