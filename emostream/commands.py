@@ -52,6 +52,7 @@ def _script(module: str, function: str) -> Callable[[], None]:
 
 stream_run = _script("stream.cli", "run")
 stream_listen = _script("stream.cli", "listen")
+stream_health = _script("stream.cli", "health")
 stream_label = _script("stream.cli", "label")
 stream_doctor = _script("stream.cli", "doctor")
 stream_models = _script("stream.cli", "models")

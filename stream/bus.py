@@ -24,7 +24,7 @@ import zmq
 
 from emostream.errors import BusError
 from emostream.stream.clock import Clock
-from emostream.stream.messages import AudioRows, Codec, Emotion, End, Face, Message, Pcm, encode_emotion
+from emostream.stream.messages import AudioRows, Codec, Emotion, End, Face, Media, Message, Pcm, encode_emotion
 
 try:
     import fcntl
@@ -233,13 +233,18 @@ class EmotionPublisher:
             self._observer.begin()
         self.tick()
         payload = encode_emotion(message)
-        if self._socket is not None:
-            self._socket.send_multipart([message.topic.encode(), payload])
-        else:
+        if not self.forward(message.topic, payload):
             self.counters["not_published"] += 1
         if self._observer is not None:
             self._observer.end()
         return payload
+
+    def forward(self, topic: str, payload: bytes) -> bool:
+        """Send what is JSON already. False if there is no socket at present."""
+        if self._socket is None:
+            return False
+        self._socket.send_multipart([topic.encode(), payload])
+        return True
 
     def tick(self) -> None:
         """Take what subscribers have sent. To be called often: it piles up otherwise."""
@@ -333,6 +338,11 @@ class Inbox:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def behind_ns(self, now_ns: int) -> int:
+        """How long ago the oldest message that waits was captured; 0 if none does, or nothing is captured live."""
+        oldest = next((message for _, message in self._queue if isinstance(message, Media)), None)
+        return max(0, now_ns - oldest.captured_ns) if oldest is not None and oldest.captured_ns else 0
 
     def receive(self, timeout_ms: int) -> Message | None:
         """The next message, or None after ``timeout_ms``."""

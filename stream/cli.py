@@ -1,4 +1,5 @@
-"""The commands ``stream-run``, ``stream-listen``, ``stream-label``, ``stream-doctor`` and ``stream-models``."""
+"""The commands ``stream-run``, ``stream-listen``, ``stream-health``, ``stream-label``, ``stream-doctor`` and
+``stream-models``."""
 
 from __future__ import annotations
 
@@ -92,7 +93,14 @@ def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool) -> i
             console.print(line, highlight=False, markup=False)
 
     try:
-        summary = run_pipeline(config, on_emotion=on_emotion, on_health=shown.health, on_log=shown.log, stop=stop)
+        summary = run_pipeline(
+            config,
+            on_emotion=on_emotion,
+            on_health=shown.health,
+            on_log=shown.log,
+            on_status=shown.status,
+            stop=stop,
+        )
         if not quiet:
             lines = summary.lines()
         if file is not None and file.lost:
@@ -126,7 +134,7 @@ def _open_output(path: Path) -> BinaryIO:
 
 def listen() -> int:
     """stream-listen: print what a running pipeline publishes."""
-    from emostream.stream.listen import DEFAULT_ENDPOINT, listen_raw
+    from emostream.stream.listen import DEFAULT_ENDPOINT, listen_raw, listen_status
     from emostream.stream.listen import listen as listen_labels
     from emostream.stream.view import plain_line
 
@@ -134,9 +142,13 @@ def listen() -> int:
     parser.add_argument("endpoint", nargs="?", default=DEFAULT_ENDPOINT, help=f"default: {DEFAULT_ENDPOINT}")
     parser.add_argument("--json", action="store_true", help="print the messages as they are, one per line")
     parser.add_argument("--windows", action="store_true", help="print running estimates too")
+    parser.add_argument("--status", action="store_true", help="print the status messages alone, as they are")
     options = parser.parse_args()
     try:
-        if options.json:
+        if options.status:
+            for payload, _ in listen_status(options.endpoint):
+                print(payload.decode(), flush=True)
+        elif options.json:
             for payload, _ in listen_raw(options.endpoint, estimates=options.windows):
                 print(payload.decode(), flush=True)
         else:
@@ -145,6 +157,30 @@ def listen() -> int:
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def health() -> int:
+    """stream-health: can labels come?"""
+    from emostream.stream.listen import DEFAULT_ENDPOINT, listen_status
+    from emostream.stream.status import stream_line
+
+    parser = make_parser("stream-health", "Exit with 0 while stream-run can label what is said, else with 1.")
+    parser.add_argument("endpoint", nargs="?", default=DEFAULT_ENDPOINT, help=f"default: {DEFAULT_ENDPOINT}")
+    parser.add_argument(
+        "--timeout", type=float, default=5, metavar="S", help="wait for its status so long (default: 5)"
+    )
+    parser.add_argument("--all", action="store_true", help="ask that of every stream, not of any")
+    options = parser.parse_args()
+    if not 0 < options.timeout < 1e6:
+        raise ConfigError("--timeout must be above 0")
+    for _, status in listen_status(options.endpoint, timeout_s=options.timeout):
+        print(f"run {status.run}: {status.state}, up for {status.uptime_s:.0f} s")
+        for name, stream in status.streams.items():
+            print(stream_line(name, stream))
+        can = all if options.all else any
+        return 0 if can(stream.can_label for stream in status.streams.values()) else 1
+    print(f"{options.endpoint}: no status came in {options.timeout:g} s", file=sys.stderr)
+    return 1
 
 
 def label() -> int:

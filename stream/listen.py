@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import TypeVar
 
 import msgspec
 import zmq
 
 from emostream.errors import ConfigError
 from emostream.stream.messages import Emotion, decode_emotion
-from emostream.stream.topics import EMOTION, UTTERANCE
+from emostream.stream.status import Status, decode_status
+from emostream.stream.topics import EMOTION, STATUS, UTTERANCE
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5556"
+
+_M = TypeVar("_M")
 
 
 def listen(
@@ -38,13 +42,27 @@ def listen_raw(
     endpoint: str = DEFAULT_ENDPOINT, *, estimates: bool = False, timeout_s: float | None = None
 ) -> Iterator[tuple[bytes, Emotion]]:
     """As ``listen``, but yield each message's JSON as it came besides."""
+    return _messages(endpoint, EMOTION if estimates else UTTERANCE, decode_emotion, timeout_s)
+
+
+def listen_status(
+    endpoint: str = DEFAULT_ENDPOINT, *, timeout_s: float | None = None
+) -> Iterator[tuple[bytes, Status]]:
+    """Yield each status of the run that publishes at ``endpoint``, once a second, and its JSON as it came. Parameters
+    and errors as ``listen``."""
+    return _messages(endpoint, STATUS, decode_status, timeout_s)
+
+
+def _messages(
+    endpoint: str, topic: str, decode: Callable[[bytes], _M], timeout_s: float | None
+) -> Iterator[tuple[bytes, _M]]:
     if not (address := re.fullmatch(r"ipc://.+|tcp://[^:].*:(\d+)", endpoint)):
         raise ConfigError(f"{endpoint}: not a valid endpoint (it is tcp://HOST:PORT or ipc://PATH)")
     if address[1] and not 0 < int(address[1]) < 65536:
         raise ConfigError(f"{endpoint}: not a valid endpoint (ports are 1 to 65535)")
     with zmq.Context() as context, closing(context.socket(zmq.SUB)) as socket:
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SUBSCRIBE, (EMOTION if estimates else UTTERANCE).encode())
+        socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
         try:
             socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -52,6 +70,6 @@ def listen_raw(
         while socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
             payload = socket.recv_multipart()[-1]
             try:
-                yield payload, decode_emotion(payload)
+                yield payload, decode(payload)
             except msgspec.DecodeError as error:
                 log.warning("%s: skipped a message that is not emostream's (%s)", endpoint, error)

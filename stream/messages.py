@@ -88,14 +88,15 @@ class Word(msgspec.Struct):
 
 class SpeechEvent(Media):
     """A step in the recognition of an utterance. ``event``: ``started``; ``words`` (those so far, in place of the last
-    ones); ``paused`` (first silence; the words are final unless speech resumes); ``ended``; ``progress`` (nothing new,
-    but everything before ``media_end_ns`` has been heard).
+    ones); ``paused`` (first silence; the words are final unless speech resumes); ``ended``; ``dropped`` (ended, and so
+    much of it is missing that it gets no label); ``progress`` (nothing new, but everything before ``media_end_ns`` has
+    been heard).
 
     ``start_ns`` and ``end_ns`` are the media times of the utterance's first and last speech; ``speech_captured_ns`` is
     when that last speech was captured, ``received_ns`` when the node received the frame that caused this event, and
     ``recognition_ns`` how long the recogniser then took."""
 
-    event: Literal["started", "words", "paused", "ended", "progress"]
+    event: Literal["started", "words", "paused", "ended", "dropped", "progress"]
     utterance: int = 0
     start_ns: int = 0
     end_ns: int = 0
@@ -123,8 +124,9 @@ class End(Message):
 
 class Health(Message):
     """Heartbeat of a node. ``counters``: of its core, since the node started; ``queued``, ``dropped`` and ``gaps``:
-    messages that wait in its inbox, that the inbox dropped, and that never arrived; ``cpu_s`` and ``rss_bytes``:
-    processor time and resident memory of the process."""
+    messages that wait in its inbox, that the inbox dropped, and that never arrived; ``behind_s``: how long ago the
+    oldest of those that wait was captured; ``by_stream``: fusion's counters of each stream; ``cpu_s`` and
+    ``rss_bytes``: processor time and resident memory of the process."""
 
     node: str
     state: Literal["starting", "ready", "running", "done"]
@@ -132,6 +134,8 @@ class Health(Message):
     queued: int = 0
     dropped: int = 0
     gaps: int = 0
+    behind_s: float = 0.0
+    by_stream: dict[str, dict[str, int]] = {}
     cpu_s: float = 0.0
     rss_bytes: int = 0
 
@@ -174,7 +178,17 @@ class Label(Message):
         return topics.LABEL
 
 
-_ANY = Pcm | AudioRows | Face | SpeechEvent | End | Health | Log | Control | Label
+class StatusReport(Message):
+    """The public status message, ``payload``, as JSON, from the supervisor to fusion, which publishes it."""
+
+    payload: str
+
+    @property
+    def topic(self) -> str:
+        return topics.STATUS
+
+
+_ANY = Pcm | AudioRows | Face | SpeechEvent | End | Health | Log | Control | Label | StatusReport
 
 
 class Codec:

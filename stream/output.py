@@ -14,6 +14,7 @@ from pathlib import Path
 
 from emostream.errors import ConfigError
 from emostream.stream.messages import Emotion, Health, encode_emotion
+from emostream.stream.status import Status
 from emostream.stream.view import View
 
 KEPT_FILES = 5
@@ -94,6 +95,9 @@ class Background:
 
     def health(self, message: Health) -> None:
         self._put(lambda: self._view.health(message))
+
+    def status(self, message: Status) -> None:
+        self._put(lambda: self._view.status(message))
 
     def log(self, node: str, level: str, text: str) -> None:
         self._put(lambda: self._view.log(node, level, text))

@@ -10,6 +10,7 @@ from pathlib import Path
 from emostream.errors import RunError
 from emostream.stream.config import Config, as_config
 from emostream.stream.messages import Emotion, Health
+from emostream.stream.status import Status
 from emostream.stream.summary import Summary
 from emostream.stream.supervisor import Supervisor
 
@@ -20,6 +21,7 @@ def run(
     on_emotion: Callable[[Emotion], None] = lambda emotion: None,
     on_health: Callable[[Health], None] = lambda health: None,
     on_log: Callable[[str, str, str], None] = lambda node, level, text: None,
+    on_status: Callable[[Status], None] = lambda status: None,
     stop: threading.Event | None = None,
 ) -> Summary:
     """Run the pipeline until every stream has ended or ``stop`` is set, and return what it did.
@@ -27,7 +29,8 @@ def run(
     ``config``: as ``load_config`` returns it, or the path of such a file. It blocks; the callbacks are called in the
     calling thread and should return soon. ``on_emotion`` gets labels and running estimates (``kind``: "utterance" or
     "window"), ``on_health`` each node's heartbeat once a second, ``on_log`` the node, level and text of each line for
-    the user. ``stop`` may be set by a callback or another thread; the last labels still arrive, within three seconds.
+    the user, ``on_status``, once a second, the state of all streams and nodes and what was lost. ``stop`` may be set by
+    a callback or another thread; the last labels still arrive, within three seconds.
 
     The nodes are processes that import the caller's main module, so a script calls this below
     ``if __name__ == "__main__":``. Raises RunError if no source can be opened, a node cannot run, or the run cannot
@@ -42,12 +45,11 @@ def run(
         summary.add(emotion)
         on_emotion(emotion)
 
-    def take_health(health: Health) -> None:
-        summary.add_health(health)
-        on_health(health)
-
-    supervisor = Supervisor(config, take_emotion, take_health, on_log, stop or threading.Event())
-    supervisor.run()
+    supervisor = Supervisor(config, take_emotion, on_health, on_log, on_status, stop or threading.Event())
+    try:
+        supervisor.run()
+    finally:
+        summary.status = supervisor.status(over=True)
     if reasons := supervisor.unopened:
         raise RunError("no source could be opened: " + "; ".join(reasons))
     return summary

@@ -1,4 +1,4 @@
-"""Summary of a run: utterances, latency by part, drops and gaps."""
+"""Summary of a run: utterances, latency by part, and what was lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emostream.stream.messages import Emotion, Health
+from emostream.stream.messages import Emotion
+from emostream.stream.status import NodeStatus, Status, stream_line
 
 PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other")
 _KEPT = 10_000  # latencies: a run may last for months
@@ -15,17 +16,16 @@ _KEPT = 10_000  # latencies: a run may last for months
 
 @dataclass
 class Summary:
-    """Collects labels and heartbeats. Percentiles cover the last 10,000 utterances that had a latency.
+    """Collects labels. Percentiles cover the last 10,000 utterances that had a latency.
 
     ``labels``: number of utterances by label. ``latencies``: (10000, 7) float32 ring of milliseconds, columns as PARTS.
-    ``health``: last heartbeat by node.
+    ``status``: that of the run's end.
     """
 
     labels: Counter[str] = field(default_factory=Counter)
     timed: int = 0  # utterances that had a latency
     latencies: np.ndarray = field(default_factory=lambda: np.zeros((_KEPT, len(PARTS)), np.float32))  # a ring
-    health: dict[str, Health] = field(default_factory=dict)
-    _earlier: Counter[str] = field(default_factory=Counter)
+    status: Status = field(default_factory=Status)
 
     def add(self, emotion: Emotion) -> None:
         """Add a label; running estimates are ignored."""
@@ -36,13 +36,6 @@ class Summary:
             self.latencies[self.timed % _KEPT] = [getattr(emotion.latency_ms, part) for part in PARTS]
             self.timed += 1
 
-    def add_health(self, health: Health) -> None:
-        """Add a heartbeat. The counters of a node that was restarted begin at 0; those from before are kept."""
-        last = self.health.get(health.node)
-        if last is not None and health.cpu_s < last.cpu_s:
-            self._earlier.update(last.counters)
-        self.health[health.node] = health
-
     @property
     def utterances(self) -> int:
         """Number of labelled utterances."""
@@ -50,7 +43,7 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The summary as lines of text."""
-        heard = self._counted("utterances") + self._counted("face_utterances")  # streams with and without sound
+        heard = sum(stream.heard for stream in self.status.streams.values())
         out = [f"utterances: {self.utterances} labelled of {heard} heard"]
         if self.labels:
             out[0] += "  (" + ", ".join(f"{label} {n}" for label, n in self.labels.most_common()) + ")"
@@ -61,21 +54,26 @@ class Summary:
             for i, part in enumerate(PARTS):
                 p50, p90, p99 = np.percentile(values[:, i], [50, 90, 99])
                 out.append(f"  {part:14}{p50:9.1f}{p90:9.1f}{p99:9.1f}")
-            early = self._counted("labels_ready_at_end")
+            early = sum(node.counters.get("labels_ready_at_end", 0) for node in self.status.nodes.values())
             out.append(f"  labels already computed at the pause: {early} of {self.timed}")
-        dropped = {node: n for node, h in self.health.items() if (n := _dropped(h))}
-        gaps = {node: h.gaps for node, h in self.health.items() if h.gaps}
-        holes = {node: n for node, h in self.health.items() if (n := h.counters.get("capture_gaps", 0))}
+        nodes, streams = self.status.nodes, self.status.streams
+        dropped = {name: n for name, node in nodes.items() if (n := _dropped(node))}
+        gaps = {name: node.gaps for name, node in nodes.items() if node.gaps}
+        holes = {name: n for name, node in nodes.items() if (n := node.counters.get("capture_gaps", 0))}
         out.append(f"dropped: {_total(dropped)}   missed in transit: {_total(gaps)}   gaps in capture: {_total(holes)}")
+        again = {name: node.starts - 1 for name, node in nodes.items() if node.starts > 1}
+        if again:
+            away_s = sum(nodes[name].away_s for name in again)
+            out.append(f"started again: {_total(again)}, away for {away_s:.1f} s in all")
+        for name, stream in streams.items():
+            if stream.sound_lost_s or stream.unlabelled or stream.late_video:
+                out.append(stream_line(name, stream))
         return out
 
-    def _counted(self, name: str) -> int:
-        return self._earlier[name] + sum(health.counters.get(name, 0) for health in self.health.values())
 
-
-def _dropped(health: Health) -> int:
+def _dropped(node: NodeStatus) -> int:
     """Messages dropped from its full queue, and what its source lost before that."""
-    return health.dropped + sum(health.counters.get(name, 0) for name in ("source_dropped", "overflows"))
+    return node.dropped + sum(node.counters.get(name, 0) for name in ("source_dropped", "overflows"))
 
 
 def _total(counts: dict[str, int]) -> str:

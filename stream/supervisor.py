@@ -25,12 +25,13 @@ from emostream.stream import models
 from emostream.stream.bus import Inbox, Publisher, bind, hold, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config, SourceSpec, Stream
-from emostream.stream.messages import Control, Emotion, Health, Label, Log, Message, decode_emotion
+from emostream.stream.messages import Control, Emotion, Health, Label, Log, Message, StatusReport, decode_emotion
 from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, run_node
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.prior import log_ratios
 from emostream.stream.profile import Profile
 from emostream.stream.sources import file_tracks
+from emostream.stream.status import Status, StatusBoard, encode_status
 from emostream.stream.topics import (
     CONTROL,
     FUSION,
@@ -49,6 +50,7 @@ _BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0
 _SUSPENDED_NS = 2_000_000_000
+_STATUS_NS = 1_000_000_000
 _POLL_MS = 100  # between two checks of the processes, while no message comes
 
 
@@ -151,7 +153,8 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 
 
 class Supervisor:
-    """One run. ``on_emotion``, ``on_health`` and ``on_log`` (node, level, text) are called with what the nodes publish.
+    """One run. ``on_emotion``, ``on_health`` and ``on_log`` (node, level, text) are called with what the nodes publish,
+    ``on_status`` with each status of the run, once a second and at each change of a state.
     Once ``stop`` is set, sources stop, queues drain and the last labels go out; nodes that take too long are killed.
 
     Raises BusError if the run's folder of sockets cannot be made.
@@ -163,15 +166,20 @@ class Supervisor:
         on_emotion: Callable[[Emotion], None],
         on_health: Callable[[Health], None],
         on_log: Callable[[str, str, str], None],
+        on_status: Callable[[Status], None],
         stop: threading.Event,
     ) -> None:
         self._config, self._stop = config, stop
         self._on_emotion, self._on_health, self._on_log = on_emotion, on_health, on_log
+        self._on_status = on_status
         self._clock = SystemClock()
         self._run_dir = make_run_dir(config.bus.run_dir)
         self._held = hold(self._run_dir)
         self._nodes: dict[str, _Node] = {}
         self._run_id = secrets.token_hex(4)
+        self._board = StatusBoard(self._run_id, [])
+        self._next_status_ns = 0
+        self._reported_states: tuple[str, ...] = ()
         self._last_number = 0  # the highest of fusion's numbers
         self._looked_ns = 0
         self._t0_ns: int | None = None
@@ -188,6 +196,7 @@ class Supervisor:
             for note in plan.notes:
                 self._on_log("run", "warning", note)
             self._nodes = {spec.name: _Node(spec) for spec in plan.specs}
+            self._board = StatusBoard(self._run_id, list(self._nodes))
             resource_tracker.ensure_running()  # a process of multiprocessing's own: not with a node's name
             self._serve()
         finally:
@@ -223,6 +232,7 @@ class Supervisor:
                     self._stop_by_ns = self._stop_by_ns or self._clock.now_ns() + _STOP_NS
                     control.send(self._control("stop"))  # again and again: some may not have subscribed yet
                 self._notice_suspension()
+                self._report(control)
                 if self._look_after(control) or self._out_of_time() or self._fatal:
                     break
             while (message := inbox.receive(50)) is not None:  # last log lines
@@ -236,6 +246,7 @@ class Supervisor:
     def _take(self, message: Message) -> None:
         if isinstance(message, Label):
             emotion = decode_emotion(message.payload.encode())
+            self._board.add_label(emotion)
             self._last_number = max(self._last_number, emotion.utterance, emotion.seq)
             self._on_emotion(emotion)
         elif isinstance(message, Health):
@@ -243,6 +254,7 @@ class Supervisor:
             node.seen_ns = self._clock.now_ns()
             node.health = message
             node.ready = node.ready or message.state != "starting"
+            self._board.add_health(message, node.seen_ns)
             if message.state == "running":
                 node.has_run, node.away = True, 0
                 self._tell_absence(node)
@@ -266,6 +278,7 @@ class Supervisor:
         # what fusion sent at last may not have come: never a thousand labels
         first = (self._last_number // 1000 + 2) * 1000 if node.starts else 0
         node.starts += 1
+        self._board.started(node.spec.name)
         spec = replace(node.spec, t0_ns=self._t0_ns, run=self._run_id, first=first, parent=os.getpid())
         # one thread per numeric library and process, since several processes share few cores
         threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -309,6 +322,7 @@ class Supervisor:
             return True
         if self._t0_ns is None and all(node.ready or node.cannot_run for node in self._nodes.values()):
             self._t0_ns = now_ns + _GO_DELAY_NS
+            self._board.begun(self._t0_ns)
         if self._t0_ns is not None and any(node.health and node.health.state == "ready" for node in waiting):
             control.send(self._control("go"))  # again, until all have received it
         if not self._nodes[FUSION].done:
@@ -320,7 +334,29 @@ class Supervisor:
                     self._on_exit(node, node.process.exitcode)
         return True
 
+    def status(self, over: bool = False) -> Status:
+        """The state of the run. ``over``: no label will come any more."""
+        now_ns = self._clock.now_ns()
+        return self._board.status(now_ns, self._clock.wall_ns(now_ns), self._stop.is_set(), over)
+
+    def _report(self, control: Publisher) -> None:
+        """Publish the status if it is due, or a state has changed."""
+        now_ns, states = self._clock.now_ns(), self._board.states
+        if now_ns < self._next_status_ns and states == self._reported_states:
+            return
+        self._reported_states, self._next_status_ns = states, now_ns + _STATUS_NS
+        status = self.status()
+        control.send(StatusReport(payload=encode_status(status).decode()))
+        self._on_status(status)
+
     def _on_exit(self, node: _Node, code: int) -> None:
+        self._judge_exit(node, code)
+        if not node.done:
+            self._board.away(node.spec.name, node.gone_ns or self._clock.now_ns())
+        else:
+            self._board.ended(node.spec.name, failed=node.cannot_run or self._fatal_node is node)
+
+    def _judge_exit(self, node: _Node, code: int) -> None:
         name = node.spec.name
         if node.gone_ns is None:
             node.gone_ns = node.seen_ns  # of its last sign of life

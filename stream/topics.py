@@ -14,6 +14,7 @@ NodeKind = Literal["audio", "video", "capture", "speech", "fusion"]
 
 CONTROL = "control"  # a topic, and the name of the supervisor's publisher
 LABEL = "label"  # fusion's labels on their way to the supervisor
+STATUS = "status"  # public; and, from the supervisor to fusion, its content
 FUSION = "fusion"  # the one node that serves all streams
 EMOTION = "emotion."  # a subscription to this prefix gets all public messages
 UTTERANCE = "emotion.utterance."  # … and to this one, labels without running estimates

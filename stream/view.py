@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emostream.stream.messages import Emotion, Health
+from emostream.stream.status import Status, stream_line
 
 _COLOURS = {
     "anger": "red", "disgust": "green", "fear": "magenta", "joy": "yellow",
@@ -30,6 +31,7 @@ class Terminal(Console):
 class View(Protocol):
     def emotion(self, message: Emotion) -> None: ...
     def health(self, message: Health) -> None: ...
+    def status(self, message: Status) -> None: ...
     def log(self, node: str, level: str, text: str) -> None: ...
     def close(self) -> None: ...
 
@@ -61,6 +63,9 @@ class PlainView:
     def health(self, message: Health) -> None:
         pass
 
+    def status(self, message: Status) -> None:
+        pass
+
     def log(self, node: str, level: str, text: str) -> None:
         if level in _LEVELS or not self._quiet:
             self._errors.print(f"{level}: {node}: {text}", soft_wrap=True, highlight=False, markup=False)
@@ -78,6 +83,7 @@ class LiveView:
         self._now: dict[str, Emotion | None] = dict.fromkeys(streams)
         self._health: dict[str, Health] = {}
         self._cpu: dict[str, float] = {}
+        self._status = Status()
         self._live = Live(console=console, refresh_per_second=10, transient=True, get_renderable=self.render)
         self._live.start()
 
@@ -97,6 +103,9 @@ class LiveView:
             self._cpu[message.node] = (message.cpu_s - last.cpu_s) / ((message.sent_ns - last.sent_ns) / 1e9)
         self._health[message.node] = message
 
+    def status(self, message: Status) -> None:
+        self._status = message
+
     def log(self, node: str, level: str, text: str) -> None:
         self._live.console.print(Text(f"{level}: {node}: {text}", style=_LEVELS.get(level, "dim")))
 
@@ -106,7 +115,11 @@ class LiveView:
     def render(self) -> Panel:
         """The display's current content."""
         streams = [self._stream(name, message) for name, message in self._now.items()]
-        return Panel(Group(*streams, self._nodes()), title=self._title, border_style="dim")
+        states = [
+            Text(stream_line(name, stream), style="dim" if stream.state == "running" else "yellow")
+            for name, stream in self._status.streams.items()
+        ]
+        return Panel(Group(*streams, *states, self._nodes()), title=self._title, border_style="dim")
 
     def _stream(self, name: str, message: Emotion | None) -> Group:
         if message is None:

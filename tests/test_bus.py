@@ -7,6 +7,7 @@ import stat
 import threading
 import time
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
@@ -545,3 +546,16 @@ def test_labels_that_nobody_can_get_are_counted_until_the_port_is_free(context):
 
     _until(published)
     publisher.close()
+
+
+def test_how_far_behind_is_the_age_of_the_oldest_message_that_waits(context):
+    publisher, inbox = _join(context)
+    assert inbox.behind_ns(9_000) == 0
+    for captured_ns in (3_000, 5_000):
+        publisher.send(msgspec.structs.replace(_pcm(), captured_ns=captured_ns))
+    publisher.send(_pcm())
+    assert inbox.receive(1000).captured_ns == 3_000
+    _until(lambda: (inbox.wait(10), inbox._fill(0), len(inbox))[-1] == 2)
+    assert inbox.behind_ns(9_000) == 4_000
+    inbox.receive(0)
+    assert inbox.behind_ns(9_000) == 0  # the last was not captured live

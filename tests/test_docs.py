@@ -15,19 +15,24 @@ import zmq
 from emostream.stream.bus import EmotionPublisher
 from emostream.stream.config import Config, load_config
 from emostream.stream.messages import Emotion, Evidence, Word, emotion_json_schema
+from emostream.stream.status import status_json_schema
 
 ROOT = Path(__file__).parent.parent
 DEFAULT_PORT = 5556
 
 
 @pytest.mark.process
-def test_schema_in_docs_is_that_of_the_messages():
-    """Write it again with: python -m emostream.stream.messages > docs/emotion.schema.json"""
-    assert json.loads((ROOT / "docs/emotion.schema.json").read_text()) == emotion_json_schema()
+@pytest.mark.parametrize(
+    ("module", "file", "schema"),
+    [("messages", "emotion.schema.json", emotion_json_schema), ("status", "status.schema.json", status_json_schema)],
+)
+def test_schemas_in_docs_are_those_of_the_messages(module, file, schema):
+    """Write them again with: python -m emostream.stream.messages > docs/emotion.schema.json, and likewise status"""
+    assert json.loads((ROOT / "docs" / file).read_text()) == schema()
     done = subprocess.run(
-        [sys.executable, "-m", "emostream.stream.messages"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", f"emostream.stream.{module}"], capture_output=True, text=True, check=True
     )
-    assert done.stdout == (ROOT / "docs/emotion.schema.json").read_text()
+    assert done.stdout == (ROOT / "docs" / file).read_text()
 
 
 def test_config_toml_shows_every_key_with_its_default():

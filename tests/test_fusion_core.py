@@ -256,6 +256,7 @@ def test_late_video_delays_a_label_no_longer_than_configured(wait_ms):
         assert run.step().labels == []
         run.clock.advance_ns(1)
     (emotion,) = run.step().labels
+    assert run.core.by_stream()["a"]["late_video"] == 1
     assert emotion.modalities["video"].frames == 6
     assert emotion.latency_ms is not None
     assert emotion.latency_ms.total == pytest.approx(400 + wait_ms)
@@ -268,6 +269,23 @@ def test_video_that_comes_in_time_is_waited_for():
     (emotion,) = run.push(*(face_message(i / 10) for i in range(16, 21))).step().labels
     assert emotion.modalities["video"].frames == 10
     assert emotion.published_ns == T0 + nanoseconds(2.5)
+    assert run.core.by_stream()["a"]["late_video"] == 0
+
+
+def test_an_utterance_that_was_dropped_gets_no_label():
+    run = Run().push(*(sound_message(i / 10) for i in range(30)), *(face_message(i / 10) for i in range(31)))
+    run.push(speech_message("paused", 2.2, 1, 1.0, 2.0, "so"), speech_message("dropped", 2.4, 1, 1.0, 2.0, "so"))
+    assert run.at(4).step().labels == []
+    assert run.core.at_rest
+    assert run.push(speech_message("ended", 3.0, 2, 2.5, 2.9, "good")).at(5).step().labels[0].text == "good"
+
+
+def test_sound_that_went_missing_shows_in_the_coverage():
+    times = [i / 10 for i in range(30) if not 12 <= i < 17]
+    run = Run().push(*(sound_message(t) for t in times), *(face_message(i / 10) for i in range(31)))
+    (emotion,) = run.at(2.4).push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good")).step().labels
+    assert emotion.modalities["audio"].coverage == pytest.approx(0.5, abs=0.1)
+    assert emotion.modalities["video"].coverage == 1.0
 
 
 def test_video_that_is_hopelessly_late_is_not_waited_for():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,37 @@ def test_heartbeats_carry_what_a_bus_observer_counts(monkeypatch, request):
     health = _next_heartbeat(runtime, beats)
     assert 0 < health.counters["calls"] < meter.calls
     assert not meter.within
+
+
+def test_running_behind_is_told_once_and_again_when_it_is_over(runtime, supervisor, monkeypatch):
+    class Waiting:
+        def __init__(self) -> None:
+            self.behind_s = 0.0
+            self.dropped: Counter[str] = Counter()
+            self.missed: Counter[str] = Counter()
+
+        def __len__(self) -> int:
+            return 7
+
+        def behind_ns(self, now_ns: int) -> int:
+            return int(self.behind_s * 1e9)
+
+        def take_dropped_spans(self) -> dict:
+            return {}
+
+        def close(self) -> None:
+            pass
+
+    lines: list[str] = []
+    monkeypatch.setattr(module.logging, "warning", lambda text, *values: lines.append(text % values))
+    _, inbox = supervisor
+    runtime.inbox = Waiting()
+    beats = []
+    for behind_s in (1.9, 2.1, 8.0, 0.6, 0.4, 2.0):
+        runtime.inbox.behind_s = behind_s
+        runtime.clock.advance_ns(1000 * _MS)
+        runtime.tick()
+        while isinstance(message := inbox.receive(200), Health | Log):
+            beats += [message.behind_s] if isinstance(message, Health) else []
+    assert lines == ["running 2.1 s behind: 7 messages wait", "has caught up", "running 2.0 s behind: 7 messages wait"]
+    assert beats[-6:] == [1.9, 2.1, 8.0, 0.6, 0.4, 2.0]

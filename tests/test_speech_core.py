@@ -127,7 +127,7 @@ class Run:
 
     def kinds(self) -> list[str]:
         """Events other than the regular ``words`` and ``progress``."""
-        return [event.event for event in self.of("started", "paused", "ended")]
+        return [event.event for event in self.of("started", "paused", "ended", "dropped")]
 
 
 def _block(ns: int) -> int:
@@ -309,14 +309,28 @@ def test_without_a_recogniser_speech_is_still_reported():
 
 @pytest.mark.parametrize("gap_s", [0.4, 5.0])
 def test_a_long_gap_ends_the_utterance_where_the_sound_ended(gap_s):
-    run = Run().push((0.9, 20)).skip(int(gap_s * _S)).push((0.9, 10)).finish()
+    run = Run().push((0.9, 20)).skip(int(gap_s * _S)).push((0.9, 13)).finish()
     assert run.kinds() == ["started", "ended", "started", "ended"]
+    assert run.core.sound_lost_ns == int(gap_s * _S)
     first, second = run.of("ended")
     assert first.end_ns == 20 * FRAME_NS
     assert first.media_end_ns == 20 * FRAME_NS  # known as of the last sound before the gap
     assert second.start_ns == 20 * FRAME_NS + int(gap_s * _S)
     assert run.vad.resets == 1
-    assert [len(segment) for segment in run.recognizer.segments] == [20, 10]
+    assert [len(segment) for segment in run.recognizer.segments] == [20, 13]
+
+
+def test_scraps_beside_missing_sound_are_dropped_and_short_utterances_are_not():
+    run = Run().push((0.0, 20), (0.9, 12)).skip(_S).push((0.9, 12), (0.0, 20), (0.9, 12), (0.0, 20)).finish()
+    ends = [kind for kind in run.kinds() if kind in ("ended", "dropped")]
+    assert ends == ["dropped", "dropped", "ended"]  # 384 ms each
+    assert (run.core.utterances, run.core.utterances_ended, run.core.scraps) == (3, 3, 2)
+
+
+def test_what_is_left_of_an_utterance_is_labelled_if_it_is_long_enough():
+    run = Run().push((0.9, 13)).skip(_S).push((0.0, 4), (0.9, 12)).finish()
+    assert [event.event for event in run.of("ended", "dropped")] == ["ended", "ended"]  # 128 ms after: no onset is lost
+    assert run.core.scraps == 0
 
 
 def test_a_long_gap_in_silence():

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from emostream.stream.messages import Emotion, Evidence, Health, Latency
+from emostream.stream.status import NodeStatus, Status, StreamStatus
 from emostream.stream.summary import Summary
 from emostream.stream.view import LiveView, PlainView, plain_line
 
@@ -47,18 +48,9 @@ def test_labels_are_counted_and_running_estimates_are_not():
     for label in ("joy", "anger", "joy"):
         summary.add(_emotion(label=label))
     summary.add(_emotion(kind="window", label="fear", latency_ms=None))
-    summary.add_health(_health("speech.left", counters={"utterances": 3}))
-    summary.add_health(_health("fusion", counters={"face_utterances": 1, "utterances_in": 2}))
+    summary.status.streams = {"left": StreamStatus(heard=3), "right": StreamStatus(heard=1)}
     assert summary.utterances == 3
     assert summary.lines()[0] == "utterances: 3 labelled of 4 heard  (joy 2, anger 1)"
-
-
-def test_a_node_that_was_started_again_goes_on_counting():
-    summary = Summary()
-    summary.add_health(_health("speech.left", counters={"utterances": 3}, cpu_s=5.0))
-    summary.add_health(_health("speech.left", counters={"utterances": 0}, cpu_s=0.5))
-    summary.add_health(_health("speech.left", counters={"utterances": 2}, cpu_s=0.9))
-    assert summary.lines()[0] == "utterances: 0 labelled of 5 heard"
 
 
 def test_percentiles_of_each_part_of_the_latency():
@@ -93,17 +85,23 @@ def test_without_latencies_there_is_no_table_of_them():
     assert not any("latency" in line for line in summary.lines())
 
 
-def test_losses_are_named_by_node_and_the_newest_heartbeat_counts():
+def test_losses_are_named_by_node_and_stream():
     summary = Summary()
-    summary.add_health(_health("fusion", dropped=1))
-    summary.add_health(_health("fusion", dropped=7, gaps=2, counters={"utterances_in": 3, "labels_ready_at_end": 2}))
-    summary.add_health(_health("speech.demo", dropped=5))
-    summary.add_health(_health("audio.demo", counters={"capture_gaps": 4}))
+    summary.status = Status(
+        nodes={
+            "fusion": NodeStatus(dropped=7, gaps=2, counters={"utterances_in": 3, "labels_ready_at_end": 2}, starts=1),
+            "speech.demo": NodeStatus(dropped=5, starts=1),
+            "audio.demo": NodeStatus(counters={"capture_gaps": 4}, starts=3, away_s=1.25),
+        },
+        streams={"demo": StreamStatus(state="ended", heard=3, labelled=1, unlabelled=2, sound_lost_s=0.6)},
+    )
     summary.add(_emotion())
     lines = summary.lines()
-    assert lines[-1] == (
-        "dropped: 12 (fusion 7, speech.demo 5)   missed in transit: 2 (fusion 2)   gaps in capture: 4 (audio.demo 4)"
-    )
+    assert lines[-3:] == [
+        "dropped: 12 (fusion 7, speech.demo 5)   missed in transit: 2 (fusion 2)   gaps in capture: 4 (audio.demo 4)",
+        "started again: 2 (audio.demo 2), away for 1.2 s in all",
+        "demo: ended, 1 labelled of 3 heard, 0.6 s of sound lost, 2 without a label",
+    ]
     assert "labels already computed at the pause: 2 of 1" in "\n".join(lines)
 
 

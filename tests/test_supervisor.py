@@ -12,6 +12,7 @@ import pytest
 from emostream.stream.config import Config
 from emostream.stream.nodes.process import CANNOT_RUN
 from emostream.stream.nodes.runtime import NodeSpec
+from emostream.stream.status import StatusBoard
 from emostream.stream.supervisor import Supervisor, _Node
 
 
@@ -27,6 +28,7 @@ def supervisor(tmp_path):
         lambda _: None,
         lambda _: None,
         print,
+        lambda _: None,
         threading.Event(),
     )
 
@@ -37,6 +39,7 @@ def test_a_source_that_exits_after_fusion_still_counts_as_not_opened(supervisor)
     process.start()
     names = {"audio.a": "capture", "fusion": "fusion"}
     supervisor._nodes = {name: _Node(NodeSpec(kind, name, "a", Config(), "", 0)) for name, kind in names.items()}
+    supervisor._board = StatusBoard("", list(names))
     capture, fusion = supervisor._nodes.values()
     capture.process, capture.ready, capture.seen_ns = process, True, supervisor._clock.now_ns()
     fusion.done = True

@@ -52,6 +52,7 @@ class _Stream:
     rested_for: int = 0  # the utterance before which the face was last looked at
     ended_ns: int = 0  # end of the last utterance
     provisional: _Provisional | None = None  # of the last pause
+    counters: Counter[str] = field(default_factory=Counter)
 
 
 class FusionCore:
@@ -106,6 +107,14 @@ class FusionCore:
 
     def _face_endpointer(self, stream: str) -> FaceEndpointer:
         return FaceEndpointer(stream, self._config.video.fps, self._config.speech)
+
+    def by_stream(self) -> dict[str, dict[str, int]]:
+        """Counters of each stream: utterances told by the face alone, begun and ended; labels that did not wait for all
+        faces."""
+        return {
+            name: {**stream.counters, "late_video": stream.schedule.late["video"]}
+            for name, stream in self._streams.items()
+        }
 
     @property
     def done(self) -> bool:
@@ -181,6 +190,8 @@ class FusionCore:
     def _on_face_events(self, stream: _Stream, events: list[SpeechEvent]) -> None:
         for event in events:
             self.counters["face_utterances"] += event.event == "started"
+            stream.counters["face_utterances"] += event.event == "started"
+            stream.counters["face_utterances_ended"] += event.event == "ended"
             self._on_speech(stream, event)
 
     def _on_end(self, stream: _Stream, end: End) -> None:

@@ -7,7 +7,7 @@ at fast pace for as long as it takes, so that the labels of a file are the same 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -67,12 +67,13 @@ class Schedule:
     """The jobs of one stream, in order. ``expected``: which of ``audio``, ``video`` and ``speech`` are still to come.
 
     ``utterances``: how many there have been, for the number of the next. ``watermark_ns``: by modality, the media time
-    up to which everything has arrived.
+    up to which everything has arrived. ``late``: by modality, the labels that did not wait for all of it.
     """
 
     def __init__(self, expected: Iterable[str], rules: Rules, utterances: int = 0) -> None:
         self.expected = set(expected)
         self.watermark_ns = {"audio": 0, "video": 0, "speech": 0}
+        self.late: Counter[str] = Counter()
         self._rules = rules
         self._jobs: deque[Job] = deque()
         self._utterances = utterances  # counted here, since a speech node that is started again counts from 1
@@ -145,6 +146,9 @@ class Schedule:
             self._replace("window", "pause")
             self._add("utterance", event, event.start_ns, event.end_ns, now_ns)
             self._open = None
+        elif event.event == "dropped":
+            self._jobs = deque(job for job in self._jobs if job.utterance != self._utterances)
+            self._open = None
         elif event.event == "paused" and self._rules.realtime:
             self._replace("window", "pause")
             self._add("pause", event, event.start_ns, event.end_ns, now_ns)
@@ -155,7 +159,10 @@ class Schedule:
     def take_ready(self, now_ns: int, flush: bool) -> Job | None:
         """Remove and return the first job if it is ready (``flush``: whether or not it is): jobs keep their order."""
         if self._jobs and (flush or self._is_ready(self._jobs[0], now_ns)):
-            return self._jobs.popleft()
+            job = self._jobs.popleft()
+            if job.kind == "utterance":
+                self.late.update(name for name, by_ns in self._behind_ns(job).items() if by_ns > 0)
+            return job
         return None
 
     def _add_estimates(self, event: SpeechEvent, now_ns: int) -> None:
@@ -180,5 +187,8 @@ class Schedule:
     def _is_ready(self, job: Job, now_ns: int) -> bool:
         if now_ns >= job.deadline_ns:
             return True
-        behind = [job.end_ns - self.watermark_ns[name] for name in ("audio", "video") if name in self.expected]
-        return all(by_ns <= 0 or (self._rules.realtime and by_ns > _LATE_NS) for by_ns in behind)
+        return all(by_ns <= 0 or (self._rules.realtime and by_ns > _LATE_NS) for by_ns in self._behind_ns(job).values())
+
+    def _behind_ns(self, job: Job) -> dict[str, int]:
+        """How far each modality that is still to come is behind the job's end."""
+        return {name: job.end_ns - self.watermark_ns[name] for name in ("audio", "video") if name in self.expected}

@@ -21,8 +21,10 @@ log = logging.getLogger(__name__)
 
 _PREROLL_BLOCKS = 8  # 256 ms before the first speech frame also go to the recogniser, as onsets are soft
 _TOLD_NS = 250_000_000  # of missing sound: shorter than any word worth a line
+_SCRAP_NS = 400_000_000  # what is left of an utterance whose sound went missing: shorter, it gets no label
 _PROGRESS_NS = 250_000_000
 _STALL_NS = 500_000_000
+_ONSET_NS = 100_000_000  # speech this soon after missing sound had begun before
 _HOLD_BLOCKS = 10  # 320 ms: after 192, 2 of 60 voices of normal level were not yet louder than a quiet microphone's
 _VERY_QUIET_DBFS = -40.0
 _WARN_NS = 60_000_000_000  # at most one warning in this media time
@@ -79,6 +81,10 @@ class SpeechCore:
         self._last: Pcm | None = None
         self._reported_ns = 0
         self.utterances = 0
+        self.utterances_ended = 0
+        self.sound_lost_ns = 0
+        self.scraps = 0
+        self._resumed_ns = -_SCRAP_NS  # when sound came back after it was missing
         self.quiet_utterances = 0
 
     @property
@@ -177,9 +183,11 @@ class SpeechCore:
         """Sound is missing before ``pcm``: a long gap ends the utterance, a short one counts as silence."""
         assert self._last is not None
         missing_ns = pcm.media_start_ns - self._last.media_end_ns
+        self.sound_lost_ns += missing_ns
         if missing_ns >= _TOLD_NS:
             span = f"from {self._last.media_end_ns / 1e9:.2f} to {pcm.media_start_ns / 1e9:.2f} s"
             log.warning("%s: sound is missing %s; what was said then is lost", pcm.stream, span)
+            self._resumed_ns = pcm.media_start_ns
         self._preroll.clear()
         self._raised.clear()
         if not self._endpointer.speaking:
@@ -193,9 +201,10 @@ class SpeechCore:
             self._quiet_vad.reset()
         if not self._endpointer.speaking:
             return []
-        return [self._on_change(self._endpointer.end(), received_ns)]
+        return [self._on_change(self._endpointer.end(), received_ns, cut=True)]
 
-    def _on_change(self, change: EndpointEvent, received_ns: int) -> SpeechEvent:
+    def _on_change(self, change: EndpointEvent, received_ns: int, cut: bool = False) -> SpeechEvent:
+        """``cut``: the utterance ends because sound is missing."""
         begun_ns = self._clock.now_ns()
         if change.kind == "started":
             self._utterance += 1
@@ -214,8 +223,17 @@ class SpeechCore:
                 self._segment_ns = None
             kind, words = change.kind, self._words
             if change.kind == "ended":
+                self.utterances_ended += 1
                 self._note_level(change)
+                if self._is_scrap(change, cut):
+                    self.scraps += 1
+                    kind = "dropped"
         return self._event(kind, change, words, received_ns, self._clock.now_ns() - begun_ns)
+
+    def _is_scrap(self, utterance: EndpointEvent, cut: bool) -> bool:
+        """Whether missing sound has left too little of an utterance to be labelled."""
+        cut = cut or utterance.start_ns - self._resumed_ns < _ONSET_NS
+        return cut and utterance.end_ns - utterance.start_ns < _SCRAP_NS
 
     def _note_level(self, utterance: EndpointEvent) -> None:
         """Count an utterance at a very quiet microphone and, in real time, warn of it."""

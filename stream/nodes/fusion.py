@@ -17,7 +17,7 @@ from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.messages import Emotion, Label, Message
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
 from emostream.stream.profile import Profile
-from emostream.stream.topics import LABEL, fused_topics, parse_node
+from emostream.stream.topics import LABEL, STATUS, fused_topics, parse_node
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ def main(runtime: NodeRuntime) -> None:
             dict(spec.streams), classifier, config, runtime.clock, spec.realtime, run=spec.run, first=spec.first
         )
         runtime.counters = lambda: core.counters + public.counters
+        runtime.by_stream = core.by_stream
+        runtime.on_status = lambda payload: public.forward(STATUS, payload.encode())
         keeper = None
         if config.fusion.profile:
             profile = Profile(Path(config.fusion.profile).expanduser(), open_bundle(config.fusion.bundle))

@@ -18,14 +18,16 @@ from emostream.stream import bus
 from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Inbox, Publisher, ipc
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config, SourceSpec
-from emostream.stream.messages import Control, End, Health, Log, Message
-from emostream.stream.topics import CONTROL, Medium, health_topic, log_topic
+from emostream.stream.messages import Control, End, Health, Log, Message, StatusReport
+from emostream.stream.status import BEHIND_S
+from emostream.stream.topics import CONTROL, STATUS, Medium, health_topic, log_topic
 
 _HEARTBEAT_NS = 1_000_000_000
 _DUTIES_NS = 50_000_000
 _AGAIN_NS = 500_000_000
 _NEVER_NS = 1 << 62
 _STAY_S = 1.0
+_CAUGHT_UP_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class _LogQueue(logging.Handler):
 
 
 class NodeRuntime:
-    """Sockets and duties of a node. ``counters`` is called for each heartbeat.
+    """Sockets and duties of a node. ``counters`` and ``by_stream`` are called for each heartbeat, ``on_status``, of
+    fusion, with each status of the run.
 
     Raises BusError if its endpoint cannot be bound.
     """
@@ -81,6 +84,9 @@ class NodeRuntime:
         self.clock = SystemClock(spec.clock_offset_ns)
         self.stop_event = threading.Event()
         self.counters: Callable[[], Mapping[str, int]] = dict
+        self.by_stream: Callable[[], dict[str, dict[str, int]]] = dict
+        self.on_status: Callable[[str], object] = lambda payload: None
+        self._told_behind = False
         self.observer = bus.observer
         self.inbox: Inbox | None = None
         self.t0_ns = spec.t0_ns
@@ -99,7 +105,7 @@ class NodeRuntime:
                 observer=self.observer,
             )
             self._control = Inbox(self.context, 100, lossless=False, observer=self.observer)
-            self._control.connect(ipc_of(spec, CONTROL), [CONTROL])
+            self._control.connect(ipc_of(spec, CONTROL), [CONTROL, STATUS] if spec.kind == "fusion" else [CONTROL])
         except BaseException:
             self.context.destroy(0)
             raise
@@ -164,7 +170,9 @@ class NodeRuntime:
         """Take control messages; send log lines and, each second, a heartbeat."""
         self._next_duties_ns = self.clock.now_ns() + _DUTIES_NS
         while (message := self._control.receive(0)) is not None:
-            if isinstance(message, Control):
+            if isinstance(message, StatusReport):
+                self.on_status(message.payload)
+            elif isinstance(message, Control):
                 if message.command == "stop":
                     self.stop()
                 elif self.t0_ns is None:
@@ -227,7 +235,10 @@ class NodeRuntime:
         with self._process.oneshot():
             cpu, memory = self._process.cpu_times(), self._process.memory_info()
         inbox = self.inbox
+        behind_s = 0.0
         if inbox is not None:
+            behind_s = inbox.behind_ns(self.clock.now_ns()) / 1e9
+            self._tell_behind(behind_s, len(inbox))
             for topic, (start_ns, end_ns) in inbox.take_dropped_spans().items():
                 span = f"from {start_ns / 1e9:.2f} to {end_ns / 1e9:.2f} s"
                 logging.warning("too slow: some of %s %s was dropped; words or labels may lack it", topic, span)
@@ -243,10 +254,20 @@ class NodeRuntime:
                 queued=0 if inbox is None else len(inbox),
                 dropped=0 if inbox is None else inbox.dropped.total(),
                 gaps=0 if inbox is None else inbox.missed.total(),
+                behind_s=round(behind_s, 3),
+                by_stream=self.by_stream(),
                 cpu_s=round(cpu.user + cpu.system, 3),
                 rss_bytes=memory.rss,
             )
         )
+
+    def _tell_behind(self, behind_s: float, queued: int) -> None:
+        if behind_s >= BEHIND_S and not self._told_behind:
+            logging.warning("running %.1f s behind: %d messages wait", behind_s, queued)
+            self._told_behind = True
+        elif behind_s < _CAUGHT_UP_S and self._told_behind:
+            logging.warning("has caught up")
+            self._told_behind = False
 
 
 def ipc_of(spec: NodeSpec, node: str) -> str:

@@ -25,7 +25,13 @@ def main(runtime: NodeRuntime) -> None:
     vad = load_vad(config.vad_model)
     quiet_vad = vad.twin() if spec.config.audio.level == "auto" else None
     core = SpeechCore(spec.stream, vad, make_recognizer(config), config, runtime.clock, quiet_vad)
-    runtime.counters = lambda: {"utterances": core.utterances, "quiet_utterances": core.quiet_utterances}
+    runtime.counters = lambda: {
+        "utterances": core.utterances,
+        "utterances_ended": core.utterances_ended,
+        "quiet_utterances": core.quiet_utterances,
+        "scraps": core.scraps,
+        "sound_lost_ms": core.sound_lost_ns // 1_000_000,
+    }
     runtime.wait_for_subscribers([stream_topic("speech", spec.stream)])
     runtime.wait_for_go()
     reason = ""

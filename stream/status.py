@@ -1,0 +1,295 @@
+"""What a run is doing, in one message: the state of each stream and node, and all that was lost.
+
+The supervisor keeps the board and, once a second and at each change of a state, publishes it at the public endpoint
+under the topic ``status``: JSON, as the labels are. Fusion passes it on, so silence there means that no labels come.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from emostream.stream.messages import Emotion, Health
+from emostream.stream.topics import FUSION, node_name, parse_node
+
+BEHIND_S = 2.0  # from which a run counts as too slow
+_TOLD_S = 0.05  # of lost sound: less is not worth a word
+_SETTLE_NS = 2_000_000_000  # after an utterance's end, in which its label comes
+
+NodeState = Literal["starting", "ready", "running", "away", "ended", "failed"]
+StreamState = Literal["starting", "running", "degraded", "away", "ended"]
+
+
+class NodeStatus(msgspec.Struct, kw_only=True):
+    """A node. ``away``: it is about to be started again. ``starts``: how often its process was started; ``away_s``: how
+    long it was away, in all. ``behind_s``: age of the oldest message that waits for it, of ``queued``. ``dropped`` and
+    ``gaps``: messages that its full queue dropped, and that never arrived. These two and ``counters`` go on counting
+    when it is started again. ``cpu_s``, ``rss_bytes``: of its present process."""
+
+    state: NodeState = "starting"
+    starts: int = 0
+    away_s: float = 0.0
+    behind_s: float = 0.0
+    queued: int = 0
+    dropped: int = 0
+    gaps: int = 0
+    counters: dict[str, int] = {}
+    cpu_s: float = 0.0
+    rss_bytes: int = 0
+
+
+class StreamStatus(msgspec.Struct, kw_only=True):
+    """A stream. ``degraded``: labels come, but a node is away or the run is behind; ``away``: no labels can come.
+
+    ``heard`` and ``labelled``: utterances that began, and that have a label; ``unlabelled``: that ended two seconds ago
+    or more and have none. ``sound_lost_s``: sound that never reached speech recognition, whatever the reason.
+    ``late_video``: labels that did not wait for all faces. ``behind_s``: the most of its nodes and of fusion."""
+
+    state: StreamState = "starting"
+    heard: int = 0
+    labelled: int = 0
+    unlabelled: int = 0
+    sound_lost_s: float = 0.0
+    late_video: int = 0
+    behind_s: float = 0.0
+
+    @property
+    def can_label(self) -> bool:
+        """Whether an utterance would be labelled now."""
+        return self.state in ("running", "degraded")
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """The public message of the topic ``status``. ``run``: as in the labels; ``published_ns``: Unix time; ``uptime_s``:
+    since the run began."""
+
+    schema: Literal["emostream-status/1"] = "emostream-status/1"
+    run: str = ""
+    state: Literal["starting", "running", "degraded", "stopping", "ended"] = "starting"
+    published_ns: int = 0
+    uptime_s: float = 0.0
+    streams: dict[str, StreamStatus] = {}
+    nodes: dict[str, NodeStatus] = {}
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Status)
+
+
+def encode_status(message: Status) -> bytes:
+    """UTF-8 JSON of a status."""
+    return _encoder.encode(message)
+
+
+def decode_status(data: bytes) -> Status:
+    """A status from its JSON. Raises msgspec.DecodeError if that is not one."""
+    try:
+        return _decoder.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"not UTF-8 ({error})") from error
+
+
+def status_json_schema() -> dict[str, Any]:
+    """JSON Schema of the status message."""
+    return msgspec.json.schema(Status)
+
+
+def stream_line(name: str, stream: StreamStatus) -> str:
+    """A stream's state, and what it has lost, as one line of text."""
+    parts = [f"{name}: {stream.state}, {stream.labelled} labelled of {stream.heard} heard"]
+    if stream.behind_s >= BEHIND_S:
+        parts.append(f"running {stream.behind_s:.0f} s behind")
+    if stream.sound_lost_s >= _TOLD_S:
+        parts.append(f"{stream.sound_lost_s:.1f} s of sound lost")
+    if stream.unlabelled:
+        parts.append(f"{stream.unlabelled} without a label")
+    if stream.late_video:
+        parts.append(f"{stream.late_video} labelled without all faces")
+    return ", ".join(parts)
+
+
+@dataclass
+class _Record:
+    """A node's history. ``earlier``, ``earlier_streams``, ``dropped`` and ``gaps``: of its processes before the present
+    one."""
+
+    state: NodeState = "starting"
+    starts: int = 0
+    since_ns: int | None = None  # away since
+    away_ns: int = 0
+    health: Health | None = None
+    earlier: Counter[str] = field(default_factory=Counter)
+    earlier_streams: dict[str, Counter[str]] = field(default_factory=dict)
+    dropped: int = 0
+    gaps: int = 0
+
+    def counters(self) -> Counter[str]:
+        return self.earlier + Counter(self.health.counters if self.health else {})
+
+    def of_stream(self, stream: str) -> Counter[str]:
+        now = self.health.by_stream.get(stream, {}) if self.health else {}
+        return self.earlier_streams.get(stream, Counter()) + Counter(now)
+
+    def lost_for_ns(self, now_ns: int) -> int:
+        return self.away_ns + (now_ns - self.since_ns if self.since_ns is not None else 0)
+
+
+class StatusBoard:
+    """Collects what the supervisor knows. ``nodes``: the nodes' names; times are those of the run's clock."""
+
+    def __init__(self, run: str, nodes: list[str]) -> None:
+        self._run = run
+        self._nodes = {name: _Record() for name in nodes}
+        self._streams = list(dict.fromkeys(stream for name in nodes if (stream := parse_node(name)[1])))
+        self._labelled: Counter[str] = Counter()
+        self._ended: dict[str, deque[tuple[int, int]]] = {stream: deque() for stream in self._streams}
+        self._begun_ns: int | None = None
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The state of each node."""
+        return tuple(record.state for record in self._nodes.values())
+
+    def begun(self, now_ns: int) -> None:
+        """The run begins: media time 0."""
+        self._begun_ns = now_ns
+
+    def started(self, node: str) -> None:
+        """A node's process was started, for the first time or again."""
+        record = self._nodes[node]
+        record.starts += 1
+        if record.health is not None:
+            record.earlier = record.counters()
+            record.earlier["utterances_ended"] = record.earlier["utterances"]  # one that was open is lost
+            names = {*record.earlier_streams, *record.health.by_stream}
+            record.earlier_streams = {stream: record.of_stream(stream) for stream in names}
+            record.dropped += record.health.dropped
+            record.gaps += record.health.gaps
+            record.health = None
+
+    def add_health(self, health: Health, now_ns: int) -> None:
+        """A node's heartbeat."""
+        record = self._nodes[health.node]
+        record.health = health
+        if record.state in ("starting", "ready", "away") and health.state in ("ready", "running"):
+            self._set(record, health.state, now_ns)
+        kind, stream = parse_node(health.node)
+        if kind in ("speech", "fusion"):
+            for name in [stream] if stream else self._streams:
+                self._ended[name].append((now_ns, self._counted(name)[1]))
+
+    def add_label(self, emotion: Emotion) -> None:
+        """A label; running estimates are ignored."""
+        self._labelled[emotion.stream] += emotion.kind == "utterance"
+
+    def away(self, node: str, since_ns: int) -> None:
+        """A node is not there (since its last sign of life), and will be started again."""
+        record = self._nodes[node]
+        record.state = "away"
+        if record.since_ns is None:
+            record.since_ns = since_ns
+
+    def ended(self, node: str, failed: bool = False) -> None:
+        """A node came to its end, or failed for good."""
+        self._nodes[node].state = "failed" if failed else "ended"
+
+    def status(self, now_ns: int, wall_ns: int, stopping: bool = False, over: bool = False) -> Status:
+        """The state of things. ``wall_ns``: what the wall clock says; ``over``: no label will come any more."""
+        nodes = {name: self._node(record, now_ns) for name, record in self._nodes.items()}
+        streams = {stream: self._stream(stream, nodes, now_ns, over) for stream in self._streams}
+        state: Literal["starting", "running", "degraded", "stopping", "ended"] = "running"
+        if over:
+            state = "ended"
+        elif stopping:
+            state = "stopping"
+        elif self._begun_ns is None:
+            state = "starting"
+        elif any(stream.state in ("degraded", "away") for stream in streams.values()):
+            state = "degraded"
+        uptime_s = (now_ns - self._begun_ns) / 1e9 if self._begun_ns is not None else 0.0
+        return Status(
+            run=self._run,
+            state=state,
+            published_ns=wall_ns,
+            uptime_s=round(uptime_s, 3),
+            streams=streams,
+            nodes=nodes,
+        )
+
+    @staticmethod
+    def _set(record: _Record, state: NodeState, now_ns: int) -> None:
+        if state == "running" and record.since_ns is not None:
+            record.away_ns += now_ns - record.since_ns
+            record.since_ns = None
+        if record.since_ns is None:  # a node that is started again is away until it runs
+            record.state = state
+
+    def _node(self, record: _Record, now_ns: int) -> NodeStatus:
+        status = NodeStatus(
+            state=record.state,
+            starts=record.starts,
+            away_s=round(record.lost_for_ns(now_ns) / 1e9, 3) if record.state != "ended" else record.away_ns / 1e9,
+            dropped=record.dropped,
+            gaps=record.gaps,
+            counters=dict(record.counters()),
+        )
+        if (health := record.health) is not None:
+            status.dropped += health.dropped
+            status.gaps += health.gaps
+            status.behind_s, status.queued = health.behind_s, health.queued
+            status.cpu_s, status.rss_bytes = health.cpu_s, health.rss_bytes
+        return status
+
+    def _stream(self, stream: str, nodes: Mapping[str, NodeStatus], now_ns: int, over: bool) -> StreamStatus:
+        own = {name: node for name, node in nodes.items() if parse_node(name)[1] in (stream, "")}
+        speech = nodes.get(node_name("speech", stream))
+        lost_s = speech.counters.get("sound_lost_ms", 0) / 1e3 + speech.away_s if speech is not None else 0.0
+        heard, _ = self._counted(stream)
+        due = heard if over else self._settled(stream, now_ns)
+        labelled = self._labelled[stream]
+        return StreamStatus(
+            state=self._state(own),
+            heard=heard,
+            labelled=labelled,
+            unlabelled=max(0, due - labelled),
+            sound_lost_s=round(lost_s, 3),
+            late_video=self._nodes[FUSION].of_stream(stream)["late_video"],
+            behind_s=max((node.behind_s for node in own.values()), default=0.0),
+        )
+
+    def _counted(self, stream: str) -> tuple[int, int]:
+        """Utterances that began, and that ended."""
+        faces = self._nodes[FUSION].of_stream(stream)  # where there is no sound
+        begun, ended = faces["face_utterances"], faces["face_utterances_ended"]
+        if (record := self._nodes.get(node_name("speech", stream))) is not None:
+            sound = record.counters()
+            begun, ended = begun + sound["utterances"], ended + sound["utterances_ended"]
+        return begun, ended
+
+    def _settled(self, stream: str, now_ns: int) -> int:
+        """Utterances that have ended, and whose labels should have come by now."""
+        history = self._ended[stream]
+        while len(history) > 1 and history[1][0] <= now_ns - _SETTLE_NS:
+            history.popleft()
+        return history[0][1] if history and history[0][0] <= now_ns - _SETTLE_NS else 0
+
+    def _state(self, nodes: Mapping[str, NodeStatus]) -> StreamState:
+        captures = [node.state for name, node in nodes.items() if parse_node(name)[0] in ("audio", "video", "capture")]
+        if self._begun_ns is None:
+            return "starting"
+        if nodes[FUSION].state in ("ended", "failed") or all(state in ("ended", "failed") for state in captures):
+            return "ended"
+        speech = [node.state for name, node in nodes.items() if parse_node(name)[0] == "speech"]
+        hears = not any(state in ("starting", "ready", "away") for state in speech)  # where it ended, faces are left
+        if "running" not in captures or not hears or nodes[FUSION].state != "running":
+            return "away"
+        late = any(node.behind_s >= BEHIND_S for node in nodes.values())
+        return "degraded" if late or any(state in ("away", "failed") for state in captures) else "running"
+
+
+if __name__ == "__main__":  # python -m emostream.stream.status > docs/status.schema.json
+    print(msgspec.json.format(msgspec.json.encode(status_json_schema()), indent=2).decode())
