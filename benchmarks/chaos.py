@@ -4,7 +4,7 @@
 
 One ``emostream.run`` of the demo clip over and over, with sound, picture and words, at its own pace. Faults are
 injected into its node processes one after another, in an order and at moments that the seed decides: SIGKILL, SIGTERM,
-and SIGSTOP for 1, 5 and 20 s, to the nodes of sound, picture, speech and fusion. What the clip's utterances are is
+and SIGSTOP for 1, 5, 20 and 60 s, to the nodes of sound, picture, speech and fusion. What the clip's utterances are is
 known from labelling it undisturbed. Each utterance of the run is then
 
     labelled    by a label that overlaps it by half
@@ -47,7 +47,7 @@ from emostream.stream.sources import DEMO
 
 _BEGIN, _END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 NODES = ("audio.chaos", "video.chaos", "speech.chaos", "fusion")
-FAULTS = ("kill", "term", "stop 1", "stop 5", "stop 20")
+FAULTS = ("kill", "term", "stop 1", "stop 5", "stop 20", "stop 60")
 _TOLD = re.compile(r"from (-?[\d.]+) to (-?[\d.]+) s")
 _WHOLE = 0.8  # coverage from which a modality counts as there
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import onnxruntime
 
 from emostream.stream import models
 
@@ -21,6 +20,8 @@ class SileroVad:
     """Speech probability of each 32 ms frame (Silero Team, "Silero VAD", 2021). Stateful; ``reset`` forgets."""
 
     def __init__(self, model: Path) -> None:
+        import onnxruntime  # here, since other nodes need no more than the constants above
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
