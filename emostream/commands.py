@@ -56,6 +56,7 @@ stream_health = _script("stream.cli", "health")
 stream_label = _script("stream.cli", "label")
 stream_doctor = _script("stream.cli", "doctor")
 stream_models = _script("stream.cli", "models")
+stream_keys = _script("stream.cli", "keys")
 stream_engines = _script("engines.commands.main", "main")
 stream_train = _script("train.commands.main", "main")
 

@@ -1,15 +1,41 @@
 /* Print each utterance's JSON as it comes.
  *     sudo apt-get install libzmq3-dev
- *     cc -Wall -O2 -o subscribe subscribe.c $(pkg-config --cflags --libs libzmq) && ./subscribe
+ *     cc -Wall -O2 -o subscribe subscribe.c $(pkg-config --cflags --libs libzmq)
+ *     ./subscribe [ENDPOINT [KEY_FILE]]
  */
 #include <stdio.h>
+#include <string.h>
 #include <zmq.h>
 
-int main(void)
+/* Set the keys in a file of stream-keys new client: lines like public-key = "…", 40 characters each. */
+static int set_keys(void *socket, const char *path)
 {
+    char line[256], name[8], key[41];
+    int set = 0;
+    FILE *file = fopen(path, "r");
+    if (file == NULL)
+        return -1;
+    while (fgets(line, sizeof line, file) != NULL) {
+        if (sscanf(line, "%7[a-z]-key = \"%40[^\"]\"", name, key) != 2)
+            continue;
+        int option = strcmp(name, "public") == 0 ? ZMQ_CURVE_PUBLICKEY
+                   : strcmp(name, "secret") == 0 ? ZMQ_CURVE_SECRETKEY : ZMQ_CURVE_SERVERKEY;
+        set += zmq_setsockopt(socket, option, key, strlen(key) + 1) == 0;
+    }
+    fclose(file);
+    return set == 3 ? 0 : -1;
+}
+
+int main(int argc, char **argv)
+{
+    const char *endpoint = argc > 1 ? argv[1] : "tcp://127.0.0.1:5556";
     void *context = zmq_ctx_new();
     void *socket = zmq_socket(context, ZMQ_SUB);
-    if (zmq_connect(socket, "tcp://127.0.0.1:5556") != 0) {
+    if (argc > 2 && set_keys(socket, argv[2]) != 0) {
+        fprintf(stderr, "%s: not a client's key file that holds the pipeline's public key\n", argv[2]);
+        return 1;
+    }
+    if (zmq_connect(socket, endpoint) != 0) {
         fprintf(stderr, "cannot connect: %s\n", zmq_strerror(zmq_errno()));
         return 1;
     }

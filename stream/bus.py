@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ import zmq
 
 from emostream.errors import BusError
 from emostream.stream.clock import Clock
-from emostream.stream.messages import AudioRows, Codec, Emotion, End, Face, Media, Message, Pcm, encode_emotion
+from emostream.stream.messages import AudioRows, Codec, End, Face, Media, Message, Pcm
 
 try:
     import fcntl
@@ -33,7 +32,7 @@ except ImportError:  # on Windows, where ipc sockets do not exist either
 
 log = logging.getLogger(__name__)
 
-_Context = zmq.Context[zmq.Socket[bytes]]
+Context = zmq.Context[zmq.Socket[bytes]]
 
 LINGER_MS = 500  # at exit: long enough for the last message, short enough not to hang on a dead subscriber
 _RUN_DIR = "emostream-"
@@ -41,16 +40,6 @@ _LOCK = "in-use"
 _LONGEST_DIR = 70  # the path of a Unix socket has at most 107 bytes, of which 35 are added here
 SEND_TIMEOUT_MS = 100  # of one attempt, at fast pace: between two attempts a node checks whether it has to stop
 _DROPPABLE = (Pcm, AudioRows, Face)
-_REQUESTS_AT_ONCE = 2000
-_MOST_REQUESTS = 20_000
-_BIND_AGAIN_S = 0.05
-_LONGEST_TOPIC = 1024  # bytes: more than any topic has
-_PUBLIC = {
-    zmq.SNDHWM: 200,  # messages for a subscriber that does not read
-    zmq.RCVHWM: 50,
-    zmq.MAXMSGSIZE: _LONGEST_TOPIC,
-    zmq.HANDSHAKE_IVL: 3000,  # who connects and says nothing is disconnected
-}
 
 
 class BusObserver(Protocol):
@@ -126,6 +115,7 @@ def ipc(run_dir: Path, node: str) -> str:
 def bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
     """Bind a socket. Raises BusError, which says what is wrong with the endpoint."""
     try:
+        socket.setsockopt(zmq.IPV6, int("[" in endpoint))
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         hint = ""
@@ -155,7 +145,7 @@ class Publisher:
 
     def __init__(
         self,
-        context: _Context,
+        context: Context,
         endpoint: str,
         clock: Clock,
         queue: int,
@@ -163,7 +153,7 @@ class Publisher:
         observer: BusObserver | None = None,
     ) -> None:
         options = {zmq.SNDHWM: queue, zmq.XPUB_NODROP: int(lossless), zmq.SNDTIMEO: SEND_TIMEOUT_MS}
-        self._socket = _bound(context, endpoint, options)
+        self._socket = bind_xpub(context, endpoint, options)
         self._clock, self._codec = clock, Codec()
         self._observer = observer
         self._seq: Counter[str] = Counter()
@@ -204,79 +194,7 @@ class Publisher:
         self._socket.close()
 
 
-class EmotionPublisher:
-    """Publishes the public messages to whoever subscribes. It never waits for a stranger, and no stranger takes its
-    time or memory: messages are dropped for subscribers that do not keep up, what comes in is short and is taken a
-    little at a time, and after very many subscriptions all are closed and may come again (ZeroMQ keeps every topic that
-    anybody has ever asked for).
-
-    Raises BusError if the endpoint cannot be bound, or, unless ``required``, tries again until it can."""
-
-    def __init__(
-        self, context: _Context, endpoint: str, observer: BusObserver | None = None, required: bool = True
-    ) -> None:
-        self._context, self._endpoint, self._observer = context, endpoint, observer
-        self._socket: zmq.Socket[bytes] | None = None
-        self._again_s = 0.0
-        self.requests = 0  # subscriptions and cancellations since the socket was bound
-        self.counters: Counter[str] = Counter()
-        try:
-            self._socket = _bound(context, endpoint, _PUBLIC)
-        except BusError as error:
-            if required:
-                raise
-            log.warning("%s; trying again until it is free, labels are not published meanwhile", error)
-
-    def send(self, message: Emotion) -> bytes:
-        """Send a message to those who subscribe to its topic; returns its JSON."""
-        if self._observer is not None:
-            self._observer.begin()
-        self.tick()
-        payload = encode_emotion(message)
-        if not self.forward(message.topic, payload):
-            self.counters["not_published"] += 1
-        if self._observer is not None:
-            self._observer.end()
-        return payload
-
-    def forward(self, topic: str, payload: bytes) -> bool:
-        """Send what is JSON already. False if there is no socket at present."""
-        if self._socket is None:
-            return False
-        self._socket.send_multipart([topic.encode(), payload])
-        return True
-
-    def tick(self) -> None:
-        """Take what subscribers have sent. To be called often: it piles up otherwise."""
-        if self._socket is None:
-            self._bind_again()
-            return
-        for _ in range(_REQUESTS_AT_ONCE):
-            if not self._socket.poll(0):
-                break
-            self._socket.recv()
-            self.requests += 1
-        if self.requests > _MOST_REQUESTS:
-            self.counters["subscribers_closed"] += 1
-            log.warning("%s: a flood of subscriptions; all subscribers were closed and may come again", self._endpoint)
-            self._socket.close(linger=0)
-            self._socket = None
-            self._bind_again()
-
-    def _bind_again(self) -> None:
-        if time.monotonic() < self._again_s:
-            return
-        self._again_s = time.monotonic() + _BIND_AGAIN_S
-        with contextlib.suppress(BusError):  # ZeroMQ closes the last socket in another thread; or a stranger has it
-            self._socket = _bound(self._context, self._endpoint, _PUBLIC)
-            self.requests = 0
-
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-
-
-def _bound(context: _Context, endpoint: str, options: dict[zmq.SocketOption, int]) -> zmq.Socket[bytes]:
+def bind_xpub(context: Context, endpoint: str, options: Mapping[zmq.SocketOption, Any]) -> zmq.Socket[bytes]:
     """A bound XPUB socket. It is closed again if it cannot be bound: an open one would block the end of its context."""
     socket: zmq.Socket[bytes] = context.socket(zmq.XPUB)
     try:
@@ -297,7 +215,7 @@ class Inbox:
     in ``seq``.
     """
 
-    def __init__(self, context: _Context, capacity: int, lossless: bool, observer: BusObserver | None = None) -> None:
+    def __init__(self, context: Context, capacity: int, lossless: bool, observer: BusObserver | None = None) -> None:
         self._context, self._capacity, self._lossless = context, capacity, lossless
         self._observer = observer
         self._sockets: dict[str, zmq.Socket[bytes]] = {}

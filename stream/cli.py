@@ -1,5 +1,5 @@
-"""The commands ``stream-run``, ``stream-listen``, ``stream-health``, ``stream-label``, ``stream-doctor`` and
-``stream-models``."""
+"""The commands ``stream-run``, ``stream-listen``, ``stream-health``, ``stream-label``, ``stream-doctor``,
+``stream-models`` and ``stream-keys``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import argparse
 import json
 import logging
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from emostream.commands import make_parser
 from emostream.errors import ConfigError, SourceError
 from emostream.stream.config import SOURCE_HELP, Config, load_config
+
+if TYPE_CHECKING:
+    from emostream.stream.keys import Keys
 
 
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +28,10 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting; may be repeated"
     )
+
+
+def _add_key_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--key", type=Path, metavar="FILE", help="of stream-keys new client, for another machine's run")
 
 
 def run() -> int:
@@ -143,16 +152,17 @@ def listen() -> int:
     parser.add_argument("--json", action="store_true", help="print the messages as they are, one per line")
     parser.add_argument("--windows", action="store_true", help="print running estimates too")
     parser.add_argument("--status", action="store_true", help="print the status messages alone, as they are")
+    _add_key_option(parser)
     options = parser.parse_args()
     try:
         if options.status:
-            for payload, _ in listen_status(options.endpoint):
+            for payload, _ in listen_status(options.endpoint, key=options.key):
                 print(payload.decode(), flush=True)
         elif options.json:
-            for payload, _ in listen_raw(options.endpoint, estimates=options.windows):
+            for payload, _ in listen_raw(options.endpoint, key=options.key, estimates=options.windows):
                 print(payload.decode(), flush=True)
         else:
-            for emotion in listen_labels(options.endpoint, estimates=options.windows):
+            for emotion in listen_labels(options.endpoint, key=options.key, estimates=options.windows):
                 print(plain_line(emotion), flush=True)
     except KeyboardInterrupt:
         pass
@@ -170,10 +180,11 @@ def health() -> int:
         "--timeout", type=float, default=5, metavar="S", help="wait for its status so long (default: 5)"
     )
     parser.add_argument("--all", action="store_true", help="ask that of every stream, not of any")
+    _add_key_option(parser)
     options = parser.parse_args()
     if not 0 < options.timeout < 1e6:
         raise ConfigError("--timeout must be above 0")
-    for _, status in listen_status(options.endpoint, timeout_s=options.timeout):
+    for _, status in listen_status(options.endpoint, key=options.key, timeout_s=options.timeout):
         print(f"run {status.run}: {status.state}, up for {status.uptime_s:.0f} s")
         for name, stream in status.streams.items():
             print(stream_line(name, stream))
@@ -303,3 +314,67 @@ def _pull(name: str, sha256: str | None) -> int:
         path = table.pull(name, lambda done, total: progress.update(task, completed=done, total=total), sha256)
     print(path)
     return 0
+
+
+def keys() -> int:
+    """stream-keys: who may hear the labels on another machine."""
+    from emostream.stream.keys import Keys
+
+    parser = make_parser("stream-keys", "Keys for labels that leave this machine: make, show, allow, revoke.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    new = commands.add_parser("new", help="make the keys of a pipeline (server) or of a listener (client)")
+    new.add_argument("side", choices=("server", "client"))
+    new.add_argument("--server", default="", metavar="KEY", help="client: public key of the pipeline that it believes")
+    show = commands.add_parser("show", help="print the public keys of this machine and what to type with them")
+    allow = commands.add_parser("allow", help="let a client in, at once, by its public key")
+    allow.add_argument("public_key", metavar="PUBLIC_KEY")
+    allow.add_argument("name", nargs="?", default="", metavar="NAME", help="to tell clients apart (default: client-N)")
+    revoke = commands.add_parser("revoke", help="let a client in no longer, and cut it off")
+    revoke.add_argument("client", metavar="NAME_OR_KEY")
+    listed = commands.add_parser("list", help="print who is allowed")
+    for command in (new, show, allow, revoke, listed):
+        _add_config_options(command)
+    options = parser.parse_args()
+    folder = Keys(load_config(options.config, options.set).bus.keys)
+    if options.command == "allow":
+        print(f"{folder.allow(options.public_key, options.name)} may listen")
+    elif options.command == "revoke":
+        print(f"{folder.revoke(options.client)} may listen no longer")
+    elif options.command == "list":
+        for name, key in folder.allowed().items():
+            print(f"{name:16} {key}")
+    elif options.command == "show":
+        _show_keys(folder, server=folder.server_file.exists(), client=folder.client_file.exists())
+    elif options.side == "server":
+        if options.server:
+            raise ConfigError("--server KEY is for stream-keys new client")
+        folder.new_server()
+        _show_keys(folder, server=True)
+    else:
+        folder.new_client(options.server)
+        _show_keys(folder, client=True)
+    return 0
+
+
+def _show_keys(folder: Keys, server: bool = False, client: bool = False) -> None:
+    """Print public keys, and what to do with them on the other machine."""
+    import platform
+
+    from emostream.stream.keys import read_pair
+
+    if not (server or client):
+        raise ConfigError(f"{folder.folder}: no keys; see {folder.command('new server')} and new client")
+    if server:
+        pair = read_pair(folder.server_file)
+        print(f"{folder.server_file}\npublic key of this machine's pipeline: {pair.public}")
+        print(f"on each machine that listens:\n    stream-keys new client --server '{pair.public}'")
+    if client:
+        pair = read_pair(folder.client_file)
+        name = re.sub(r"[^A-Za-z0-9_-].*", "", platform.node())[:64]
+        print(f"{folder.client_file}\npublic key of this machine as a listener: {pair.public}")
+        print(f"on the machine of the pipeline:\n    stream-keys allow '{pair.public}' {name}".rstrip())
+        if pair.server:
+            print(f"then here:\n    stream-listen tcp://HOST:5556 --key {shlex.quote(str(folder.client_file))}")
+        else:
+            print("and here, with what stream-keys show prints there:")
+            print(f"    {folder.command('new client --server PUBLIC_KEY')}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -25,6 +26,7 @@ SOURCE_HELP = "demo, file:PATH, microphone[:NAME or INDEX], camera[:N] or a URL 
 
 _USER = re.compile(r"(://)([^/?#\s]*)@")
 _SECRET = re.compile(r"([?&][^=&\s]*(?:key|pass|pwd|secret|token|auth|sig)[^=&\s]*=)[^&\s#]*", re.IGNORECASE)
+_ENDPOINT = re.compile(r"ipc://.+|tcp://(?P<host>[^\s:;/\[\]]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]):(?P<port>\d+)")
 _VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -196,18 +198,30 @@ class Fusion(_Section):
 
 class Bus(_Section):
     emotion: str = "tcp://127.0.0.1:5556"
+    keys: str = ""
     run_dir: str = ""
     queue: Annotated[int, Field(ge=8, le=100_000)] = 256
 
     @field_validator("emotion")
     @classmethod
-    def _local(cls, value: str) -> str:
-        match = re.fullmatch(r"ipc://.+|tcp://(?:127\.\d+\.\d+\.\d+|localhost):(\d+)", value)
-        if match is None or (match[1] and not 0 < int(match[1]) < 65536):
+    def _valid(cls, value: str) -> str:
+        match = _ENDPOINT.fullmatch(value)
+        if match is None or (match["port"] and not 0 < int(match["port"]) < 65536):
             raise ValueError(
-                "must be ipc://PATH or tcp://127.0.0.1:PORT: labels are sent unencrypted and only to this machine"
+                "must be ipc://PATH, tcp://127.0.0.1:PORT, or with keys tcp://ADDRESS:PORT (*: any address)"
             )
         return value
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether other machines might reach the public endpoint: all but ipc and what surely is loopback."""
+        match = _ENDPOINT.fullmatch(self.emotion)
+        if match is None or match["host"] in (None, "localhost"):
+            return match is None
+        try:
+            return not ipaddress.ip_address(match["host"].strip("[]")).is_loopback
+        except ValueError:  # the name of a machine or of an interface, or *
+            return True
 
 
 class Supervision(_Section):

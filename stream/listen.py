@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from emostream.errors import ConfigError
+from emostream.stream.keys import KeyPair, read_client
 from emostream.stream.messages import Emotion, decode_emotion
 from emostream.stream.status import Status, decode_status
 from emostream.stream.topics import EMOTION, STATUS, UTTERANCE
@@ -22,54 +26,156 @@ DEFAULT_ENDPOINT = "tcp://127.0.0.1:5556"
 
 _M = TypeVar("_M")
 
+_AGAIN_S = 1.0  # from a refusal to the next attempt, which ZeroMQ does not make by itself
+_FAILURES = 3  # handshakes that end without a reason, until the user is told: one may be the end of a pipeline
+_EVENTS = (
+    zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.HANDSHAKE_FAILED_AUTH
+    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+)  # fmt: skip
+
 
 def listen(
-    endpoint: str = DEFAULT_ENDPOINT, *, estimates: bool = False, timeout_s: float | None = None
+    endpoint: str = DEFAULT_ENDPOINT,
+    *,
+    key: str | Path | None = None,
+    estimates: bool = False,
+    timeout_s: float | None = None,
 ) -> Iterator[Emotion]:
     """Yield each label that is published at ``endpoint``, from now on.
 
     ``endpoint``: ZeroMQ address of a running ``stream-run`` (its setting ``bus.emotion``); the pipeline may be started
-    later, or again. ``estimates``: yield the running estimates too (``kind == "window"``). ``timeout_s``: end after so
-    many seconds without a message; by default never. Messages that are not emostream's are skipped with a warning.
+    later, or again. ``key``: the key file of a client (``stream-keys new client``), for a pipeline on another machine;
+    where the pipeline does not accept it, a warning says what to do, and it is tried again. ``estimates``: yield the
+    running estimates too (``kind == "window"``). ``timeout_s``: end after so many seconds without a message; by default
+    never. Messages that are not emostream's are skipped with a warning.
 
-    Raises ConfigError if the address is not valid.
+    Raises ConfigError if the address is not valid or the key file cannot be used.
     """
-    for _, emotion in listen_raw(endpoint, estimates=estimates, timeout_s=timeout_s):
+    for _, emotion in listen_raw(endpoint, key=key, estimates=estimates, timeout_s=timeout_s):
         yield emotion
 
 
 def listen_raw(
-    endpoint: str = DEFAULT_ENDPOINT, *, estimates: bool = False, timeout_s: float | None = None
+    endpoint: str = DEFAULT_ENDPOINT,
+    *,
+    key: str | Path | None = None,
+    estimates: bool = False,
+    timeout_s: float | None = None,
 ) -> Iterator[tuple[bytes, Emotion]]:
     """As ``listen``, but yield each message's JSON as it came besides."""
-    return _messages(endpoint, EMOTION if estimates else UTTERANCE, decode_emotion, timeout_s)
+    return _messages(endpoint, EMOTION if estimates else UTTERANCE, decode_emotion, key, timeout_s)
 
 
 def listen_status(
-    endpoint: str = DEFAULT_ENDPOINT, *, timeout_s: float | None = None
+    endpoint: str = DEFAULT_ENDPOINT, *, key: str | Path | None = None, timeout_s: float | None = None
 ) -> Iterator[tuple[bytes, Status]]:
     """Yield each status of the run that publishes at ``endpoint``, once a second, and its JSON as it came. Parameters
     and errors as ``listen``."""
-    return _messages(endpoint, STATUS, decode_status, timeout_s)
+    return _messages(endpoint, STATUS, decode_status, key, timeout_s)
 
 
 def _messages(
-    endpoint: str, topic: str, decode: Callable[[bytes], _M], timeout_s: float | None
+    endpoint: str, topic: str, decode: Callable[[bytes], _M], key: str | Path | None, timeout_s: float | None
 ) -> Iterator[tuple[bytes, _M]]:
     if not (address := re.fullmatch(r"ipc://.+|tcp://[^:].*:(\d+)", endpoint)):
         raise ConfigError(f"{endpoint}: not a valid endpoint (it is tcp://HOST:PORT or ipc://PATH)")
     if address[1] and not 0 < int(address[1]) < 65536:
         raise ConfigError(f"{endpoint}: not a valid endpoint (ports are 1 to 65535)")
-    with zmq.Context() as context, closing(context.socket(zmq.SUB)) as socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
-        try:
-            socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            raise ConfigError(f"{endpoint}: not a valid endpoint ({error.strerror})") from error
-        while socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
-            payload = socket.recv_multipart()[-1]
+    pair = None if key is None else read_client(key)
+    with zmq.Context() as context, closing(_Subscriber(context, endpoint, topic, pair)) as subscriber:
+        while (payload := subscriber.receive(timeout_s)) is not None:
             try:
                 yield payload, decode(payload)
             except msgspec.DecodeError as error:
                 log.warning("%s: skipped a message that is not emostream's (%s)", endpoint, error)
+
+
+class _Subscriber:
+    """A SUB socket, and its monitor: ZeroMQ itself keeps silent about a handshake that failed.
+
+    Raises ConfigError if the address is not valid."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, topic: str, pair: KeyPair | None
+    ) -> None:
+        self._context, self._endpoint, self._topic, self._pair = context, endpoint, topic, pair
+        self._opened = 0
+        self._failures = 0  # one after another
+        self._told: set[str] = set()  # since labels could come last
+        self._again_s: float | None = None  # when to connect again, if ZeroMQ does not
+        self._open()
+
+    def _open(self) -> None:
+        self._opened += 1
+        self._again_s = None
+        self._socket = self._context.socket(zmq.SUB)
+        self._monitor = self._context.socket(zmq.PAIR)
+        try:
+            for socket in (self._socket, self._monitor):
+                socket.setsockopt(zmq.LINGER, 0)
+            self._socket.setsockopt(zmq.SUBSCRIBE, self._topic.encode())
+            self._socket.setsockopt(zmq.IPV6, int("[" in self._endpoint))
+            if self._pair is not None:
+                self._socket.setsockopt(zmq.CURVE_PUBLICKEY, self._pair.public.encode())
+                self._socket.setsockopt(zmq.CURVE_SECRETKEY, self._pair.secret.encode())
+                self._socket.setsockopt(zmq.CURVE_SERVERKEY, self._pair.server.encode())
+            monitor = f"inproc://monitor-{self._opened}"
+            self._socket.monitor(monitor, int(_EVENTS))
+            self._monitor.connect(monitor)
+            self._socket.connect(self._endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(f"{self._endpoint}: not a valid endpoint ({error.strerror})") from error
+        self._poller = zmq.Poller()
+        for socket in (self._socket, self._monitor):
+            self._poller.register(socket, zmq.POLLIN)
+
+    def receive(self, timeout_s: float | None) -> bytes | None:
+        """The last part of the next message; None after so many seconds without one."""
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            if self._again_s is not None and time.monotonic() >= self._again_s:
+                self.close()
+                self._open()
+            times = [at_s for at_s in (end_s, self._again_s) if at_s is not None]
+            wait_ms = max(0, int((min(times) - time.monotonic()) * 1000)) if times else None
+            ready = dict(self._poller.poll(wait_ms))
+            if self._monitor in ready:
+                self._take_event(*self._monitor_event())
+            if self._socket in ready:
+                return self._socket.recv_multipart()[-1]
+            if end_s is not None and time.monotonic() >= end_s:
+                return None
+
+    def _monitor_event(self) -> tuple[int, int]:
+        event = parse_monitor_message(self._monitor.recv_multipart())
+        return event["event"], event["value"]
+
+    def _take_event(self, event: int, value: int) -> None:
+        if event == zmq.Event.HANDSHAKE_SUCCEEDED:
+            self._failures = 0
+            self._told.clear()
+            return
+        self._failures += 1
+        if event == zmq.Event.HANDSHAKE_FAILED_NO_DETAIL:
+            if self._failures < _FAILURES:
+                return
+            why = "it may need a key" if self._pair is None else "most likely the key file holds another pipeline's key"
+            told = f"ends the connection before labels come; {why}: see stream-keys show there"
+        elif event == zmq.Event.HANDSHAKE_FAILED_AUTH and self._pair is not None:
+            told = f"does not allow this key; type there: stream-keys allow '{self._pair.public}' NAME"
+        elif value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH and self._pair is None:
+            told = "needs a key: see stream-keys new client, then stream-listen --key FILE"
+        elif value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+            told = "uses no keys, so it is not the pipeline that the key file names; or leave out --key"
+        else:
+            told = "did not end the handshake as ZeroMQ does; is it a stream-run?"
+        if event != zmq.Event.HANDSHAKE_FAILED_NO_DETAIL:
+            self._again_s = time.monotonic() + _AGAIN_S
+        if told not in self._told:
+            self._told.add(told)
+            log.warning("%s %s", self._endpoint, told)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._monitor.close()

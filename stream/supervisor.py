@@ -24,7 +24,8 @@ from emostream.errors import RunError
 from emostream.stream import models
 from emostream.stream.bus import Inbox, Publisher, bind, hold, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Config, SourceSpec, Stream
+from emostream.stream.config import Bus, Config, SourceSpec, Stream
+from emostream.stream.keys import Keys
 from emostream.stream.messages import Control, Emotion, Health, Label, Log, Message, StatusReport, decode_emotion
 from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, run_node
 from emostream.stream.nodes.runtime import NodeSpec
@@ -89,9 +90,11 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
     log_ratios(config.fusion.prior, bundle.manifest)
     if config.fusion.profile:
         Profile(Path(config.fusion.profile).expanduser(), bundle).check_writable()
+    plan = Plan()
+    if config.bus.needs_keys:
+        _check_keys(config.bus, plan.notes)
     _try_endpoint(config.bus.emotion)
     node = partial(NodeSpec, config=config, run_dir=str(run_dir), clock_offset_ns=clock.offset_ns)
-    plan = Plan()
     expected: list[tuple[str, frozenset[str]]] = []
     for stream in config.streams:
         modalities: set[str] = set()
@@ -128,6 +131,14 @@ def _captures(stream: Stream, notes: list[str]) -> dict[NodeKind, tuple[SourceSp
     if not captures:
         raise RunError(f"{stream.name}: {stream.source or stream.audio or stream.video} has neither sound nor picture")
     return captures
+
+
+def _check_keys(bus: Bus, notes: list[str]) -> None:
+    """Raises ConfigError if there are no keys, or they cannot be used."""
+    keys = Keys(bus.keys)
+    keys.need_server(bus.emotion)
+    if not keys.allowed():
+        notes.append(f"{bus.emotion}: nobody may listen yet; type {keys.command('allow PUBLIC_KEY NAME')}")
 
 
 def _try_endpoint(endpoint: str) -> None:

@@ -33,9 +33,10 @@ settings.load_profile("tests")
 
 @pytest.fixture(scope="session", autouse=True)
 def no_models_of_this_user(tmp_path_factory: pytest.TempPathFactory):
-    """Models that the user has downloaded must not change a test."""
+    """Models that the user has downloaded, and keys, must not change a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
 
 

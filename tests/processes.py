@@ -14,6 +14,8 @@ from pathlib import Path
 
 import zmq
 
+from emostream.stream.keys import read_client
+
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 
@@ -36,12 +38,13 @@ def environment() -> dict[str, str]:
 
 
 class Subscriber:
-    """A subscriber to the public topic. It connects before the pipeline binds and collects messages in a thread."""
+    """A subscriber to the public topic. It connects before the pipeline binds and collects messages in a thread.
+    ``key``: a client's key file."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, key: Path | None = None) -> None:
         self.messages: list[tuple[str, dict]] = []
         self.nonsense = 0  # messages of a stranger
-        self._endpoint, self._stop = endpoint, threading.Event()
+        self._endpoint, self._key, self._stop = endpoint, key, threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
@@ -50,6 +53,10 @@ class Subscriber:
             sub.setsockopt(zmq.LINGER, 0)
             sub.setsockopt(zmq.RECONNECT_IVL, 20)
             sub.subscribe(b"emotion.")
+            if self._key is not None:
+                pair = read_client(self._key)
+                sub.curve_publickey, sub.curve_secretkey = pair.public.encode(), pair.secret.encode()
+                sub.curve_serverkey = pair.server.encode()
             sub.connect(self._endpoint)
             while not self._stop.is_set():
                 if sub.poll(50):
@@ -76,11 +83,13 @@ class Subscriber:
 
 
 class Pipeline:
-    """A running ``stream-run`` on a free port, with a subscriber. A context manager."""
+    """A running ``stream-run`` on a free port, with a subscriber, whose key file is ``key``. A context manager."""
 
-    def __init__(self, *arguments: object, env: dict[str, str] | None = None, endpoint: str = "") -> None:
+    def __init__(
+        self, *arguments: object, env: dict[str, str] | None = None, endpoint: str = "", key: Path | None = None
+    ) -> None:
         endpoint = endpoint or f"tcp://127.0.0.1:{free_port()}"
-        self.subscriber = Subscriber(endpoint)
+        self.subscriber = Subscriber(endpoint, key)
         self.process = subprocess.Popen(
             [BIN / "stream-run", "--set", f"bus.emotion={endpoint}", *map(str, arguments)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env or environment(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import stat
 import threading
 import time
@@ -15,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emostream.errors import BusError
-from emostream.stream.bus import EmotionPublisher, Inbox, Publisher, bind, ipc, make_run_dir
+from emostream.stream.bus import Inbox, Publisher, bind, ipc, make_run_dir
 from emostream.stream.clock import VirtualClock
 from emostream.stream.messages import Codec, End, Message, Pcm, SpeechEvent
+from emostream.stream.public import EmotionPublisher
 from tests.emotions import emotion_message
-from tests.processes import free_port
 
 _SPAN = {"stream": "a", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}
 TOPICS = ["pcm.a", "speech.a"]
@@ -464,88 +463,6 @@ def test_the_longest_run_dir_that_is_allowed_has_room_for_a_node(context, short_
     Publisher(context, ipc(folder, "capture." + "front-door" * 6), VirtualClock(), 10, False)
     with pytest.raises(BusError, match="too long"):
         make_run_dir(parent + "x")
-
-
-# The public messages
-
-
-def test_any_program_can_read_the_labels(context):
-    publisher = EmotionPublisher(context, "inproc://labels")
-    stranger = context.socket(zmq.SUB)
-    stranger.setsockopt(zmq.SUBSCRIBE, b"emotion.")
-    stranger.connect("inproc://labels")
-    _until(lambda: publisher.tick() or publisher.requests)
-    publisher.send(emotion_message(seq=5))
-    topic, data = stranger.recv_multipart()
-    assert topic == b"emotion.utterance.a"
-    assert json.loads(data)["seq"] == 5
-
-
-@pytest.mark.parametrize("request_", [b"", b"\1\xff\xfe", b"\0\xff", b"\7what", b"hello"])
-def test_a_stranger_who_writes_nonsense_harms_nobody(context, request_):
-    publisher = EmotionPublisher(context, "inproc://labels")
-    stranger = context.socket(zmq.XSUB)
-    stranger.connect("inproc://labels")
-    stranger.send(request_)
-    reader = context.socket(zmq.SUB)
-    reader.connect("inproc://labels")
-    reader.subscribe(b"emotion.")
-    _until(lambda: publisher.tick() or publisher.requests >= 1)
-    time.sleep(0.1)
-    publisher.send(emotion_message(seq=0))
-    assert reader.poll(1000)
-
-
-def test_a_stranger_who_does_not_read_delays_nobody(context):
-    publisher = EmotionPublisher(context, "inproc://labels")
-    stranger = context.socket(zmq.SUB)
-    stranger.setsockopt(zmq.SUBSCRIBE, b"emotion.")
-    stranger.setsockopt(zmq.RCVHWM, 10)
-    stranger.connect("inproc://labels")
-    _until(lambda: publisher.tick() or publisher.requests)
-    begun = time.monotonic()
-    for n in range(3000):
-        publisher.send(emotion_message(seq=n))
-    assert time.monotonic() - begun < 5
-    received = 0
-    while stranger.poll(10):
-        stranger.recv_multipart()
-        received += 1
-    assert 10 <= received < 3000
-
-
-def test_after_very_many_subscriptions_all_are_closed_and_come_again(context, monkeypatch):
-    monkeypatch.setattr("emostream.stream.bus._MOST_REQUESTS", 5)
-    endpoint = f"tcp://127.0.0.1:{free_port()}"
-    publisher = EmotionPublisher(context, endpoint)
-    reader, stranger = context.socket(zmq.SUB), context.socket(zmq.XSUB)
-    reader.setsockopt(zmq.RECONNECT_IVL, 20)
-    reader.subscribe(b"emotion.")
-    for socket in (reader, stranger):
-        socket.connect(endpoint)
-    for n in range(20):
-        stranger.send(b"\1x%d" % n)
-    _until(lambda: publisher.tick() or publisher.counters["subscribers_closed"])
-    stranger.close(linger=0)
-    _until(lambda: publisher.send(emotion_message(seq=1)) and reader.poll(20))
-    publisher.close()
-
-
-def test_labels_that_nobody_can_get_are_counted_until_the_port_is_free(context):
-    taken = context.socket(zmq.PUB)
-    port = taken.bind_to_random_port("tcp://127.0.0.1")
-    publisher = EmotionPublisher(context, f"tcp://127.0.0.1:{port}", required=False)
-    publisher.send(emotion_message(seq=0))
-    assert publisher.counters["not_published"] == 1
-    taken.close(linger=0)
-
-    def published() -> bool:
-        before = publisher.counters["not_published"]
-        publisher.send(emotion_message(seq=1))
-        return publisher.counters["not_published"] == before
-
-    _until(published)
-    publisher.close()
 
 
 def test_how_far_behind_is_the_age_of_the_oldest_message_that_waits(context):

@@ -157,21 +157,42 @@ def test_keys_that_contradict_each_other(tmp_path, toml, says):
 @pytest.mark.parametrize(
     "endpoint",
     [
-        "tcp://*:5556", "tcp://0.0.0.0:5556", "tcp://192.168.1.2:5556", "tcp://[::]:5556", "tcp://example.org:5556",
-        "tcp://127.0.0.1", "tcp://127.0.0.1.example.org:5556", "tcp://localhost.example.org:1", "udp://127.0.0.1:5556",
-        "ipc://", "",
+        "tcp://127.0.0.1", "tcp://:5556", "tcp://*", "tcp://*:0", "tcp://*:65536", "tcp://::1:5556", "tcp://[::1]", "ipc://",
+        "tcp://[::1:5556", "tcp://127.0.0.1:5556;x", "tcp://user@a/b:1", "udp://127.0.0.1:5556", "inproc://labels", "",
     ],
 )  # fmt: skip
-def test_labels_do_not_leave_the_machine(tmp_path, endpoint):
+def test_an_endpoint_that_is_none(tmp_path, endpoint):
     (line,) = _problems(tmp_path, changes=[f"bus.emotion={endpoint}"])
-    assert f"bus.emotion = {endpoint!r}: must be ipc://PATH or tcp://127.0.0.1:PORT" in line
+    assert f"bus.emotion = {endpoint!r}: must be ipc://PATH, tcp://127.0.0.1:PORT" in line
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["tcp://127.0.0.1:5556", "tcp://127.1.2.3:80", "tcp://localhost:1", "ipc:///tmp/x"]
+    "endpoint",
+    [
+        "tcp://127.0.0.1:5556",
+        "tcp://127.1.2.3:80",
+        "tcp://localhost:1",
+        "tcp://[::1]:5556",
+        "ipc:///tmp/x",
+        "ipc://x:1",
+    ],
 )
-def test_local_endpoints(endpoint):
-    assert load_config(None, [f"bus.emotion={endpoint}"]).bus.emotion == endpoint
+def test_endpoints_of_this_machine_need_no_keys(endpoint):
+    bus = load_config(None, [f"bus.emotion={endpoint}"]).bus
+    assert bus.emotion == endpoint and not bus.needs_keys
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://*:5556", "tcp://0.0.0.0:5556", "tcp://192.168.1.2:5556", "tcp://128.0.0.1:5556", "tcp://example.org:5556",
+        "tcp://[::]:5556", "tcp://[fe80::1%eth0]:5556", "tcp://[::ffff:10.0.0.1]:1", "tcp://eth0:5556", "tcp://lo:5556",
+        "tcp://127.0.0.1.example.org:5556", "tcp://localhost.example.org:1", "tcp://127.1:5556", "tcp://127.0.0.1%25:1",
+        "tcp://127.0.0.999:5556", "tcp://0:5556",
+    ],
+)  # fmt: skip
+def test_endpoints_that_others_might_reach_need_keys(endpoint):
+    assert load_config(None, [f"bus.emotion={endpoint}"]).bus.needs_keys
 
 
 # --set

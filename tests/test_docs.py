@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import zmq
 
-from emostream.stream.bus import EmotionPublisher
 from emostream.stream.config import Config, load_config
 from emostream.stream.messages import Emotion, Evidence, Word, emotion_json_schema
+from emostream.stream.public import EmotionPublisher
 from emostream.stream.status import status_json_schema
 
 ROOT = Path(__file__).parent.parent

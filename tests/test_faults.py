@@ -15,6 +15,7 @@ import psutil
 import pytest
 import zmq
 
+from emostream.stream.keys import Keys
 from tests.processes import BIN, ROOT, Pipeline, Subscriber, command, environment, free_port
 
 pytestmark = pytest.mark.process
@@ -276,44 +277,68 @@ def test_a_reader_that_stalls_costs_its_output_and_not_the_labels(tmp_path):
 # Strangers at the public socket
 
 FLOOD = """
-import sys, time, zmq
-endpoint, kind, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+import socket, sys, time, zmq
+endpoint, kind, seconds, *key = sys.argv[1], sys.argv[2], float(sys.argv[3]), *sys.argv[4:]
 context = zmq.Context()
 until, n = time.monotonic() + seconds, 0
 def connect(type_=zmq.XSUB):
     socket = context.socket(type_)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDTIMEO, 100)
+    if key:
+        socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = (part.encode() for part in key)
     socket.connect(endpoint)
     return socket
-socket = connect()
+flooder, silent = connect(), []
 while time.monotonic() < until:
     n += 1
     try:
         if kind == "topics":
-            socket.send(b"\\1" + b"emotion.%d" % n)
+            flooder.send(b"\\1" + b"emotion.%d" % n)
         elif kind == "long":
-            socket.send(b"\\1" + b"x%d" % n * 50_000)
+            flooder.send(b"\\1" + b"x%d" % n * 50_000)
             time.sleep(0.005)
+        elif kind == "silent":
+            silent.append(socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2])), 1))
+            silent = silent[-900:]
+            time.sleep(0.001)
         else:
             connect(zmq.SUB).close()
             time.sleep(0.002)
-    except zmq.Again:
+    except (zmq.Again, OSError):
         pass
 print(n)
 """
 
 
 @LONG
-@pytest.mark.parametrize("kind", ["topics", "long", "connections"])
-def test_a_flood_of_subscriptions_takes_neither_memory_nor_time(kind):
-    with Pipeline("--config", "config.toml") as run:
+@pytest.mark.parametrize(
+    ("kind", "by"),
+    [
+        ("topics", ""), ("long", ""), ("connections", ""), ("silent", ""),
+        ("topics", "allowed"), ("long", "allowed"), ("connections", "allowed"), ("connections", "refused"),
+        ("connections", "without a key"), ("silent", "without a key"),
+    ],
+)  # fmt: skip
+def test_a_flood_of_subscriptions_takes_neither_memory_nor_time(kind, by, tmp_path):
+    """``by``: where the pipeline has keys, whose flood it is."""
+    arguments: tuple[object, ...] = RUN
+    key, flooders, endpoint = None, (), ""
+    if by:
+        keys, endpoint = Keys(str(tmp_path)), f"tcp://0.0.0.0:{free_port()}"
+        pair = keys.new_client(keys.new_server().public)
+        keys.allow(pair.public)
+        arguments, key = (*arguments, "--set", f"bus.keys={tmp_path}"), keys.client_file
+        if by == "refused":
+            pair = Keys(str(tmp_path / "stranger")).new_client(pair.server)
+        flooders = () if by == "without a key" else (pair.public, pair.secret, pair.server)
+    with Pipeline(*arguments, endpoint=endpoint, key=key) as run:
         run.subscriber.wait_for("window", 1, 30)
         fusion = psutil.Process(run.node("fusion"))
         before = fusion.memory_info().rss
         endpoint = run.subscriber._endpoint
         flood = subprocess.run(
-            [sys.executable, "-c", FLOOD, endpoint, kind, "8"], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", FLOOD, endpoint, kind, "8", *flooders], capture_output=True, text=True, timeout=60
         )
         assert int(flood.stdout) > 100, flood.stderr
         assert fusion.memory_info().rss - before < 150e6

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Self
 
 from emostream.engines.bundle import open_bundle
-from emostream.stream.bus import EmotionPublisher
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
+from emostream.stream.keys import Keys
 from emostream.stream.messages import Emotion, Label, Message
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
 from emostream.stream.profile import Profile
+from emostream.stream.public import EmotionPublisher
 from emostream.stream.topics import LABEL, STATUS, fused_topics, parse_node
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ def main(runtime: NodeRuntime) -> None:
     with ExitStack() as stack:
         classifier = stack.enter_context(closing(_load(runtime)))
         first_start = spec.t0_ns is None
-        public = EmotionPublisher(runtime.context, config.bus.emotion, runtime.observer, required=first_start)
+        keys = Keys(config.bus.keys) if config.bus.needs_keys else None
+        public = EmotionPublisher(runtime.context, config.bus.emotion, runtime.observer, first_start, keys)
         stack.enter_context(closing(public))
         core = FusionCore(
             dict(spec.streams), classifier, config, runtime.clock, spec.realtime, run=spec.run, first=spec.first
