@@ -42,6 +42,16 @@ _QUIET_S = 60.0  # between two lines about one peer and kind of failure
 _MOST_PEERS = 1000  # that are told apart
 
 
+def closed(server: KeyPair) -> dict[zmq.SocketOption, Any]:
+    """Options of a socket that lets nobody in but whom a gate's thread does. Without a gate, clients try again."""
+    return {
+        zmq.CURVE_SERVER: 1,
+        zmq.CURVE_SECRETKEY: server.secret.encode(),
+        zmq.ZAP_DOMAIN: b"emotion",
+        zmq.ZAP_ENFORCE_DOMAIN: 1,
+    }
+
+
 class Gate:
     """A ZeroMQ context of its own, so that what strangers send is decrypted by a thread that serves no other socket.
     ``allowed``: public keys; ``counters``: where to count those who were not let in.
@@ -51,12 +61,7 @@ class Gate:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._allowed, self._lock = allowed, threading.Lock()
         self._admitted: set[str] = set()  # keys of clients that got in
-        self.options: dict[zmq.SocketOption, Any] = {
-            zmq.CURVE_SERVER: 1,
-            zmq.CURVE_SECRETKEY: server.secret.encode(),
-            zmq.ZAP_DOMAIN: b"emotion",
-            zmq.ZAP_ENFORCE_DOMAIN: 1,  # nobody gets in unless the thread says so
-        }
+        self.options = closed(server)
         counters[REFUSED] += 0  # the thread adds no names while others read
         counters[FAILED] += 0
         self._counters = counters

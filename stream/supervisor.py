@@ -8,23 +8,24 @@ import secrets
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import zmq
 
 from emostream.engines.bundle import open_bundle
 from emostream.errors import RunError
 from emostream.stream import models
-from emostream.stream.bus import Inbox, Publisher, bind, hold, ipc, make_run_dir
+from emostream.stream.bus import Inbox, Publisher, bind_xpub, hold, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Bus, Config, SourceSpec, Stream
+from emostream.stream.gate import closed
 from emostream.stream.keys import Keys
 from emostream.stream.messages import Control, Emotion, Health, Label, Log, Message, StatusReport, decode_emotion
 from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, run_node
@@ -91,9 +92,8 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
     if config.fusion.profile:
         Profile(Path(config.fusion.profile).expanduser(), bundle).check_writable()
     plan = Plan()
-    if config.bus.needs_keys:
-        _check_keys(config.bus, plan.notes)
-    _try_endpoint(config.bus.emotion)
+    options = _check_keys(config.bus, plan.notes) if config.bus.needs_keys else {}
+    _try_endpoint(config.bus.emotion, options)
     node = partial(NodeSpec, config=config, run_dir=str(run_dir), clock_offset_ns=clock.offset_ns)
     expected: list[tuple[str, frozenset[str]]] = []
     for stream in config.streams:
@@ -133,18 +133,21 @@ def _captures(stream: Stream, notes: list[str]) -> dict[NodeKind, tuple[SourceSp
     return captures
 
 
-def _check_keys(bus: Bus, notes: list[str]) -> None:
-    """Raises ConfigError if there are no keys, or they cannot be used."""
+def _check_keys(bus: Bus, notes: list[str]) -> Mapping[zmq.SocketOption, Any]:
+    """Options of the public socket. Raises ConfigError if there are no keys, or they cannot be used."""
     keys = Keys(bus.keys)
-    keys.need_server(bus.emotion)
+    server = keys.need_server(bus.emotion)
     if not keys.allowed():
         notes.append(f"{bus.emotion}: nobody may listen yet; type {keys.command('allow PUBLIC_KEY NAME')}")
+    return closed(server)
 
 
-def _try_endpoint(endpoint: str) -> None:
-    """Bind and unbind, so that a port in use shows before anything starts. Raises BusError."""
-    with zmq.Context() as context, context.socket(zmq.PUB) as socket:
-        bind(socket, endpoint)
+def _try_endpoint(endpoint: str, options: Mapping[zmq.SocketOption, Any]) -> None:
+    """Bind and unbind, so that a port in use shows before anything starts. Raises BusError.
+
+    ``options``: those of the socket that follows. A client who waits for it with a key would give up for good at a
+    socket without."""
+    with zmq.Context() as context, closing(bind_xpub(context, endpoint, options)) as socket:
         socket.unbind(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
 

@@ -22,6 +22,7 @@ from zmq.auth import load_certificate
 
 from emostream.errors import ConfigError
 from emostream.stream import cli
+from emostream.stream.bus import bind_xpub
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import load_config
 from emostream.stream.keys import KeyPair, Keys, read_client, read_pair
@@ -292,6 +293,34 @@ def test_with_keys_and_nobody_allowed_it_runs_and_says_so(short_path, keys):
     keys.server_file.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         make_plan(config, short_path, SystemClock())
+
+
+def test_a_client_that_waits_for_the_pipeline_survives_its_look_at_the_port(short_path, keys, monkeypatch):
+    """ZeroMQ gives up for good where a client with a key meets a socket without."""
+    pair = keys.new_client(keys.new_server().public)
+    keys.allow(pair.public)
+    port = free_port()
+    config = load_config(None, [f"bus.emotion=tcp://0.0.0.0:{port}", f"bus.keys={keys.folder}"])
+    with zmq.Context() as context, context.socket(zmq.SUB) as client:
+        client.linger, client.reconnect_ivl = 0, 20
+        client.curve_publickey, client.curve_secretkey = pair.public.encode(), pair.secret.encode()
+        client.curve_serverkey = pair.server.encode()
+        client.subscribe(b"emotion.")
+        client.connect(f"tcp://127.0.0.1:{port}")
+
+        def bind_slowly(*arguments) -> zmq.Socket:
+            socket = bind_xpub(*arguments)
+            time.sleep(0.2)  # the client comes
+            return socket
+
+        monkeypatch.setattr("emostream.stream.supervisor.bind_xpub", bind_slowly)
+        make_plan(config, short_path, SystemClock())
+        publisher = EmotionPublisher(context, config.bus.emotion, keys=keys)
+        until = time.monotonic() + 5
+        while not client.poll(10):
+            assert time.monotonic() < until
+            publisher.send(emotion_message())
+        publisher.close()
 
 
 def test_ipv6_endpoints_can_be_bound(keys):
