@@ -26,6 +26,11 @@ def fails(error: BaseException) -> int:
     return exit_code(body)
 
 
+def mostly_long(*names: str) -> list:
+    """All commands, of which only these are in the normal run."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.long) for name in COMMANDS]
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
@@ -46,7 +51,11 @@ def test_other_errors_are_faults():
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "command", ["stream-models list", "stream-run --stream demo --pace fast --set speech.recognizer=none"]
+    "command",
+    [
+        "stream-models list",
+        pytest.param("stream-run --stream demo --pace fast --set speech.recognizer=none", marks=pytest.mark.long),
+    ],
 )
 def test_a_closed_pipe_and_a_full_disk(command, tmp_path):
     command = f"{BIN}/{command}" + (f" --set bus.emotion=ipc://{tmp_path}/bus" if "run" in command else "")
@@ -58,7 +67,7 @@ def test_a_closed_pipe_and_a_full_disk(command, tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", mostly_long("stream-run", "stream-train"))
 def test_the_version_into_a_closed_pipe_and_a_full_disk(name):
     """Written as it is by default, in blocks: the error comes when Python flushes."""
     buffered = {key: value for key, value in environment().items() if key != "PYTHONUNBUFFERED"}
@@ -73,7 +82,7 @@ def test_the_version_into_a_closed_pipe_and_a_full_disk(name):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", mostly_long("stream-run"))
 def test_ctrl_c_while_a_command_is_imported(name):
     """No traceback, whenever it comes: NumPy makes an ImportError of it."""
     script = name.replace("-", "_")

@@ -238,6 +238,7 @@ def test_command_reports_what_is_wrong_and_writes_nothing(corpora, tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_ctrl_c_keeps_runs_and_the_next_call_goes_on(corpora, tmp_path):
     command = [

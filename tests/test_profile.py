@@ -139,6 +139,7 @@ def test_the_labeller_reads_it_and_does_not_write(tmp_path):
     assert label.adapted > 0.5 and path.read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_second_run_knows_the_person_of_the_first(tmp_path):
     path, adapted = tmp_path / "me.profile", []

@@ -76,7 +76,7 @@ def test_training_learns_and_is_the_same_each_time(monkeypatch):
     losses: list[list[float]] = []
     for _ in range(2):
         losses.append([])
-        net = train([corpus], 40, seed=0, step_done=lambda step, loss, net: losses[-1].append(loss))
+        net = train([corpus], 24, seed=0, step_done=lambda step, loss, net: losses[-1].append(loss))
     assert losses[0] == losses[1]
     assert np.mean(losses[0][-10:]) < np.mean(losses[0][:10])
     assert predict(net, unseen.copies[0]).shape == (16, 7)
