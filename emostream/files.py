@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their hashes."""
+"""Files written whole or not at all, their hashes, and where a user's own files are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import secrets
 from pathlib import Path
 
 import msgspec
+import platformdirs
+
+from emostream.errors import ConfigError
 
 
 def write_atomically(path: Path, data: bytes | str, mode: int = 0o666) -> None:
@@ -34,6 +37,22 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as a user writes it, ``~`` expanded. Raises ConfigError where the user has no home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: this user has no home folder; write the whole path, or set HOME") from error
+
+
+def cache_folder() -> Path:
+    """Where this user's models and engines are kept. Raises ConfigError where the user has no home folder."""
+    try:
+        return platformdirs.user_cache_path("emostream")
+    except RuntimeError as error:
+        raise ConfigError("this user has no home folder and so no cache: set HOME or XDG_CACHE_HOME") from error
 
 
 def as_json(value: object) -> bytes:

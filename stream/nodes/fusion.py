@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Self
 
 from emostream.engines.bundle import open_bundle
+from emostream.files import user_path
 from emostream.stream.bus import EmotionPublisher
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
@@ -50,7 +50,7 @@ def main(runtime: NodeRuntime) -> None:
         runtime.on_status = lambda payload: public.forward(STATUS, payload.encode())
         keeper = None
         if config.fusion.profile:
-            profile = Profile(Path(config.fusion.profile).expanduser(), open_bundle(config.fusion.bundle))
+            profile = Profile(user_path(config.fusion.profile), open_bundle(config.fusion.bundle))
             keeper = stack.enter_context(_Keeper(profile, core))
         _serve(runtime, core, public, keeper)
 
