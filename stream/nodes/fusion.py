@@ -47,6 +47,7 @@ def main(runtime: NodeRuntime) -> None:
         )
         runtime.counters = lambda: core.counters + public.counters
         runtime.by_stream = core.by_stream
+        stack.callback(setattr, runtime, "on_status", runtime.on_status)  # a status may come after the socket is closed
         runtime.on_status = lambda payload: public.forward(STATUS, payload.encode())
         keeper = None
         if config.fusion.profile:
