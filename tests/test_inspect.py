@@ -119,7 +119,7 @@ def test_inspect_without_tensorrt_says_so(empty_cache, monkeypatch, capsys):
     assert main(["inspect", "ekman7"]) == 0
     shown = capsys.readouterr().out
     assert "loops and layers: not counted" in shown
-    assert f"engine of fusion-gpu.onnx: none in {cache.root()}" in shown.replace("\n", "")
+    assert "engine of fusion-gpu.onnx: none in the cache" in shown
 
 
 @pytest.mark.parametrize(
