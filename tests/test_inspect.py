@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from emostream.engines import inspect
 from emostream.engines.bundle import FACE, FUSION, FUSION_CPU, FUSION_GPU
 from emostream.engines.commands.main import main
-from emostream.engines.trt import cache
 from emostream.engines.trt.profiles import of_bundle
 from emostream.errors import BackendError
 
