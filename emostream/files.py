@@ -1,13 +1,17 @@
-"""Files written whole or not at all, and their hashes."""
+"""Files written whole or not at all, their hashes, and where a user's own files are."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import platformdirs
+
+from emostream.errors import ConfigError
 
 
 def write_atomically(path: Path, data: bytes | str, mode: int = 0o666) -> None:
@@ -34,6 +38,31 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as a user writes it, ``~`` expanded. Raises ConfigError where the user has no home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: this user has no home folder; write the whole path, or set HOME") from error
+
+
+def cache_folder() -> Path:
+    """Where this user's models and engines are kept. Raises ConfigError where the user has no home folder."""
+    return _folder_of_user(platformdirs.user_cache_path, "XDG_CACHE_HOME")
+
+
+def config_folder() -> Path:
+    """Where this user's settings and keys are kept. Raises ConfigError where the user has no home folder."""
+    return _folder_of_user(platformdirs.user_config_path, "XDG_CONFIG_HOME")
+
+
+def _folder_of_user(find: Callable[[str], Path], variable: str) -> Path:
+    try:
+        return find("emostream")
+    except RuntimeError as error:
+        raise ConfigError(f"this user has no home folder: set HOME or {variable}") from error
 
 
 def as_json(value: object) -> bytes:

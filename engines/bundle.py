@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from emostream.errors import BundleError
-from emostream.files import as_json, sha256, write_atomically
+from emostream.files import as_json, sha256, user_path, write_atomically
 
 BUNDLES = Path(__file__).parent / "bundles"
 FORMAT = "emostream-bundle/3"
@@ -125,7 +125,7 @@ def open_bundle(name: str | Path) -> Bundle:
 
     Raises BundleError if there is no such bundle, its manifest is not valid, or a file's hash is not the manifest's.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not (folder / "manifest.json").is_file():
         folder = BUNDLES / str(name)
     path = folder / "manifest.json"

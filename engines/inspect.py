@@ -92,8 +92,12 @@ def cost(path: Path, profile: Profile, trt: Any = None) -> Cost:
 def cached(path: Path) -> list[cache.Entry]:
     """The engines of a graph in the user's cache, newest first; unreadable entries are left out."""
     digest = sha256(path)
+    try:
+        notes = sorted(cache.root().glob("*.json"), key=lambda note: note.stat().st_mtime, reverse=True)
+    except (BackendError, OSError):  # there is no cache, or this user cannot read it
+        return []
     entries = []
-    for note in sorted(cache.root().glob("*.json"), key=lambda note: note.stat().st_mtime, reverse=True):
+    for note in notes:
         try:
             entry = cache.entry(note.with_suffix(".engine"))
         except msgspec.DecodeError:

@@ -22,6 +22,7 @@ import msgspec
 import zmq
 
 from emostream.errors import BusError
+from emostream.files import user_path
 from emostream.stream.clock import Clock
 from emostream.stream.messages import AudioRows, Codec, End, Face, Media, Message, Pcm
 
@@ -67,7 +68,7 @@ def make_run_dir(configured: str = "") -> Path:
 
     Raises BusError.
     """
-    parent = Path(configured).expanduser() if configured else None
+    parent = user_path(configured) if configured else None
     try:
         if parent is not None:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)

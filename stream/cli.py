@@ -12,12 +12,14 @@ import shlex
 import signal
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from emostream.commands import make_parser
-from emostream.errors import ConfigError, SourceError
+from emostream.errors import ConfigError, EmostreamError, SourceError
 from emostream.stream.config import SOURCE_HELP, Config, load_config
+from emostream.stream.limits import no_core_dumps
 
 if TYPE_CHECKING:
     from emostream.stream.keys import Keys
@@ -57,26 +59,45 @@ def run() -> int:
     parser.add_argument(
         "--profile", metavar="FILE", help="keep what it learns of the person in FILE, from run to run (fusion.profile)"
     )
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), help="log and labels as text or as lines of JSON (log.format)"
+    )
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     options = parser.parse_args()
     changes = list(options.set)
     if options.profile is not None:
         changes.append(f"fusion.profile={json.dumps(options.profile)}")
-    config = load_config(options.config, changes, options.stream, options.pace)
-    if options.jsonl_mb < 0:
-        raise ConfigError("--jsonl-mb must be at least 0")
-    return _run(config, options.jsonl, int(options.jsonl_mb * 1e6), options.quiet)
+    if options.log_format is not None:
+        changes.append(f"log.format={options.log_format}")
+    no_core_dumps()
+    log_format = options.log_format
+    try:
+        config = load_config(options.config, changes, options.stream, options.pace)
+        log_format = config.log.format
+        if options.jsonl_mb < 0:
+            raise ConfigError("--jsonl-mb must be at least 0")
+        return _run(config, options.jsonl, int(options.jsonl_mb * 1e6), options.quiet)
+    except EmostreamError as error:
+        if log_format != "json":
+            raise
+        from emostream.stream.view import JsonView
+
+        JsonView(sys.stdout, sys.stderr).log("run", "error", str(error))
+        return error.exit_code
 
 
 def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool) -> int:
     from emostream.stream.messages import Emotion
+    from emostream.stream.notify import Notifier
     from emostream.stream.output import Background, LabelFile
     from emostream.stream.run import run as run_pipeline
-    from emostream.stream.view import LiveView, PlainView, Terminal, View
+    from emostream.stream.view import JsonView, LiveView, PlainView, Terminal, View
 
     console = Terminal()
     view: View
-    if console.is_terminal and not quiet:
+    if config.log.format == "json":
+        view = JsonView(sys.stdout, sys.stderr, quiet)
+    elif console.is_terminal and not quiet:
         view = LiveView(console, [stream.name for stream in config.streams], "emostream")
     else:
         view = PlainView(console, Terminal(stderr=True), quiet)
@@ -97,19 +118,17 @@ def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool) -> i
     _stop_by_signals(stop)
     lines: list[str] = []
 
-    def show_summary() -> None:
-        for line in lines:
-            console.print(line, highlight=False, markup=False)
-
     try:
-        summary = run_pipeline(
-            config,
-            on_emotion=on_emotion,
-            on_health=shown.health,
-            on_log=shown.log,
-            on_status=shown.status,
-            stop=stop,
-        )
+        with closing(Notifier()) as notifier:
+            summary = run_pipeline(
+                config,
+                on_emotion=on_emotion,
+                on_health=shown.health,
+                on_log=shown.log,
+                on_status=shown.status,
+                stop=stop,
+                notifier=notifier,
+            )
         if not quiet:
             lines = summary.lines()
         if file is not None and file.lost:
@@ -117,7 +136,7 @@ def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool) -> i
     finally:
         if file is not None:
             file.close()
-        in_time = shown.close(last=show_summary)
+        in_time = shown.close(last=lambda: view.summary(lines))
     if not in_time:  # the terminal or pipe takes nothing more, and Python would wait for it at its end
         os._exit(0)
     if shown.error is not None:

@@ -231,6 +231,7 @@ class Supervision(_Section):
 
 class Log(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
 
 
 class Config(_Section):

@@ -16,12 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
 import zmq
 from zmq.utils import z85
 
 from emostream.errors import ConfigError
-from emostream.files import write_atomically
+from emostream.files import config_folder, user_path, write_atomically
 
 _OWNER_ONLY = 0o600
 _OTHERS = 0o077
@@ -46,8 +45,7 @@ class Keys:
     """
 
     def __init__(self, configured: str = "") -> None:
-        user = platformdirs.user_config_path("emostream") / "keys"
-        self.folder = Path(configured).expanduser() if configured else user
+        self.folder = user_path(configured) if configured else config_folder() / "keys"
         self._option = f" --set {shlex.quote(f'bus.keys={configured}')}" if configured else ""
 
     @property
@@ -179,7 +177,7 @@ def read_pair(path: Path) -> KeyPair:
 
 def read_client(path: str | Path) -> KeyPair:
     """The pair in a client's key file, with the public key of the pipeline. Raises ConfigError."""
-    pair = read_pair(Path(path).expanduser())
+    pair = read_pair(user_path(path))
     if not pair.server:
         raise ConfigError(
             f"{path}: lacks the pipeline's public key, which stream-keys show prints there; type here: "

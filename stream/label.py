@@ -12,6 +12,7 @@ import numpy as np
 
 from emostream.engines.bundle import open_bundle
 from emostream.errors import SourceError
+from emostream.files import user_path
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config, as_config
 from emostream.stream.cores.audio import AudioCore
@@ -49,7 +50,7 @@ class Labeller:
         self._config, self._clock = as_config(config), SystemClock()
         fusion = self._config.fusion
         bundle = open_bundle(fusion.bundle)
-        self._profile = Profile(Path(fusion.profile).expanduser(), bundle) if fusion.profile else None
+        self._profile = Profile(user_path(fusion.profile), bundle) if fusion.profile else None
         self._classifier = Classifier(bundle, fusion.backend, fusion.threads, fusion.prior)
         self._vad = load_vad(self._config.speech.vad_model)
         self._recognizer = make_recognizer(self._config.speech)

@@ -6,6 +6,7 @@ cache, a pip package that carries it. Nothing is downloaded unless the user runs
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -18,10 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-import platformdirs
-
-from emostream.errors import ModelError
-from emostream.files import sha256
+from emostream.errors import ConfigError, ModelError
+from emostream.files import cache_folder, sha256, user_path
 from emostream.stream.config import Video
 
 
@@ -94,15 +93,15 @@ MODELS = {
 
 
 def cache_dir() -> Path:
-    """Where ``stream-models pull`` puts models."""
-    return Path(platformdirs.user_cache_dir("emostream")) / "models"
+    """Where ``stream-models pull`` puts models. Raises ConfigError where the user has no home folder."""
+    return cache_folder() / "models"
 
 
 def complete(model: Model, path: Path) -> bool:
     """Whether ``path`` is this model: the file itself, or a folder with the files that it must have."""
     if model.file:
-        return path.is_file()
-    return path.is_dir() and all((path / name).is_file() for name in model.files)
+        return os.path.isfile(path)  # False too where the folder cannot be read, at which Path's own raises
+    return all(os.path.isfile(path / name) for name in model.files)
 
 
 def find(name: str, configured: str = "") -> Path | None:
@@ -112,13 +111,15 @@ def find(name: str, configured: str = "") -> Path | None:
     """
     model = MODELS[name]
     if configured:
-        path = Path(configured).expanduser()
+        path = user_path(configured)
         if not complete(model, path):
             wants = model.file or "a folder with " + ", ".join(model.files)
             raise ModelError(f"{configured}: not a {name} model ({wants} expected); see: stream-models list")
         return path
-    roots = [Path(os.environ["EMOSTREAM_MODELS"]).expanduser()] if os.environ.get("EMOSTREAM_MODELS") else []
-    for root in [*roots, cache_dir()]:
+    roots = [user_path(os.environ["EMOSTREAM_MODELS"])] if os.environ.get("EMOSTREAM_MODELS") else []
+    with contextlib.suppress(ConfigError):  # a user without a home folder
+        roots.append(cache_dir())
+    for root in roots:
         for path in (root / name, root / name / (model.file or ""), root / (model.file or name)):
             if complete(model, path):
                 return path

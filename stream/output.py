@@ -86,7 +86,7 @@ class Background:
         self._view = view
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_QUEUE)
         self.left_out = 0
-        self.error: OSError | None = None  # why nothing is shown any more
+        self.error: OSError | None = None  # why something could not be shown, at last
         self._thread = threading.Thread(target=self._work, name="view", daemon=True)
         self._thread.start()
 
@@ -118,8 +118,8 @@ class Background:
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            if self.error is not None:
-                continue  # a closed pipe or a full disk
+            if isinstance(self.error, BrokenPipeError):
+                continue  # for good, while a disk that is full may have room again
             try:
                 call()
             except OSError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from emostream.errors import RunError
 from emostream.stream.config import Config, as_config
 from emostream.stream.messages import Emotion, Health
+from emostream.stream.notify import Notifier
 from emostream.stream.status import Status
 from emostream.stream.summary import Summary
 from emostream.stream.supervisor import Supervisor
@@ -23,6 +24,7 @@ def run(
     on_log: Callable[[str, str, str], None] = lambda node, level, text: None,
     on_status: Callable[[Status], None] = lambda status: None,
     stop: threading.Event | None = None,
+    notifier: Notifier | None = None,
 ) -> Summary:
     """Run the pipeline until every stream has ended or ``stop`` is set, and return what it did.
 
@@ -31,6 +33,7 @@ def run(
     "window"), ``on_health`` each node's heartbeat once a second, ``on_log`` the node, level and text of each line for
     the user, ``on_status``, once a second, the state of all streams and nodes and what was lost. ``stop`` may be set by
     a callback or another thread; the last labels still arrive, within three seconds.
+    ``notifier`` tells systemd how the run is going; ``stream-run`` has one.
 
     The nodes are processes that import the caller's main module, so a script calls this below
     ``if __name__ == "__main__":``. Raises RunError if no source can be opened, a node cannot run, or the run cannot
@@ -45,7 +48,7 @@ def run(
         summary.add(emotion)
         on_emotion(emotion)
 
-    supervisor = Supervisor(config, take_emotion, on_health, on_log, on_status, stop or threading.Event())
+    supervisor = Supervisor(config, take_emotion, on_health, on_log, on_status, stop or threading.Event(), notifier)
     try:
         supervisor.run()
     finally:

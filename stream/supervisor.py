@@ -21,19 +21,22 @@ import zmq
 
 from emostream.engines.bundle import open_bundle
 from emostream.errors import RunError
+from emostream.files import user_path
 from emostream.stream import models
 from emostream.stream.bus import Inbox, Publisher, bind_xpub, hold, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Bus, Config, SourceSpec, Stream
 from emostream.stream.gate import closed
 from emostream.stream.keys import Keys
+from emostream.stream.limits import check_address_space, check_files
 from emostream.stream.messages import Control, Emotion, Health, Label, Log, Message, StatusReport, decode_emotion
 from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, run_node
 from emostream.stream.nodes.runtime import NodeSpec
+from emostream.stream.notify import Notifier
 from emostream.stream.prior import log_ratios
 from emostream.stream.profile import Profile
 from emostream.stream.sources import file_tracks
-from emostream.stream.status import Status, StatusBoard, encode_status
+from emostream.stream.status import Status, StatusBoard, encode_status, stream_line
 from emostream.stream.topics import (
     CONTROL,
     FUSION,
@@ -90,7 +93,7 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
     bundle = open_bundle(config.fusion.bundle)
     log_ratios(config.fusion.prior, bundle.manifest)
     if config.fusion.profile:
-        Profile(Path(config.fusion.profile).expanduser(), bundle).check_writable()
+        Profile(user_path(config.fusion.profile), bundle).check_writable()
     plan = Plan()
     options = _check_keys(config.bus, plan.notes) if config.bus.needs_keys else {}
     _try_endpoint(config.bus.emotion, options)
@@ -170,6 +173,7 @@ class Supervisor:
     """One run. ``on_emotion``, ``on_health`` and ``on_log`` (node, level, text) are called with what the nodes publish,
     ``on_status`` with each status of the run, once a second and at each change of a state.
     Once ``stop`` is set, sources stop, queues drain and the last labels go out; nodes that take too long are killed.
+    ``notifier`` tells the service manager, if there is one.
 
     Raises BusError if the run's folder of sockets cannot be made.
     """
@@ -182,8 +186,10 @@ class Supervisor:
         on_log: Callable[[str, str, str], None],
         on_status: Callable[[Status], None],
         stop: threading.Event,
+        notifier: Notifier | None = None,
     ) -> None:
-        self._config, self._stop = config, stop
+        self._config, self._stop, self._notifier = config, stop, notifier
+        self._status_line = ""
         self._on_emotion, self._on_health, self._on_log = on_emotion, on_health, on_log
         self._on_status = on_status
         self._clock = SystemClock()
@@ -206,10 +212,12 @@ class Supervisor:
         """Run until every stream has ended or ``stop`` is set. Raises RunError if the run cannot begin or go on, and
         what ``make_plan`` raises."""
         try:
+            check_address_space()
             plan = make_plan(self._config, self._run_dir, self._clock)
             for note in plan.notes:
                 self._on_log("run", "warning", note)
             self._nodes = {spec.name: _Node(spec) for spec in plan.specs}
+            check_files(len(self._nodes))
             self._board = StatusBoard(self._run_id, list(self._nodes))
             resource_tracker.ensure_running()  # a process of multiprocessing's own: not with a node's name
             self._serve()
@@ -247,8 +255,11 @@ class Supervisor:
                     control.send(self._control("stop"))  # again and again: some may not have subscribed yet
                 self._notice_suspension()
                 self._report(control)
+                self._notify()
                 if self._look_after(control) or self._out_of_time() or self._fatal:
                     break
+            if self._notifier is not None:
+                self._notifier.stopping()
             while (message := inbox.receive(50)) is not None:  # last log lines
                 self._take(message)
             if self._fatal:
@@ -277,6 +288,16 @@ class Supervisor:
             if message.level == "error":
                 self._nodes[message.node].error = message.text
             self._on_log(message.node, message.level, message.text)
+
+    def _notify(self) -> None:
+        """Tell the service manager that the run has begun, is ending or goes on, and what it has done so far."""
+        if self._notifier is None:
+            return
+        if self._stop.is_set():
+            self._notifier.stopping()
+        elif self._t0_ns is not None:
+            self._notifier.ready()
+        self._notifier.tick(self._clock.now_ns(), self._status_line)
 
     def _tell_absence(self, node: _Node) -> None:
         """Say from when to when a node that was started again was not there."""
@@ -361,6 +382,7 @@ class Supervisor:
         self._reported_states, self._next_status_ns = states, now_ns + _STATUS_NS
         status = self.status()
         control.send(StatusReport(payload=encode_status(status).decode()))
+        self._status_line = "; ".join(stream_line(name, stream) for name, stream in status.streams.items())
         self._on_status(status)
 
     def _on_exit(self, node: _Node, code: int) -> None:

@@ -1,8 +1,10 @@
-"""What a run shows: a live display in a terminal, plain lines on a pipe."""
+"""What a run shows: a live display in a terminal, plain lines on a pipe, or lines of JSON."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import json
+from datetime import UTC, datetime
+from typing import Protocol, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,6 +14,7 @@ from rich.text import Text
 
 from emostream.stream.messages import Emotion, Health
 from emostream.stream.status import Status, stream_line
+from emostream.stream.topics import FUSION
 
 _COLOURS = {
     "anger": "red", "disgust": "green", "fear": "magenta", "joy": "yellow",
@@ -33,6 +36,7 @@ class View(Protocol):
     def health(self, message: Health) -> None: ...
     def status(self, message: Status) -> None: ...
     def log(self, node: str, level: str, text: str) -> None: ...
+    def summary(self, lines: list[str]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -50,15 +54,21 @@ def plain_line(message: Emotion) -> str:
     ).rstrip()
 
 
+def now() -> str:
+    """The time for a log line: ISO 8601 in UTC, with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 class PlainView:
-    """One line per label and per log message; with ``quiet``, only warnings and errors."""
+    """One line per label and per log message, which begins with the time where it goes to no terminal; with ``quiet``,
+    only warnings and errors."""
 
     def __init__(self, console: Console, errors: Console, quiet: bool = False) -> None:
         self._console, self._errors, self._quiet = console, errors, quiet
 
     def emotion(self, message: Emotion) -> None:
         if message.kind == "utterance" and not self._quiet:
-            self._console.print(plain_line(message), soft_wrap=True, highlight=False, markup=False)
+            _print_line(self._console, plain_line(message))
 
     def health(self, message: Health) -> None:
         pass
@@ -68,10 +78,53 @@ class PlainView:
 
     def log(self, node: str, level: str, text: str) -> None:
         if level in _LEVELS or not self._quiet:
-            self._errors.print(f"{level}: {node}: {text}", soft_wrap=True, highlight=False, markup=False)
+            stamp = "" if self._errors.is_terminal else f"{now()} "
+            _print_line(self._errors, f"{stamp}{level}: {node}: {text}")
+
+    def summary(self, lines: list[str]) -> None:
+        for line in lines:
+            _print_line(self._console, line)
 
     def close(self) -> None:
         pass
+
+
+class JsonView:
+    """One JSON object per line: labels and the summary on ``output``, log messages on ``errors``; with ``quiet``, only
+    warnings and errors. ``kind`` is "label", "summary" or "log"; ``message`` has what a plain line has."""
+
+    def __init__(self, output: TextIO, errors: TextIO, quiet: bool = False) -> None:
+        self._output, self._errors, self._quiet = output, errors, quiet
+
+    def emotion(self, message: Emotion) -> None:
+        if message.kind == "utterance" and not self._quiet:
+            facts = {name: getattr(message, name) for name in ("label", "confidence", "uncertain", "start_s", "end_s")}
+            self._write(self._output, "label", "info", FUSION, message.stream, plain_line(message), **facts)
+
+    def health(self, message: Health) -> None:
+        pass
+
+    def status(self, message: Status) -> None:
+        pass
+
+    def log(self, node: str, level: str, text: str) -> None:
+        if level in _LEVELS or not self._quiet:
+            _, _, stream = node.partition(".")
+            self._write(self._errors, "log", level, node, stream, text)
+
+    def summary(self, lines: list[str]) -> None:
+        if lines:
+            self._write(self._output, "summary", "info", "run", "", "\n".join(lines))
+
+    def close(self) -> None:
+        pass
+
+    @staticmethod
+    def _write(
+        file: TextIO, kind: str, level: str, node: str, stream: str, message: str, **facts: str | float | bool
+    ) -> None:
+        line = {"time": now(), "level": level, "kind": kind, "node": node, "stream": stream, "message": message}
+        print(json.dumps(line | facts), file=file, flush=True)
 
 
 class LiveView:
@@ -108,6 +161,10 @@ class LiveView:
 
     def log(self, node: str, level: str, text: str) -> None:
         self._live.console.print(Text(f"{level}: {node}: {text}", style=_LEVELS.get(level, "dim")))
+
+    def summary(self, lines: list[str]) -> None:
+        for line in lines:
+            _print_line(self._console, line)
 
     def close(self) -> None:
         self._live.stop()
@@ -153,3 +210,11 @@ class LiveView:
             lost = f" lost {health.dropped + health.gaps}" if health.dropped or health.gaps else ""
             parts.append(f"{name} {self._cpu.get(name, 0):.0%} {health.rss_bytes / 2**20:.0f}M{lost}")
         return Text("  ".join(parts), style="dim", overflow="ellipsis", no_wrap=True)
+
+
+def _print_line(console: Console, line: str) -> None:
+    """Print a line as it is. What a full disk does not take is gone; rich would keep it and print it twice."""
+    with console.capture() as shown:
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console.file.write(shown.get())
+    console.file.flush()

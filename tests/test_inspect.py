@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from emostream.engines import inspect
 from emostream.engines.bundle import FACE, FUSION, FUSION_CPU, FUSION_GPU
 from emostream.engines.commands.main import main
-from emostream.engines.trt import cache
 from emostream.engines.trt.profiles import of_bundle
 from emostream.errors import BackendError
 
@@ -119,7 +118,7 @@ def test_inspect_without_tensorrt_says_so(empty_cache, monkeypatch, capsys):
     assert main(["inspect", "ekman7"]) == 0
     shown = capsys.readouterr().out
     assert "loops and layers: not counted" in shown
-    assert f"engine of fusion-gpu.onnx: none in {cache.root()}" in shown.replace("\n", "")
+    assert "engine of fusion-gpu.onnx: none in the cache" in shown
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -109,3 +110,18 @@ def test_a_closed_pipe_ends_the_view_alone():
     shown.emotion(emotion_message(seq=0))
     shown.emotion(emotion_message(seq=1))
     assert shown.close() and isinstance(shown.error, BrokenPipeError)
+
+
+def test_a_full_disk_that_has_room_again_gets_the_rest():
+    class Full(Stalled):
+        def emotion(self, message: Emotion) -> None:
+            if message.seq < 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.shown.append(message.seq)
+
+    view = Full()
+    shown = Background(view)
+    for n in range(4):
+        shown.emotion(emotion_message(seq=n))
+    assert shown.close() and view.shown == [2, 3]
+    assert isinstance(shown.error, OSError)  # something is missing, which the exit code says

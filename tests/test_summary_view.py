@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from rich.console import Console
 from emostream.stream.messages import Emotion, Evidence, Health, Latency
 from emostream.stream.status import NodeStatus, Status, StreamStatus
 from emostream.stream.summary import Summary
-from emostream.stream.view import LiveView, PlainView, plain_line
+from emostream.stream.view import JsonView, LiveView, PlainView, plain_line
 
 
 def _emotion(**changes: Any) -> Emotion:
@@ -148,7 +150,37 @@ def test_plain_view(quiet):
     view.close()
     labels, told = _text(out).splitlines(), _text(errors).splitlines()
     assert len(labels) == (0 if quiet else 1)  # not wrapped, and not the running estimate
+    times = [line.partition(" ")[0] for line in told]  # they go to no terminal
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", one) for one in times)
+    told = [line.partition(" ")[2] for line in told]
     assert told == ([] if quiet else ["info: fusion: bundle [bold]ekman7[/bold]"]) + ["warning: audio.demo: a gap"]
+
+
+def test_on_a_terminal_a_plain_log_line_has_no_time():
+    out, errors = _consoles(force_terminal=True)
+    PlainView(out, errors).log("audio.demo", "warning", "a gap")
+    assert "\nwarning: audio.demo: a gap" in f"\n{_text(errors)}"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_json_view(quiet):
+    out, errors = io.StringIO(), io.StringIO()
+    view = JsonView(out, errors, quiet)
+    view.emotion(_emotion(text="so\nhappy 😀"))
+    view.emotion(_emotion(kind="window"))
+    view.health(_health("fusion"))
+    view.log("fusion", "info", "begins")
+    view.log("audio.demo", "warning", 'a "gap"')
+    view.summary(["one", "two"])
+    view.close()
+    shown, told = ([json.loads(line) for line in file.getvalue().splitlines()] for file in (out, errors))
+    assert [line["message"] for line in told] == ([] if quiet else ["begins"]) + ['a "gap"']
+    assert (told[-1]["level"], told[-1]["node"], told[-1]["stream"]) == ("warning", "audio.demo", "demo")
+    assert [line["kind"] for line in shown] == ([] if quiet else ["label"]) + ["summary"]
+    assert shown[-1]["message"] == "one\ntwo"
+    if not quiet:
+        assert shown[0]["label"] == "joy" and shown[0]["stream"] == "demo" and "so\nhappy 😀" in shown[0]["message"]
+        assert not {"text", "words"} & shown[0].keys()  # they are where a plain line shows them, and nowhere else
 
 
 # The moving picture

@@ -103,7 +103,7 @@ def show(found: Inspection, console: Console) -> None:
                 f"built in {report.seconds:.1f} s",
             )
         if not entries:
-            _line(console, f"engine of {file}: none in {cache.root()}")
+            _line(console, f"engine of {file}: none in the cache")
 
 
 def _show_graph(graph: Facts, console: Console) -> None:

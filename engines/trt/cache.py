@@ -24,15 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import platformdirs
 
 from emostream.engines.options import Device, Options
 from emostream.engines.trt import build
 from emostream.engines.trt.build import Progress, Report
 from emostream.engines.trt.profiles import Profile
 from emostream.engines.trt.runtimes import load_module
-from emostream.errors import BackendError
-from emostream.files import as_json, sha256
+from emostream.errors import BackendError, ConfigError
+from emostream.files import as_json, cache_folder, sha256, user_path
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -65,9 +64,14 @@ class Entry:
 
 
 def root() -> Path:
-    """The directory of engines: `engines` in EMOSTREAM_CACHE, or else in the user's cache directory."""
+    """The directory of engines: `engines` in EMOSTREAM_CACHE, or else in the user's cache directory.
+
+    Raises BackendError where the user has no home directory."""
     chosen = os.environ.get("EMOSTREAM_CACHE")
-    return (Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("emostream")) / "engines"
+    try:
+        return (user_path(chosen) if chosen else cache_folder()) / "engines"
+    except ConfigError as error:
+        raise BackendError(f"{error}, or EMOSTREAM_CACHE") from error
 
 
 def key(origin: Origin) -> str:

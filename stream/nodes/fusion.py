@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Self
 
 from emostream.engines.bundle import open_bundle
+from emostream.files import user_path
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.keys import Keys
@@ -49,10 +49,11 @@ def main(runtime: NodeRuntime) -> None:
         )
         runtime.counters = lambda: core.counters + public.counters
         runtime.by_stream = core.by_stream
+        stack.callback(setattr, runtime, "on_status", runtime.on_status)  # a status may come after the socket is closed
         runtime.on_status = lambda payload: public.forward(STATUS, payload.encode())
         keeper = None
         if config.fusion.profile:
-            profile = Profile(Path(config.fusion.profile).expanduser(), open_bundle(config.fusion.bundle))
+            profile = Profile(user_path(config.fusion.profile), open_bundle(config.fusion.bundle))
             keeper = stack.enter_context(_Keeper(profile, core))
         _serve(runtime, core, public, keeper)
 

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 
 from emostream.errors import EmostreamError
+from emostream.stream.limits import no_core_dumps
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec, Stopped
 
 CANNOT_RUN = 3
@@ -31,6 +32,7 @@ def run_node(spec: NodeSpec) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends both to all; the supervisor decides
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _end_with(spec.parent)
+    no_core_dumps()
     code = 0
     runtime: NodeRuntime | None = None
     try:

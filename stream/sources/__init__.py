@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from emostream.files import user_path
 from emostream.stream.clock import Clock
 from emostream.stream.config import Config, SourceSpec
 from emostream.stream.sources.base import Source
@@ -33,7 +34,7 @@ def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config
 
 def file_path(spec: SourceSpec) -> Path:
     """The file that ``demo`` or ``file:PATH`` names."""
-    return DEMO if spec.kind == "demo" else Path(spec.location).expanduser()
+    return DEMO if spec.kind == "demo" else user_path(spec.location)
 
 
 def file_tracks(spec: SourceSpec) -> frozenset[Medium]:

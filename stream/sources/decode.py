@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import av
-import cv2
 import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import ColorRange
@@ -154,6 +153,8 @@ def _image(frame: av.VideoFrame) -> np.ndarray:
         rows: np.ndarray = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         image = rows[: frame.height, : frame.width]
         if frame.color_range != ColorRange.JPEG and not pixels.name.startswith("yuvj"):
+            import cv2  # only by who decodes pictures: it takes much address space
+
             image = cv2.LUT(image, _FROM_VIDEO_LEVELS)
     else:
         image = frame.to_ndarray(format="gray")
