@@ -61,7 +61,7 @@ def cached(
     path = folder / "arrays.safetensors"
     if not path.is_file():
         arrays = make()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(folder / "settings.json", text + "\n", OWNER_ONLY)
         content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         write_atomically(path, content, OWNER_ONLY)

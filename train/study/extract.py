@@ -232,7 +232,7 @@ def extract(
         except OSError as error:
             problems.append((number, f"{error.filename}: cannot be read ({error.strerror})"))
     if not problems:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(folder / "settings.json", json.dumps(made_with, indent=1) + "\n", OWNER_ONLY)
         # equal clips share a file, which the first of them makes
         first = {path: number for number, path in reversed(list(enumerate(paths)))}
