@@ -9,12 +9,10 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from emostream.stream.sources import DEMO
-from tests import media
 from tests.processes import BIN, ROOT
 from tests.test_own import record
 from tests.trap import HOME, RUNTIME, Trap
@@ -32,11 +30,12 @@ import onnxruntime
 session = onnxruntime.InferenceSession({str(FACE)!r}, providers=["CPUExecutionProvider"])
 time.sleep({WAIT_S})
 """
-LIBRARY = f"""
-import emostream, time
-with emostream.Labeller() as labeller:
-    assert len(list(labeller.label({str(DEMO)!r}))) == 5
-    time.sleep({WAIT_S})
+LABEL = f"""
+import sys, time
+from emostream.stream.cli import label
+sys.argv = ["stream-label", {str(DEMO)!r}, "--out", "labels.jsonl"]
+assert label() == 0
+time.sleep({WAIT_S})
 """
 # By name and by address, to any port; and files that are gone at the end
 OTHERS = """
@@ -47,7 +46,8 @@ socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"statistics", ("198.51.
 with contextlib.suppress(OSError):
     socket.create_connection(("203.0.113.9", 4317))
 server = socket.create_server(("0.0.0.0", 7777))
-paths = [pathlib.Path(name) for name in ("/tmp/a", "/var/tmp/b", "/dev/shm/c", "d", os.environ["XDG_RUNTIME_DIR"] + "/e")]
+runtime = os.environ["XDG_RUNTIME_DIR"]
+paths = [pathlib.Path(name) for name in ("/tmp/a", "/var/tmp/b", "/dev/shm/c", "d", f"{runtime}/e")]
 for path in paths:
     path.write_text("they said hello")
 time.sleep(0.1)
@@ -64,13 +64,14 @@ def namespaces() -> None:
         pytest.skip(f"needs root, unshare and ip for a network namespace: {done.stderr.decode().strip()}")
 
 
-def test_the_library_sends_nothing_and_the_trap_would_catch_it(tmp_path):
+def test_stream_label_sends_nothing_and_leaves_its_labels_and_the_trap_would_catch_more(tmp_path):
     control = Trap(tmp_path / "control", sys.executable, "-c", CONTROL)
-    library = Trap(tmp_path / "library", sys.executable, "-c", LIBRARY)
+    label = Trap(tmp_path / "label", sys.executable, "-c", LABEL)
     caught = control.report()
     assert "mobile.events.data.microsoft.com" in caught["names"] and caught["left"]
     assert any(packet.startswith("tcp 127.0.0.1 443") for packet in caught["packets"])
-    assert library.report() == NOTHING
+    labels = {f"{HOME}/labels.jsonl": "0o600"}
+    assert label.report() == NOTHING | {"seen": labels, "left": labels}
 
 
 def test_the_trap_catches_whatever_is_sent_or_written(tmp_path):
@@ -81,15 +82,6 @@ def test_the_trap_catches_whatever_is_sent_or_written(tmp_path):
     assert caught["listens"] == ["tcp 0.0.0.0 7777"]
     paths = {"/tmp/a", "/var/tmp/b", "/dev/shm/c", f"{HOME}/d", f"{RUNTIME}/e"}
     assert set(caught["seen"]) == paths == set(caught["found"]) and not caught["left"]
-
-
-def test_stream_label_writes_its_labels_alone(tmp_path):
-    trapped = tmp_path / "trap"
-    trapped.mkdir()
-    talk = media.audio_only(trapped / "talk.wav", 4.0)
-    report = Trap(trapped, BIN / "stream-label", talk, "--out", HOME / "labels.jsonl").report()
-    labels = {f"{HOME}/labels.jsonl": "0o600"}
-    assert report == NOTHING | {"seen": labels, "left": labels}
 
 
 RUN = ["stream-run", "--stream", "demo", "--set", "bus.emotion=tcp://127.0.0.1:5999"]
