@@ -101,7 +101,7 @@ LONG = {
     ),
     "stream-label": (["stream-label", *[DEMO] * 4], {}, {}),
     "stream-engines inspect": (["stream-engines", "inspect", "ekman7"], {}, {}),
-    "stream-engines compare": (["stream-engines", "compare", "ekman7", "--runs", "10"], {}, {}),
+    "stream-engines compare": (["stream-engines", "compare", "ekman7", "--runs", "10"], {r"/dev/shm/sem\.mp-\w+": "0o600"}, {}),
     # PortAudio asks JACK and PulseAudio for their microphones; where they are installed, their libraries leave these
     "stream-doctor": (["stream-doctor"], {}, {rf"/dev/shm/jack.*|{RUNTIME}/pulse": ".*"}),
     "stream-train fit": (
