@@ -15,7 +15,7 @@ import pytest
 from emostream.stream.sources import DEMO
 from tests.processes import BIN, ROOT
 from tests.test_own import record
-from tests.trap import HOME, RUNTIME, Trap
+from tests.trap import HOME, RUNTIME, UNSHARE, Trap
 
 pytestmark = pytest.mark.process
 
@@ -59,7 +59,7 @@ NOTHING = {"names": [], "packets": [], "sent": [], "listens": [], "seen": {}, "l
 
 @pytest.fixture(scope="module", autouse=True)
 def namespaces() -> None:
-    done = subprocess.run(["unshare", "-nm", "ip", "link", "set", "lo", "up"], capture_output=True, check=False)
+    done = subprocess.run([*UNSHARE, "ip", "link", "set", "lo", "up"], capture_output=True, check=False)
     if os.geteuid() != 0 or done.returncode:
         pytest.skip(f"needs root, unshare and ip for a network namespace: {done.stderr.decode().strip()}")
 
@@ -99,9 +99,13 @@ LONG = {
         RUN_FOLDER | {rf"{HOME}/\.me\.profile(\.try)?\.\w+\.part|{HOME}/me\.profile\.try": "0o600"},
         {rf"{HOME}/labels\.jsonl": "0o600", rf"{HOME}/me\.profile": "0o600"},
     ),
-    "stream-label": (["stream-label", *[DEMO] * 4], {}, {}),
+    "stream-label": (["stream-label", *[DEMO] * 2], {}, {}),
     "stream-engines inspect": (["stream-engines", "inspect", "ekman7"], {}, {}),
-    "stream-engines compare": (["stream-engines", "compare", "ekman7", "--runs", "10"], {r"/dev/shm/sem\.mp-\w+": "0o600"}, {}),
+    "stream-engines compare": (
+        ["stream-engines", "compare", "ekman7", "--runs", "3"],
+        {r"/dev/shm/sem\.mp-\w+": "0o600"},
+        {},
+    ),
     # PortAudio asks JACK and PulseAudio for their microphones; where they are installed, their libraries leave these
     "stream-doctor": (["stream-doctor"], {}, {rf"/dev/shm/jack.*|{RUNTIME}/pulse": ".*"}),
     "stream-train fit": (

@@ -1,6 +1,6 @@
 """A machine of its own that notes whoever tries to reach the outside or leaves something behind. ``Trap`` runs it:
 
-    unshare -nm python tests/trap.py FOLDER COMMAND …
+    unshare … python tests/trap.py FOLDER COMMAND …
 
 In a network namespace where every name and every address leads to this process, with empty folders for all that a
 program may write to, run a command as a user's machine would (``CI`` unset, which silences libraries). FOLDER stays as
@@ -30,10 +30,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# Of mounts, network and processes, which end with the trap
+UNSHARE = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 HOME, RUNTIME = Path("/tmp/home"), Path("/tmp/runtime")
 WRITABLE = [Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")]
 ROOT = Path(__file__).parent.parent
 LOOK_S = 0.01
+WAIT_S = 280
 OURS = {53, 80, 443}
 _LISTENS, _UNCONNECTED = "0A", "07"  # states in /proc/net
 
@@ -125,14 +128,17 @@ class Trap:
         (folder / "needles.json").write_text(json.dumps([needle.hex() for needle in needles]))
         self._report = folder / "report.json"
         self._process = subprocess.Popen(
-            ["unshare", "-nm", sys.executable, __file__, *map(str, (folder, *command))],
+            [*UNSHARE, sys.executable, __file__, *map(str, (folder, *command))],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self.output = ""
 
     def report(self) -> dict[str, Any]:
         """What was noted, if the command ended well."""
-        self.output, _ = self._process.communicate(timeout=280)
+        try:
+            self.output, _ = self._process.communicate(timeout=WAIT_S)
+        finally:
+            self._process.kill()
         assert self._report.is_file(), self.output
         report = json.loads(self._report.read_text())
         assert report.pop("code") == 0, self.output
