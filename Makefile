@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run check test test-long lint install-check image-check bench chaos gpu-check lock demo bundle clean
+.PHONY: run check test test-long lint install-check image-check audit bench chaos gpu-check lock demo bundle clean
 
 run: $(VENV)/.ready-to-run
 	$(BIN)/stream-run --config config.toml
@@ -32,6 +32,10 @@ lint: $(VENV)/.ready-to-test
 FORMS ?= --form wheel
 install-check: $(BIN)/python
 	$(BIN)/python tools/check_install.py $(FORMS)
+
+# Known vulnerabilities of what requirements.lock names; a line says so where nobody can be asked
+audit: $(BIN)/python
+	$(BIN)/python tools/audit.py requirements.lock
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -13,6 +13,8 @@ import platformdirs
 
 from emostream.errors import ConfigError
 
+OWNER_ONLY = 0o600  # mode of files that hold what people said, or numbers made from how they look and sound
+
 
 def write_atomically(path: Path, data: bytes | str, mode: int = 0o666) -> None:
     """Write a file so that a reader sees the old content or all of the new; text is written as UTF-8.

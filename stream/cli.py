@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -152,14 +153,6 @@ def _stop_by_signals(stop: threading.Event) -> None:
             signal.signal(number, lambda *_: stop.set())
 
 
-def _open_output(path: Path) -> BinaryIO:
-    """A new file that only its owner can read, since labels hold what people said. Raises ConfigError."""
-    try:
-        return open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
-
-
 def listen() -> int:
     """stream-listen: print what a running pipeline publishes."""
     from emostream.stream.listen import DEFAULT_ENDPOINT, listen_raw, listen_status
@@ -215,19 +208,37 @@ def health() -> int:
 
 def label() -> int:
     """stream-label: label files as fast as the machine goes."""
+    from emostream.stream.output import open_labels, resume_labels
+
     parser = make_parser("stream-label", "Label the utterances of media files, as fast as the machine goes.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--out", type=Path, metavar="LABELS.jsonl", help="write labels as JSON lines")
+    parser.add_argument("--out", type=Path, metavar="LABELS.jsonl", help="write labels as JSON lines to a new file")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace the file that --out names, if it exists")
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the file that --out names: leave out recordings (told apart by file name) that it has "
+        "labels of, but for the last of these",
+    )
     _add_config_options(parser)
     options = parser.parse_args()
+    if (options.overwrite or options.resume) and not options.out:
+        parser.error("--overwrite and --resume are for the file that --out names")
     config = load_config(options.config, options.set)
     logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
-    out = _open_output(options.out) if options.out else None
-    try:
-        failed = _label_files(config, options.files, out)
-    finally:
-        if out is not None:
-            out.close()
+    files: list[Path] = options.files
+    with contextlib.ExitStack() as stack:
+        out = None
+        if options.resume:
+            out, done = resume_labels(options.out, [path.name for path in files])
+            stack.enter_context(out)
+            files = [path for path in files if path.name not in done]
+            if done:
+                print(f"note: {options.out} has the labels of {len(done)} of them already", file=sys.stderr)
+        elif options.out:
+            out = stack.enter_context(open_labels(options.out, options.overwrite))
+        failed = _label_files(config, files, out)
     return 1 if failed else 0
 
 
@@ -261,6 +272,8 @@ def _label_files(config: Config, files: list[Path], out: BinaryIO | None) -> int
                     if out is not None:
                         out.write(encode_emotion(emotion) + b"\n")
                     print(plain_line(emotion), flush=True)
+                if out is not None:
+                    out.flush()
                 if not labels:
                     print(f"note: {path}: no utterance in it", file=sys.stderr)
             except SourceError as error:

@@ -229,6 +229,10 @@ class Supervision(_Section):
     within_s: Annotated[float, Field(gt=0, le=86_400)] = 120
 
 
+class Privacy(_Section):
+    text: Literal["keep", "drop"] = "keep"
+
+
 class Log(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
@@ -249,6 +253,7 @@ class Config(_Section):
     fusion: Fusion = Fusion()
     bus: Bus = Bus()
     supervisor: Supervision = Supervision()
+    privacy: Privacy = Privacy()
     log: Log = Log()
 
     def __init__(self, **sections: Any) -> None:

@@ -8,18 +8,23 @@ from __future__ import annotations
 import errno
 import os
 import queue
+import stat
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
 
 from emostream.errors import ConfigError
-from emostream.stream.messages import Emotion, Health, encode_emotion
+from emostream.files import OWNER_ONLY
+from emostream.stream.messages import Emotion, Health, decode_emotion, encode_emotion
 from emostream.stream.status import Status
 from emostream.stream.view import View
 
 KEPT_FILES = 5
 _QUEUE = 10_000
-_OWNER_ONLY = 0o600
 
 
 class LabelFile:
@@ -57,7 +62,7 @@ class LabelFile:
             self._file = None
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _OWNER_ONLY)
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, OWNER_ONLY)
 
     def _write(self, line: bytes) -> None:
         if self._file is None:  # it could not be opened anew
@@ -77,6 +82,70 @@ class LabelFile:
             younger = self._path.with_name(f"{self._path.name}.{number - 1}") if number > 1 else self._path
             if younger.exists():
                 younger.replace(self._path.with_name(f"{self._path.name}.{number}"))
+
+
+def open_labels(path: Path, overwrite: bool = False) -> BinaryIO:
+    """A new file of labels that only its owner can read.
+
+    Raises ConfigError if it cannot be written, or if there is one with something in it and ``overwrite`` is not set.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, OWNER_ONLY), "wb")
+        found = os.fstat(file.fileno())
+        if stat.S_ISREG(found.st_mode):  # not a pipe or a device
+            if found.st_size and not overwrite:
+                file.close()
+                raise ConfigError(f"{path}: is there already; --overwrite replaces it, --resume goes on with it")
+            os.fchmod(file.fileno(), OWNER_ONLY)
+            file.truncate()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+    return file
+
+
+def resume_labels(path: Path, names: Sequence[str]) -> tuple[BinaryIO, set[str]]:
+    """The file of labels of a ``stream-label`` that was interrupted, to go on with; and which of the recordings
+    ``names`` are done in it.
+
+    Half a last line is removed. Nothing tells whether the last recording was done, so if it is one of ``names``, its
+    labels are removed too, and it is to be labelled again. Raises ConfigError.
+    """
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(f"--resume tells recordings apart by the names of their files; twice: {', '.join(twice)}")
+    if not path.exists():
+        return open_labels(path), set()
+    if not path.is_file():
+        raise ConfigError(f"{path}: is no file that --resume could go on with")
+    try:
+        starts, end = _labelled(path)
+        if starts and (last := next(reversed(starts))) in names:
+            end = starts.pop(last)
+        file = path.open("r+b")
+        file.seek(end)
+        file.truncate()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read and written ({error.strerror})") from error
+    return file, starts.keys() & set(names)
+
+
+def _labelled(path: Path) -> tuple[dict[str, int], int]:
+    """Where in a file of labels each recording's last labels begin, in their order, and where the last whole line
+    ends."""
+    starts: dict[str, int] = {}
+    last, end = "", 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                stream = decode_emotion(line).stream
+            except msgspec.DecodeError as error:
+                raise ConfigError(f"{path}: is left as it is: line {number} is no label ({error})") from error
+            if stream != last:
+                starts.pop(stream, None)  # so that it comes last
+                starts[stream] = end
+            last, end = stream, end + len(line)
+    return starts, end
 
 
 class Background:

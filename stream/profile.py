@@ -18,14 +18,13 @@ from msgspec import Meta
 
 from emostream.engines.bundle import FACE, VOICE, Bundle
 from emostream.errors import ConfigError
-from emostream.files import write_atomically
+from emostream.files import OWNER_ONLY, write_atomically
 from emostream.stream.cores.adapt import Baseline
 
 log = logging.getLogger(__name__)
 
 FORMAT = "emostream-profile/1"
 _ENCODER = {"audio": VOICE, "video": FACE}
-_OWNER_ONLY = 0o600
 _MOST_BYTES = 10_000_000
 
 _Finite = Annotated[float, Meta(gt=-1e6, lt=1e6)]
@@ -76,14 +75,14 @@ class Profile:
             }
         content = _File(FORMAT, self._networks, {s: dict(rests) for s, rests in self._streams.items() if rests})
         if content != self._written:
-            write_atomically(self._path, msgspec.json.encode(content) + b"\n", _OWNER_ONLY)
+            write_atomically(self._path, msgspec.json.encode(content) + b"\n", OWNER_ONLY)
             self._written = content
 
     def check_writable(self) -> None:
         """Raises ConfigError if the file's folder cannot take it."""
         try:
             probe = self._path.with_name(f"{self._path.name}.try")
-            write_atomically(probe, b"", _OWNER_ONLY)
+            write_atomically(probe, b"", OWNER_ONLY)
             probe.unlink()
         except OSError as error:
             raise ConfigError(f"{self._path}: the profile cannot be written ({error.strerror})") from error

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from emostream.errors import ConfigError
-from emostream.stream.messages import Emotion
-from emostream.stream.output import KEPT_FILES, Background, LabelFile
+from emostream.stream.messages import Emotion, encode_emotion
+from emostream.stream.output import KEPT_FILES, Background, LabelFile, open_labels, resume_labels
 from tests.emotions import emotion_message
 
 
@@ -62,6 +62,71 @@ def test_what_does_not_fit_is_counted_and_warned_of_once_and_leaves_no_half_line
 def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         LabelFile(tmp_path / "no/labels.jsonl", 0, print)
+
+
+# stream-label --out
+
+
+def write_labels(path: Path, *streams: str, torn: bytes = b"") -> None:
+    lines = [encode_emotion(emotion_message(stream=name, seq=n)) + b"\n" for n, name in enumerate(streams)]
+    path.write_bytes(b"".join(lines) + torn)
+
+
+def streams(path: Path) -> list[str]:
+    return [json.loads(line)["stream"] for line in path.read_text().splitlines()]
+
+
+def test_a_file_of_labels_is_replaced_only_when_asked_and_private_either_way(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    open_labels(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    open_labels(path).close()  # with nothing in it, nothing is lost
+    write_labels(path, "a.wav")
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="is there already; --overwrite replaces it, --resume goes on with it"):
+        open_labels(path)
+    assert streams(path) == ["a.wav"] and stat.S_IMODE(path.stat().st_mode) == 0o644
+    open_labels(path, overwrite=True).close()
+    assert path.read_bytes() == b"" and stat.S_IMODE(path.stat().st_mode) == 0o600
+    open_labels(Path(os.devnull)).close()
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"schema":"emostr', encode_emotion(emotion_message()), b"\0\0\0"])
+@pytest.mark.parametrize(
+    ("names", "done", "left"),
+    [
+        (["a.wav", "b.wav", "c.wav"], {"a.wav"}, ["a.wav", "a.wav"]),  # b.wav may have been interrupted
+        (["a.wav", "c.wav"], {"a.wav"}, ["a.wav", "a.wav", "b.wav"]),
+        (["c.wav"], set(), ["a.wav", "a.wav", "b.wav"]),
+    ],
+)
+def test_labels_go_on_after_the_last_recording_that_is_done(tmp_path, names, done, left, torn):
+    path = tmp_path / "labels.jsonl"
+    write_labels(path, "a.wav", "a.wav", "b.wav", torn=torn)
+    file, found = resume_labels(path, names)
+    file.write(encode_emotion(emotion_message(stream="new")) + b"\n")
+    file.close()
+    assert (found, streams(path)) == (done, [*left, "new"])
+
+
+def test_resuming_begins_a_file_that_is_not_there(tmp_path):
+    file, done = resume_labels(tmp_path / "labels.jsonl", ["a.wav"])
+    file.close()
+    assert not done and stat.S_IMODE((tmp_path / "labels.jsonl").stat().st_mode) == 0o600
+
+
+def test_what_cannot_be_resumed_is_left_as_it_is(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    path.write_text("{}\nmy notes\n")
+    with pytest.raises(ConfigError, match="is left as it is: line 1 is no label"):
+        resume_labels(path, ["a.wav"])
+    assert path.read_text() == "{}\nmy notes\n"
+    with pytest.raises(ConfigError, match=r"by the names of their files; twice: a\.wav"):
+        resume_labels(path, ["a.wav", "b.wav", "a.wav"])
+    with pytest.raises(ConfigError, match="is no file"):
+        resume_labels(tmp_path, ["a.wav"])
+    with pytest.raises(ConfigError, match="cannot be written"):
+        open_labels(tmp_path / "no/labels.jsonl")
 
 
 class Stalled:

@@ -34,10 +34,10 @@ def manifest(folder: Path, rows: list[dict[str, str]], name: str = "mine.csv") -
     return path
 
 
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory) -> Path:
-    """Three speakers, two moods of two recordings each: one slow and low, the other fast and high; words with some."""
-    folder, rows = tmp_path_factory.mktemp("mine"), []
+def record(folder: Path) -> Path:
+    """Three speakers, two moods of two recordings each: one slow and low, the other fast and high; words with some.
+    Returns their manifest."""
+    rows = []
     speech = media.speech_samples(8.0)[8000:]
     for n, speaker in enumerate(("anna", "ben", "carla")):
         for label, pace in (("calm", 0.85), ("wild", 1.3)):
@@ -57,6 +57,11 @@ def recordings(tmp_path_factory) -> Path:
                     }
                 )
     return manifest(folder, rows)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> Path:
+    return record(tmp_path_factory.mktemp("mine"))
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,21 @@
-"""Nothing leaves the machine: the commands in a network namespace whose resolver notes every name.
+"""Nothing leaves the machine and nothing stays on it but what was asked for: the commands in a trap (tests/trap.py).
 
 ONNX Runtime sends telemetry some seconds after its first session, unless it is turned off before it is imported.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from emostream.stream.sources import DEMO
 from tests.processes import BIN, ROOT
+from tests.test_own import record
+from tests.trap import HOME, RUNTIME, UNSHARE, Trap
 
 pytestmark = pytest.mark.process
 
@@ -29,58 +30,121 @@ import onnxruntime
 session = onnxruntime.InferenceSession({str(FACE)!r}, providers=["CPUExecutionProvider"])
 time.sleep({WAIT_S})
 """
-LIBRARY = f"""
-import emostream, time
-with emostream.Labeller() as labeller:
-    assert len(list(labeller.label({str(DEMO)!r}))) == 5
-    time.sleep({WAIT_S})
+LABEL = f"""
+import sys, time
+from emostream.stream.cli import label
+sys.argv = ["stream-label", {str(DEMO)!r}, "--out", "labels.jsonl"]
+assert label() == 0
+time.sleep({WAIT_S})
 """
-
-
-class Trap:
-    """A command in a namespace of its own; ``report`` waits for its end."""
-
-    def __init__(self, folder: Path, *command: object) -> None:
-        folder.mkdir()
-        (folder / "home").mkdir()
-        self._report = folder / "report.json"
-        self._process = subprocess.Popen(
-            ["unshare", "-nm", sys.executable, ROOT / "tests/trap.py", self._report, folder / "home", *command],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-        )  # fmt: skip
-
-    def report(self) -> dict:
-        output, _ = self._process.communicate(timeout=110)
-        assert self._report.is_file(), output
-        report = json.loads(self._report.read_text())
-        assert report.pop("code") == 0, output
-        return report
+# By name and by address, to any port; and files that are gone at the end
+OTHERS = """
+import contextlib, os, pathlib, socket, time, urllib.request
+with contextlib.suppress(OSError):
+    urllib.request.urlopen("http://example.com/")
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"statistics", ("198.51.100.7", 8125))
+with contextlib.suppress(OSError):
+    socket.create_connection(("203.0.113.9", 4317))
+server = socket.create_server(("0.0.0.0", 7777))
+runtime = os.environ["XDG_RUNTIME_DIR"]
+paths = [pathlib.Path(name) for name in ("/tmp/a", "/var/tmp/b", "/dev/shm/c", "d", f"{runtime}/e")]
+for path in paths:
+    path.write_text("they said hello")
+time.sleep(0.1)
+for path in paths:
+    path.unlink()
+"""
+NOTHING = {"names": [], "packets": [], "sent": [], "listens": [], "seen": {}, "left": {}, "found": {}}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def namespaces() -> None:
-    done = subprocess.run(["unshare", "-nm", "ip", "link", "set", "lo", "up"], capture_output=True, check=False)
+    done = subprocess.run([*UNSHARE, "ip", "link", "set", "lo", "up"], capture_output=True, check=False)
     if os.geteuid() != 0 or done.returncode:
         pytest.skip(f"needs root, unshare and ip for a network namespace: {done.stderr.decode().strip()}")
 
 
-def test_the_library_sends_nothing_and_the_trap_would_catch_it(tmp_path):
+def test_stream_label_sends_nothing_and_leaves_its_labels_and_the_trap_would_catch_more(tmp_path):
     control = Trap(tmp_path / "control", sys.executable, "-c", CONTROL)
-    library = Trap(tmp_path / "library", sys.executable, "-c", LIBRARY)
+    label = Trap(tmp_path / "label", sys.executable, "-c", LABEL)
     caught = control.report()
-    assert "mobile.events.data.microsoft.com" in caught["names"] and caught["files"]
-    assert library.report() == {"names": [], "sent": [], "files": []}
+    assert "mobile.events.data.microsoft.com" in caught["names"] and caught["left"]
+    assert any(packet.startswith("tcp 127.0.0.1 443") for packet in caught["packets"])
+    labels = {f"{HOME}/labels.jsonl": "0o600"}
+    assert label.report() == NOTHING | {"seen": labels, "left": labels}
 
 
+def test_the_trap_catches_whatever_is_sent_or_written(tmp_path):
+    caught = Trap(tmp_path / "others", sys.executable, "-c", OTHERS, needles=[b"said hello"]).report()
+    assert caught["names"] == ["example.com"]
+    assert {"tcp 127.0.0.1 80", "udp 198.51.100.7 8125", "tcp 203.0.113.9 4317"} <= set(caught["packets"])
+    assert bytes.fromhex(caught["sent"][0]).startswith(b"GET / HTTP")
+    assert caught["listens"] == ["tcp 0.0.0.0 7777"]
+    paths = {"/tmp/a", "/var/tmp/b", "/dev/shm/c", f"{HOME}/d", f"{RUNTIME}/e"}
+    assert set(caught["seen"]) == paths == set(caught["found"]) and not caught["left"]
+
+
+RUN = ["stream-run", "--stream", "demo", "--set", "bus.emotion=tcp://127.0.0.1:5999"]
+OUTPUTS = ["--jsonl", HOME / "labels.jsonl", "--profile", HOME / "me.profile"]
+# Patterns of what may be there and of its mode: during a command, and after it
+RUN_FOLDER = {
+    rf"{RUNTIME}/emostream-\w+": "0o700",
+    rf"{RUNTIME}/emostream-\w+/(in-use(\.new)?|[0-9a-f]{{12}})": ".*",
+}
+CACHE = HOME / ".cache/emostream"
 LONG = {
-    "stream-run": ["stream-run", "--stream", "demo", "--set", "bus.emotion=tcp://127.0.0.1:5999"],
-    "stream-label": ["stream-label", *[DEMO] * 8],
-    "stream-engines compare": ["stream-engines", "compare", "ekman7", "--runs", "60"],
+    "stream-run": (RUN, RUN_FOLDER, {}),
+    "stream-run with outputs": (
+        [*RUN, *OUTPUTS],
+        RUN_FOLDER | {rf"{HOME}/\.me\.profile(\.try)?\.\w+\.part|{HOME}/me\.profile\.try": "0o600"},
+        {rf"{HOME}/labels\.jsonl": "0o600", rf"{HOME}/me\.profile": "0o600"},
+    ),
+    "stream-label": (["stream-label", *[DEMO] * 2], {}, {}),
+    "stream-engines inspect": (["stream-engines", "inspect", "ekman7"], {}, {}),
+    "stream-engines compare": (
+        ["stream-engines", "compare", "ekman7", "--runs", "3"],
+        {r"/dev/shm/sem\.mp-\w+": "0o600"},
+        {},
+    ),
+    # PortAudio asks JACK and PulseAudio for their microphones; where they are installed, their libraries leave these
+    "stream-doctor": (["stream-doctor"], {}, {rf"/dev/shm/jack.*|{RUNTIME}/pulse": ".*"}),
+    "stream-train fit": (
+        ["stream-train", "fit", "--corpus", "manifest", "--data", "mine.csv", "--steps", "12", "--out", "mine"],
+        {rf"{CACHE}/train/[\w-]+/.+\.part": "0o600", rf"{HOME}/mine/\..+\.part": ".*"},
+        {
+            rf"{HOME}/\.cache|{CACHE}|{CACHE}/(train|torch)": ".*",
+            rf"{CACHE}/train/[\w-]+": "0o700",
+            rf"{CACHE}/train/[\w-]+/[0-9a-f]{{2}}": ".*",
+            rf"{CACHE}/train/[\w-]+/.+\.(safetensors|json)": "0o600",
+            rf"{HOME}/mine(/[\w-]+\.(onnx|txt|safetensors|json))?": ".*",
+        },
+    ),
 }
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("command", LONG.values(), ids=LONG)
-def test_no_command_sends_anything(tmp_path, command):
-    report = Trap(tmp_path / "command", BIN / command[0], *command[1:]).report()
-    assert report == {"names": [], "sent": [], "files": []}
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", LONG)
+def test_no_command_sends_or_leaves_anything_but_what_is_documented(tmp_path, name):
+    (program, *words), during, after = LONG[name]
+    trapped = tmp_path / "trap"
+    trapped.mkdir()
+    if "mine.csv" in words:
+        words[words.index("mine.csv")] = record(trapped)
+    report = Trap(trapped, BIN / program, *words).report()
+    assert unlike(report.pop("seen"), during | after) == {}
+    left = report.pop("left")
+    assert unlike(left, after) == {}
+    if program != "stream-doctor":
+        assert all(any(re.fullmatch(pattern, path) for path in left) for pattern in after)
+    assert report.pop("listens") == (["tcp 127.0.0.1 5999"] if program == "stream-run" else [])
+    assert report == {"names": [], "packets": [], "sent": [], "found": {}}
+
+
+def unlike(files: dict[str, str], patterns: dict[str, str]) -> dict[str, str]:
+    """Those of the files, with their modes, that no pattern allows."""
+
+    def allowed(path: str, mode: str) -> bool:
+        return any(re.fullmatch(one, path) and re.fullmatch(modes, mode) for one, modes in patterns.items())
+
+    return {path: mode for path, mode in files.items() if not allowed(path, mode)}

@@ -73,7 +73,8 @@ class FusionCore:
     ) -> None:
         self._classifier, self._config, self._clock = classifier, config, clock
         self._realtime = realtime
-        self._reporter = Reporter(classifier, config.video.fps, realtime, clock, run, first)
+        keep_text = config.privacy.text == "keep"
+        self._reporter = Reporter(classifier, config.video.fps, realtime, clock, run, first, keep_text)
         rules = Rules.from_config(config, realtime, estimates)
         self._streams = {
             name: self._new_stream(name, Schedule(expected, rules, first)) for name, expected in streams.items()

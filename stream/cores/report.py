@@ -25,13 +25,21 @@ class RunTimes:
 
 class Reporter:
     """Numbers and builds the messages of all streams. ``fps``: of the frames that video looks at; ``realtime``: whether
-    labels have a latency; ``run`` and the ``first`` number of each topic: as in the message."""
+    labels have a latency; ``run`` and the ``first`` number of each topic: as in the message; ``keep_text``: whether
+    messages have the recogniser's words (``[privacy] text``)."""
 
     def __init__(
-        self, classifier: Classifier, fps: float, realtime: bool, clock: Clock, run: str = "", first: int = 0
+        self,
+        classifier: Classifier,
+        fps: float,
+        realtime: bool,
+        clock: Clock,
+        run: str = "",
+        first: int = 0,
+        keep_text: bool = True,
     ) -> None:
         self._classifier, self._fps, self._realtime = classifier, fps, realtime
-        self._clock, self._run = clock, run
+        self._clock, self._run, self._keep_text = clock, run, keep_text
         self._seq: defaultdict[str, int] = defaultdict(lambda: first)  # by topic
 
     def build(
@@ -52,6 +60,7 @@ class Reporter:
         valence, arousal = (round(value, 3) for value in coordinates) if coordinates else (None, None)
         captured_ns = job.cause.speech_captured_ns
         set_by_ns = self._clock.wall_ns(published_ns) - published_ns  # since the run began
+        words = job.words if self._keep_text else []
         kind: Literal["utterance", "window"] = "window" if job.kind == "window" else "utterance"
         message = Emotion(
             kind=kind,
@@ -66,8 +75,8 @@ class Reporter:
             probabilities={
                 label: round(float(value), 6) for label, value in zip(labels, result.probabilities, strict=True)
             },
-            text=" ".join(word.word for word in job.words),
-            words=job.words,
+            text=" ".join(word.word for word in words),
+            words=words,
             modalities=_evidence(job, features, result, self._fps),
             latency_ms=_latency(job, times, published_ns) if kind == "utterance" and self._realtime else None,
             captured_ns=captured_ns and captured_ns + set_by_ns,

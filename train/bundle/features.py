@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from emostream.errors import CorpusError, Problems, SourceError
-from emostream.files import sha256, write_atomically
+from emostream.files import OWNER_ONLY, sha256, write_atomically
 from emostream.stream import models
 from emostream.stream.config import Speech
 from emostream.stream.features import mfcc
@@ -61,9 +61,10 @@ def cached(
     path = folder / "arrays.safetensors"
     if not path.is_file():
         arrays = make()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "settings.json", text + "\n")
-        write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(folder / "settings.json", text + "\n", OWNER_ONLY)
+        content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        write_atomically(path, content, OWNER_ONLY)
     return load_file(path)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
+
+import platformdirs
 
 from emostream.commands import exit_code, make_parser
 from emostream.errors import EmostreamError
@@ -33,6 +36,8 @@ def _run(argv: Sequence[str] | None) -> int:
         command.add_arguments(added)
         added.set_defaults(run=command.run)
     arguments = parser.parse_args(argv)
+    # torch's optimisers make this folder, by default one in /tmp whose name others can guess
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(platformdirs.user_cache_path("emostream") / "torch"))
     try:
         code: int = arguments.run(arguments)
     except ModuleNotFoundError as error:

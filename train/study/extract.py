@@ -29,7 +29,7 @@ from safetensors.numpy import save
 
 from emostream.engines.bundle import FACE, MODALITIES, TEXT, VOICE, Bundle
 from emostream.errors import CorpusError, Problems, SourceError
-from emostream.files import sha256, write_atomically
+from emostream.files import OWNER_ONLY, sha256, write_atomically
 from emostream.stream import models
 from emostream.stream.config import Video
 from emostream.stream.cores.classifier import Classifier
@@ -133,7 +133,8 @@ class Extractor:
             problems += [(number, text) for text in wrong]
             if not wrong:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+                content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+                write_atomically(path, content, OWNER_ONLY)
         return problems
 
     def _sound(self, rows: np.ndarray) -> np.ndarray:
@@ -231,8 +232,8 @@ def extract(
         except OSError as error:
             problems.append((number, f"{error.filename}: cannot be read ({error.strerror})"))
     if not problems:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "settings.json", json.dumps(made_with, indent=1) + "\n")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(folder / "settings.json", json.dumps(made_with, indent=1) + "\n", OWNER_ONLY)
         # equal clips share a file, which the first of them makes
         first = {path: number for number, path in reversed(list(enumerate(paths)))}
         missing = {path: number for path, number in first.items() if not path.is_file()}
