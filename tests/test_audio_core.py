@@ -111,7 +111,7 @@ def test_at_16_khz_samples_and_features_are_untouched():
     messages = _run(_chunks(samples.astype(np.float32) / 32768, 16_000, [5000]))
     np.testing.assert_array_equal(_samples(messages), samples[: 62 * 512])
     _, rows = _rows(messages)
-    np.testing.assert_array_equal(rows, logmel(samples))
+    np.testing.assert_allclose(rows, logmel(samples), atol=1e-5)  # BLAS may add in another order for fewer rows
 
 
 def test_training_may_have_other_features():

@@ -40,7 +40,7 @@ def test_samples_and_rows_of_a_file(tmp_path):
     whole = len(samples) // 512 * 512
     assert np.array_equal(sound.samples, samples[:whole]) and sound.samples.dtype == np.int16
     assert sound.start_ns == 0 and sound.end_ns == whole * 62_500
-    assert np.array_equal(sound.rows(), logmel.logmel(samples))
+    assert np.allclose(sound.rows(), logmel.logmel(samples), atol=1e-5)  # BLAS may add in another order for fewer rows
     assert np.array_equal(sound.row_times(), np.arange(len(sound.rows())) * 10_000_000)
     assert np.array_equal(sound.rows(100_000_000, 200_000_000), sound.rows()[10:17])  # row 16 ends at 192 ms
     assert np.allclose(read_sound(tmp_path / "one.wav", "mfcc").rows(), mfcc.mfcc(samples), atol=1e-4)
