@@ -19,6 +19,7 @@ from emostream.errors import Problems
 from emostream.stream.features.face import CROP
 from emostream.train.corpora import LABELS, Item
 from emostream.train.metrics import scores
+from emostream.train.mixed import mixed_precision
 from emostream.train.progress import StepDone, ignore
 from emostream.train.schedule import one_cycle
 
@@ -170,7 +171,7 @@ def train(
 
     An image is drawn with a probability proportional to its class's count to the power of -0.4: a compromise between
     the corpus's mix, in which disgust and fear are hardly learnt, and an even one, in which the same few faces come
-    again and again. ``fast`` computes convolutions in bfloat16.
+    again and again. ``fast``: in mixed precision, where the processor has it.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -190,7 +191,7 @@ def train(
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
             x = torch.from_numpy(jitter(crops[chosen], rng, talking=TALKING))
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
+            with mixed_precision(fast):
                 vectors = net(x)
             logits = net.classifier(net.dropout(vectors))
             loss = F.cross_entropy(logits, torch.from_numpy(wanted[chosen]), label_smoothing=0.03)

@@ -23,6 +23,7 @@ from emostream.errors import ModelError
 from emostream.stream.features.text import WordPieces, tokens
 from emostream.train.bundle.features import Ragged
 from emostream.train.corpora import LABELS
+from emostream.train.mixed import mixed_precision
 from emostream.train.progress import StepDone, ignore
 from emostream.train.schedule import one_cycle
 
@@ -211,7 +212,7 @@ def train(
         chosen = batches[number]
         numbers, keep = padded([lines[n] for n in chosen])
         items = order[chosen]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             with torch.no_grad():
                 states = net.states(numbers, keep, 0, FROZEN)
             vectors = net.vectors(net.states(states, keep, FROZEN))
@@ -234,7 +235,7 @@ def encode(net: TextNet, lines: Sequence[np.ndarray], step_done: StepDone = igno
     groups = in_groups(lines, np.arange(len(lines)), batch)
     for number, chosen in enumerate(groups):
         numbers, keep = padded([lines[i] for i in chosen])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             rows = net.vectors(net.states(numbers, keep)).numpy().astype(np.float16)
         for i, row in zip(chosen, rows, strict=True):
             vectors[int(i)] = row[: len(lines[i])]

@@ -20,6 +20,7 @@ from emostream.train.bundle.voice import VoiceNet, pretrained
 from emostream.train.bundle.voice_rows import judged
 from emostream.train.corpora import LABELS, Item, label_numbers
 from emostream.train.metrics import scores
+from emostream.train.mixed import mixed_precision
 from emostream.train.schedule import one_cycle
 
 BATCH = 32
@@ -160,7 +161,7 @@ def train(
         ready = ready or batches(corpora, rng)
         rows, labels, corpus_of = ready.pop()
         net.train()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             vectors = net(torch.from_numpy(rows))
         loss = loss_of(net.logits(vectors.float()), torch.from_numpy(labels), present[torch.from_numpy(corpus_of)])
         optimiser.zero_grad(set_to_none=True)
