@@ -212,7 +212,7 @@ def test_run_calls_back_and_stops_when_told(tmp_path):
             stop.set()
 
     summary = emostream.run(config, on_emotion=on_emotion, on_health=lambda h: nodes.add(h.node), stop=stop)
-    assert [emotion.kind for emotion in labels].count("utterance") == summary.utterances == 1
+    assert [emotion.kind for emotion in labels].count("utterance") == summary.utterances >= 1
     assert any(emotion.kind == "window" for emotion in labels)
     assert nodes == {"audio.main", "video.main", "speech.main", "fusion"}
 

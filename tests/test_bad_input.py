@@ -38,7 +38,7 @@ def the_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--set", "speech.hangovr_ms=3"], "speech.hangovr_ms is no known key; known there: hangover_ms"),
         (["--set", "speech.hangover_ms=soon"], "speech.hangover_ms = 'soon'"),
         (["--set", "fusion.backend=abacus"], "fusion.backend = 'abacus': is no backend; use one of: auto"),
-        (["--set", "bus.emotion=tcp://0.0.0.0:5556"], "only to this machine"),
+        (["--set", "bus.emotion=tcp://0.0.0.0:5556"], "so it needs keys. Type: stream-keys new server"),
         (["--config", "/no/such/config.toml"], "/no/such/config.toml: cannot be read"),
         (["--stream", "gramophone"], "is no source; use demo, file:PATH"),
         (["--stream", "microphone", "--pace", "fast"], 'pace = "fast" is for files; microphone is live'),
