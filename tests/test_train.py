@@ -18,7 +18,7 @@ from emostream.errors import CorpusError, Problems
 from emostream.stream.cores.classifier import Classifier, Features
 from emostream.stream.features import mfcc
 from emostream.train import corpora
-from emostream.train.bundle import face, features, recipe
+from emostream.train.bundle import face, features, recipe, voice_fit
 from emostream.train.bundle.degrade import CONDITIONS, augment, possible, surroundings
 from emostream.train.bundle.evaluate import half_of
 from emostream.train.bundle.features import Ragged
@@ -255,7 +255,10 @@ def test_halves_share_no_actor_and_no_item():
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # on a busy machine
-def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys):
+def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(voice_fit, "PROBE", 256)
+    monkeypatch.setattr(voice_fit, "PROBE_STEPS", 20)
+    monkeypatch.setattr(export, "LENGTHS", (1, 20))  # all of them are in test_graphs.py
     command = ["fit", "--preset", "tiny", "--data", str(data), "--cache", str(tmp_path / "cache"), "--out"]
     assert main([*command, str(tmp_path / "first")]) == 0
     bundle = open_bundle(tmp_path / "first")

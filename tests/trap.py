@@ -10,7 +10,7 @@ it is; ``needles.json`` in it, if there, holds byte strings in hexadecimal. ``re
 ``packets``   requests to connect, and datagrams, by protocol and address
 ``sent``      first bytes of each connection to ports 80 and 443
 ``listens``   addresses that the command listened at
-``seen``      mode of each file, folder and socket that there was at any look, one every 10 ms
+``seen``      mode of each file, folder and socket that there was at any look, one every 30 ms
 ``left``      those of them that are there in the end
 ``found``     needles, by the file that ever held them
 """
@@ -35,7 +35,7 @@ UNSHARE = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--
 HOME, RUNTIME = Path("/tmp/home"), Path("/tmp/runtime")
 WRITABLE = [Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")]
 ROOT = Path(__file__).parent.parent
-LOOK_S = 0.01
+LOOK_S = 0.03
 WAIT_S = 280
 OURS = {53, 80, 443}
 _LISTENS, _UNCONNECTED = "0A", "07"  # states in /proc/net
