@@ -162,6 +162,10 @@ class Video(_Section):
     open_timeout_s: Annotated[float, Field(gt=0, le=60)] = 5
 
 
+class Network(_Section):
+    allowed_hosts: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]+$")]] = []
+
+
 class Window(_Section):
     hop_ms: Annotated[int, Field(ge=50, le=10_000)] = 250
     length_s: Annotated[float, Field(ge=0.5, le=15)] = 5
@@ -249,6 +253,7 @@ class Config(_Section):
     audio: Audio = Audio()
     speech: Speech = Speech()
     video: Video = Video()
+    network: Network = Network()
     window: Window = Window()
     fusion: Fusion = Fusion()
     bus: Bus = Bus()

@@ -29,7 +29,8 @@ def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config
         return Microphone(spec, config.audio.block_ms, clock)
     from emostream.stream.sources.network import LiveSource
 
-    return LiveSource(spec, media, config.video.fps, clock, config.video.open_timeout_s)
+    timeout_s, allowed_hosts = config.video.open_timeout_s, config.network.allowed_hosts
+    return LiveSource(spec, media, config.video.fps, clock, timeout_s, allowed_hosts)
 
 
 def file_path(spec: SourceSpec) -> Path:

@@ -11,11 +11,41 @@ import av
 from av.error import FFmpegError
 
 from emostream.errors import SourceError
+from emostream.stream.sources.access import input_options
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import OPEN_OPTIONS, decode, first_track
 from emostream.stream.topics import Medium
 
 log = logging.getLogger(__name__)
+
+
+class _Bytes:
+    """A file as PyAV reads it. FFmpeg itself opens nothing, so that a file cannot lead it to others.
+
+    PyAV raises later what a method here raises, even if FFmpeg could go on, so a place that cannot be sought is -1, as
+    FFmpeg expects it, and a failure to read is raised once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._file = path.open("rb")
+        self._failed = False
+        self.seekable, self.tell, self.close = self._file.seekable, self._file.tell, self._file.close
+
+    def read(self, size: int) -> bytes:
+        if self._failed:
+            return b""
+        try:
+            return self._file.read(size)
+        except OSError:
+            self._failed = True
+            raise
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
 
 
 class FileSource:
@@ -27,6 +57,7 @@ class FileSource:
         self.name = str(path)
         self._path, self._media, self._fps = path, media, fps
         self.counters: Counter[str] = Counter()
+        self._file: _Bytes | None = None
         self._container: av.container.InputContainer | None = None
 
     def open(self) -> None:
@@ -35,10 +66,13 @@ class FileSource:
         if self._path.is_dir():
             raise SourceError(f"{self._path}: is a folder, not a media file")
         try:
-            self._container = av.open(str(self._path), **OPEN_OPTIONS)
+            self._file = _Bytes(self._path)
+            self._container = av.open(self._file, options=input_options(), **OPEN_OPTIONS)
         except FFmpegError as error:
+            self.close()
             raise SourceError(f"{self._path}: not a media file that FFmpeg can read ({error.strerror})") from error
         except OSError as error:
+            self.close()
             raise SourceError(f"{self._path}: cannot be read ({error.strerror})") from error
         if self._container.format.name == "tty":  # FFmpeg plays text as a picture of a terminal
             self.close()
@@ -75,7 +109,7 @@ class FileSource:
                 if not isinstance(item, NoTrack):
                     end_ns["audio" if isinstance(item, AudioChunk) else "video"] = item.media_end_ns
                 yield item
-        except FFmpegError as error:
+        except (FFmpegError, OSError) as error:
             raise SourceError(f"{self._path}: damaged, reading ended early ({error.strerror})") from error
         if end_ns.get("audio") == 0:
             log.warning("%s: its audio track is empty", self.name)
@@ -89,3 +123,6 @@ class FileSource:
         if self._container is not None:
             self._container.close()
             self._container = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None

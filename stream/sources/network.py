@@ -7,7 +7,8 @@ import sys
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import av
 from av.error import FFmpegError
@@ -15,8 +16,10 @@ from av.error import FFmpegError
 from emostream.errors import SourceError
 from emostream.stream.clock import Clock
 from emostream.stream.config import SourceSpec
+from emostream.stream.sources.access import input_options
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import OPEN_OPTIONS, decode
+from emostream.stream.sources.web import Body, Web, format_of
 from emostream.stream.topics import Medium
 
 log = logging.getLogger(__name__)
@@ -36,13 +39,24 @@ class LiveSource:
     the first second after opening is stale, since FFmpeg and servers buffer, and is thrown away; the sample or frame in
     it with the least delay sets the offset between the source's clock and ours. So capture times of a network source
     are estimates: they leave out the least delay of the transport, and may contain its jitter.
+
+    ``allowed_hosts``: other hosts that an ``http`` or ``https`` source may lead to, by a redirect or a playlist.
     """
 
     live = True
 
-    def __init__(self, spec: SourceSpec, media: frozenset[Medium], fps: float, clock: Clock, timeout_s: float) -> None:
+    def __init__(
+        self,
+        spec: SourceSpec,
+        media: frozenset[Medium],
+        fps: float,
+        clock: Clock,
+        timeout_s: float,
+        allowed_hosts: Collection[str] = (),
+    ) -> None:
         self.name = str(spec)
-        self._spec = spec
+        self._spec, self._allowed_hosts = spec, allowed_hosts
+        self._web: Web | None = None  # of an http or https source
         self._media, self._fps, self._clock, self._timeout_s = media, fps, clock, timeout_s
         self._queue: deque[AudioChunk | VideoFrame | NoTrack] = deque(maxlen=_QUEUE)
         self._arrived = threading.Event()
@@ -68,21 +82,42 @@ class LiveSource:
         self._closing.set()
 
     def _open(self) -> av.container.InputContainer:
-        path, container_format, options = self._spec.address, None, {"fflags": "nobuffer"}
         hint = "is its server running?"
-        if self._spec.kind == "camera":
-            path, container_format = _camera(self._spec.location or "0")
-            options = {}
-            hint = "list devices with: stream-doctor"
-        elif self._spec.scheme in ("rtsp", "rtsps"):
-            options |= {"rtsp_transport": "tcp"}
         try:
-            container: av.container.InputContainer = av.open(
-                path, format=container_format, options=options, timeout=self._timeout_s, **OPEN_OPTIONS
-            )
+            if self._spec.kind == "camera":
+                hint = "list devices with: stream-doctor"
+                path, container_format = _camera(self._spec.location or "0")
+                return self._opened(path, container_format, {})
+            if self._spec.scheme in ("http", "https"):
+                return self._opened_web(self._spec.address)
+            options = {"fflags": "nobuffer"} | input_options(self._spec.scheme)
+            if self._spec.scheme in ("rtsp", "rtsps"):
+                options |= {"rtsp_transport": "tcp"}
+            return self._opened(self._spec.address, None, options)
         except (FFmpegError, OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise SourceError(f"{self.name} cannot be opened ({reason}); {hint}") from error
+
+    def _opened(
+        self, file: Any, container_format: str | None, options: dict[str, str], **more: Any
+    ) -> av.container.InputContainer:
+        container: av.container.InputContainer = av.open(
+            file, format=container_format, options=options, timeout=self._timeout_s, **more, **OPEN_OPTIONS
+        )
+        return container
+
+    def _opened_web(self, url: str) -> av.container.InputContainer:
+        self._web = web = Web(url, self.name, self._allowed_hosts, self._timeout_s)
+        web.limit_time(self._timeout_s)
+        body = Body(web, web.url)
+        options = {"fflags": "nobuffer", "http_persistent": "0", "http_multiple": "0"}
+        options |= input_options(self._spec.scheme)
+        try:
+            container = self._opened(body, format_of(body), options, io_open=web.open)
+        except BaseException as error:
+            body.close()
+            raise web.failure or error from error
+        web.limit_time(None)
         return container
 
     def _read(self, container: av.container.InputContainer | None) -> None:
@@ -122,6 +157,8 @@ class LiveSource:
                 log.debug("%s", traceback.format_exc())
             container.close()
             container = None
+            if self._web is not None and self._web.failure is not None:
+                why = getattr(self._web.failure, "strerror", None) or str(self._web.failure)
             if not self._closing.is_set():
                 log.warning("%s went away (%s); opening it again", self.name, why)
 

@@ -1,0 +1,49 @@
+"""What FFmpeg may open while it reads a source.
+
+A file or a stream may be a list of others: a playlist, an ffconcat text, a session description. FFmpeg would follow it
+to any file or address that it names. A file source reads its file alone, and a URL needs few protocols.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import av
+from av.format import ContainerFormat
+
+# formats that are lists of other files or addresses, or that read a second file beside their own
+_LISTS = {"concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "vobsub", "webm_dash_manifest"}
+_NONE = "none"  # an empty list of protocols would mean all of them to some versions
+_PROTOCOLS = {
+    "rtsp": "rtsp,rtp,tcp",  # over TCP alone, which network.py asks for
+    "rtsps": "rtsps,rtsp,rtp,tls,tcp",
+    "rtp": "rtp,udp",
+    "udp": "udp",
+    "tcp": "tcp",
+    "srt": "srt",
+    "rtmp": "rtmp,tcp",
+    "rtmps": "rtmps,tls,tcp",
+}
+_FORMATS = {"rtsp": {"rtsp"}, "rtsps": {"rtsp"}, "rtp": {"rtp"}, "http": {"dash", "hls"}, "https": {"dash", "hls"}}
+
+
+def input_options(scheme: str = "") -> dict[str, str]:
+    """FFmpeg's options for a source: a URL of this scheme, or else bytes that it gets from us and nothing more.
+
+    What an ``http`` or ``https`` source leads to is fetched by ``web.py``, so FFmpeg needs no protocol there either.
+    """
+    formats = _single_formats() | _FORMATS.get(scheme, set())
+    return {"protocol_whitelist": _PROTOCOLS.get(scheme, _NONE), "format_whitelist": ",".join(sorted(formats))}
+
+
+@functools.cache
+def _single_formats() -> frozenset[str]:
+    """Formats that FFmpeg reads from one file or connection."""
+    return frozenset(name for name in av.formats_available if name not in _LISTS and _is_input(name))
+
+
+def _is_input(name: str) -> bool:
+    try:
+        return bool(ContainerFormat(name).is_input)
+    except ValueError:  # one that this FFmpeg lists but does not have
+        return False
