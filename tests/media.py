@@ -19,7 +19,10 @@ DEMO = Path(__file__).parent.parent / "stream" / "sources" / "demo.mp4"
 RATE_HZ = 16_000
 FPS = 25
 
-_AUDIO_CODECS = {".wav": "pcm_s16le", ".flac": "flac", ".mp4": "aac", ".mkv": "flac", ".ts": "mp2"}
+_AUDIO_CODECS = {
+    ".wav": "pcm_s16le", ".avi": "pcm_s16le", ".flac": "flac", ".mkv": "flac", ".mp4": "aac", ".ts": "mp2",
+    ".mp3": "libmp3lame", ".ogg": "libopus", ".webm": "libopus",
+}  # fmt: skip
 _FORMATS = {".mkv": "matroska", ".ts": "mpegts"}  # where FFmpeg's name is not the suffix
 _PIECE = 1024  # samples
 
@@ -93,7 +96,8 @@ def write_media(
 
     ``speech``: (n,) int16 at ``rate``, put on every channel of ``layout`` ("mono", "stereo", "7.1", …).
     ``frames``: BGR uint8 images, all of one even size. ``vfr`` spaces them unevenly: 1/fps, 3/fps, 1/fps, 2/fps, …
-    ``faststart`` puts an MP4's index at the front. Suffixes: .wav .flac .mp4 .mkv .ts
+    ``faststart`` puts an MP4's index at the front. Suffixes: .avi .mkv .mp4 .ts, and
+    for sound alone .flac .mp3 .ogg .wav .webm too.
     """
     suffix = path.suffix
     options = {"movflags": "+faststart"} if faststart else {}
@@ -207,6 +211,24 @@ def corrupt_middle(path: Path, share: float = 0.2) -> Path:
     start = (len(data) - length) // 2
     data[start : start + length] = np.random.default_rng(0).bytes(length)
     path.write_bytes(data)
+    return path
+
+
+def damaged(path: Path, data: bytes, seed: int) -> Path:
+    """``data`` cut off, with bits flipped or with blocks zeroed, anywhere or near the start, as ``seed`` chooses."""
+    rng = np.random.default_rng(seed)
+    values = np.frombuffer(data, np.uint8).copy()
+    within = len(values) if rng.random() < 0.5 else min(len(values), 2000)
+    match rng.integers(3):
+        case 0:
+            values = values[: rng.integers(1, within)]
+        case 1:
+            places = rng.integers(0, within, 2 ** rng.integers(0, 9))
+            values[places] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
+        case _:
+            for start in rng.integers(0, within, rng.integers(1, 5)):
+                values[start : start + rng.integers(1, within)] = 0
+    path.write_bytes(values.tobytes())
     return path
 
 

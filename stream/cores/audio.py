@@ -10,12 +10,11 @@ import numpy as np
 from emostream.stream.features.logmel import HOP_NS, LogMel
 from emostream.stream.features.mfcc import to_int16
 from emostream.stream.messages import AudioRows, Message, Pcm
-from emostream.stream.sources.base import AudioChunk
+from emostream.stream.sources.base import GAP_NS, AudioChunk
 from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, RATE_HZ
 
 _ROWS_BLOCKS = 2  # 64 ms: the rows of an utterance exist when its pause is detected
 _DELAY_SAMPLES = 16  # of the resampler, at the lower of its two rates
-_JUMP_NS = 60_000_000  # a smaller error of a time stamp is rounding or jitter, not a gap
 
 
 class Features(Protocol):
@@ -63,11 +62,11 @@ class AudioCore:
         messages: list[Message] = []
         if self._expected_ns is not None:
             off = chunk.media_ns - self._expected_ns
-            if off < -_JUMP_NS:  # its time has passed: it came twice, or the source's clock was set back
+            if off < -GAP_NS:  # its time has passed: it came twice, or the source's clock was set back
                 self.late_chunks += 1
                 return []
-            if off > _JUMP_NS or chunk.rate_hz != self._rate_hz:
-                self.gaps += off > _JUMP_NS
+            if off > GAP_NS or chunk.rate_hz != self._rate_hz:
+                self.gaps += off > GAP_NS
                 messages += self.flush()
         if self._expected_ns is None:
             self._begin(chunk)

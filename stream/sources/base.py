@@ -11,6 +11,8 @@ import numpy as np
 
 from emostream.stream.topics import Medium
 
+GAP_NS = 60_000_000  # between two chunks of sound; a smaller error of a time stamp is rounding or jitter, not a gap
+
 
 @dataclass(frozen=True)
 class AudioChunk:

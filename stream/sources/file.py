@@ -12,7 +12,7 @@ from av.error import FFmpegError
 
 from emostream.errors import SourceError
 from emostream.stream.sources.access import input_options
-from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
+from emostream.stream.sources.base import GAP_NS, AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import OPEN_OPTIONS, decode, first_track
 from emostream.stream.topics import Medium
 
@@ -104,13 +104,22 @@ class FileSource:
         assert container is not None
         start_s = (container.start_time or 0) / av.time_base
         end_ns = dict.fromkeys(self._media & self.tracks(), 0)
+        gaps: list[tuple[int, int]] = []  # in the sound: from when to when
         try:
             for item in decode(container, self._media, self._fps, lambda t: round((t - start_s) * 1e9), self.name):
+                if isinstance(item, AudioChunk) and 0 < end_ns["audio"] < item.media_ns - GAP_NS:
+                    gaps.append((end_ns["audio"], item.media_ns))
                 if not isinstance(item, NoTrack):
                     end_ns["audio" if isinstance(item, AudioChunk) else "video"] = item.media_end_ns
                 yield item
         except (FFmpegError, OSError) as error:
             raise SourceError(f"{self._path}: damaged, reading ended early ({error.strerror})") from error
+        if gaps:
+            missing_s = sum(end - start for start, end in gaps) / 1e9
+            log.warning(
+                "%s: %.2f s of its sound are missing, first at %.2f s; it was recorded with gaps or is damaged",
+                self.name, missing_s, gaps[0][0] / 1e9,
+            )  # fmt: skip
         if end_ns.get("audio") == 0:
             log.warning("%s: its audio track is empty", self.name)
         end_s = max(end_ns.values(), default=0) / 1e9
