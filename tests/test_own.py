@@ -100,7 +100,7 @@ def test_a_bundle_of_ones_own_labels_recordings(made, bundle):
         assert emotion.arousal == pytest.approx(-0.75 + 1.75 * emotion.probabilities["wild"], abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_the_same_again_from_what_was_kept(recordings, made, capsys):
     command = [
         *FIT,

@@ -127,8 +127,9 @@ def test_fast_run_and_stream_label_agree_twice(talk, tmp_path):
     for i in range(2):
         with Pipeline("--stream", f"file:{talk}", "--pace", "fast", "--jsonl", tmp_path / f"run{i}") as run:
             assert run.finish(60) == 0, run.output
-        assert command("stream-label", talk, "--out", tmp_path / f"label{i}").returncode == 0
-        paths += [tmp_path / f"run{i}", tmp_path / f"label{i}"]
+        paths.append(tmp_path / f"run{i}")
+    assert command("stream-label", talk, "--out", tmp_path / "label").returncode == 0
+    paths.insert(1, tmp_path / "label")
     labels = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
     assert len(labels[0]) >= 1
     assert labels[1][0]["stream"] == "talk.mp4" and labels[1][0]["latency_ms"] is None
