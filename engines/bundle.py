@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,11 +43,15 @@ Coordinate = Annotated[float, msgspec.Meta(ge=-1, le=1)]
 SUBSETS = tuple("+".join(names) for n in (1, 2, 3) for names in itertools.combinations(MODALITIES, n))
 
 
+# far beyond any bundle; arrays of these sizes fit into memory
+_MOST_DIM, _MOST_ROWS, _MOST_LABELS, _MOST_BYTES = 65_536, 100_000, 10_000, 50_000_000
+
+
 class Modality(msgspec.Struct, forbid_unknown_fields=True):
     """Features of one modality: ``dim`` values a row, at most ``max_rows`` rows in a window."""
 
-    dim: Annotated[int, msgspec.Meta(ge=1)]
-    max_rows: Annotated[int, msgspec.Meta(ge=1)]
+    dim: Annotated[int, msgspec.Meta(ge=1, le=_MOST_DIM)]
+    max_rows: Annotated[int, msgspec.Meta(ge=1, le=_MOST_ROWS)]
     settings: dict[str, Any]
 
 
@@ -83,7 +88,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     format: str
     name: str
     version: str
-    labels: list[str]
+    labels: Annotated[list[str], msgspec.Meta(min_length=1, max_length=_MOST_LABELS)]
     audio: Modality
     video: Modality
     text: Modality
@@ -126,22 +131,27 @@ def open_bundle(name: str | Path) -> Bundle:
     Raises BundleError if there is no such bundle, its manifest is not valid, or a file's hash is not the manifest's.
     """
     folder = user_path(name)
-    if not (folder / "manifest.json").is_file():
+    if not os.path.isfile(folder / "manifest.json"):  # Path's own raises where a name is too long
         folder = BUNDLES / str(name)
     path = folder / "manifest.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         shipped = sorted(entry.parent.name for entry in BUNDLES.glob("*/manifest.json"))
         raise BundleError(
             f"bundle {str(name)!r} not found: neither a folder with a manifest.json nor one of: {', '.join(shipped)}"
         )
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes() if path.stat().st_size <= _MOST_BYTES else b""
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         head = msgspec.json.decode(raw, type=_Head)
         if head.format != FORMAT:
             raise BundleError(f"{path}: format is {head.format!r}, this version reads {FORMAT!r}")
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: not a valid manifest ({error})") from error
+    if len(set(manifest.labels)) < len(manifest.labels):
+        raise BundleError(f"{path}: a label stands there twice")
     if set(manifest.temperature) != set(SUBSETS):
         raise BundleError(f"{path}: temperature is for {sorted(manifest.temperature)}, expected {sorted(SUBSETS)}")
     if not manifest.modalities:
@@ -159,9 +169,9 @@ def open_bundle(name: str | Path) -> Bundle:
             raise BundleError(f"{path}: lists no {needed}")
     for file_name, expected in manifest.files.items():
         file = folder / file_name
-        if file.resolve().parent != folder.resolve():
+        if "\0" in file_name or file.resolve().parent != folder.resolve():
             raise BundleError(f"{path}: {file_name!r} points outside the bundle")
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise BundleError(f"{file}: missing, though the manifest lists it; restore the bundle")
         if (digest := sha256(file)) != expected.sha256:
             raise BundleError(

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,17 @@ SOURCE_HELP = "demo, file:PATH, microphone[:NAME or INDEX], camera[:N] or a URL 
 
 
 _USER = re.compile(r"(://)([^/?#\s]*)@")
-_SECRET = re.compile(r"([?&][^=&\s]*(?:key|pass|pwd|secret|token|auth|sig)[^=&\s]*=)[^&\s#]*", re.IGNORECASE)
-_ENDPOINT = re.compile(r"ipc://.+|tcp://(?P<host>[^\s:;/\[\]]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]):(?P<port>\d+)")
+_PARAMETER = re.compile(r"([?&])([^=&?\s]*)=[^&\s#]*")
+_SECRET = re.compile(r"key|pass|pwd|secret|token|auth|sig", re.IGNORECASE)
+_MOST_STREAMS = 256  # of which each has processes of its own
+_ENDPOINT = re.compile(r"ipc://.+|tcp://(?P<host>[^\s:;/\[\]]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]):(?P<port>[0-9]+)")
 _VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def masked(text: str) -> str:
     """A text in which the passwords and tokens of URLs are ``***``."""
     text = _USER.sub(lambda match: f"{match[1]}{match[2].partition(':')[0]}{':***' if ':' in match[2] else ''}@", text)
-    return _SECRET.sub(r"\1***", text)
+    return _PARAMETER.sub(lambda match: f"{match[1]}{match[2]}=***" if _SECRET.search(match[2]) else match[0], text)
 
 
 @dataclass(frozen=True, repr=False)
@@ -248,7 +251,9 @@ class Config(_Section):
     Raises ConfigError with all problems, one per line; sections made by themselves raise pydantic.ValidationError.
     """
 
-    streams: Annotated[list[Stream], Field(min_length=1)] = [Stream(name="demo", source="demo")]
+    streams: Annotated[list[Stream], Field(min_length=1, max_length=_MOST_STREAMS)] = [
+        Stream(name="demo", source="demo")
+    ]
     pace: Literal["realtime", "fast"] = "realtime"
     audio: Audio = Audio()
     speech: Speech = Speech()
@@ -270,7 +275,7 @@ class Config(_Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [stream.name for stream in self.streams]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := sorted(name for name, count in Counter(names).items() if count > 1):
             raise ValueError(f"streams need different names; twice: {', '.join(twice)}")
         live = [source for stream in self.streams for _, source in stream.sources if source.is_live]
         if live and self.pace == "fast":
@@ -309,7 +314,11 @@ def load_config(
             data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except RecursionError as error:
+            raise ConfigError(f"{path}: not valid TOML: nested too deeply") from error
+        except (
+            ValueError
+        ) as error:  # TOMLDecodeError, bytes that are no UTF-8, a number of 5,000 digits, a NUL in the path
             raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for change in changes:
         _set(data, change)
@@ -341,6 +350,9 @@ def _set(data: dict[str, Any], change: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value  # a bare word is a string
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"--set {masked(key)}: not a valid value ({reason})") from error
     *sections, last = key.strip().split(".")
     for section in sections:
         data = data.setdefault(section, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,9 +62,9 @@ class FileSource:
         self._container: av.container.InputContainer | None = None
 
     def open(self) -> None:
-        if not self._path.exists():
+        if not os.path.exists(self._path):  # Path's own raises where a name is too long
             raise SourceError(f"{self._path}: no such file")
-        if self._path.is_dir():
+        if os.path.isdir(self._path):
             raise SourceError(f"{self._path}: is a folder, not a media file")
         try:
             self._file = _Bytes(self._path)

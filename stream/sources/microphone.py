@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
@@ -37,7 +38,7 @@ class Microphone:
     def __init__(self, spec: SourceSpec, block_ms: int, clock: Clock) -> None:
         self.name = spec.text
         device = spec.location
-        self._device: str | int | None = int(device) if device.isdigit() else device or None
+        self._device: str | int | None = int(device) if re.fullmatch(r"[0-9]{1,9}", device) else device or None
         self._block_ms, self._clock = block_ms, clock
         self._blocks: queue.SimpleQueue[tuple[np.ndarray, int]] = queue.SimpleQueue()
         self._stream: Any = None
