@@ -324,7 +324,7 @@ def models() -> int:
         return _pull(options.name, options.sha256)
     bad = 0
     for name, model in table.MODELS.items():
-        path = table.find(name)
+        path = table.locate(name)
         if options.command == "list":
             where = str(path) if path else f"not found → {table.how_to_get(name)}"
             print(f"{name:12} {model.what} [{model.licence}]\n{'':12} {where}")

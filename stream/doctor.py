@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from emostream.errors import ModelError
 from emostream.stream import models
 
 
@@ -42,7 +43,11 @@ def _versions() -> list[Finding]:
 def _models() -> list[Finding]:
     findings = []
     for name, model in models.MODELS.items():
-        path = models.find(name)
+        try:
+            path = models.find(name)
+        except ModelError as error:
+            findings.append(Finding("models", name, False, str(error)))
+            continue
         if path is not None:
             findings.append(Finding("models", name, True, f"{model.what}: {path}"))
         else:

@@ -1,7 +1,8 @@
 """Third-party models: what they are, where they are found, and how they are fetched on request.
 
-A model is looked for in this order: the path in the configuration, the folder named by ``EMOSTREAM_MODELS``, the user's
-cache, a pip package that carries it. Nothing is downloaded unless the user runs ``stream-models pull``.
+A model is looked for in this order: the path in the configuration, the folder named by ``EMOSTREAM_MODELS``, a pip
+package that carries it, the user's cache. What is in the cache must have the hash in the table, where that has one; a
+place that the user has named is believed. Nothing is downloaded unless the user runs ``stream-models pull``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from emostream.errors import ConfigError, ModelError
@@ -104,8 +106,8 @@ def complete(model: Model, path: Path) -> bool:
     return all(os.path.isfile(path / name) for name in model.files)
 
 
-def find(name: str, configured: str = "") -> Path | None:
-    """Path of a model, or None if there is none.
+def locate(name: str, configured: str = "") -> Path | None:
+    """Where a model is, unchecked, or None if there is none.
 
     Raises ModelError if ``configured`` is a path that is not this model: a configured path is never passed over.
     """
@@ -116,19 +118,49 @@ def find(name: str, configured: str = "") -> Path | None:
             wants = model.file or "a folder with " + ", ".join(model.files)
             raise ModelError(f"{configured}: not a {name} model ({wants} expected); see: stream-models list")
         return path
-    roots = [user_path(os.environ["EMOSTREAM_MODELS"])] if os.environ.get("EMOSTREAM_MODELS") else []
-    with contextlib.suppress(ConfigError):  # a user without a home folder
-        roots.append(cache_dir())
-    for root in roots:
-        for path in (root / name, root / name / (model.file or ""), root / (model.file or name)):
-            if complete(model, path):
-                return path
+    if os.environ.get("EMOSTREAM_MODELS"):
+        path = _within(model, user_path(os.environ["EMOSTREAM_MODELS"]))
+        if path is not None:
+            return path
     for package, inside in model.packages:
         spec = importlib.util.find_spec(package)  # does not import it
         for location in (spec.submodule_search_locations or ()) if spec else ():
             if complete(model, path := Path(location) / inside):
                 return path
+    with contextlib.suppress(ConfigError):  # a user without a home folder
+        return _within(model, cache_dir())
     return None
+
+
+def _within(model: Model, folder: Path) -> Path | None:
+    """Where a model is in a folder of models."""
+    places = (folder / model.name, folder / model.name / (model.file or ""), folder / (model.file or model.name))
+    return next((path for path in places if complete(model, path)), None)
+
+
+def find(name: str, configured: str = "") -> Path | None:
+    """Path of a model, or None if there is none.
+
+    Raises ModelError as ``locate`` does, and if the one in the user's cache has not the hash in the table.
+    """
+    path = locate(name, configured)
+    if path is None or configured:
+        return path
+    try:
+        wrong = path.is_relative_to(cache_dir()) and _has_hash(name, path, path.stat().st_mtime_ns) is False
+    except ConfigError:  # a user without a home folder has no cache
+        return path
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    if wrong:
+        mend = f"run: stream-models pull {name}" if MODELS[name].url else "remove it"
+        raise ModelError(f"{path}: has not the hash of the {name} model, as if changed or damaged; {mend}")
+    return path
+
+
+@cache  # a model is hashed once per process
+def _has_hash(name: str, path: Path, changed_ns: int) -> bool | None:
+    return verify(name, path)
 
 
 def need(name: str, configured: str = "") -> Path:

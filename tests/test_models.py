@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
+import os
 import socket
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from emostream.errors import ModelError
-from emostream.stream import models
+from emostream.files import sha256
+from emostream.stream import doctor, models
 from emostream.stream.models import Model, find, how_to_get, pull, verify
 
 _DATA = b"weights" * 30_000  # several blocks
@@ -60,19 +63,19 @@ def _put_voice(folder: Path) -> Path:
 def test_the_order_of_places(one_file, cache, tmp_path, monkeypatch):
     assert find("thing") is None
 
+    in_cache = _put(cache / "thing.onnx")
+    assert find("thing") == in_cache
+
     (tmp_path / "site" / "thing_package").mkdir(parents=True)
     (tmp_path / "site" / "thing_package" / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
-    assert find("thing") is None  # the package is there, its file is not
+    assert find("thing") == in_cache  # the package is there, its file is not
     in_package = _put(tmp_path / "site" / "thing_package" / "data" / "thing.onnx")
     assert find("thing") == in_package
     assert "thing_package" not in sys.modules
 
-    in_cache = _put(cache / "thing.onnx")
-    assert find("thing") == in_cache
-
     monkeypatch.setenv("EMOSTREAM_MODELS", str(tmp_path / "mine"))
-    assert find("thing") == in_cache  # nothing there: the next place
+    assert find("thing") == in_package  # nothing there: the next place
     in_mine = _put(tmp_path / "mine" / "thing.onnx")
     assert find("thing") == in_mine
 
@@ -127,6 +130,32 @@ def test_verify(monkeypatch, tmp_path):
         assert verify("thing", path) is verdict
     monkeypatch.setitem(models.MODELS, "voice", Model("voice", "", "", files=("a",), sha256="0" * 64))
     assert verify("voice", tmp_path) is None
+
+
+def test_what_is_in_the_cache_must_have_the_hash(cache, tmp_path, monkeypatch):
+    known = Model("thing", "", "", url="https://x", file="thing.onnx", sha256=hashlib.sha256(b"abc").hexdigest())
+    monkeypatch.setitem(models.MODELS, "thing", known)
+    path = _put(cache / "thing.onnx", b"abc")
+    with monkeypatch.context() as patch:
+        times: list[Path] = []
+        patch.setattr(models, "sha256", lambda file: times.append(file) or sha256(file))
+        assert [find("thing") for _ in range(3)] == [path] * 3
+        assert times == [path]
+
+    _put(path, b"abd")
+    os.utime(path, (1, 1))
+    with pytest.raises(ModelError, match=r"thing.onnx: has not the hash .*; run: stream-models pull thing"):
+        find("thing")
+    assert models.locate("thing") == path  # for stream-models, which tells it
+    assert [found.ok for found in doctor._models() if found.name == "thing"] == [False]
+    monkeypatch.setitem(models.MODELS, "thing", replace(known, url=None, pip="pip install thing"))
+    with pytest.raises(ModelError, match="remove it"):
+        find("thing")
+
+    assert find("thing", str(path)) == path  # the user's own choice
+    monkeypatch.setenv("EMOSTREAM_MODELS", str(tmp_path / "mine"))
+    mine = _put(tmp_path / "mine" / "thing.onnx", b"abd")
+    assert find("thing") == mine
 
 
 # Fetching
