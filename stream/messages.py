@@ -6,6 +6,7 @@ world: the ``emotion.*`` topics, each message of two parts, topic and UTF-8 JSON
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -188,6 +189,7 @@ class StatusReport(Message):
         return topics.STATUS
 
 
+_NUMBERS = re.compile(r"[<>|=]?[biufc][0-9]{1,2}")  # numpy would parse, and make, far more than types of numbers
 _ANY = Pcm | AudioRows | Face | SpeechEvent | End | Health | Log | Control | Label | StatusReport
 
 
@@ -212,7 +214,7 @@ class Codec:
         self._arrays = list(parts[1:])
         try:
             return self._decoder.decode(parts[0])
-        except (IndexError, UnicodeDecodeError) as error:
+        except (IndexError, UnicodeDecodeError, RecursionError) as error:
             raise msgspec.DecodeError(f"not a message ({error})") from error
 
     def _take_array_out(self, value: Any) -> Any:
@@ -226,8 +228,10 @@ class Codec:
             raise NotImplementedError(f"{kind} cannot be sent on the bus")
         try:
             dtype, shape, part = value
+            if not _NUMBERS.fullmatch(dtype):
+                raise ValueError(f"{dtype!r} is no type of an array on the bus")
             return np.frombuffer(self._arrays[part], np.dtype(dtype)).reshape(shape)
-        except (TypeError, ValueError, IndexError, SyntaxError) as error:  # numpy parses the text of a dtype
+        except (TypeError, ValueError, IndexError, OverflowError) as error:
             raise msgspec.ValidationError(f"not an array of this message ({error})") from error
 
 
@@ -312,6 +316,8 @@ def decode_emotion(data: bytes) -> Emotion:
         return _emotion_decoder.decode(data)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"not UTF-8 ({error})") from error
+    except RecursionError as error:
+        raise msgspec.DecodeError("nested too deeply") from error
 
 
 def emotion_json_schema() -> dict[str, Any]:

@@ -119,9 +119,9 @@ def locate(name: str, configured: str = "") -> Path | None:
             raise ModelError(f"{configured}: not a {name} model ({wants} expected); see: stream-models list")
         return path
     if os.environ.get("EMOSTREAM_MODELS"):
-        path = _within(model, user_path(os.environ["EMOSTREAM_MODELS"]))
-        if path is not None:
-            return path
+        named = _within(model, user_path(os.environ["EMOSTREAM_MODELS"]))
+        if named is not None:
+            return named
     for package, inside in model.packages:
         spec = importlib.util.find_spec(package)  # does not import it
         for location in (spec.submodule_search_locations or ()) if spec else ():

@@ -91,6 +91,8 @@ def decode_status(data: bytes) -> Status:
         return _decoder.decode(data)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"not UTF-8 ({error})") from error
+    except RecursionError as error:
+        raise msgspec.DecodeError("nested too deeply") from error
 
 
 def status_json_schema() -> dict[str, Any]:

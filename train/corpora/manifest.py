@@ -94,6 +94,8 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *records = list(csv.reader(file)) or [[]]
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror})") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: is no table of comma-separated values in UTF-8 ({error})") from error
     return [name.strip() for name in header], records
