@@ -209,6 +209,8 @@ def _read(path: Path) -> dict[str, str]:
             return tomllib.loads(file.read().decode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except ConfigError:
+        raise
     except (ValueError, RecursionError) as error:  # not TOML, not text, or larger numbers or nesting than Python takes
         raise ConfigError(f"{path}: is damaged ({type(error).__name__})") from error  # its text may hold a secret
 
