@@ -52,7 +52,7 @@ Samples = dict[str, list[tuple[float, float, int, int]]]  # process → seconds 
 
 
 def make_loop(folder: Path, count: int, seconds: float) -> tuple[Script, int]:
-    """Write ``sound.ffconcat`` and ``picture.ffconcat`` to ``folder``, each at least ``seconds`` long: a script of
+    """Write ``sound-loop.mkv`` and ``picture-loop.mkv`` to ``folder``, each at least ``seconds`` long: a script of
     ``count`` utterances over and over, and the demo clip's picture for as long. Returns the script and how often it is
     repeated."""
     demo = demo_segments()
@@ -76,14 +76,23 @@ def make_loop(folder: Path, count: int, seconds: float) -> tuple[Script, int]:
 
 
 def _concat(path: Path, length_s: float, times: int) -> None:
-    """Write FFmpeg's list of files to play one after the other. Lengths have a resolution of a microsecond."""
+    """Write the file so many times over, without coding it again: sound.mkv → sound-loop.mkv. Lengths have a resolution
+    of a microsecond."""
     entry = f"file {path.name}\nduration {length_s:.6f}\n"
-    path.with_suffix(".ffconcat").write_text("ffconcat version 1.0\n" + entry * times, encoding="ascii")
+    listed = path.with_suffix(".ffconcat")
+    listed.write_text("ffconcat version 1.0\n" + entry * times, encoding="ascii")
+    with av.open(str(listed)) as several, av.open(str(path.with_name(f"{path.stem}-loop.mkv")), "w") as out:
+        track = (*several.streams.video, *several.streams.audio)[0]
+        written = out.add_stream_from_template(track)
+        for packet in several.demux(track):
+            if packet.dts is not None:
+                packet.stream = written
+                out.mux(packet)
 
 
 def measure(folder: Path, length_s: float, every_s: float, progress: Callable[[float], None]) -> tuple[Watch, Samples]:
     """Play what ``make_loop`` wrote and look at all processes every ``every_s``."""
-    files = {"audio": folder / "sound.ffconcat", "video": folder / "picture.ffconcat"}
+    files = {"audio": folder / "sound-loop.mkv", "video": folder / "picture-loop.mkv"}
     samples: Samples = defaultdict(list)
     next_s = 0.0
 

@@ -103,7 +103,7 @@ def test_sound_and_picture_loop_without_a_gap(tmp_path):
     length_s = times * script.length_s
     assert times > 1 and length_s >= 30
     for name, medium, step_ns in (("sound", "audio", 32_000_000), ("picture", "video", 100_000_000)):
-        source = FileSource(tmp_path / f"{name}.ffconcat", frozenset({medium}), 10)
+        source = FileSource(tmp_path / f"{name}-loop.mkv", frozenset({medium}), 10)
         source.open()
         starts = np.array([item.media_ns for item in source.items()])  # type: ignore[union-attr]
         source.close()
