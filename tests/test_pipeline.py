@@ -62,8 +62,8 @@ def readme_lines(endpoint: str) -> str:
     block = re.search(r"```python\n(import emostream\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block is not None
     assert len([line for line in block[1].splitlines() if line.strip()]) == 6
-    code = block[1].replace("tcp://127.0.0.1:5556", endpoint).replace("timeout_s=60", "timeout_s=9")
-    assert endpoint in code and "timeout_s=9" in code
+    code = block[1].replace("tcp://127.0.0.1:5556", endpoint).replace("timeout_s=60", "timeout_s=20")
+    assert endpoint in code and "timeout_s=20" in code
     return code
 
 
