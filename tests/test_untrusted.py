@@ -116,6 +116,8 @@ def test_secrets_stay_masked_in_odd_urls():
         "http://h/?password=secret",
     ):
         assert "secret" not in masked(url) and "***" in masked(url)
+    # the value of a parameter may hold a ? and further parameters
+    assert masked("http://x?a=b?key=1&Token=2#f") == "http://x?a=b?key=***&Token=***#f"
 
 
 def settings_are_accepted_or_refused(change: str, stream: str) -> None:
