@@ -43,10 +43,10 @@ _NODE = "import emostream.stream.cli, emostream.stream.nodes.process"
 _FILE = "from emostream.stream.sources.file import FileSource; from emostream.stream.sources import DEMO"
 WORK = {
     "supervisor": (
-        "from emostream.stream import cli, summary, supervisor, view; import emostream.stream.sources.file",
+        "from emostream.stream import cli, plan, summary, supervisor, view; import emostream.stream.sources.file",
         "from pathlib import Path; from emostream.stream.clock import SystemClock; "
         "from emostream.stream.config import load_config; config = load_config(None, ['bus.emotion=ipc://ENDPOINT']); "
-        "emostream.stream.supervisor.make_plan(config, Path('.'), SystemClock())",
+        "emostream.stream.plan.make_plan(config, Path('.'), SystemClock())",
     ),
     "audio.demo": (
         f"{_NODE}, emostream.stream.nodes.capture, emostream.stream.cores.audio; {_FILE}",

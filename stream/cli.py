@@ -212,10 +212,10 @@ def label() -> int:
 
     parser = make_parser("stream-label", "Label the utterances of media files, as fast as the machine goes.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--out", type=Path, metavar="LABELS.jsonl", help="write labels as JSON lines to a new file")
-    existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace the file that --out names, if it exists")
-    existing.add_argument(
+    parser.add_argument(
+        "--out", type=Path, metavar="LABELS.jsonl", help="write labels as JSON lines, in place of that file"
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="go on with the file that --out names: leave out recordings (told apart by file name) that it has "
@@ -223,8 +223,8 @@ def label() -> int:
     )
     _add_config_options(parser)
     options = parser.parse_args()
-    if (options.overwrite or options.resume) and not options.out:
-        parser.error("--overwrite and --resume are for the file that --out names")
+    if options.resume and not options.out:
+        parser.error("--resume is for the file that --out names")
     config = load_config(options.config, options.set)
     logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
     files: list[Path] = options.files
@@ -237,7 +237,7 @@ def label() -> int:
             if done:
                 print(f"note: {options.out} has the labels of {len(done)} of them already", file=sys.stderr)
         elif options.out:
-            out = stack.enter_context(open_labels(options.out, options.overwrite))
+            out = stack.enter_context(open_labels(options.out))
         failed = _label_files(config, files, out)
     return 1 if failed else 0
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
 
 from emostream.stream import topics
+
+_M = TypeVar("_M")
 
 
 class Message(msgspec.Struct, kw_only=True, tag=True):
@@ -126,8 +128,8 @@ class End(Message):
 class Health(Message):
     """Heartbeat of a node. ``counters``: of its core, since the node started; ``queued``, ``dropped`` and ``gaps``:
     messages that wait in its inbox, that the inbox dropped, and that never arrived; ``behind_s``: how long ago the
-    oldest of those that wait was captured; ``by_stream``: fusion's counters of each stream; ``cpu_s`` and
-    ``rss_bytes``: processor time and resident memory of the process."""
+    oldest of those that wait was captured; ``silent_s``: how long its live source has given nothing; ``by_stream``:
+    fusion's counters of each stream; ``cpu_s`` and ``rss_bytes``: processor time and resident memory of the process."""
 
     node: str
     state: Literal["starting", "ready", "running", "done"]
@@ -136,6 +138,7 @@ class Health(Message):
     dropped: int = 0
     gaps: int = 0
     behind_s: float = 0.0
+    silent_s: float = 0.0
     by_stream: dict[str, dict[str, int]] = {}
     cpu_s: float = 0.0
     rss_bytes: int = 0
@@ -310,14 +313,19 @@ def encode_emotion(message: Emotion) -> bytes:
     return _emotion_encoder.encode(message)
 
 
-def decode_emotion(data: bytes) -> Emotion:
+def decode_public(decoder: msgspec.json.Decoder[_M], data: bytes) -> _M:
     """A public message from its JSON. Raises msgspec.DecodeError if that is not one."""
     try:
-        return _emotion_decoder.decode(data)
+        return decoder.decode(data)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"not UTF-8 ({error})") from error
     except RecursionError as error:
         raise msgspec.DecodeError("nested too deeply") from error
+
+
+def decode_emotion(data: bytes) -> Emotion:
+    """A label or running estimate from its JSON. Raises msgspec.DecodeError if that is not one."""
+    return decode_public(_emotion_decoder, data)
 
 
 def emotion_json_schema() -> dict[str, Any]:

@@ -84,18 +84,12 @@ class LabelFile:
                 younger.replace(self._path.with_name(f"{self._path.name}.{number}"))
 
 
-def open_labels(path: Path, overwrite: bool = False) -> BinaryIO:
-    """A new file of labels that only its owner can read.
-
-    Raises ConfigError if it cannot be written, or if there is one with something in it and ``overwrite`` is not set.
-    """
+def open_labels(path: Path) -> BinaryIO:
+    """A new file of labels that only its owner can read, in place of one that is there. Raises ConfigError if it cannot
+    be written."""
     try:
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, OWNER_ONLY), "wb")
-        found = os.fstat(file.fileno())
-        if stat.S_ISREG(found.st_mode):  # not a pipe or a device
-            if found.st_size and not overwrite:
-                file.close()
-                raise ConfigError(f"{path}: is there already; --overwrite replaces it, --resume goes on with it")
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # not a pipe or a device
             os.fchmod(file.fileno(), OWNER_ONLY)
             file.truncate()
     except OSError as error:

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from emostream.stream.messages import Emotion, Health
+from emostream.stream.messages import Emotion, Health, decode_public
 from emostream.stream.topics import FUSION, node_name, parse_node
 
 BEHIND_S = 2.0  # from which a run counts as too slow
+SILENT_S = 3.0  # of a live source, from which it counts as away
 _TOLD_S = 0.05  # of lost sound: less is not worth a word
 _SETTLE_NS = 2_000_000_000  # after an utterance's end, in which its label comes
 
@@ -26,13 +27,15 @@ StreamState = Literal["starting", "running", "degraded", "away", "ended"]
 
 class NodeStatus(msgspec.Struct, kw_only=True):
     """A node. ``away``: it is about to be started again. ``starts``: how often its process was started; ``away_s``: how
-    long it was away, in all. ``behind_s``: age of the oldest message that waits for it, of ``queued``. ``dropped`` and
-    ``gaps``: messages that its full queue dropped, and that never arrived. These two and ``counters`` go on counting
-    when it is started again. ``cpu_s``, ``rss_bytes``: of its present process."""
+    long it was away, in all. ``silent_s``: how long its live source has given nothing. ``behind_s``: age of the oldest
+    message that waits for it, of ``queued``. ``dropped`` and ``gaps``: messages that its full queue dropped, and that
+    never arrived. These two and ``counters`` go on counting when it is started again. ``cpu_s``, ``rss_bytes``: of its
+    present process."""
 
     state: NodeState = "starting"
     starts: int = 0
     away_s: float = 0.0
+    silent_s: float = 0.0
     behind_s: float = 0.0
     queued: int = 0
     dropped: int = 0
@@ -43,7 +46,8 @@ class NodeStatus(msgspec.Struct, kw_only=True):
 
 
 class StreamStatus(msgspec.Struct, kw_only=True):
-    """A stream. ``degraded``: labels come, but a node is away or the run is behind; ``away``: no labels can come.
+    """A stream. ``degraded``: labels come, but a node or a source is away, or the run is behind; ``away``: no labels
+    can come.
 
     ``heard`` and ``labelled``: utterances that began, and that have a label; ``unlabelled``: that ended two seconds ago
     or more and have none. ``sound_lost_s``: sound that never reached speech recognition, whatever the reason.
@@ -87,12 +91,7 @@ def encode_status(message: Status) -> bytes:
 
 def decode_status(data: bytes) -> Status:
     """A status from its JSON. Raises msgspec.DecodeError if that is not one."""
-    try:
-        return _decoder.decode(data)
-    except UnicodeDecodeError as error:
-        raise msgspec.DecodeError(f"not UTF-8 ({error})") from error
-    except RecursionError as error:
-        raise msgspec.DecodeError("nested too deeply") from error
+    return decode_public(_decoder, data)
 
 
 def status_json_schema() -> dict[str, Any]:
@@ -147,6 +146,9 @@ class StatusBoard:
         self._run = run
         self._nodes = {name: _Record() for name in nodes}
         self._streams = list(dict.fromkeys(stream for name in nodes if (stream := parse_node(name)[1])))
+        self._nodes_of = {
+            stream: [name for name in nodes if parse_node(name)[1] in (stream, "")] for stream in self._streams
+        }
         self._labelled: Counter[str] = Counter()
         self._ended: dict[str, deque[tuple[int, int]]] = {stream: deque() for stream in self._streams}
         self._begun_ns: int | None = None
@@ -212,7 +214,7 @@ class StatusBoard:
             state = "starting"
         elif any(stream.state in ("degraded", "away") for stream in streams.values()):
             state = "degraded"
-        uptime_s = (now_ns - self._begun_ns) / 1e9 if self._begun_ns is not None else 0.0
+        uptime_s = max(0, now_ns - self._begun_ns) / 1e9 if self._begun_ns is not None else 0.0
         return Status(
             run=self._run,
             state=state,
@@ -242,12 +244,12 @@ class StatusBoard:
         if (health := record.health) is not None:
             status.dropped += health.dropped
             status.gaps += health.gaps
-            status.behind_s, status.queued = health.behind_s, health.queued
+            status.silent_s, status.behind_s, status.queued = health.silent_s, health.behind_s, health.queued
             status.cpu_s, status.rss_bytes = health.cpu_s, health.rss_bytes
         return status
 
     def _stream(self, stream: str, nodes: Mapping[str, NodeStatus], now_ns: int, over: bool) -> StreamStatus:
-        own = {name: node for name, node in nodes.items() if parse_node(name)[1] in (stream, "")}
+        own = {name: nodes[name] for name in self._nodes_of[stream]}
         speech = nodes.get(node_name("speech", stream))
         lost_s = speech.counters.get("sound_lost_ms", 0) / 1e3 + speech.away_s if speech is not None else 0.0
         heard, _ = self._counted(stream)
@@ -280,7 +282,11 @@ class StatusBoard:
         return history[0][1] if history and history[0][0] <= now_ns - _SETTLE_NS else 0
 
     def _state(self, nodes: Mapping[str, NodeStatus]) -> StreamState:
-        captures = [node.state for name, node in nodes.items() if parse_node(name)[0] in ("audio", "video", "capture")]
+        captures = [
+            "away" if node.silent_s >= SILENT_S and node.state == "running" else node.state
+            for name, node in nodes.items()
+            if parse_node(name)[0] in ("audio", "video", "capture")
+        ]
         if self._begun_ns is None:
             return "starting"
         if nodes[FUSION].state in ("ended", "failed") or all(state in ("ended", "failed") for state in captures):

@@ -32,12 +32,20 @@ class Terminal(Console):
 
 
 class View(Protocol):
+    """What shows a run. Health and status are for views that show more than lines."""
+
     def emotion(self, message: Emotion) -> None: ...
-    def health(self, message: Health) -> None: ...
-    def status(self, message: Status) -> None: ...
     def log(self, node: str, level: str, text: str) -> None: ...
     def summary(self, lines: list[str]) -> None: ...
-    def close(self) -> None: ...
+
+    def health(self, message: Health) -> None:
+        return
+
+    def status(self, message: Status) -> None:
+        return
+
+    def close(self) -> None:
+        return
 
 
 def plain_line(message: Emotion) -> str:
@@ -59,7 +67,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class PlainView:
+class PlainView(View):
     """One line per label and per log message, which begins with the time where it goes to no terminal; with ``quiet``,
     only warnings and errors."""
 
@@ -70,12 +78,6 @@ class PlainView:
         if message.kind == "utterance" and not self._quiet:
             _print_line(self._console, plain_line(message))
 
-    def health(self, message: Health) -> None:
-        pass
-
-    def status(self, message: Status) -> None:
-        pass
-
     def log(self, node: str, level: str, text: str) -> None:
         if level in _LEVELS or not self._quiet:
             stamp = "" if self._errors.is_terminal else f"{now()} "
@@ -85,11 +87,8 @@ class PlainView:
         for line in lines:
             _print_line(self._console, line)
 
-    def close(self) -> None:
-        pass
 
-
-class JsonView:
+class JsonView(View):
     """One JSON object per line: labels and the summary on ``output``, log messages on ``errors``; with ``quiet``, only
     warnings and errors. ``kind`` is "label", "summary" or "log"; ``message`` has what a plain line has."""
 
@@ -101,12 +100,6 @@ class JsonView:
             facts = {name: getattr(message, name) for name in ("label", "confidence", "uncertain", "start_s", "end_s")}
             self._write(self._output, "label", "info", FUSION, message.stream, plain_line(message), **facts)
 
-    def health(self, message: Health) -> None:
-        pass
-
-    def status(self, message: Status) -> None:
-        pass
-
     def log(self, node: str, level: str, text: str) -> None:
         if level in _LEVELS or not self._quiet:
             _, _, stream = node.partition(".")
@@ -115,9 +108,6 @@ class JsonView:
     def summary(self, lines: list[str]) -> None:
         if lines:
             self._write(self._output, "summary", "info", "run", "", "\n".join(lines))
-
-    def close(self) -> None:
-        pass
 
     @staticmethod
     def _write(

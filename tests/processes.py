@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -24,6 +25,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def patience(seconds: float) -> float:
+    """How long to wait for what takes up to ``seconds`` on an idle machine: twice that while other tests run beside."""
+    return seconds * (2 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else 1)
 
 
 def command(name: str, *arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -90,11 +96,12 @@ class Pipeline:
     ) -> None:
         endpoint = endpoint or f"tcp://127.0.0.1:{free_port()}"
         self.subscriber = Subscriber(endpoint, key)
+        self._output = ""
+        self._printed = tempfile.TemporaryFile("w+b")  # noqa: SIM115
         self.process = subprocess.Popen(
             [BIN / "stream-run", "--set", f"bus.emotion={endpoint}", *map(str, arguments)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env or environment(),
+            stdout=self._printed, stderr=subprocess.STDOUT, env=env or environment(),
         )  # fmt: skip
-        self.output = ""
 
     def __enter__(self) -> Pipeline:
         return self
@@ -102,13 +109,22 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-            self.process.communicate()
+            self.process.wait()
         self.subscriber.close()
+        self._output = self.output
+        self._printed.close()
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        if not self._printed.closed:
+            size = os.fstat(self._printed.fileno()).st_size
+            self._output = os.pread(self._printed.fileno(), size, 0).decode(errors="replace")
+        return self._output
 
     def finish(self, timeout: float) -> int:
         """Wait for the run to end; returns the exit code."""
-        self.output, _ = self.process.communicate(timeout=timeout)
-        return self.process.returncode
+        return self.process.wait(timeout)
 
     def interrupt(self) -> float:
         """Press Ctrl-C; returns the seconds until the run ended."""

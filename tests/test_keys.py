@@ -28,8 +28,8 @@ from emostream.stream.config import load_config
 from emostream.stream.keys import KeyPair, Keys, read_client, read_pair
 from emostream.stream.listen import listen
 from emostream.stream.messages import Emotion
+from emostream.stream.plan import make_plan
 from emostream.stream.public import EmotionPublisher
-from emostream.stream.supervisor import make_plan
 from tests.emotions import emotion_message
 from tests.processes import BIN, Pipeline, environment, free_port
 
@@ -313,7 +313,7 @@ def test_a_client_that_waits_for_the_pipeline_survives_its_look_at_the_port(shor
             time.sleep(0.2)  # the client comes
             return socket
 
-        monkeypatch.setattr("emostream.stream.supervisor.bind_xpub", bind_slowly)
+        monkeypatch.setattr("emostream.stream.plan.bind_xpub", bind_slowly)
         make_plan(config, short_path, SystemClock())
         publisher = EmotionPublisher(context, config.bus.emotion, keys=keys)
         until = time.monotonic() + 5

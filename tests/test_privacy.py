@@ -59,13 +59,13 @@ def stream_label(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_stream_label_refuses_to_replace_labels_and_goes_on_with_them(tmp_path, stream_label):
+def test_stream_label_replaces_labels_or_goes_on_with_them(tmp_path, stream_label):
     out, talks = tmp_path / "labels.jsonl", [media.audio_only(tmp_path / f"{n}.wav", 4.0) for n in range(2)]
     out.write_text("{}\n")
     assert stream_label(*talks, "--resume")[0] == 2
-    code, printed = stream_label(*talks, "--out", out)
-    assert code == 2 and "--overwrite replaces it" in printed and out.read_text() == "{}\n"
-    code, printed = stream_label(talks[0], "--out", out, "--overwrite", "--set", "privacy.text=drop")
+    code, printed = stream_label(*talks, "--out", out, "--resume")
+    assert code == 2 and "line 1 is no label" in printed and out.read_text() == "{}\n"
+    code, printed = stream_label(talks[0], "--out", out, "--set", "privacy.text=drop")
     assert code == 0 and "happy" not in printed + out.read_text() and "joy" in out.read_text()
     with out.open("ab") as file:  # the second recording's labels, interrupted within a line
         file.write(out.read_bytes().replace(b"0.wav", b"1.wav") + b'{"schema"')

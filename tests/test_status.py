@@ -106,6 +106,18 @@ def test_one_of_two_streams_that_is_away():
     assert {name: stream.state for name, stream in status.streams.items()} == {"desk": "running", "door": "away"}
 
 
+@pytest.mark.parametrize(("node", "state"), [("video.desk", "degraded"), ("audio.desk", "degraded")])
+def test_a_live_source_that_gives_nothing_is_away(node, state):
+    board = Board().beat(node, silent_s=2.9)
+    assert board.status().state == "running"
+    status = board.beat(node, silent_s=3.1).status()
+    assert (status.streams["desk"].state, status.state) == (state, "degraded")
+    for other in ("audio.desk", "video.desk"):
+        board.beat(other, silent_s=9.0)
+    assert board.status().streams["desk"].state == "away"
+    assert board.beat("audio.desk").beat("video.desk").status().state == "running"
+
+
 def test_a_stream_that_is_behind():
     board = Board().beat("speech.desk", behind_s=1.9)
     assert board.status().state == "running"

@@ -76,7 +76,11 @@ def main(runtime: NodeRuntime) -> None:
 def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, started_again: bool) -> None:
     if started_again and t0_ns is not None and isinstance(source, FileSource):
         source.seek(runtime.clock.now_ns() - t0_ns)  # what came while the node was away is gone
+    if source.live:
+        runtime.heard_ns = runtime.clock.now_ns()
     for item in source.items():
+        if source.live and item is not None:
+            runtime.heard_ns = runtime.clock.now_ns()
         runtime.tick()
         if runtime.stopping:
             raise Stopped

@@ -74,7 +74,7 @@ class _LogQueue(logging.Handler):
 
 class NodeRuntime:
     """Sockets and duties of a node. ``counters`` and ``by_stream`` are called for each heartbeat, ``on_status``, of
-    fusion, with each status of the run.
+    fusion, with each status of the run. ``heard_ns``: when a live source last gave something; None without one.
 
     Raises BusError if its endpoint cannot be bound.
     """
@@ -86,6 +86,7 @@ class NodeRuntime:
         self.counters: Callable[[], Mapping[str, int]] = dict
         self.by_stream: Callable[[], dict[str, dict[str, int]]] = dict
         self.on_status: Callable[[str], object] = lambda payload: None
+        self.heard_ns: int | None = None
         self._told_behind = False
         self.observer = bus.observer
         self.inbox: Inbox | None = None
@@ -236,6 +237,7 @@ class NodeRuntime:
             cpu, memory = self._process.cpu_times(), self._process.memory_info()
         inbox = self.inbox
         behind_s = 0.0
+        silent_ns = 0 if self.heard_ns is None else self.clock.now_ns() - self.heard_ns
         if inbox is not None:
             behind_s = inbox.behind_ns(self.clock.now_ns()) / 1e9
             self._tell_behind(behind_s, len(inbox))
@@ -255,6 +257,7 @@ class NodeRuntime:
                 dropped=0 if inbox is None else inbox.dropped.total(),
                 gaps=0 if inbox is None else inbox.missed.total(),
                 behind_s=round(behind_s, 3),
+                silent_s=round(silent_ns / 1e9, 3),
                 by_stream=self.by_stream(),
                 cpu_s=round(cpu.user + cpu.system, 3),
                 rss_bytes=memory.rss,

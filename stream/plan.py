@@ -1,0 +1,104 @@
+"""Which processes a configuration asks for, and what can be known before they start to be wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from emostream.engines.bundle import open_bundle
+from emostream.errors import RunError
+from emostream.files import user_path
+from emostream.stream import models
+from emostream.stream.bus import bind_xpub
+from emostream.stream.clock import SystemClock
+from emostream.stream.config import Bus, Config, SourceSpec, Stream
+from emostream.stream.gate import closed
+from emostream.stream.keys import Keys
+from emostream.stream.nodes.runtime import NodeSpec
+from emostream.stream.prior import log_ratios
+from emostream.stream.profile import Profile
+from emostream.stream.sources import file_tracks
+from emostream.stream.topics import FUSION, Medium, NodeKind, node_name
+
+
+@dataclass
+class Plan:
+    """The nodes that a configuration asks for, and notes about its files for the user."""
+
+    specs: list[NodeSpec] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
+    """Nodes for each stream, and fusion. Opens files and the bundle, so that problems show before anything starts.
+
+    Raises RunError, BundleError, ConfigError, ModelError, BusError or SourceError.
+    """
+    bundle = open_bundle(config.fusion.bundle)
+    log_ratios(config.fusion.prior, bundle.manifest)
+    if config.fusion.profile:
+        Profile(user_path(config.fusion.profile), bundle).check_writable()
+    plan = Plan()
+    options = _check_keys(config.bus, plan.notes) if config.bus.needs_keys else {}
+    _try_endpoint(config.bus.emotion, options)
+    node = partial(NodeSpec, config=config, run_dir=str(run_dir), clock_offset_ns=clock.offset_ns)
+    expected: list[tuple[str, frozenset[str]]] = []
+    for stream in config.streams:
+        modalities: set[str] = set()
+        for kind, (source, media) in _captures(stream, plan.notes).items():
+            name = node_name(kind, stream.name)
+            plan.specs.append(node("capture", name, stream.name, source=source, media=media))
+            modalities |= media
+            if "audio" in media:
+                sound = name
+        if "video" in modalities:
+            models.face_detector(config.video)
+        if "audio" in modalities:
+            models.need("silero-vad", config.speech.vad_model)
+            name = node_name("speech", stream.name)
+            plan.specs.append(node("speech", name, stream.name, inputs=(sound,)))
+            modalities.add("speech")
+        expected.append((stream.name, frozenset(modalities)))
+    producers = tuple(spec.name for spec in plan.specs)
+    plan.specs.append(node("fusion", FUSION, "", inputs=producers, streams=tuple(expected)))
+    return plan
+
+
+def _captures(stream: Stream, notes: list[str]) -> dict[NodeKind, tuple[SourceSpec, frozenset[Medium]]]:
+    """Capture nodes of a stream, by kind: their source and media. Sound and picture of a file, or of two sources, are
+    read by two processes; a network source is opened once, so one process reads both."""
+    captures: dict[NodeKind, tuple[SourceSpec, frozenset[Medium]]] = {}
+    for medium, source in stream.sources:
+        if stream.source is not None and source.kind == "url":
+            captures["capture"] = (source, source.media)
+        elif source.is_live or medium in file_tracks(source):
+            captures[medium] = (source, frozenset({medium}))
+        else:
+            notes.append(f"{stream.name}: {source} has no {medium} track; going on without {medium}")
+    if not captures:
+        raise RunError(f"{stream.name}: {stream.source or stream.audio or stream.video} has neither sound nor picture")
+    return captures
+
+
+def _check_keys(bus: Bus, notes: list[str]) -> Mapping[zmq.SocketOption, Any]:
+    """Options of the public socket. Raises ConfigError if there are no keys, or they cannot be used."""
+    keys = Keys(bus.keys)
+    server = keys.need_server(bus.emotion)
+    if not keys.allowed():
+        notes.append(f"{bus.emotion}: nobody may listen yet; type {keys.command('allow PUBLIC_KEY NAME')}")
+    return closed(server)
+
+
+def _try_endpoint(endpoint: str, options: Mapping[zmq.SocketOption, Any]) -> None:
+    """Bind and unbind, so that a port in use shows before anything starts. Raises BusError.
+
+    ``options``: those of the socket that follows. A client who waits for it with a key would give up for good at a
+    socket without."""
+    with zmq.Context() as context, closing(bind_xpub(context, endpoint, options)) as socket:
+        socket.unbind(socket.getsockopt_string(zmq.LAST_ENDPOINT))
