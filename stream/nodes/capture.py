@@ -79,8 +79,6 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
     if source.live:
         runtime.heard_ns = runtime.clock.now_ns()
     for item in source.items():
-        if source.live and item is not None:
-            runtime.heard_ns = runtime.clock.now_ns()
         runtime.tick()
         if runtime.stopping:
             raise Stopped
@@ -93,6 +91,8 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
             continue
         if t0_ns is not None:
             if source.live:
+                # not when it comes: a decoder gives its last picture when the source is given up
+                runtime.heard_ns = max(runtime.heard_ns or 0, min(item.media_end_ns, runtime.clock.now_ns()))
                 item = dataclasses.replace(item, media_ns=item.media_ns - t0_ns)
                 if item.media_ns < 0:  # captured before the run began
                     continue
