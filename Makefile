@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run check test test-long lint install-check image-check audit bench chaos gpu-check lock demo bundle clean
+.PHONY: run check test test-long lint install-check image-check audit bench chaos fuzz gpu-check lock demo bundle clean
 
 run: $(VENV)/.ready-to-run
 	$(BIN)/stream-run --config config.toml
@@ -65,6 +65,12 @@ image-check:
 MINUTES ?= 30
 chaos: $(VENV)/.ready-to-test
 	$(BIN)/python -m benchmarks.chaos --minutes $(MINUTES) --docs docs/reliability.md
+
+# Coverage-guided fuzzing of what reads bytes from elsewhere; longer: SECONDS=3600
+SECONDS ?= 60
+fuzz: $(VENV)/.ready-to-test
+	-$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: atheris==3.0.0
+	$(BIN)/python tools/fuzz.py --seconds $(SECONDS)
 
 # Every benchmark, briefly, into docs/benchmarks.md; long runs: .venv/bin/python -m benchmarks.report --full
 bench: $(VENV)/.ready-to-test

@@ -15,14 +15,14 @@ import re
 import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from emostream.errors import ConfigError, ModelError
 from emostream.files import cache_folder, sha256, user_path
+from emostream.stream.archives import MAX_BYTES, unpack_zip
 from emostream.stream.config import Video
 
 
@@ -232,10 +232,9 @@ def pull(
             return target
         unpacked = Path(scratch) / "unpacked"
         try:
-            with zipfile.ZipFile(download) as archive:
-                _extract(archive, unpacked)
-        except zipfile.BadZipFile as error:
-            raise ModelError(f"{name}: {model.url} is not a zip archive ({error})") from error
+            unpack_zip(download, unpacked)
+        except ModelError as error:
+            raise ModelError(f"{name}: {model.url}: {error}") from error
         if not complete(model, unpacked):
             raise ModelError(f"{name}: the archive from {model.url} lacks one of {', '.join(model.files)}")
         target = folder / name
@@ -253,6 +252,8 @@ class _Progress:
 
     def update(self, n: int) -> None:
         self._done += n
+        if self._done > MAX_BYTES:  # a server need not end
+            raise OSError(f"it has more than {MAX_BYTES >> 30} GB")
         self._report(min(self._done, self.total or self._done), self.total or None)
 
     def reset(self) -> None:
@@ -276,17 +277,3 @@ def _download(model: Model, url: str, folder: Path, progress: Callable[[int, int
     if model.sha256 and (digest := sha256(Path(path))) != model.sha256:
         raise ModelError(f"{model.name}: the file at {url} has SHA-256 {digest}, not {model.sha256}")
     return Path(path)
-
-
-def _extract(archive: zipfile.ZipFile, target: Path) -> None:
-    """Unpack without the archive's top folder; refuse names that lead outside ``target``."""
-    for entry in archive.infolist():
-        parts = PurePosixPath(entry.filename).parts[1:]
-        if entry.is_dir() or not parts:
-            continue
-        if ".." in parts or PurePosixPath(entry.filename).is_absolute():
-            raise ModelError(f"the archive holds an unsafe name: {entry.filename}")
-        path = target.joinpath(*parts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(entry) as source, path.open("wb") as out:
-            shutil.copyfileobj(source, out)
