@@ -61,7 +61,7 @@ $(VENV)/.ready-to-test: $(VENV)/.ready-to-run requirements-dev.lock
 image-check:
 	python3 tools/check_image.py
 
-# Half an hour of faults injected into a run, into docs/reliability.md; briefer: MINUTES=5
+# Half an hour of faults injected into a run, added to docs/reliability.md's figures; longer: MINUTES=600
 MINUTES ?= 30
 chaos: $(VENV)/.ready-to-test
 	$(BIN)/python -m benchmarks.chaos --minutes $(MINUTES) --docs docs/reliability.md

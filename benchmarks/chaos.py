@@ -1,6 +1,6 @@
 """Reliability: what a run loses when its processes are killed, stopped and suspended at random moments.
 
-    python benchmarks/chaos.py [--minutes M] [--seed N] [--docs FILE]
+    python benchmarks/chaos.py [--minutes M | --hours H] [--seed N] [--docs FILE]
 
 One ``emostream.run`` of the demo clip over and over, with sound, picture and words, at its own pace. Faults are
 injected into its node processes one after another, in an order and at moments that the seed decides: SIGKILL, SIGTERM,
@@ -13,15 +13,16 @@ known from labelling it undisturbed. Each utterance of the run is then
     doubled     labelled twice, or a number given twice: a fault
     wrong       labelled otherwise than undisturbed, with all of it heard: a fault
 
-A label is whole if it has all three modalities, sound and picture for .8 of its time. Recovery is the time from a
-fault's end to the start of the last utterance before the first whole label, 0 if that is the next. Exit code 1 if
-anything was silent, doubled or wrong.
+A label is whole if it has all three modalities, sound and picture for .8 of its time. After each fault, the first
+utterance that begins 2 s after its end is asked for, unless the next fault comes before that is over. Recovery is the
+time from a fault's end to the start of the last utterance before the first whole label, 0 if that is the next; it is
+left out where a fault comes in between. Figures of one run are a line of RUNS beside the page (``docs/chaos.jsonl``),
+whose table adds them up. Exit code 1 if anything was silent, doubled or wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -31,10 +32,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
+import msgspec
 import numpy as np
 import psutil
 
@@ -49,6 +52,9 @@ _BEGIN, _END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 NODES = ("audio.chaos", "video.chaos", "speech.chaos", "fusion")
 FAULTS = ("kill", "term", "stop 1", "stop 5", "stop 20", "stop 60")
 _TOLD = re.compile(r"from (-?[\d.]+) to (-?[\d.]+) s")
+RUNS = "chaos.jsonl"
+COUNTS = ("in", "labelled", "told", "silent", "doubled", "wrong")
+_WAIT_S = 1.0  # from an utterance's end until its label is out
 _WHOLE = 0.8  # coverage from which a modality counts as there
 
 
@@ -69,6 +75,27 @@ class Seen:
     told: list[tuple[float, float]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     injected: list[Injected] = field(default_factory=list)
+
+
+class After(msgspec.Struct):
+    """What followed a kind of fault: of ``injected``, after ``asked`` the next utterance could be looked at, and was
+    ``whole``; ``recovery_s``: seconds, of each."""
+
+    injected: int = 0
+    asked: int = 0
+    whole: int = 0
+    recovery_s: list[float] = []
+
+
+class Outcome(msgspec.Struct):
+    """The figures of a run; those of several add up."""
+
+    date: str
+    cpu: str
+    minutes: float
+    seed: int = 0
+    counts: dict[str, int] = {}
+    after: dict[str, After] = {}
 
 
 def looped(path: Path, seconds: float) -> tuple[Path, float]:
@@ -161,11 +188,11 @@ def measure(path: Path, length_s: float, seed: int) -> Seen:
     return seen
 
 
-def judge(seen: Seen, clip: list[Emotion], turn_s: float, length_s: float) -> tuple[dict[str, object], list[str]]:
+def judge(seen: Seen, clip: list[Emotion], turn_s: float, length_s: float) -> tuple[Outcome, list[str]]:
     """Figures, and what is a fault of emostream."""
     counts: Counter[str] = Counter()
     faults: list[str] = []
-    whole_from: list[tuple[float, bool]] = []  # start of each utterance, and whether its label had all modalities
+    utterances: list[tuple[float, float, bool]] = []  # start, end, and whether its label had all modalities
     turns = int(length_s // turn_s)
     for turn in range(turns):
         for truth in clip:
@@ -180,7 +207,7 @@ def judge(seen: Seen, clip: list[Emotion], turn_s: float, length_s: float) -> tu
                 counts["told" if told else "silent"] += 1
                 if not told:
                     faults.append(f"the utterance at {start_s:.1f} s has no label, and nothing was said of it")
-                whole_from.append((start_s, False))
+                utterances.append((start_s, end_s, False))
                 continue
             counts["labelled"] += 1
             if len(matching) > 1:
@@ -188,7 +215,7 @@ def judge(seen: Seen, clip: list[Emotion], turn_s: float, length_s: float) -> tu
                 faults.append(f"the utterance at {start_s:.1f} s has {len(matching)} labels")
             label = matching[0]
             whole = all(label.modalities[m].coverage > _WHOLE for m in ("audio", "video")) and bool(label.text)
-            whole_from.append((start_s, whole))
+            utterances.append((start_s, end_s, whole))
             if whole and not told and label.label != truth.label:
                 counts["wrong"] += 1
                 faults.append(f"the utterance at {start_s:.1f} s is {label.label}, undisturbed it is {truth.label}")
@@ -196,47 +223,60 @@ def judge(seen: Seen, clip: list[Emotion], turn_s: float, length_s: float) -> tu
     if len(set(ids)) < len(ids):
         counts["doubled"] += len(ids) - len(set(ids))
         faults.append("numbers of utterances came twice")
-    after, recovery = _recovery(seen, whole_from)
-    by_kind = Counter(injected.fault for injected in seen.injected)
-    figures: dict[str, object] = {
-        "minutes": round(length_s / 60, 1), "injected": len(seen.injected),
-        **{f"injected, {k}": by_kind[k] for k in FAULTS},
-        **{k: counts[k] for k in ("in", "labelled", "told", "silent", "doubled", "wrong")},
-        "whole if begun 2 s after": f"{sum(after)} of {len(after)}",
-        "recovery s, p50": round(float(np.median(recovery)), 2) if recovery else None,
-        "recovery s, max": round(max(recovery), 2) if recovery else None,
-    }  # fmt: skip
-    return figures, faults
+    outcome = Outcome(date=time.strftime("%Y-%m-%d"), cpu=str(common.machine()["cpu"]), minutes=round(length_s / 60, 1))
+    outcome.counts = {count: counts[count] for count in COUNTS}
+    outcome.after = _recovery(seen.injected, utterances)
+    return outcome, faults
 
 
-def _recovery(seen: Seen, utterances: list[tuple[float, bool]]) -> tuple[list[bool], list[float]]:
-    """By fault: whether the first utterance that begins 2 s after its end is whole, and the time to recovery."""
-    after, recovery = [], []
-    for injected in seen.injected:
-        _, _, seconds = injected.fault.partition(" ")
-        end_s = injected.at_s + float(seconds or 0)
-        later = [(start_s, whole) for start_s, whole in utterances if start_s > end_s]
-        due = [whole for start_s, whole in later if start_s > end_s + 2]
+def _recovery(injected: list[Injected], utterances: list[tuple[float, float, bool]]) -> dict[str, After]:
+    """By fault: how often it came, whether the first utterance that begins 2 s after its end is whole, and the times to
+    recovery in seconds. ``utterances``: start and end in seconds, and whether the label is whole."""
+    by_fault = {fault: After() for fault in FAULTS}
+    for i, one in enumerate(injected):
+        after = by_fault[one.fault]
+        after.injected += 1
+        end_s = one.at_s + float(one.fault.partition(" ")[2] or 0)
+        next_fault_s = injected[i + 1].at_s if i + 1 < len(injected) else float("inf")
+        later = [(start, whole) for start, end, whole in utterances if start > end_s and end + _WAIT_S < next_fault_s]
+        due = [whole for start, whole in later if start > end_s + 2]
         if not due:
             continue
-        after.append(due[0])
-        missed = [start_s for start_s, whole in later]
+        after.asked += 1
+        after.whole += due[0]
         first = next((k for k, (_, whole) in enumerate(later) if whole), None)
         if first is not None:
-            recovery.append(0.0 if first == 0 else missed[first - 1] - end_s)
-    return after, recovery
+            after.recovery_s.append(round(later[first - 1][0] - end_s, 2) if first else 0.0)
+    return by_fault
 
 
-def into_page(text: str, figures: dict[str, object], faults: list[str]) -> str:
-    """docs/reliability.md with these figures between its marks. Raises ConfigError if it has none."""
+def into_page(text: str, runs: Sequence[Outcome], faults: Sequence[str]) -> str:
+    """docs/reliability.md with the sums of all runs between its marks. Raises ConfigError if it has none."""
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not end:
         raise ConfigError(f"the page lacks {_BEGIN} and {_END}")
-    rows = common.table(("what", "figure"), list(figures.items()))
+    sums = Counter[str]()
+    for outcome in runs:
+        sums.update(outcome.counts)
+    figures = [("runs", len(runs)), ("minutes", round(sum(outcome.minutes for outcome in runs), 1))]
+    figures += [(count, sums[count]) for count in COUNTS]
+    rows = [_row(fault, [outcome.after[fault] for outcome in runs if fault in outcome.after]) for fault in FAULTS]
+    rows.append(_row("all", [one for outcome in runs for one in outcome.after.values()]))
+    heads = ("fault", "injected", "next utterance whole", "recovery s, p50", "recovery s, max")
     shown = "\n\n" + "\n".join(f"- {fault}" for fault in faults) if faults else " none."
-    summary = f"Faults of emostream that it showed:{shown}"
-    return f"{before}{begin}\nOn {common.machine()['cpu']}.\n\n{rows}\n\n{summary}\n{end}{after}"
+    tables = f"{common.table(('what', 'figure'), figures)}\n\n{common.table(heads, rows)}"
+    cpus = " and ".join(dict.fromkeys(outcome.cpu for outcome in runs))
+    return f"{before}{begin}\nOn {cpus}.\n\n{tables}\n\nFaults of emostream that it showed:{shown}\n{end}{after}"
+
+
+def _row(name: str, parts: Sequence[After]) -> tuple[object, ...]:
+    recovery = [seconds for part in parts for seconds in part.recovery_s]
+    return (
+        name, sum(part.injected for part in parts),
+        f"{sum(part.whole for part in parts)} of {sum(part.asked for part in parts)}",
+        round(float(np.median(recovery)), 2) if recovery else "–", max(recovery) if recovery else "–",
+    )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -245,22 +285,33 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=30, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--docs", type=Path, metavar="FILE", help="write the figures into this Markdown file as well")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=30, help="(default: %(default)s)")
+    length.add_argument("--hours", type=float)
+    parser.add_argument("--seed", type=int, help="(default: another one each time)")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="add the figures to this Markdown page as well")
     options = parser.parse_args(arguments)
+    seed = random.randrange(1 << 31) if options.seed is None else options.seed
+    seconds = options.hours * 3600 if options.hours else options.minutes * 60
     with tempfile.TemporaryDirectory() as folder, Labeller() as labeller:
-        path, turn_s = looped(Path(folder) / "loop.mkv", options.minutes * 60)
+        path, turn_s = looped(Path(folder) / "loop.mkv", seconds)
         once, _ = looped(Path(folder) / "once.mkv", 1)
         clip = list(labeller.label(once))
-        length_s = int(options.minutes * 60 // turn_s + 1) * turn_s
-        seen = measure(path, length_s, options.seed)
-        figures, faults = judge(seen, clip, turn_s, length_s)
-    print(json.dumps({"figures": figures, "faults": faults}, indent=1))
+        length_s = int(seconds // turn_s + 1) * turn_s
+        seen = measure(path, length_s, seed)
+        outcome, faults = judge(seen, clip, turn_s, length_s)
+    outcome.seed = seed
+    line = msgspec.json.encode(outcome).decode()
+    print(msgspec.json.format(line))
+    print("\n".join(faults) or "no fault of emostream")
     if os.environ.get("CHAOS_LINES"):
         print("\n".join([*map(str, seen.injected), *seen.lines]), file=sys.stderr)
     if options.docs:
-        write_atomically(options.docs, into_page(options.docs.read_text(), figures, faults))
+        earlier = (options.docs.parent / RUNS).read_text().splitlines() if (options.docs.parent / RUNS).exists() else []
+        lines = [*earlier, line]
+        write_atomically(options.docs.parent / RUNS, "\n".join(lines) + "\n")
+        runs = [msgspec.json.decode(each, type=Outcome) for each in lines]
+        write_atomically(options.docs, into_page(options.docs.read_text(), runs, faults))
     return 1 if faults else 0
 
 
