@@ -8,6 +8,9 @@
     for emotion in emostream.listen():                      # whatever stream-run publishes on this machine
         print(emotion.stream, emotion.label)
 
+    with emostream.Control() as control:                    # … which it steers
+        control.mute(for_s=2)
+
     emostream.run(emostream.load_config("config.toml"), on_emotion=print)   # a live run inside your program
 
 What is named here is the public API; everything else may change between versions. Every error that a caller can expect
@@ -23,6 +26,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from emostream.errors import EmostreamError
     from emostream.stream.config import Config, load_config
+    from emostream.stream.control import Control
     from emostream.stream.label import Labeller
     from emostream.stream.listen import listen
     from emostream.stream.messages import Emotion
@@ -30,11 +34,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-__all__ = ["Config", "EmostreamError", "Emotion", "Labeller", "__version__", "listen", "load_config", "run"]
+__all__ = ["Config", "Control", "EmostreamError", "Emotion", "Labeller", "__version__", "listen", "load_config", "run"]
 
 # Loaded when first used, so that importing this package costs next to nothing.
 _HOMES = {
     "Config": "emostream.stream.config",
+    "Control": "emostream.stream.control",
     "Emotion": "emostream.stream.messages",
     "EmostreamError": "emostream.errors",
     "Labeller": "emostream.stream.label",

@@ -5,6 +5,7 @@
     ├── RunError          a live run cannot begin, or cannot go on
     ├── SourceError       a file, device or URL cannot be opened or read
     ├── BusError          a ZeroMQ endpoint cannot be used
+    ├── ControlError      a run cannot be steered, or cannot do what was asked
     ├── ModelError        a third-party model is missing or damaged
     ├── BundleError       a bundle is missing, damaged or of another format
     ├── BackendError      a graph cannot be built, loaded or run on a backend
@@ -44,6 +45,10 @@ class SourceError(EmostreamError):
 
 class BusError(EmostreamError):
     """An endpoint cannot be used."""
+
+
+class ControlError(EmostreamError):
+    """A run does not answer, or cannot do what it was asked to."""
 
 
 class ModelError(EmostreamError):

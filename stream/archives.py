@@ -47,7 +47,7 @@ def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, limi
         raise ModelError(f"the archive holds an unsafe name: {entry.filename[:100]!r}")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise ModelError(f"the archive holds a link: {entry.filename[:100]!r}")
-    if entry.is_dir() or len(parts) < 2:
+    if len(parts) < 2 or entry.filename.endswith("/"):
         return 0
     path = target.joinpath(*parts[1:])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -230,7 +230,11 @@ class Inbox:
         self._dropped_spans: dict[str, tuple[int, int]] = {}
 
     def connect(self, endpoint: str, topics: Iterable[str]) -> None:
-        """Subscribe to ``topics`` of the publisher at ``endpoint``."""
+        """Subscribe to ``topics`` of the publisher at ``endpoint``; if it is another one than before, anew."""
+        if (before := self._sockets.get(endpoint)) is not None:
+            self._poller.unregister(before)
+            before.close()
+            self._next_seq = {key: seq for key, seq in self._next_seq.items() if key[0] != endpoint}
         socket: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
         self._sockets[endpoint] = socket  # from here on, close() closes it
         socket.setsockopt(zmq.LINGER, 0)

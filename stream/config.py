@@ -207,6 +207,7 @@ class Fusion(_Section):
 class Bus(_Section):
     emotion: str = "tcp://127.0.0.1:5556"
     keys: str = ""
+    control: str = "auto"
     run_dir: str = ""
     queue: Annotated[int, Field(ge=8, le=100_000)] = 256
 
@@ -331,6 +332,14 @@ def load_config(
         return Config(**data)
     except ConfigError as error:
         raise ConfigError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
+
+
+def changed(config: Config, changes: Sequence[str]) -> Config:
+    """A configuration with changes, each SECTION.KEY=VALUE. Raises ConfigError."""
+    data = config.model_dump(exclude_none=True)
+    for change in changes:
+        _set(data, change)
+    return Config(**data)
 
 
 def as_config(config: Config | str | Path | None) -> Config:

@@ -7,7 +7,7 @@ world: the ``emotion.*`` topics, each message of two parts, topic and UTF-8 JSON
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -129,7 +129,8 @@ class Health(Message):
     """Heartbeat of a node. ``counters``: of its core, since the node started; ``queued``, ``dropped`` and ``gaps``:
     messages that wait in its inbox, that the inbox dropped, and that never arrived; ``behind_s``: how long ago the
     oldest of those that wait was captured; ``silent_s``: how long its live source has given nothing; ``by_stream``:
-    fusion's counters of each stream; ``cpu_s`` and ``rss_bytes``: processor time and resident memory of the process."""
+    fusion's counters of each stream; ``cpu_s`` and ``rss_bytes``: processor time and resident memory of the process;
+    ``orders``: the serial number of the last ``Orders`` that it follows."""
 
     node: str
     state: Literal["starting", "ready", "running", "done"]
@@ -142,6 +143,7 @@ class Health(Message):
     by_stream: dict[str, dict[str, int]] = {}
     cpu_s: float = 0.0
     rss_bytes: int = 0
+    orders: int = 0
 
     @property
     def topic(self) -> str:
@@ -161,10 +163,49 @@ class Log(Message):
 
 
 class Control(Message):
-    """From the supervisor: ``go`` (media time 0 is the Unix time ``at_ns``) or ``stop``."""
+    """From the supervisor: ``go`` (media time 0 is the Unix time ``at_ns``; of ``stream``, or of all that wait for it)
+    or ``stop``."""
 
     command: Literal["go", "stop"]
     at_ns: int = 0
+
+    @property
+    def topic(self) -> str:
+        return topics.CONTROL
+
+
+class Expected(msgspec.Struct):
+    """A stream that was added to a run. ``inputs``: the nodes that fusion subscribes to; ``modalities``: what to expect
+    of them; ``first``: of its numbers; ``serial``: of the orders that added it."""
+
+    inputs: list[str]
+    modalities: list[str]
+    first: int
+    serial: int
+
+
+Spans = dict[str, list[tuple[int, int]]]  # by stream, from and to which Unix time of the run's clock (ns)
+
+
+def within(spans: Iterable[tuple[int, int]], at_ns: int) -> bool:
+    """Whether a time lies in one of the spans."""
+    return any(start_ns <= at_ns < end_ns for start_ns, end_ns in spans)
+
+
+class Orders(Message):
+    """From the supervisor: all that was asked for while the run goes on. Nodes do what is new in it, and say in their
+    heartbeats how far they are (``serial``).
+
+    ``muted``: of the sound captured then, nothing is heard; ``paused``: nor is anything seen. ``removed``: streams that
+    end. ``settings``: changes of the configuration, each SECTION.KEY=VALUE. ``added``: for fusion, by name.
+    """
+
+    serial: int = 0
+    muted: Spans = {}
+    paused: Spans = {}
+    removed: list[str] = []
+    settings: list[str] = []
+    added: dict[str, Expected] = {}
 
     @property
     def topic(self) -> str:
@@ -193,7 +234,7 @@ class StatusReport(Message):
 
 
 _NUMBERS = re.compile(r"[<>|=]?[biufc][0-9]{1,2}")  # numpy would parse, and make, far more than types of numbers
-_ANY = Pcm | AudioRows | Face | SpeechEvent | End | Health | Log | Control | Label | StatusReport
+_ANY = Pcm | AudioRows | Face | SpeechEvent | End | Health | Log | Control | Orders | Label | StatusReport
 
 
 class Codec:

@@ -47,27 +47,34 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
     plan = Plan()
     options = _check_keys(config.bus, plan.notes) if config.bus.needs_keys else {}
     _try_endpoint(config.bus.emotion, options)
-    node = partial(NodeSpec, config=config, run_dir=str(run_dir), clock_offset_ns=clock.offset_ns)
-    expected: list[tuple[str, frozenset[str]]] = []
-    for stream in config.streams:
-        modalities: set[str] = set()
-        for kind, (source, media) in _captures(stream, plan.notes).items():
-            name = node_name(kind, stream.name)
-            plan.specs.append(node("capture", name, stream.name, source=source, media=media))
-            modalities |= media
-            if "audio" in media:
-                sound = name
-        if "video" in modalities:
-            models.face_detector(config.video)
-        if "audio" in modalities:
-            models.need("silero-vad", config.speech.vad_model)
-            name = node_name("speech", stream.name)
-            plan.specs.append(node("speech", name, stream.name, inputs=(sound,)))
-            modalities.add("speech")
-        expected.append((stream.name, frozenset(modalities)))
+    expected = tuple((stream.name, plan_stream(plan, stream, config, run_dir, clock)) for stream in config.streams)
     producers = tuple(spec.name for spec in plan.specs)
-    plan.specs.append(node("fusion", FUSION, "", inputs=producers, streams=tuple(expected)))
+    fusion = NodeSpec("fusion", FUSION, "", config, str(run_dir), clock.offset_ns, inputs=producers, streams=expected)
+    plan.specs.append(fusion)
     return plan
+
+
+def plan_stream(plan: Plan, stream: Stream, config: Config, run_dir: Path, clock: SystemClock) -> frozenset[str]:
+    """Add the nodes of a stream to a plan. Returns the modalities that fusion has to expect.
+
+    Raises RunError, ModelError or SourceError.
+    """
+    node = partial(NodeSpec, config=config, run_dir=str(run_dir), clock_offset_ns=clock.offset_ns)
+    modalities: set[str] = set()
+    for kind, (source, media) in _captures(stream, plan.notes).items():
+        name = node_name(kind, stream.name)
+        plan.specs.append(node("capture", name, stream.name, source=source, media=media))
+        modalities |= media
+        if "audio" in media:
+            sound = name
+    if "video" in modalities:
+        models.face_detector(config.video)
+    if "audio" in modalities:
+        models.need("silero-vad", config.speech.vad_model)
+        name = node_name("speech", stream.name)
+        plan.specs.append(node("speech", name, stream.name, inputs=(sound,)))
+        modalities.add("speech")
+    return frozenset(modalities)
 
 
 def _captures(stream: Stream, notes: list[str]) -> dict[NodeKind, tuple[SourceSpec, frozenset[Medium]]]:

@@ -7,8 +7,8 @@ under the topic ``status``: JSON, as the labels are. Fusion passes it on, so sil
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
@@ -51,7 +51,8 @@ class StreamStatus(msgspec.Struct, kw_only=True):
 
     ``heard`` and ``labelled``: utterances that began, and that have a label; ``unlabelled``: that ended two seconds ago
     or more and have none. ``sound_lost_s``: sound that never reached speech recognition, whatever the reason.
-    ``late_video``: labels that did not wait for all faces. ``behind_s``: the most of its nodes and of fusion."""
+    ``late_video``: labels that did not wait for all faces. ``behind_s``: the most of its nodes and of fusion.
+    ``muted``: nothing that is said now is heard, as somebody asked for; ``paused``: nor is anything seen."""
 
     state: StreamState = "starting"
     heard: int = 0
@@ -60,6 +61,8 @@ class StreamStatus(msgspec.Struct, kw_only=True):
     sound_lost_s: float = 0.0
     late_video: int = 0
     behind_s: float = 0.0
+    muted: bool = False
+    paused: bool = False
 
     @property
     def can_label(self) -> bool:
@@ -102,6 +105,8 @@ def status_json_schema() -> dict[str, Any]:
 def stream_line(name: str, stream: StreamStatus) -> str:
     """A stream's state, and what it has lost, as one line of text."""
     parts = [f"{name}: {stream.state}, {stream.labelled} labelled of {stream.heard} heard"]
+    if stream.paused or stream.muted:
+        parts.append("paused" if stream.paused else "muted")
     if stream.behind_s >= BEHIND_S:
         parts.append(f"running {stream.behind_s:.0f} s behind")
     if stream.sound_lost_s >= _TOLD_S:
@@ -128,6 +133,10 @@ class _Record:
     dropped: int = 0
     gaps: int = 0
 
+    def anew(self) -> _Record:
+        """That of a node of the same name, of a stream that was added again."""
+        return replace(self, state="starting", starts=0, since_ns=None)
+
     def counters(self) -> Counter[str]:
         return self.earlier + Counter(self.health.counters if self.health else {})
 
@@ -144,14 +153,27 @@ class StatusBoard:
 
     def __init__(self, run: str, nodes: list[str]) -> None:
         self._run = run
-        self._nodes = {name: _Record() for name in nodes}
-        self._streams = list(dict.fromkeys(stream for name in nodes if (stream := parse_node(name)[1])))
-        self._nodes_of = {
-            stream: [name for name in nodes if parse_node(name)[1] in (stream, "")] for stream in self._streams
-        }
+        self._nodes: dict[str, _Record] = {}
+        self._nodes_of: dict[str, list[str]] = {}  # by stream
         self._labelled: Counter[str] = Counter()
-        self._ended: dict[str, deque[tuple[int, int]]] = {stream: deque() for stream in self._streams}
+        self._ended: dict[str, deque[tuple[int, int]]] = {}
         self._begun_ns: int | None = None
+        self.add(nodes)
+
+    def add(self, nodes: Iterable[str]) -> None:
+        """Further nodes; those of a stream that was there before take the place of its old ones, whose counts go on."""
+        self._nodes |= {name: _Record() if name not in self._nodes else self._nodes[name].anew() for name in nodes}
+        for stream in dict.fromkeys(parse_node(name)[1] for name in nodes):
+            if stream:
+                self._nodes_of[stream] = []
+                self._ended.setdefault(stream, deque())
+        for stream, names in self._nodes_of.items():
+            names[:] = [name for name in self._nodes if parse_node(name)[1] in (stream, "")]
+
+    @property
+    def streams(self) -> list[str]:
+        """The streams that there are, and were."""
+        return list(self._nodes_of)
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -183,7 +205,7 @@ class StatusBoard:
             self._set(record, health.state, now_ns)
         kind, stream = parse_node(health.node)
         if kind in ("speech", "fusion"):
-            for name in [stream] if stream else self._streams:
+            for name in [stream] if stream else self._nodes_of:
                 self._ended[name].append((now_ns, self._counted(name)[1]))
 
     def add_label(self, emotion: Emotion) -> None:
@@ -204,7 +226,7 @@ class StatusBoard:
     def status(self, now_ns: int, wall_ns: int, stopping: bool = False, over: bool = False) -> Status:
         """The state of things. ``wall_ns``: what the wall clock says; ``over``: no label will come any more."""
         nodes = {name: self._node(record, now_ns) for name, record in self._nodes.items()}
-        streams = {stream: self._stream(stream, nodes, now_ns, over) for stream in self._streams}
+        streams = {stream: self._stream(stream, nodes, now_ns, over) for stream in self._nodes_of}
         state: Literal["starting", "running", "degraded", "stopping", "ended"] = "running"
         if over:
             state = "ended"
@@ -287,8 +309,8 @@ class StatusBoard:
             for name, node in nodes.items()
             if parse_node(name)[0] in ("audio", "video", "capture")
         ]
-        if self._begun_ns is None:
-            return "starting"
+        if self._begun_ns is None or all(state in ("starting", "ready") for state in captures):
+            return "starting"  # a node that is started again is away meanwhile
         if nodes[FUSION].state in ("ended", "failed") or all(state in ("ended", "failed") for state in captures):
             return "ended"
         speech = [node.state for name, node in nodes.items() if parse_node(name)[0] == "speech"]

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import secrets
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
-from typing import Literal
 
 import zmq
 
-from emostream.errors import RunError
+from emostream.errors import ConfigError, EmostreamError, RunError
 from emostream.stream.bus import Inbox, Publisher, hold, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config
+from emostream.stream.control import ControlServer, Request, Waiting, control_path, sent_at
 from emostream.stream.limits import check_address_space, check_files
 from emostream.stream.messages import Control, Emotion, Health, Label, Log, Message, StatusReport, decode_emotion
-from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, run_node
+from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, start_node
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.notify import Notifier
-from emostream.stream.plan import make_plan
+from emostream.stream.plan import Plan, make_plan, plan_stream
 from emostream.stream.status import Status, StatusBoard, encode_status, stream_line
-from emostream.stream.topics import (
-    CONTROL,
-    FUSION,
-    LABEL,
-    health_topic,
-    log_topic,
-)
+from emostream.stream.steering import Steering
+from emostream.stream.topics import CONTROL, FUSION, LABEL, health_topic, log_topic
 
 _READY_TIMEOUT_NS = 60_000_000_000  # of a start: a recogniser's large model takes long to load
 _SILENT_NS = 15_000_000_000  # without a heartbeat, after which a node counts as hung
@@ -63,21 +57,8 @@ class _Node:
     seen_ns: int = 0
     health: Health | None = None
     error: str = ""  # the last error that it logged
-
-
-@contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """The environment with these changes, for a child that inherits it; the caller's own is left as it was."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    t0_ns: int | None = None  # Unix time of its media time 0
+    orders: int = 0  # the serial number of those that it follows
 
 
 class Supervisor:
@@ -107,6 +88,8 @@ class Supervisor:
         self._run_dir = make_run_dir(config.bus.run_dir)
         self._held = hold(self._run_dir)
         self._nodes: dict[str, _Node] = {}
+        self._inbox: Inbox | None = None
+        self._steering = Steering(config)
         self._run_id = secrets.token_hex(4)
         self._board = StatusBoard(self._run_id, [])
         self._next_status_ns = 0
@@ -151,11 +134,10 @@ class Supervisor:
             context = stack.enter_context(zmq.Context())
             endpoint = ipc(self._run_dir, CONTROL)
             control = stack.enter_context(closing(Publisher(context, endpoint, self._clock, 100, lossless=False)))
-            inbox = stack.enter_context(closing(Inbox(context, 10_000, lossless=False)))
-            for name, node in self._nodes.items():
-                topics = [health_topic(name), log_topic(name), *([LABEL] if name == FUSION else [])]
-                inbox.connect(ipc(self._run_dir, name), topics)
-                self._start(node)
+            inbox = self._inbox = stack.enter_context(closing(Inbox(context, 10_000, lossless=False)))
+            for node in self._nodes.values():
+                self._begin(node)
+            waiting = self._open_control(stack, context)
             while True:
                 message = inbox.receive(_POLL_MS)
                 while message is not None:  # then only those that are queued: many nodes never stop sending
@@ -163,8 +145,12 @@ class Supervisor:
                     message = inbox.receive(0)
                 if self._stop.is_set():
                     self._stop_by_ns = self._stop_by_ns or self._clock.now_ns() + _STOP_NS
-                    control.send(self._control("stop"))  # again and again: some may not have subscribed yet
+                    control.send(Control(command="stop"))  # again and again: some may not have subscribed yet
                 self._notice_suspension()
+                if waiting is not None:
+                    waiting.tick(self._clock.now_ns())
+                if self._unfollowed(self._steering.orders.serial):
+                    control.send(self._steering.orders)  # again and again, as with ``stop``
                 self._report(control)
                 self._notify()
                 if self._look_after(control) or self._out_of_time() or self._fatal:
@@ -179,6 +165,84 @@ class Supervisor:
                 failure.exit_code = self._fatal_code
                 raise failure
 
+    def _begin(self, node: _Node) -> None:
+        """Listen to a node, and start it."""
+        assert self._inbox is not None
+        name = node.spec.name
+        topics = [health_topic(name), log_topic(name), *([LABEL] if name == FUSION else [])]
+        self._inbox.connect(ipc(self._run_dir, name), topics)
+        self._start(node)
+
+    def _open_control(self, stack: ExitStack, context: zmq.Context[zmq.Socket[bytes]]) -> Waiting | None:
+        """Let the user's other programs steer the run. Without a place for the socket it goes on without."""
+        assert self._inbox is not None
+        if self._config.pace == "fast":
+            return None
+        try:
+            path = control_path(self._config.bus.control, self._config.bus.emotion)
+            if path is None:
+                return None
+            server = stack.enter_context(closing(ControlServer(context, path)))
+        except EmostreamError as error:
+            if self._config.bus.control != "auto":
+                raise
+            self._on_log("run", "warning", f"cannot be steered: {error}")
+            return None
+        self._inbox.wake_on(server.socket)
+        waiting = Waiting(server, self._obey, self._unfollowed, lambda: encode_status(self.status()).decode())
+        stack.callback(waiting.close)
+        return waiting
+
+    def _obey(self, request: Request) -> tuple[str, int]:
+        if request.command != "status" and (self._t0_ns is None or self._stop.is_set()):
+            raise ConfigError("the run has not begun yet" if self._t0_ns is None else "the run is ending")
+        text = self._steering.obey(request, sent_at(request, self._clock.now_ns()), self._add)
+        if request.command == "status":
+            return text, 0
+        self._on_log("run", "info", text)
+        self._next_status_ns = 0
+        return text, self._steering.orders.serial
+
+    def _add(self, text: str) -> str:
+        """Plan and start the nodes of a further stream. Returns its name."""
+        stream = self._steering.add(text)
+        plan = Plan()
+        try:
+            modalities = plan_stream(plan, stream, self._config, self._run_dir, self._clock)
+        except EmostreamError as error:
+            raise ConfigError(str(error)) from error
+        names = [spec.name for spec in plan.specs]
+        if busy := [name for name in names if name in self._nodes and not self._nodes[name].done]:
+            raise ConfigError(f"the last stream {stream.name} is still ending ({', '.join(busy)}); try again")
+        for note in plan.notes:
+            self._on_log("run", "warning", note)
+        check_files(len(self._nodes) + len(names))
+        again = stream.name in self._board.streams
+        self._steering.joined(stream, names, modalities, self._first_number() if again else 0)
+        self._board.add(names)
+        fusion = self._nodes[FUSION]
+        fusion.spec = replace(
+            fusion.spec,
+            inputs=(*(name for name in fusion.spec.inputs if name not in names), *names),
+            streams=(*(each for each in fusion.spec.streams if each[0] != stream.name), (stream.name, modalities)),
+        )
+        for spec in plan.specs:
+            node = self._nodes[spec.name] = _Node(spec)
+            self._begin(node)
+        return stream.name
+
+    def _unfollowed(self, serial: int) -> list[str]:
+        """The nodes that are there and do not follow these orders yet."""
+        return [
+            name
+            for name, node in self._nodes.items()
+            if not node.done and node.process is not None and node.orders < serial
+        ]
+
+    def _first_number(self) -> int:
+        """A number that fusion has not used: what it sent at last may not have come, but never a thousand labels."""
+        return (self._last_number // 1000 + 2) * 1000
+
     def _take(self, message: Message) -> None:
         if isinstance(message, Label):
             emotion = decode_emotion(message.payload.encode())
@@ -189,6 +253,7 @@ class Supervisor:
             node = self._nodes[message.node]
             node.seen_ns = self._clock.now_ns()
             node.health = message
+            node.orders = max(node.orders, message.orders)
             node.ready = node.ready or message.state != "starting"
             self._board.add_health(message, node.seen_ns)
             if message.state == "running":
@@ -212,26 +277,22 @@ class Supervisor:
 
     def _tell_absence(self, node: _Node) -> None:
         """Say from when to when a node that was started again was not there."""
-        if node.gone_ns is None or self._t0_ns is None:
+        if node.gone_ns is None or node.t0_ns is None:
             return
-        start_s, end_s = ((at_ns - self._t0_ns) / 1e9 for at_ns in (node.gone_ns, self._clock.now_ns()))
+        start_s, end_s = ((at_ns - node.t0_ns) / 1e9 for at_ns in (node.gone_ns, self._clock.now_ns()))
         text = f"runs again; it was away from {start_s:.2f} to {end_s:.2f} s, and what came then may be missing"
         self._on_log(node.spec.name, "warning", text)
         node.gone_ns = None
 
     def _start(self, node: _Node) -> None:
-        context = multiprocessing.get_context("spawn")
-        # what fusion sent at last may not have come: never a thousand labels
-        first = (self._last_number // 1000 + 2) * 1000 if node.starts else 0
+        first = self._first_number() if node.starts else 0
         node.starts += 1
         self._board.started(node.spec.name)
-        spec = replace(node.spec, t0_ns=self._t0_ns, run=self._run_id, first=first, parent=os.getpid())
-        # one thread per numeric library and process, since several processes share few cores
-        threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        # EMOSTREAM_NODE tells processes apart in a process list (ps e)
-        node.process = context.Process(target=run_node, args=(spec,), name=spec.name, daemon=True)
-        with _environment(threads | {"EMOSTREAM_NODE": spec.name}):
-            node.process.start()
+        node.orders = self._steering.orders.serial
+        spec = replace(
+            node.spec, t0_ns=node.t0_ns, run=self._run_id, first=first, parent=os.getpid(), orders=self._steering.orders
+        )
+        node.process = start_node(spec)
         node.ready = False
         node.seen_ns = self._clock.now_ns()
 
@@ -266,11 +327,7 @@ class Supervisor:
         waiting = [node for node in self._nodes.values() if not node.done]
         if not waiting:
             return True
-        if self._t0_ns is None and all(node.ready or node.cannot_run for node in self._nodes.values()):
-            self._t0_ns = now_ns + _GO_DELAY_NS
-            self._board.begun(self._t0_ns)
-        if self._t0_ns is not None and any(node.health and node.health.state == "ready" for node in waiting):
-            control.send(self._control("go"))  # again, until all have received it
+        self._go(control, waiting)
         if not self._nodes[FUSION].done:
             return False
         for node in waiting:  # fusion has their ends, so they are about to exit; their exit codes count
@@ -280,10 +337,32 @@ class Supervisor:
                     self._on_exit(node, node.process.exitcode)
         return True
 
+    def _go(self, control: Publisher, waiting: list[_Node]) -> None:
+        """Set the moment at which media begin: of all nodes at first, later of each further stream, once the nodes are
+        ready; and send it again until all have it."""
+        at_ns = self._clock.now_ns() + _GO_DELAY_NS
+        streams = dict.fromkeys(node.spec.stream for node in self._nodes.values() if node.t0_ns is None)
+        for stream in [""] if self._t0_ns is None else streams:
+            group = [node for node in self._nodes.values() if stream in ("", node.spec.stream)]
+            if not all(node.ready or node.cannot_run for node in group):
+                continue
+            if self._t0_ns is None:
+                self._t0_ns = at_ns
+                self._board.begun(at_ns)
+            for node in group:
+                node.t0_ns = at_ns
+        for node in waiting:
+            if node.t0_ns is not None and node.health is not None and node.health.state == "ready":
+                control.send(Control(command="go", at_ns=node.t0_ns, stream=node.spec.stream))
+
     def status(self, over: bool = False) -> Status:
         """The state of the run. ``over``: no label will come any more."""
         now_ns = self._clock.now_ns()
-        return self._board.status(now_ns, self._clock.wall_ns(now_ns), self._stop.is_set(), over)
+        status = self._board.status(now_ns, self._clock.wall_ns(now_ns), self._stop.is_set(), over)
+        for name, stream in status.streams.items():
+            stream.muted = self._steering.is_muted(name, now_ns)
+            stream.paused = self._steering.is_paused(name, now_ns)
+        return status
 
     def _report(self, control: Publisher) -> None:
         """Publish the status if it is due, or a state has changed."""
@@ -352,6 +431,3 @@ class Supervisor:
         late = [name for name, node in self._nodes.items() if not node.done]
         self._on_log("run", "warning", f"killed because they did not stop in time: {', '.join(late)}")
         return True
-
-    def _control(self, command: Literal["go", "stop"]) -> Control:
-        return Control(command=command, at_ns=self._t0_ns or 0)

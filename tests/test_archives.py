@@ -47,7 +47,7 @@ def unpacked(folder, data: bytes, **limits: int):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_an_archive_is_unpacked_without_its_top_folder(tmp_path, method):
+def test_an_archive_is_namelesswithout_its_top_folder(tmp_path, method):
     data = packed(("voice/", b""), ("voice/am/final.mdl", b"am" * 999), ("README", b"not in a folder"), method=method)
     assert unpacked(tmp_path, data, max_bytes=1998, max_entries=3) == ["am/final.mdl"]
     assert (tmp_path / "unpacked/am/final.mdl").read_bytes() == b"am" * 999
@@ -81,6 +81,14 @@ def test_an_archive_that_is_refused(tmp_path, data, why):
     assert len(str(refused.value).splitlines()) == 1
     assert sum(path.stat().st_size for path in tmp_path.rglob("unpacked/**/*") if path.is_file()) <= 6 << 20
     assert not [path for path in tmp_path.rglob("evil*") if tmp_path / "unpacked" not in path.parents]
+
+
+def test_an_entry_without_a_name_is_passed_over(tmp_path):
+    at = MODEL.index(b"PK\x01\x02") + 28
+    nameless = with_field(MODEL, 28, "<H", 0)
+    assert nameless[at : at + 2] == b"\0\0"
+    with contextlib.suppress(ModelError):
+        unpacked(tmp_path, nameless)
 
 
 @settings(max_examples=100, deadline=None)

@@ -91,6 +91,10 @@ class Classifier:
         item = Features(sound, faces, self.encode_words(["one", "two", "three"]))
         self.classify([item], [True])
 
+    def correct_for(self, prior: Prior) -> None:
+        """Take another prior from now on. Raises ConfigError if it is not of the bundle's labels."""
+        self._log_ratios = log_ratios(prior, self._manifest)
+
     def close(self) -> None:
         """Release the networks; the classifier cannot be used afterwards."""
         self._voice.close()

@@ -75,11 +75,22 @@ class FusionCore:
         self._realtime = realtime
         keep_text = config.privacy.text == "keep"
         self._reporter = Reporter(classifier, config.video.fps, realtime, clock, run, first, keep_text)
-        rules = Rules.from_config(config, realtime, estimates)
-        self._streams = {
-            name: self._new_stream(name, Schedule(expected, rules, first)) for name, expected in streams.items()
-        }
+        self._rules = Rules.from_config(config, realtime, estimates)
+        self._streams: dict[str, _Stream] = {}
+        for name, expected in streams.items():
+            self.add_stream(name, expected, first)
         self.counters: Counter[str] = Counter()
+
+    def add_stream(self, name: str, expected: Iterable[str], first: int = 0) -> None:
+        """Expect a further stream from now on; one of the same name must have ended."""
+        before = self._streams.get(name)
+        self._streams[name] = stream = self._new_stream(name, Schedule(expected, self._rules, first))
+        if before is not None:  # its counters go on
+            stream.counters, stream.schedule.late = before.counters, before.schedule.late
+
+    def follow(self, config: Config) -> None:
+        """Go on with another prior."""
+        self._classifier.correct_for(config.fusion.prior)
 
     def _new_stream(self, name: str, schedule: Schedule) -> _Stream:
         dim = self._classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8)).shape[1]

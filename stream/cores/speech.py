@@ -87,6 +87,12 @@ class SpeechCore:
         self._resumed_ns = -_SCRAP_NS  # when sound came back after it was missing
         self.quiet_utterances = 0
 
+    def follow(self, config: Speech) -> None:
+        """Go on with another threshold and other waits."""
+        self._threshold = config.threshold
+        self._endpointer.follow(config)
+        self._hangover_ns = int(config.hangover_ms * 1e6)
+
     @property
     def at_rest(self) -> bool:
         """Whether nobody speaks, so that nobody waits for the next block."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from emostream.errors import ModelError, SourceError
-from emostream.stream.messages import End, Message
+from emostream.stream.messages import End, Message, within
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped
 from emostream.stream.sources import make_source
 from emostream.stream.sources.base import AudioChunk, NoTrack, Source, VideoFrame
@@ -76,6 +77,7 @@ def main(runtime: NodeRuntime) -> None:
 def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, started_again: bool) -> None:
     if started_again and t0_ns is not None and isinstance(source, FileSource):
         source.seek(runtime.clock.now_ns() - t0_ns)  # what came while the node was away is gone
+    stream = runtime.spec.stream
     if source.live:
         runtime.heard_ns = runtime.clock.now_ns()
     for item in source.items():
@@ -98,8 +100,34 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
                     continue
             elif _wait(runtime, t0_ns + item.media_end_ns, started_again):
                 continue
+            steered = _steered(item, t0_ns, runtime.orders.muted.get(stream, ()), runtime.orders.paused.get(stream, ()))
+            if steered is None:
+                continue
+            item = steered
         for message in cores.push(item):
             runtime.send(message)
+
+
+def _steered(
+    item: AudioChunk | VideoFrame, t0_ns: int, muted: Sequence[tuple[int, int]], paused: Sequence[tuple[int, int]]
+) -> AudioChunk | VideoFrame | None:
+    """What may be heard and seen of it while a stream is muted or paused."""
+    if isinstance(item, AudioChunk):
+        return silenced(item, t0_ns, [*muted, *paused]) if muted or paused else item
+    return None if within(paused, t0_ns + item.media_ns) else item
+
+
+def silenced(chunk: AudioChunk, t0_ns: int, spans: Sequence[tuple[int, int]]) -> AudioChunk:
+    """The same sound, but 0 where it was captured within one of ``spans`` (Unix times in ns)."""
+    begin_ns, end_ns = t0_ns + chunk.media_ns, t0_ns + chunk.media_end_ns
+    hit = [span for span in spans if span[0] < end_ns and span[1] > begin_ns]
+    if not hit:
+        return chunk
+    samples = chunk.samples.copy()
+    for start_ns, stop_ns in hit:
+        first, last = (max(0, at_ns - begin_ns) * chunk.rate_hz // 1_000_000_000 for at_ns in (start_ns, stop_ns))
+        samples[first:last] = 0
+    return dataclasses.replace(chunk, samples=samples)
 
 
 def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:

@@ -11,10 +11,11 @@ from typing import Self
 
 from emostream.engines.bundle import open_bundle
 from emostream.files import user_path
+from emostream.stream.config import changed
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.keys import Keys
-from emostream.stream.messages import Emotion, Label, Message
+from emostream.stream.messages import Emotion, Label, Message, Orders
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
 from emostream.stream.profile import Profile
 from emostream.stream.public import EmotionPublisher
@@ -96,6 +97,22 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
     inputs = [(*parse_node(node), ipc_of(spec, node)) for node in spec.inputs]
     video_nodes = {stream: endpoint for kind, stream, endpoint in inputs if kind == "video"}
     speech_nodes = [endpoint for kind, _, endpoint in inputs if kind == "speech"]
+    serials = {name: stream.serial for name, stream in spec.orders.added.items()}  # of those in ``inputs`` already
+
+    def follow(orders: Orders) -> None:
+        core.follow(changed(spec.config, orders.settings))
+        for name, stream in orders.added.items():
+            if serials.get(name) == stream.serial or name in orders.removed:
+                continue
+            serials[name] = stream.serial
+            for node in stream.inputs:
+                inbox.connect(ipc_of(spec, node), fused_topics(node))
+                if parse_node(node)[0] == "speech" and ipc_of(spec, node) not in speech_nodes:
+                    speech_nodes.append(ipc_of(spec, node))
+            core.add_stream(name, stream.modalities, stream.first)
+
+    follow(runtime.orders)
+    runtime.on_orders = follow
     runtime.wait_for_subscribers([LABEL])
     runtime.wait_for_go()
     step_by_ns = 0

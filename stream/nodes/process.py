@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 
 from emostream.errors import EmostreamError
 from emostream.stream.limits import no_core_dumps
@@ -25,6 +28,31 @@ TERMINATED = 4
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ORPHAN_S = 1.5  # from the supervisor's death to the end of a node that does not end by itself
 _STOP_COMES_S = 1.0  # whoever ends a service sends SIGTERM to all its processes: the supervisor's ``stop`` follows
+
+
+def start_node(spec: NodeSpec) -> BaseProcess:
+    """Start a node's process."""
+    # one thread per numeric library and process, since several processes share few cores
+    threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    process = multiprocessing.get_context("spawn").Process(target=run_node, args=(spec,), name=spec.name, daemon=True)
+    with _environment(threads | {"EMOSTREAM_NODE": spec.name}):  # tells processes apart in a process list (ps e)
+        process.start()
+    return process
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """The environment with these changes, for a child that inherits it; the caller's own is left as it was."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def run_node(spec: NodeSpec) -> None:

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from emostream.stream import bus
 from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Inbox, Publisher, ipc
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config, SourceSpec
-from emostream.stream.messages import Control, End, Health, Log, Message, StatusReport
+from emostream.stream.messages import Control, End, Health, Log, Message, Orders, StatusReport
 from emostream.stream.status import BEHIND_S
 from emostream.stream.topics import CONTROL, STATUS, Medium, health_topic, log_topic
 
@@ -35,7 +35,7 @@ class NodeSpec:
     """All that a node process needs to know. ``inputs``: names of the nodes that it subscribes to; ``source`` and
     ``media``: of a capture node; ``streams``: by name, the modalities that fusion has to expect; ``t0_ns``: Unix time
     of media time 0, if the run has begun already (the node is started again); ``run``: its name; ``first``: of fusion's
-    numbers, later ones where it is started again; ``parent``: the supervisor's process."""
+    numbers, later ones where it is started again; ``orders``: those so far; ``parent``: the supervisor's process."""
 
     kind: Literal["capture", "speech", "fusion"]
     name: str
@@ -50,6 +50,7 @@ class NodeSpec:
     t0_ns: int | None = None
     run: str = ""
     first: int = 0
+    orders: Orders = field(default_factory=Orders)
     parent: int = 0
 
     @property
@@ -74,7 +75,8 @@ class _LogQueue(logging.Handler):
 
 class NodeRuntime:
     """Sockets and duties of a node. ``counters`` and ``by_stream`` are called for each heartbeat, ``on_status``, of
-    fusion, with each status of the run. ``heard_ns``: when a live source last gave something; None without one.
+    fusion, with each status of the run, ``on_orders`` with each new ``orders``. ``heard_ns``: when a live source last
+    gave something; None without one.
 
     Raises BusError if its endpoint cannot be bound.
     """
@@ -86,6 +88,8 @@ class NodeRuntime:
         self.counters: Callable[[], Mapping[str, int]] = dict
         self.by_stream: Callable[[], dict[str, dict[str, int]]] = dict
         self.on_status: Callable[[str], object] = lambda payload: None
+        self.on_orders: Callable[[Orders], object] = lambda orders: None
+        self.orders = spec.orders
         self.heard_ns: int | None = None
         self._told_behind = False
         self.observer = bus.observer
@@ -176,8 +180,10 @@ class NodeRuntime:
             elif isinstance(message, Control):
                 if message.command == "stop":
                     self.stop()
-                elif self.t0_ns is None:
+                elif self.t0_ns is None and message.stream in ("", self.spec.stream):
                     self.t0_ns = message.at_ns
+            elif isinstance(message, Orders) and message.serial > self.orders.serial:
+                self._follow(message)
         if self.spec.parent and os.getppid() != self.spec.parent:  # it died: nobody else would stop this node
             self.stop()
         heard = self.publisher.has_subscribers([log_topic(self.spec.name)])  # until then, lines wait
@@ -186,6 +192,14 @@ class NodeRuntime:
             self.publisher.send(Log(stream=self.spec.stream, node=self.spec.name, level=level, text=text))
         if self.clock.now_ns() >= self._next_beat_ns:
             self._beat()
+
+    def _follow(self, orders: Orders) -> None:
+        """Do what is new, and say so at once."""
+        if self.spec.stream and self.spec.stream in orders.removed:
+            self.stop()
+        self.on_orders(orders)
+        self.orders = orders
+        self._beat()
 
     def send(self, message: Message) -> None:
         """Publish, waiting for full subscribers at fast pace. Raises Stopped."""
@@ -261,6 +275,7 @@ class NodeRuntime:
                 by_stream=self.by_stream(),
                 cpu_s=round(cpu.user + cpu.system, 3),
                 rss_bytes=memory.rss,
+                orders=self.orders.serial,
             )
         )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from emostream.stream.config import changed
 from emostream.stream.cores.speech import SpeechCore
-from emostream.stream.messages import End, Pcm
+from emostream.stream.messages import End, Orders, Pcm
 from emostream.stream.nodes.runtime import NodeRuntime
 from emostream.stream.speech.recognizer import make_recognizer
 from emostream.stream.speech.vad import load_vad
@@ -32,6 +33,12 @@ def main(runtime: NodeRuntime) -> None:
         "scraps": core.scraps,
         "sound_lost_ms": core.sound_lost_ns // 1_000_000,
     }
+
+    def follow(orders: Orders) -> None:
+        core.follow(changed(spec.config, orders.settings).speech)
+
+    runtime.on_orders = follow
+    follow(runtime.orders)
     runtime.wait_for_subscribers([stream_topic("speech", spec.stream)])
     runtime.wait_for_go()
     reason = ""

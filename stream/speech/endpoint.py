@@ -54,6 +54,12 @@ class Endpointer:
         self._longest_ns = int(max_utterance_s * 1e9)
         self.reset()
 
+    def follow(self, config: Speech) -> None:
+        """Go on by the rules of another configuration, in mid-utterance too."""
+        rules = vars(Endpointer.from_config(config))
+        for name in ("_on", "_off", "_min_speech_ns", "_pause_ns", "_hangover_ns", "_min_hangover_ns", "_longest_ns"):
+            setattr(self, name, rules[name])
+
     @classmethod
     def from_config(cls, config: Speech) -> Endpointer:
         """The endpointer of a live run with this configuration."""
