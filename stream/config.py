@@ -20,9 +20,11 @@ from emostream.stream import prior as priors
 from emostream.stream.topics import Medium
 
 _SOURCE = re.compile(
-    r"demo|file:.+|microphone(:.+)?|camera(:.+)?|(?P<scheme>rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+"
+    r"demo|file:.+|microphone(:.+)?|camera(:.+)?|zmq:.+|(?P<scheme>rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+"
 )
-SOURCE_HELP = "demo, file:PATH, microphone[:NAME or INDEX], camera[:N] or a URL (rtsp://, http://, udp://, …)"
+SOURCE_HELP = (
+    "demo, file:PATH, microphone[:NAME or INDEX], camera[:N], zmq:ENDPOINT or a URL (rtsp://, http://, udp://, …)"
+)
 
 
 _USER = re.compile(r"(://)([^/?#\s]*)@")
@@ -44,11 +46,12 @@ def masked(text: str) -> str:
 class SourceSpec:
     """A source as it is named in a configuration or on the command line.
 
-    ``location``: the path of a file, the name or index of a device (empty: the default one), or a whole URL.
+    ``location``: the path of a file, the name or index of a device (empty: the default one), a ZeroMQ endpoint, or a
+    whole URL.
     """
 
     text: str
-    kind: Literal["demo", "file", "microphone", "camera", "url"]
+    kind: Literal["demo", "file", "microphone", "camera", "zmq", "url"]
     location: str
     scheme: str = ""  # of a URL
 
@@ -138,7 +141,7 @@ class Audio(_Section):
 
 
 class Speech(_Section):
-    recognizer: Literal["auto", "vosk", "pocketsphinx", "none"] = "auto"
+    recognizer: Literal["auto", "vosk", "pocketsphinx", "external", "none"] = "auto"
     language: Annotated[str, Field(pattern=r"^[a-z]{2}$")] = "en"
     vosk_model: str = ""
     vad_model: str = ""

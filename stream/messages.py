@@ -89,6 +89,17 @@ class Word(msgspec.Struct):
     confidence: float
 
 
+class Words(Message):
+    """Words of a program's own recogniser, on their way to the speech node; times are those of the stream's media."""
+
+    stream: str
+    words: list[Word]
+
+    @property
+    def topic(self) -> str:
+        return topics.stream_topic("words", self.stream)
+
+
 class SpeechEvent(Media):
     """A step in the recognition of an utterance. ``event``: ``started``; ``words`` (those so far, in place of the last
     ones); ``paused`` (first silence; the words are final unless speech resumes); ``ended``; ``dropped`` (ended, and so
@@ -234,7 +245,7 @@ class StatusReport(Message):
 
 
 _NUMBERS = re.compile(r"[<>|=]?[biufc][0-9]{1,2}")  # numpy would parse, and make, far more than types of numbers
-_ANY = Pcm | AudioRows | Face | SpeechEvent | End | Health | Log | Control | Orders | Label | StatusReport
+_ANY = Pcm | AudioRows | Face | Words | SpeechEvent | End | Health | Log | Control | Orders | Label | StatusReport
 
 
 class Codec:

@@ -82,7 +82,11 @@ def _captures(stream: Stream, notes: list[str]) -> dict[NodeKind, tuple[SourceSp
     read by two processes; a network source is opened once, so one process reads both."""
     captures: dict[NodeKind, tuple[SourceSpec, frozenset[Medium]]] = {}
     for medium, source in stream.sources:
-        if stream.source is not None and source.kind == "url":
+        if source.kind == "zmq":
+            from emostream.stream.sources.external import check_endpoint
+
+            check_endpoint(source.location, str(source))
+        if stream.source is not None and source.kind in ("url", "zmq"):
             captures["capture"] = (source, source.media)
         elif source.is_live or medium in file_tracks(source):
             captures[medium] = (source, frozenset({medium}))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 Medium = Literal["audio", "video"]
-Content = Literal["pcm", "audio", "face", "speech"]
+Content = Literal["pcm", "audio", "face", "speech", "words"]
 NodeKind = Literal["audio", "video", "capture", "speech", "fusion"]
 
 CONTROL = "control"  # a topic, and the name of the supervisor's publisher

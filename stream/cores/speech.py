@@ -25,6 +25,7 @@ _SCRAP_NS = 400_000_000  # what is left of an utterance whose sound went missing
 _PROGRESS_NS = 250_000_000
 _STALL_NS = 500_000_000
 _ONSET_NS = 100_000_000  # speech this soon after missing sound had begun before
+_TOLD_WORDS, _BEFORE_S = 1000, 0.5  # of another program's words: how many are kept; they may begin before the sound
 _HOLD_BLOCKS = 10  # 320 ms: after 192, 2 of 60 voices of normal level were not yet louder than a quiet microphone's
 _VERY_QUIET_DBFS = -40.0
 _WARN_NS = 60_000_000_000  # at most one warning in this media time
@@ -78,6 +79,7 @@ class SpeechCore:
         self._segment_ns: int | None = None  # media time of the open segment's first sample
         self._words: list[Word] = []  # of the finished segments of this utterance
         self._utterance = 0
+        self._told: deque[Word] = deque(maxlen=_TOLD_WORDS)  # by another program
         self._last: Pcm | None = None
         self._reported_ns = 0
         self.utterances = 0
@@ -92,6 +94,14 @@ class SpeechCore:
         self._threshold = config.threshold
         self._endpointer.follow(config)
         self._hangover_ns = int(config.hangover_ms * 1e6)
+
+    def hear(self, words: list[Word]) -> None:
+        """Take words of another program's recogniser, with times on the stream's timeline; those of the open utterance,
+        and of half a second before it, are its words."""
+        self._told.extend(words)
+
+    def _told_since(self, start_ns: int) -> list[Word]:
+        return sorted((w for w in self._told if w.end_s > start_ns / 1e9 - _BEFORE_S), key=lambda word: word.start_s)
 
     @property
     def at_rest(self) -> bool:
@@ -295,6 +305,10 @@ class SpeechCore:
         assert pcm is not None
         live = pcm.captured_ns > 0 and change is not None
         start_ns, end_ns = (change.start_ns, change.end_ns) if change is not None else (0, 0)
+        if self._told and change is not None:
+            words = [*words, *self._told_since(start_ns)]
+            if kind in ("ended", "dropped"):
+                self._told.clear()
         return SpeechEvent(
             stream=self._stream,
             media_start_ns=pcm.media_start_ns,

@@ -7,11 +7,13 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from emostream.errors import ModelError, SourceError
-from emostream.stream.messages import End, Message, within
+from emostream.stream.messages import End, Message, Word, Words, within
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped
 from emostream.stream.sources import make_source
-from emostream.stream.sources.base import AudioChunk, NoTrack, Source, VideoFrame
+from emostream.stream.sources.base import AudioChunk, HeardWords, NoTrack, Source, VideoFrame
 from emostream.stream.sources.file import FileSource
 from emostream.stream.topics import PUBLISHED, Medium, media_topics
 
@@ -104,17 +106,34 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
             if steered is None:
                 continue
             item = steered
+        if isinstance(item, HeardWords):
+            if runtime.spec.config.speech.recognizer == "external":
+                runtime.send(Words(stream=stream, words=_on_timeline(item.words, t0_ns or 0)))
+            continue
         for message in cores.push(item):
             runtime.send(message)
 
 
+def _on_timeline(words: Sequence[Word], t0_ns: int) -> list[Word]:
+    """Words of which the times were Unix times."""
+    t0_s = t0_ns / 1e9
+    return [
+        msgspec.structs.replace(word, start_s=round(word.start_s - t0_s, 3), end_s=round(word.end_s - t0_s, 3))
+        for word in words
+    ]
+
+
 def _steered(
-    item: AudioChunk | VideoFrame, t0_ns: int, muted: Sequence[tuple[int, int]], paused: Sequence[tuple[int, int]]
-) -> AudioChunk | VideoFrame | None:
+    item: AudioChunk | VideoFrame | HeardWords,
+    t0_ns: int,
+    muted: Sequence[tuple[int, int]],
+    paused: Sequence[tuple[int, int]],
+) -> AudioChunk | VideoFrame | HeardWords | None:
     """What may be heard and seen of it while a stream is muted or paused."""
     if isinstance(item, AudioChunk):
         return silenced(item, t0_ns, [*muted, *paused]) if muted or paused else item
-    return None if within(paused, t0_ns + item.media_ns) else item
+    unheard = [*muted, *paused] if isinstance(item, HeardWords) else paused
+    return None if within(unheard, t0_ns + item.media_ns) else item
 
 
 def silenced(chunk: AudioChunk, t0_ns: int, spans: Sequence[tuple[int, int]]) -> AudioChunk:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from emostream.stream.config import changed
 from emostream.stream.cores.speech import SpeechCore
-from emostream.stream.messages import End, Orders, Pcm
+from emostream.stream.messages import End, Orders, Pcm, Words
 from emostream.stream.nodes.runtime import NodeRuntime
 from emostream.stream.speech.recognizer import make_recognizer
 from emostream.stream.speech.vad import load_vad
-from emostream.stream.topics import stream_topic
+from emostream.stream.topics import Content, stream_topic
 
 _IDLE_MS = 100
 _REST_S = 0.1  # less than min_hangover_ms: the label of a short utterance is not delayed
@@ -22,7 +22,9 @@ def main(runtime: NodeRuntime) -> None:
     """
     spec = runtime.spec
     config = spec.config.speech
-    inbox = runtime.open_inbox({node: [stream_topic("pcm", spec.stream)] for node in spec.inputs})
+    external = config.recognizer == "external"
+    contents: list[Content] = ["pcm", "words"] if external else ["pcm"]
+    inbox = runtime.open_inbox({node: [stream_topic(each, spec.stream) for each in contents] for node in spec.inputs})
     vad = load_vad(config.vad_model)
     quiet_vad = vad.twin() if spec.config.audio.level == "auto" else None
     core = SpeechCore(spec.stream, vad, make_recognizer(config), config, runtime.clock, quiet_vad)
@@ -50,6 +52,8 @@ def main(runtime: NodeRuntime) -> None:
         if isinstance(message, Pcm) and not (runtime.stopping and not spec.realtime):
             for event in core.push(message):
                 runtime.send_last(event) if runtime.stopping else runtime.send(event)
+        elif isinstance(message, Words):
+            core.hear(message.words)
         elif isinstance(message, End):
             reason = message.reason
         elif message is None:

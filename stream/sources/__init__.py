@@ -27,6 +27,10 @@ def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config
         from emostream.stream.sources.microphone import Microphone
 
         return Microphone(spec, config.audio.block_ms, clock)
+    if spec.kind == "zmq":
+        from emostream.stream.sources.external import ExternalSource
+
+        return ExternalSource(spec, media, config.video.fps, clock)
     from emostream.stream.sources.network import LiveSource
 
     timeout_s, allowed_hosts = config.video.open_timeout_s, config.network.allowed_hosts

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from emostream.stream.messages import Word
 from emostream.stream.topics import Medium
 
 GAP_NS = 60_000_000  # between two chunks of sound; a smaller error of a time stamp is rounding or jitter, not a gap
@@ -43,6 +44,19 @@ class VideoFrame:
 
 
 @dataclass(frozen=True)
+class HeardWords:
+    """Words of a program's own recogniser; their times are seconds, as ``media_ns`` is nanoseconds, of Unix time.
+    ``media_ns``: when they came."""
+
+    words: tuple[Word, ...]
+    media_ns: int
+
+    @property
+    def media_end_ns(self) -> int:
+        return self.media_ns
+
+
+@dataclass(frozen=True)
 class NoTrack:
     """The source is open, but has no track of this medium."""
 
@@ -60,7 +74,7 @@ class Source(Protocol):
         """Open the file, device or connection. Raises SourceError."""
         ...
 
-    def items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack | None]:
+    def items(self) -> Iterator[AudioChunk | VideoFrame | HeardWords | NoTrack | None]:
         """Samples and frames in the order of their arrival; None when none came for a while, so that a waiting node
         can do other things. Ends at the end of a file; a live source never ends. Raises SourceError."""
         ...

@@ -47,7 +47,7 @@ def make_recognizer(config: Speech) -> Recognizer | None:
 
     Raises ModelError if a recogniser that was asked for by name is not available.
     """
-    if config.recognizer == "none":
+    if config.recognizer in ("none", "external"):  # those of another program come as messages
         return None
     if config.recognizer in ("auto", "vosk"):
         name = f"vosk-{config.language}"
