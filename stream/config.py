@@ -31,6 +31,7 @@ _USER = re.compile(r"(://)([^/?#\s]*)@")
 _SECRET = re.compile(  # in linear time: a name is looked over once for its =, then once for such a word
     r"([?&](?=[^=&?\s]*+=)[^=&?\s]*?(?:key|pass|pwd|secret|token|auth|sig)[^=&?\s]*+=)[^&\s#]*", re.IGNORECASE
 )
+TRACK = r"(audio|video):([1-9][0-9]?|[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})?)"
 _MOST_STREAMS = 256  # of which each has processes of its own
 _ENDPOINT = re.compile(r"ipc://.+|tcp://(?P<host>[^\s:;/\[\]]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]):(?P<port>[0-9]+)")
 _VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -103,12 +104,14 @@ class _Section(BaseModel):
 
 
 class Stream(_Section):
-    """One stream: ``source`` names one source of sound and picture; or ``audio`` and ``video`` name one of each."""
+    """One stream: ``source`` names one source of sound and picture; or ``audio`` and ``video`` name one of each.
+    ``tracks``: which of them, where there are several: "audio:2,video:1", or by language, "audio:deu"."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "main"
     source: str | None = None
     audio: str | None = None
     video: str | None = None
+    tracks: Annotated[str, Field(pattern=rf"^({TRACK}(,\s*{TRACK})?)?$")] | None = None
 
     @field_validator("source", "audio", "video")
     @classmethod
@@ -138,6 +141,12 @@ class Stream(_Section):
 class Audio(_Section):
     block_ms: Annotated[int, Field(ge=5, le=200)] = 32
     level: Literal["auto", "off"] = "auto"
+    channels: Annotated[str, Field(pattern=r"^(auto|mean|[1-9][0-9]?(,[1-9][0-9]?)*)$")] = "auto"
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if type(value) is int else value
 
 
 class Speech(_Section):

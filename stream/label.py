@@ -56,10 +56,11 @@ class Labeller:
         self._recognizer = make_recognizer(self._config.speech)
         self._detector = make_detector(self._config.video)
 
-    def label(self, path: str | Path, progress: Progress = lambda part: None) -> Iterator[Emotion]:
+    def label(self, path: str | Path, progress: Progress = lambda part: None, *, tracks: str = "") -> Iterator[Emotion]:
         """Yield the label of each utterance of a media file, as it becomes known.
 
         ``path``: anything that FFmpeg reads. ``progress`` is called with the part of the file that is done, 0 to 1.
+        ``tracks``: which ones, where it has several: "audio:2,video:1", or by language, "audio:deu".
 
         Raises SourceError if the file cannot be opened. A file that turns out to be damaged yields the labels up to
         there, and a warning in the log.
@@ -67,7 +68,7 @@ class Labeller:
         if not str(path):
             raise SourceError("the path of the file to label is empty")
         path = Path(path)
-        source = FileSource(path, frozenset({"audio", "video"}), self._config.video.fps)
+        source = FileSource(path, frozenset({"audio", "video"}), self._config.video.fps, tracks)
         source.open()
         try:
             yield from self._label(source, path.name, progress)
@@ -114,7 +115,10 @@ class Labeller:
         if self._recognizer is not None:
             self._recognizer.reset()
         expected = tracks | ({"speech"} if "audio" in tracks else set())
-        audio, video = AudioCore(name, None), VideoCore(name, self._detector, None)
+        audio, video = (
+            AudioCore(name, None, channels=self._config.audio.channels),
+            VideoCore(name, self._detector, None),
+        )
         quiet_vad = self._vad.twin() if self._config.audio.level == "auto" else None
         speech = SpeechCore(name, self._vad, self._recognizer, self._config.speech, self._clock, quiet_vad)
         fusion = FusionCore(

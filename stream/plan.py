@@ -23,7 +23,7 @@ from emostream.stream.keys import Keys
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.prior import log_ratios
 from emostream.stream.profile import Profile
-from emostream.stream.sources import file_tracks
+from emostream.stream.sources import file_path, file_tracks, is_regular, of_this_process
 from emostream.stream.topics import FUSION, Medium, NodeKind, node_name
 
 
@@ -63,7 +63,7 @@ def plan_stream(plan: Plan, stream: Stream, config: Config, run_dir: Path, clock
     modalities: set[str] = set()
     for kind, (source, media) in _captures(stream, plan.notes).items():
         name = node_name(kind, stream.name)
-        plan.specs.append(node("capture", name, stream.name, source=source, media=media))
+        plan.specs.append(node("capture", name, stream.name, source=source, media=media, tracks=stream.tracks or ""))
         modalities |= media
         if "audio" in media:
             sound = name
@@ -86,7 +86,11 @@ def _captures(stream: Stream, notes: list[str]) -> dict[NodeKind, tuple[SourceSp
             from emostream.stream.sources.external import check_endpoint
 
             check_endpoint(source.location, str(source))
-        if stream.source is not None and source.kind in ("url", "zmq"):
+        source = of_this_process(source)
+        if source.kind == "file" and not is_regular(file_path(source)):
+            both = stream.source is not None  # a pipe is opened once
+            captures["capture" if both else medium] = (source, source.media if both else frozenset({medium}))
+        elif stream.source is not None and source.kind in ("url", "zmq"):
             captures["capture"] = (source, source.media)
         elif source.is_live or medium in file_tracks(source):
             captures[medium] = (source, frozenset({medium}))

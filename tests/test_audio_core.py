@@ -165,9 +165,9 @@ def test_frequencies_above_8_khz_do_not_alias():
 
 
 def test_channels_are_averaged():
-    left, right = np.full(1600, 0.5, np.float32), np.full(1600, -0.25, np.float32)
+    left, right = np.full(1600, 0.5, np.float32), np.full(1600, 0.25, np.float32)
     output = _samples(_run(_chunks(np.stack([left, right], axis=1), 16_000, [])))
-    assert set(output) == {4096}
+    assert set(output) == {12288}
 
 
 def test_too_loud_a_sound_is_clipped():

@@ -259,17 +259,21 @@ def recording(tmp_path_factory):
     return path
 
 
+def wait_until_it_listens(endpoint: str) -> None:
+    until = time.monotonic() + 20
+    with Control(endpoint) as control:
+        while not (control_path("auto", endpoint).exists() and control.status().state != "starting"):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
 @pytest.mark.process
 def test_the_example_is_labelled_and_may_stop_and_begin_again(tmp_path, recording):
     endpoint = f"ipc://{tmp_path}/robot"
     send = [sys.executable, ROOT / "examples/produce.py", recording, endpoint]
     public = f"tcp://127.0.0.1:{free_port()}"
     with Pipeline("--stream", f"robot=zmq:{endpoint}", "--set", "speech.recognizer=none", endpoint=public) as run:
-        until = time.monotonic() + 20
-        with Control(public) as control:
-            while not (control_path("auto", public).exists() and control.status().state != "starting"):
-                assert time.monotonic() < until
-                time.sleep(0.1)
+        wait_until_it_listens(public)
         first = subprocess.Popen(send, env=environment())
         run.subscriber.wait_for("utterance", 1, 30)
         first.kill()
@@ -291,8 +295,9 @@ def test_the_cpp_example_is_labelled(tmp_path, recording):
     shutil.copy(ROOT / "examples/produce.cpp", tmp_path)
     subprocess.run(command.replace("-O2", "-O2 -Wall -Werror"), shell=True, cwd=tmp_path, check=True)
     endpoint = f"ipc://{tmp_path}/robot"
-    words = ("--set", "speech.recognizer=none")
-    with Pipeline("--stream", f"robot=zmq:{endpoint}", *words) as run:
+    public = f"tcp://127.0.0.1:{free_port()}"
+    with Pipeline("--stream", f"robot=zmq:{endpoint}", "--set", "speech.recognizer=none", endpoint=public) as run:
+        wait_until_it_listens(public)
         read = ["ffmpeg", "-loglevel", "error", "-re", "-i", recording, "-f", "s16le", "-"]
         with subprocess.Popen(read, stdout=subprocess.PIPE) as ffmpeg:
             subprocess.run([tmp_path / "produce", endpoint], stdin=ffmpeg.stdout, check=True, timeout=60)

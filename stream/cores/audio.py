@@ -7,6 +7,7 @@ from typing import Protocol
 import av
 import numpy as np
 
+from emostream.stream.cores.channels import Channels
 from emostream.stream.features.logmel import HOP_NS, LogMel
 from emostream.stream.features.mfcc import to_int16
 from emostream.stream.messages import AudioRows, Message, Pcm
@@ -38,13 +39,16 @@ class AudioCore:
     its resampler: so a block is complete as soon as the source's samples for it have arrived.
 
     ``t0_ns``: Unix time of media time 0, or None if nothing is captured live (a file read at full speed). ``features``
-    computes the rows, log-mel values by default; training has others. A gap in the source's time stamps ends the run of
-    samples: features do not reach across it, and the timeline shows it. ``gaps`` and ``late_chunks`` count gaps and
-    chunks that were left out because their time had passed.
+    computes the rows, log-mel values by default; training has others. ``channels``: see ``Channels``. A gap in the
+    source's time stamps ends the run of samples: features do not reach across it, and the timeline shows it. ``gaps``
+    and ``late_chunks`` count gaps and chunks that were left out because their time had passed.
     """
 
-    def __init__(self, stream: str, t0_ns: int | None, features: Features | None = None) -> None:
+    def __init__(
+        self, stream: str, t0_ns: int | None, features: Features | None = None, channels: str = "auto"
+    ) -> None:
         self._stream, self._t0_ns = stream, t0_ns
+        self._channels = Channels(channels, stream)
         self._features = features or LogMel()
         self._resampler: av.AudioResampler | None = None
         self._rate_hz = 0
@@ -52,6 +56,7 @@ class AudioCore:
         self._blocks: list[np.ndarray] = []  # features are not computed yet
         self._pcm_ns = self._rows_ns = 0  # media time of the next block and of the next row
         self._expected_ns: int | None = None
+        self.delay_ns = 0  # of the source: what counts as captured later
         self.gaps = 0
         self.late_chunks = 0
 
@@ -72,7 +77,7 @@ class AudioCore:
             self._begin(chunk)
         assert self._expected_ns is not None
         self._expected_ns += len(chunk.samples) * 1_000_000_000 // chunk.rate_hz
-        mono = chunk.samples.mean(axis=1, dtype=np.float32)
+        mono = self._channels.mono(chunk.samples, chunk.rate_hz)
         return messages + self._cut(self._resampled(mono) if self._resampler is not None else mono)
 
     def flush(self) -> list[Message]:
@@ -153,4 +158,4 @@ class AudioCore:
         ]
 
     def _captured(self, media_ns: int) -> int:
-        return 0 if self._t0_ns is None else self._t0_ns + media_ns
+        return 0 if self._t0_ns is None else self._t0_ns + media_ns + self.delay_ns

@@ -71,6 +71,7 @@ class FaceEndpointer:
             utterance=self._utterance,
             start_ns=start_ns,
             end_ns=end_ns,
-            speech_captured_ns=face.captured_ns - (face.media_end_ns - end_ns) if live else 0,
+            # a frame stands for the time until the next one, but was captured at its start
+            speech_captured_ns=min(face.captured_ns, face.captured_ns - (face.media_end_ns - end_ns)) if live else 0,
             received_ns=received_ns,
         )

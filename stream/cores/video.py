@@ -47,6 +47,7 @@ class VideoCore:
         self._stream, self._t0_ns = stream, t0_ns
         self._follower = FaceFollower(detector)
         self._last_ns: int | None = None
+        self.delay_ns = 0  # of the source: what counts as captured later
         self.late_frames = 0
         self.faces = 0
 
@@ -62,7 +63,7 @@ class VideoCore:
             stream=self._stream,
             media_start_ns=frame.media_ns,
             media_end_ns=frame.media_ns,
-            captured_ns=0 if self._t0_ns is None else self._t0_ns + frame.media_ns,
+            captured_ns=0 if self._t0_ns is None else self._t0_ns + frame.media_ns + self.delay_ns,
             crop=_NO_CROP,
         )
         if face is not None:

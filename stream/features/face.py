@@ -18,6 +18,7 @@ import numpy as np
 CROP = 48  # pixels on a side, FER2013's size
 EYE_LEFT, EYE_RIGHT = (0.31, 0.377), (0.68, 0.377)  # of the crop; left and right as the viewer sees them
 DETECT_WIDTH = 320  # to which frames are shrunk for detection: a face of 1/10 of the width then has 32 pixels
+_LEAST_SIDE = 12  # of the picture that is searched, in pixels: no face could be seen in less
 _REACH, _GROWTH = 0.25, 1.4  # how far a face moves and grows until it is detected again, of its size
 
 SETTINGS = {"crop": CROP, "eye_left": EYE_LEFT, "eye_right": EYE_RIGHT}
@@ -134,7 +135,9 @@ def expanded_box(face: Detection, margin: float, image: np.ndarray) -> tuple[int
 
 def find_faces(detector: Detector, image: np.ndarray, near: Detection | None = None) -> list[Detection]:
     """Detect faces in a copy of ``image`` (gray) shrunk to ``DETECT_WIDTH``; boxes are in pixels of ``image``."""
-    scale = min(1.0, DETECT_WIDTH / image.shape[1])
+    scale = min(1.0, DETECT_WIDTH / max(1, image.shape[1]))
+    if min(image.shape) * scale < _LEAST_SIDE:
+        return []
     if scale < 1.0:
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     else:

@@ -28,9 +28,13 @@ class FaceFollower:
         self._tracker = FaceTracker()
         self._template: _Template | None = None
         self._detect_ns = self._search_ns = 0  # when to detect next, when to search the whole frame next
+        self._shape: tuple[int, ...] = ()
 
     def push(self, media_ns: int, image: np.ndarray) -> Detection | None:
         """The followed face in ``image``, (height, width) gray uint8, or None if it is not there."""
+        if image.shape != self._shape:  # places in a picture of another size, or turned, say nothing of this one
+            self._shape, self._template, self._search_ns = image.shape, None, 0
+            self._tracker.reset()
         followed = self._tracker.followed(media_ns)
         if followed is not None and self._template is not None and media_ns < self._detect_ns:
             moved = self._template.find(image, followed)

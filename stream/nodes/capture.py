@@ -35,7 +35,7 @@ def main(runtime: NodeRuntime) -> None:
     """
     spec = runtime.spec
     assert spec.source is not None
-    source = make_source(spec.source, spec.media, runtime.clock, spec.config)
+    source = make_source(spec.source, spec.media, runtime.clock, spec.config, spec.tracks)
     topics = media_topics(spec.media, spec.stream)
     cores: Cores | None = None
     failure: SourceError | ModelError | None = None
@@ -50,7 +50,7 @@ def main(runtime: NodeRuntime) -> None:
             detector = make_detector(spec.config.video)
         runtime.wait_for_subscribers(topics)
         t0_ns = runtime.wait_for_go()
-        cores = Cores(spec.stream, spec.media, detector, t0_ns)
+        cores = Cores(spec.stream, spec.media, detector, t0_ns, spec.config.audio.channels)
         runtime.counters = lambda: cores.counters() | source.counters
         _run(runtime, source, cores, t0_ns, started_again)
     except Stopped:
@@ -80,6 +80,7 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
     if started_again and t0_ns is not None and isinstance(source, FileSource):
         source.seek(runtime.clock.now_ns() - t0_ns)  # what came while the node was away is gone
     stream = runtime.spec.stream
+    delay_ns: int | None = None
     if source.live:
         runtime.heard_ns = runtime.clock.now_ns()
     for item in source.items():
@@ -100,8 +101,13 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
                 item = dataclasses.replace(item, media_ns=item.media_ns - t0_ns)
                 if item.media_ns < 0:  # captured before the run began
                     continue
-            elif _wait(runtime, t0_ns + item.media_end_ns, started_again):
-                continue
+            else:
+                if delay_ns is None:  # somebody began to write into a pipe, or a server to send, only now
+                    late_ns = runtime.clock.now_ns() - t0_ns - item.media_end_ns
+                    delay_ns = max(0, late_ns) if not (started_again or isinstance(source, FileSource)) else 0
+                item = dataclasses.replace(item, media_ns=item.media_ns + delay_ns)
+                if _wait(runtime, t0_ns + item.media_end_ns, started_again):
+                    continue
             steered = _steered(item, t0_ns, runtime.orders.muted.get(stream, ()), runtime.orders.paused.get(stream, ()))
             if steered is None:
                 continue
@@ -110,7 +116,7 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
             if runtime.spec.config.speech.recognizer == "external":
                 runtime.send(Words(stream=stream, words=_on_timeline(item.words, t0_ns or 0)))
             continue
-        for message in cores.push(item):
+        for message in cores.push(item, getattr(source, "delay_ns", 0)):
             runtime.send(message)
 
 
@@ -165,12 +171,14 @@ def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
 class Cores:
     """The cores of the media that a process captures. Each is imported only where it runs, as are its libraries."""
 
-    def __init__(self, stream: str, media: frozenset[Medium], detector: Detector | None, t0_ns: int | None) -> None:
+    def __init__(
+        self, stream: str, media: frozenset[Medium], detector: Detector | None, t0_ns: int | None, channels: str
+    ) -> None:
         self._audio = self._video = None
         if "audio" in media:
             from emostream.stream.cores.audio import AudioCore
 
-            self._audio = AudioCore(stream, t0_ns)
+            self._audio = AudioCore(stream, t0_ns, channels=channels)
         if "video" in media:
             assert detector is not None
             from emostream.stream.cores.video import VideoCore
@@ -178,7 +186,11 @@ class Cores:
             self._video = VideoCore(stream, detector, t0_ns)
         self._count = {"chunks": 0, "frames": 0}
 
-    def push(self, item: AudioChunk | VideoFrame) -> list[Message]:
+    def push(self, item: AudioChunk | VideoFrame, delay_ns: int) -> list[Message]:
+        """``delay_ns``: how long the source held it back; it counts as captured when it was given."""
+        for core in (self._audio, self._video):
+            if core is not None:
+                core.delay_ns = delay_ns
         if isinstance(item, AudioChunk):
             self._count["chunks"] += 1
             return self._audio.push(item) if self._audio is not None else []

@@ -32,10 +32,11 @@ _CAUGHT_UP_S = 0.5
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """All that a node process needs to know. ``inputs``: names of the nodes that it subscribes to; ``source`` and
-    ``media``: of a capture node; ``streams``: by name, the modalities that fusion has to expect; ``t0_ns``: Unix time
-    of media time 0, if the run has begun already (the node is started again); ``run``: its name; ``first``: of fusion's
-    numbers, later ones where it is started again; ``orders``: those so far; ``parent``: the supervisor's process."""
+    """All that a node process needs to know. ``inputs``: names of the nodes that it subscribes to; ``source``,
+    ``media`` and ``tracks``: of a capture node; ``streams``: by name, the modalities that fusion has to expect;
+    ``t0_ns``: Unix time of media time 0, if the run has begun already (the node is started again); ``run``: its name;
+    ``first``: of fusion's numbers, later ones where it is started again; ``orders``: those so far; ``parent``: the
+    supervisor's process."""
 
     kind: Literal["capture", "speech", "fusion"]
     name: str
@@ -46,6 +47,7 @@ class NodeSpec:
     inputs: tuple[str, ...] = ()
     source: SourceSpec | None = None
     media: frozenset[Medium] = frozenset()
+    tracks: str = ""
     streams: tuple[tuple[str, frozenset[str]], ...] = ()
     t0_ns: int | None = None
     run: str = ""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
+from emostream.errors import SourceError
 from emostream.files import user_path
 from emostream.stream.clock import Clock
 from emostream.stream.config import Config, SourceSpec
@@ -13,16 +16,21 @@ from emostream.stream.topics import Medium
 DEMO = Path(__file__).parent / "demo.mp4"
 
 
-def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config: Config) -> Source:
+def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config: Config, tracks: str = "") -> Source:
     """The source that ``spec`` names, not yet opened. It delivers the ``media`` asked for.
 
     At most ``video.fps`` frames a second become images; where frames do not depend on each other, the others are not
-    even decoded.
+    even decoded. ``tracks``: which ones, as in ``tracks.choose``.
     """
     if not spec.is_live:
         from emostream.stream.sources.file import FileSource
 
-        return FileSource(file_path(spec), media, config.video.fps)
+        path = file_path(spec)
+        if not is_regular(path):
+            from emostream.stream.sources.network import Pipe
+
+            return Pipe(path, media, config.video.fps, clock, tracks)
+        return FileSource(path, media, config.video.fps, tracks)
     if spec.kind == "microphone":
         from emostream.stream.sources.microphone import Microphone
 
@@ -34,12 +42,33 @@ def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config
     from emostream.stream.sources.network import LiveSource
 
     timeout_s, allowed_hosts = config.video.open_timeout_s, config.network.allowed_hosts
-    return LiveSource(spec, media, config.video.fps, clock, timeout_s, allowed_hosts)
+    return LiveSource(spec, media, config.video.fps, clock, timeout_s, allowed_hosts, tracks)
 
 
 def file_path(spec: SourceSpec) -> Path:
-    """The file that ``demo`` or ``file:PATH`` names."""
-    return DEMO if spec.kind == "demo" else user_path(spec.location)
+    """The file that ``demo`` or ``file:PATH`` names; ``file:-`` is standard input."""
+    if spec.kind == "demo":
+        return DEMO
+    return Path("/dev/stdin") if spec.location == "-" else user_path(spec.location)
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a path is, or will be refused as, a file that can be opened twice: no FIFO, pipe or device."""
+    return os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)
+
+
+def of_this_process(spec: SourceSpec) -> SourceSpec:
+    """The same source for another process: its standard input and open files are others.
+
+    Raises SourceError where the system has no name for them."""
+    path = file_path(spec) if spec.kind == "file" else None
+    match = path and re.fullmatch(r"/dev/stdin|/(?:dev|proc/self)/fd/([0-9]+)", str(path))
+    if not match:
+        return spec
+    there = f"/proc/{os.getpid()}/fd/{match[1] or 0}"
+    if not os.path.exists(there):
+        raise SourceError(f"{spec}: standard input and open files are sources on Linux alone; make a FIFO: mkfifo")
+    return SourceSpec(f"file:{there}", "file", there)
 
 
 def file_tracks(spec: SourceSpec) -> frozenset[Medium]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.video.reformatter import ColorRange
 
 from emostream.errors import SourceError
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
-from emostream.stream.topics import Medium
+from emostream.stream.sources.picture import upright
+from emostream.stream.sources.timeline import Timeline
+from emostream.stream.sources.tracks import Tracks, frame_rate, packets
 
 log = logging.getLogger(__name__)
 
@@ -45,42 +46,35 @@ class Sampler:
         return int((media_ns + 1_000_000) * self._fps // 1_000_000_000)  # time bases are rounded, to 1 ms at worst
 
 
-def first_track(container: av.container.InputContainer, medium: Medium) -> av.AudioStream | av.VideoStream | None:
-    """The first track of a medium; None if there is none, or none of a codec that this FFmpeg knows."""
-    tracks: Sequence[av.AudioStream | av.VideoStream]
-    tracks = container.streams.audio if medium == "audio" else container.streams.video
-    return tracks[0] if tracks and tracks[0].codec_context is not None else None
-
-
 def decode(
     container: av.container.InputContainer,
-    media: frozenset[Medium],
+    tracks: Tracks,
     fps: float,
-    media_ns_of: Callable[[float], int],
+    media_ns_of: Callable[[float | None], int],
     name: str,
+    timeline: Timeline,
+    live: bool = False,
 ) -> Iterator[AudioChunk | VideoFrame | NoTrack]:
-    """Decode the first track of each medium, in the order of its packets.
+    """Decode the chosen track of each medium, in the order of its packets, on one continuous timeline.
 
-    ``media_ns_of`` maps a time stamp in seconds on the container's clock to media time; ``name`` is for log lines.
-    Damaged packets are skipped, and the log counts them. Raises FFmpegError if reading fails or nothing can be decoded,
-    and SourceError for a sample format that is not supported.
+    ``media_ns_of`` maps a time stamp in seconds on the container's clock to media time, and None, of a ``live`` picture
+    without one, to the present; ``name`` is for log lines. Damaged packets are skipped, and the log counts them. Raises
+    FFmpegError if reading fails or nothing can be decoded, and SourceError for a sample format that is not supported.
     """
-    tracks: list[av.AudioStream | av.VideoStream] = []
-    for medium in sorted(media):
-        track = first_track(container, medium)
+    for medium, track in tracks.items():
         if track is None:
             yield NoTrack(medium)
         else:
-            tracks.append(track)
-    for track in tracks:
-        track.codec_context.thread_count = 1  # several processes share the cores
-    if not tracks:
+            track.codec_context.thread_count = 1  # several processes share the cores
+    chosen = [track for track in tracks.values() if track is not None]
+    if not chosen:
         return
     sampler = Sampler(fps)
-    next_audio_s = 0.0  # start of the next chunk, if it has no time stamp of its own
+    next_s = {"audio": 0.0, "video": 0.0}  # start of the next chunk or picture, if it has no time stamp of its own
+    told_rate = False
     damaged = damaged_in_a_row = 0
     decoded = False
-    for packet in container.demux(tracks):
+    for packet in packets(container, chosen, timeline, live):
         skippable_s = _skippable_s(packet)
         if skippable_s is not None and sampler.is_over(media_ns_of(skippable_s)):
             continue
@@ -97,16 +91,21 @@ def decode(
         damaged_in_a_row = 0
         for frame in frames:
             decoded = True
+            damaged += frame.is_corrupt
             if isinstance(frame, av.AudioFrame):
-                seconds = frame.time if frame.time is not None else next_audio_s
-                next_audio_s = seconds + frame.samples / frame.sample_rate
-                damaged += frame.is_corrupt
+                seconds = frame.time if frame.time is not None else next_s["audio"]
+                next_s["audio"] = seconds + frame.samples / frame.sample_rate
                 yield AudioChunk(_samples(frame, name), frame.sample_rate, media_ns_of(seconds))
-            elif isinstance(frame, av.VideoFrame) and frame.time is not None:
-                damaged += frame.is_corrupt
-                media_ns = media_ns_of(frame.time)
+            elif isinstance(frame, av.VideoFrame):
+                rate = frame_rate(tracks["video"])
+                if frame.time is None and not live and not told_rate:
+                    log.info("%s: its pictures have no times; they are taken to be %g a second", name, rate)
+                    told_rate = True
+                seconds = frame.time if frame.time is not None else next_s["video"]
+                next_s["video"] = seconds + 1 / rate
+                media_ns = media_ns_of(None if live and frame.time is None else seconds)
                 if sampler.wants(media_ns):
-                    yield VideoFrame(_image(frame), media_ns)
+                    yield VideoFrame(upright(frame, tracks["video"]), media_ns)
     if damaged:
         log.warning("%s: %d packets or frames were damaged", name, damaged)
 
@@ -135,28 +134,3 @@ def _skippable_s(packet: av.Packet[Any]) -> float | None:
     if not isinstance(context, av.VideoCodecContext) or not context.codec.intra_only:
         return None
     return None if packet.pts is None or packet.time_base is None else float(packet.pts * packet.time_base)
-
-
-# Video levels to 0 … 255: ITU-R BT.601 has luma from 16 (black) to 235 (white).
-_FROM_VIDEO_LEVELS = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
-
-
-def _image(frame: av.VideoFrame) -> np.ndarray:
-    """Gray image, turned upright if the file says that it was recorded turned (as phones do).
-
-    Luma is the gray image. In the pixel formats of nearly all cameras and files it is a plane of its own; FFmpeg
-    converts the others.
-    """
-    pixels = frame.format
-    if pixels.is_planar and not pixels.is_rgb and pixels.components[0].bits == 8:
-        plane = frame.planes[0]
-        rows: np.ndarray = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        image = rows[: frame.height, : frame.width]
-        if frame.color_range != ColorRange.JPEG and not pixels.name.startswith("yuvj"):
-            import cv2  # only by who decodes pictures: it takes much address space
-
-            image = cv2.LUT(image, _FROM_VIDEO_LEVELS)
-    else:
-        image = frame.to_ndarray(format="gray")
-    quarter_turns = round((frame.rotation or 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, quarter_turns))

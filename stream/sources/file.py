@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+import stat
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 from av.error import FFmpegError
@@ -14,10 +18,17 @@ from av.error import FFmpegError
 from emostream.errors import SourceError
 from emostream.stream.sources.access import input_options
 from emostream.stream.sources.base import GAP_NS, AudioChunk, NoTrack, VideoFrame
-from emostream.stream.sources.decode import OPEN_OPTIONS, decode, first_track
+from emostream.stream.sources.decode import OPEN_OPTIONS, decode
+from emostream.stream.sources.tracks import choose, timeline_of
 from emostream.stream.topics import Medium
 
 log = logging.getLogger(__name__)
+
+
+_WITHOUT_LENGTH = ("aac", "ac3", "eac3", "dts", "mpegvideo", "h264", "hevc", "loas", "amr", "gsm", "truehd")
+_MP3_LENGTH = (b"Xing", b"Info", b"VBRI")  # a header of one of these tells the number of frames
+_FIFO_S = 30.0
+_HEAD_BYTES = 1 << 20  # a cover may come before it
 
 
 class _Bytes:
@@ -27,17 +38,21 @@ class _Bytes:
     FFmpeg expects it, and a failure to read is raised once.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: BinaryIO) -> None:
         self.name = str(path)
-        self._file = path.open("rb")
+        self._file = file
         self._failed = False
+        self.head = b""  # the first bytes read
         self.seekable, self.tell, self.close = self._file.seekable, self._file.tell, self._file.close
 
     def read(self, size: int) -> bytes:
         if self._failed:
             return b""
         try:
-            return self._file.read(size)
+            data = self._file.read(size)
+            if len(self.head) < _HEAD_BYTES:
+                self.head += data
+            return data
         except OSError:
             self._failed = True
             raise
@@ -49,14 +64,42 @@ class _Bytes:
             return -1
 
 
+def open_bytes(path: Path, wait_s: float) -> _Bytes:
+    """A file for PyAV. Of a FIFO, waits ``wait_s`` seconds at most for somebody who writes into it.
+
+    Raises OSError."""
+    if not stat.S_ISFIFO(os.stat(path).st_mode):
+        return _Bytes(path, path.open("rb"))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if not any(event & select.POLLIN for _, event in _polled(poll, wait_s)):
+        os.close(descriptor)
+        raise OSError(None, f"nobody has written into it for {wait_s:g} s")
+    os.set_blocking(descriptor, True)
+    return _Bytes(path, os.fdopen(descriptor, "rb"))
+
+
+def _polled(poll: select.poll, wait_s: float) -> list[tuple[int, int]]:
+    """What a poll gives, once it is more than that nobody has opened the other end yet."""
+    until = time.monotonic() + wait_s
+    while time.monotonic() < until:
+        events = poll.poll(100)
+        if any(event & select.POLLIN for _, event in events):
+            return events
+        time.sleep(0.02)  # POLLHUP comes at once
+    return []
+
+
 class FileSource:
-    """Samples and frames of the ``media`` of a file, at most ``fps`` frames a second, as fast as they are decoded."""
+    """Samples and frames of the ``media`` of a file, at most ``fps`` frames a second, as fast as they are decoded.
+    ``tracks``: which ones, as in ``tracks.choose``."""
 
     live = False
 
-    def __init__(self, path: Path, media: frozenset[Medium], fps: float) -> None:
+    def __init__(self, path: Path, media: frozenset[Medium], fps: float, tracks: str = "") -> None:
         self.name = str(path)
-        self._path, self._media, self._fps = path, media, fps
+        self._path, self._media, self._fps, self._wanted = path, media, fps, tracks
         self.counters: Counter[str] = Counter()
         self._file: _Bytes | None = None
         self._container: av.container.InputContainer | None = None
@@ -67,7 +110,7 @@ class FileSource:
         if os.path.isdir(self._path):
             raise SourceError(f"{self._path}: is a folder, not a media file")
         try:
-            self._file = _Bytes(self._path)
+            self._file = open_bytes(self._path, _FIFO_S)
             self._container = av.open(self._file, options=input_options(), **OPEN_OPTIONS)
         except FFmpegError as error:
             self.close()
@@ -83,12 +126,20 @@ class FileSource:
         """The media of the opened file, whichever were asked for."""
         assert self._container is not None
         media: tuple[Medium, ...] = ("audio", "video")
-        return frozenset(medium for medium in media if first_track(self._container, medium) is not None)
+        chosen = choose(self._container, media, self._wanted, self.name, tell=False)
+        return frozenset(medium for medium, track in chosen.items() if track is not None)
 
     @property
     def length_s(self) -> float:
         """Length according to the opened file's header; 0 if it has none."""
         return (self._container.duration or 0) / av.time_base if self._container is not None else 0.0
+
+    @property
+    def _is_estimated(self) -> bool:
+        """Whether FFmpeg has only guessed the length, from the size and the bit rate of what came first."""
+        assert self._container is not None and self._file is not None
+        kind = self._container.format.name
+        return kind in _WITHOUT_LENGTH or (kind == "mp3" and not any(mark in self._file.head for mark in _MP3_LENGTH))
 
     def seek(self, media_ns: int) -> None:
         """Let ``items`` begin at a place from which this time can be decoded, if the file has such places; else it
@@ -105,9 +156,15 @@ class FileSource:
         assert container is not None
         start_s = (container.start_time or 0) / av.time_base
         end_ns = dict.fromkeys(self._media & self.tracks(), 0)
+
+        def media_ns_of(seconds: float | None) -> int:
+            return round(((seconds or 0.0) - start_s) * 1e9)
+
         gaps: list[tuple[int, int]] = []  # in the sound: from when to when
+        timeline = timeline_of(container, self.name)
         try:
-            for item in decode(container, self._media, self._fps, lambda t: round((t - start_s) * 1e9), self.name):
+            tracks = choose(container, self._media, self._wanted, self.name)
+            for item in decode(container, tracks, self._fps, media_ns_of, self.name, timeline):
                 if isinstance(item, AudioChunk) and 0 < end_ns["audio"] < item.media_ns - GAP_NS:
                     gaps.append((end_ns["audio"], item.media_ns))
                 if not isinstance(item, NoTrack):
@@ -124,7 +181,8 @@ class FileSource:
         if end_ns.get("audio") == 0:
             log.warning("%s: its audio track is empty", self.name)
         end_s = max(end_ns.values(), default=0) / 1e9
-        if end_s < self.length_s - max(0.5, 0.1 * self.length_s):
+        self.counters["time_jumps"] = timeline.jumps
+        if not timeline.jumps and not self._is_estimated and end_s < self.length_s - max(0.5, 0.1 * self.length_s):
             log.warning(
                 "%s: ended after %.1f of its %.1f s; it is cut short or damaged", self.name, end_s, self.length_s
             )

@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import av
@@ -19,16 +20,80 @@ from emostream.stream.config import SourceSpec
 from emostream.stream.sources.access import input_options
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import OPEN_OPTIONS, decode
+from emostream.stream.sources.file import open_bytes
+from emostream.stream.sources.tracks import choose, timeline_of
 from emostream.stream.sources.web import Body, Web, format_of
 from emostream.stream.topics import Medium
 
 log = logging.getLogger(__name__)
 
-_QUEUE = 200  # items between the reading thread and the node: a second or two, then the oldest are dropped
-_REANCHOR_NS = 1_000_000_000  # a source whose own clock jumps by more than this is anchored again
+_QUEUE = 200  # items between the reading thread and the node: a second or two, then the oldest are dropped …
+_LONGEST_QUEUE = 3000  # … unless they are held back
 _SETTLE_NS = 1_000_000_000  # after opening, in which everything is thrown away
 _IDLE_S = 0.1
-_BACKOFF_S = (0.25, 0.5, 1.0, 2.0)
+_FULL_S = 0.02
+_BACKOFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+_LASTED_NS = 10_000_000_000  # a source that was there for so long is opened again at once
+_BY_ARRIVAL = ("mpjpeg", "mjpeg")  # FFmpeg takes each of their pictures for 1/25 s
+
+
+class Arrival:
+    """Capture times of what comes with time stamps: a stamp is moved by the least delay that was seen.
+
+    So what comes in bursts (HLS: a segment at a time) keeps its own times, a segment late. If for 10 s everything came
+    two seconds later than before, it is the source that is later now.
+    """
+
+    WINDOW_NS, LATER_NS = 10_000_000_000, 2_000_000_000
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset_ns: int | None = None  # our clock minus the source's
+        self._least_ns = 0  # in the window that began at ``_since_ns``
+        self._since_ns = 0
+
+    def media_ns(self, seconds: float | None) -> int:
+        """Unix time of a stamp; of None, the present."""
+        now_ns = self._clock.now_ns()
+        if seconds is None:
+            return now_ns
+        stamp_ns = round(seconds * 1e9)
+        off_ns = now_ns - stamp_ns
+        if self._offset_ns is None:
+            self._offset_ns, self._least_ns, self._since_ns = off_ns, off_ns, now_ns
+        self._offset_ns = min(self._offset_ns, off_ns)  # nothing arrives before it was captured
+        self._least_ns = min(self._least_ns, off_ns)
+        if now_ns - self._since_ns > self.WINDOW_NS:
+            if self._least_ns > self._offset_ns + self.LATER_NS:
+                self._offset_ns = self._least_ns
+            self._least_ns, self._since_ns = off_ns, now_ns
+        return stamp_ns + self._offset_ns
+
+    def arrived(self, end_ns: int) -> None:
+        """What ends at this time is here now."""
+        assert self._offset_ns is not None
+        self._offset_ns += min(0, self._clock.now_ns() - end_ns)
+
+
+class Smoother:
+    """How long to hold back what arrives, so that what comes in bursts is given at an even pace: as long as the latest
+    of the last ten seconds was late; not at all where that is a moment."""
+
+    BUCKET_NS, BUCKETS, LEAST_NS, MOST_NS = 2_500_000_000, 4, 300_000_000, 15_000_000_000
+
+    def __init__(self) -> None:
+        self._latest: deque[int] = deque([0], maxlen=self.BUCKETS)  # by bucket of time
+        self._since_ns = 0
+        self.delay_ns = 0
+
+    def push(self, late_ns: int, now_ns: int) -> None:
+        """Something came, so late."""
+        if now_ns - self._since_ns > self.BUCKET_NS:
+            self._since_ns = now_ns
+            self._latest.append(0)
+        self._latest[-1] = max(self._latest[-1], late_ns)
+        most_ns = max(self._latest)
+        self.delay_ns = min(most_ns, self.MOST_NS) if most_ns > self.LEAST_NS else 0
 
 
 class LiveSource:
@@ -40,10 +105,15 @@ class LiveSource:
     it with the least delay sets the offset between the source's clock and ours. So capture times of a network source
     are estimates: they leave out the least delay of the transport, and may contain its jitter.
 
-    ``allowed_hosts``: other hosts that an ``http`` or ``https`` source may lead to, by a redirect or a playlist.
-    """
+    Not everything at a URL is live: a file that a server has, and a playlist that has ended, are read once, from their
+    start to their end, as files are; then ``live`` is False once it is open. So is a pipe (``Pipe``).
 
-    live = True
+    What comes in bursts, as HLS does a segment at a time, is given at an even pace, ``delay_ns`` late; else a gap
+    between two bursts would look like the end of a sentence.
+
+    ``allowed_hosts``: other hosts that an ``http`` or ``https`` source may lead to, by a redirect or a playlist.
+    ``tracks``: which ones, as in ``tracks.choose``.
+    """
 
     def __init__(
         self,
@@ -53,16 +123,18 @@ class LiveSource:
         clock: Clock,
         timeout_s: float,
         allowed_hosts: Collection[str] = (),
+        tracks: str = "",
     ) -> None:
         self.name = str(spec)
-        self._spec, self._allowed_hosts = spec, allowed_hosts
+        self.live = True
+        self._spec, self._allowed_hosts, self._wanted = spec, allowed_hosts, tracks
         self._web: Web | None = None  # of an http or https source
         self._media, self._fps, self._clock, self._timeout_s = media, fps, clock, timeout_s
-        self._queue: deque[AudioChunk | VideoFrame | NoTrack] = deque(maxlen=_QUEUE)
+        self._queue: deque[AudioChunk | VideoFrame | NoTrack] = deque()
         self._arrived = threading.Event()
         self._closing = threading.Event()
-        self._offset_ns = 0  # our clock minus the source's
-        self._anchored = False
+        self._ended = threading.Event()
+        self._smoother = Smoother()
         self.counters: Counter[str] = Counter()
 
     def open(self) -> None:
@@ -72,11 +144,28 @@ class LiveSource:
     def items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack | None]:
         while not self._closing.is_set():
             if self._queue:
-                yield self._queue.popleft()
+                if (early_ns := self._early_ns(self._queue[0])) > 0:
+                    self._closing.wait(min(early_ns / 1e9, _IDLE_S))
+                    yield None
+                else:
+                    yield self._queue.popleft()
                 continue
+            if self._ended.is_set() and not self._queue:
+                return
             self._arrived.clear()
-            if not self._queue and not self._arrived.wait(_IDLE_S):
+            if not self._queue and not self._ended.is_set() and not self._arrived.wait(_IDLE_S):
                 yield None
+
+    @property
+    def delay_ns(self) -> int:
+        """How long everything is held back at present."""
+        return self._smoother.delay_ns
+
+    def _early_ns(self, item: AudioChunk | VideoFrame | NoTrack) -> int:
+        """How long an item is to be held back yet."""
+        if not self.live or not self.delay_ns or isinstance(item, NoTrack):
+            return 0
+        return item.media_end_ns + self.delay_ns - self._clock.now_ns()
 
     def close(self) -> None:
         self._closing.set()
@@ -118,9 +207,47 @@ class LiveSource:
             body.close()
             raise web.failure or error from error
         web.limit_time(None)
+        is_playlist = container.format.name.startswith(("hls", "applehttp"))
+        self.live = container.duration is None if is_playlist else not body.is_file
         return container
 
-    def _read(self, container: av.container.InputContainer | None) -> None:
+    def _read(self, container: av.container.InputContainer) -> None:
+        if self.live:
+            self._follow(container)
+        else:
+            self._read_once(container)
+
+    def _read_once(self, container: av.container.InputContainer) -> None:
+        """Read a recording, no faster than the node takes it."""
+        start_s = (container.start_time or 0) / av.time_base
+
+        def media_ns(seconds: float | None) -> int:
+            return round(((seconds or 0.0) - start_s) * 1e9)
+
+        try:
+            tracks = choose(container, self._media, self._wanted, self.name)
+            timeline = timeline_of(container, self.name)
+            for item in decode(container, tracks, self._fps, media_ns, self.name, timeline):
+                while len(self._queue) >= _QUEUE and not self._closing.wait(_FULL_S):
+                    pass
+                self._queue.append(item)
+                self._arrived.set()
+                if self._closing.is_set():
+                    break
+            failure: Exception | None = self._web.failure if self._web is not None else None
+        except (FFmpegError, OSError, SourceError) as error:
+            failure = error
+        except Exception as error:  # nobody would notice the end of this thread
+            log.debug("%s", traceback.format_exc())
+            failure = OSError(None, f"{type(error).__name__}: {error}")
+        if failure is not None and not self._closing.is_set():
+            log.error("%s: reading ended early (%s)", self.name, getattr(failure, "strerror", None) or failure)
+        container.close()
+        self._ended.set()
+        self._arrived.set()
+
+    def _follow(self, container: av.container.InputContainer | None) -> None:
+        """Read a live source, and open it again whenever it goes away."""
         attempt = 0
         while not self._closing.is_set():
             if container is None:
@@ -131,30 +258,13 @@ class LiveSource:
                 except SourceError as error:
                     log.debug("%s", error)
                     continue
+                self.live = True  # it was before
                 self.counters["reopened"] += 1
                 log.warning("%s is back", self.name)
-            self._anchored = False
-            settled_ns = self._clock.now_ns() + _SETTLE_NS
-            why = "it ended"
-            try:
-                for item in decode(container, self._media, self._fps, self._media_ns, self.name):
-                    attempt = 0
-                    now_ns = self._clock.now_ns()
-                    if now_ns < settled_ns and not isinstance(item, NoTrack):
-                        self._offset_ns += min(0, now_ns - item.media_end_ns)  # nothing arrives before it was captured
-                        continue
-                    self.counters["source_dropped"] += len(self._queue) == _QUEUE  # appending drops the oldest
-                    self._queue.append(item)
-                    self._arrived.set()
-                    if self._closing.is_set():
-                        break
-            except av.error.ExitError:  # PyAV's time-out
-                why = f"nothing came for {self._timeout_s:g} s"
-            except (FFmpegError, OSError) as error:
-                why = error.strerror or str(error)
-            except Exception as error:  # nobody would notice the end of this thread
-                why = f"{type(error).__name__}: {error}"
-                log.debug("%s", traceback.format_exc())
+            opened_ns = self._clock.now_ns()
+            why = self._deliver(container, opened_ns)
+            if self._clock.now_ns() - opened_ns > _LASTED_NS:
+                attempt = 0
             container.close()
             container = None
             if self._web is not None and self._web.failure is not None:
@@ -162,11 +272,59 @@ class LiveSource:
             if not self._closing.is_set():
                 log.warning("%s went away (%s); opening it again", self.name, why)
 
-    def _media_ns(self, seconds: float) -> int:
-        stamp, now = round(seconds * 1e9), self._clock.now_ns()
-        if not self._anchored or abs(now - self._offset_ns - stamp) > _REANCHOR_NS:
-            self._offset_ns, self._anchored = now - stamp, True
-        return stamp + self._offset_ns
+    def _deliver(self, container: av.container.InputContainer, opened_ns: int) -> str:
+        """Queue what comes until the source goes away; returns why it did."""
+        arrival, self._smoother = Arrival(self._clock), Smoother()
+        by_arrival = container.format.name in _BY_ARRIVAL
+
+        def media_ns(seconds: float | None) -> int:
+            return arrival.media_ns(None if by_arrival else seconds)
+
+        try:
+            tracks = choose(container, self._media, self._wanted, self.name)
+            timeline = timeline_of(container, self.name, live=True)
+            for item in decode(container, tracks, self._fps, media_ns, self.name, timeline, live=True):
+                self.counters["time_jumps"] += timeline.jumps - self.counters["time_jumps"]
+                if not isinstance(item, NoTrack) and self._clock.now_ns() < opened_ns + _SETTLE_NS:
+                    if not by_arrival:
+                        arrival.arrived(item.media_end_ns)
+                    continue
+                if not isinstance(item, NoTrack):
+                    self._smoother.push(self._clock.now_ns() - item.media_end_ns, self._clock.now_ns())
+                while len(self._queue) >= (_LONGEST_QUEUE if self.delay_ns else _QUEUE):
+                    self._queue.popleft()
+                    self.counters["source_dropped"] += 1
+                self._queue.append(item)
+                self._arrived.set()
+                if self._closing.is_set():
+                    break
+        except av.error.ExitError:  # PyAV's time-out
+            return f"nothing came for {self._timeout_s:g} s"
+        except (FFmpegError, OSError) as error:
+            return error.strerror or str(error)
+        except Exception as error:  # nobody would notice the end of this thread
+            log.debug("%s", traceback.format_exc())
+            return f"{type(error).__name__}: {error}"
+        return "it ended"
+
+
+class Pipe(LiveSource):
+    """A FIFO, a device or another path that is no regular file: read once, and never opened twice."""
+
+    WAIT_S = 30.0  # for somebody who writes
+
+    def __init__(self, path: Path, media: frozenset[Medium], fps: float, clock: Clock, tracks: str = "") -> None:
+        super().__init__(SourceSpec(str(path), "file", str(path)), media, fps, clock, 0.0, (), tracks)
+        self._path = path
+
+    def _open(self) -> av.container.InputContainer:
+        self.live = False
+        try:
+            file = open_bytes(self._path, self.WAIT_S)
+            container: av.container.InputContainer = av.open(file, options=input_options(), **OPEN_OPTIONS)
+        except (FFmpegError, OSError) as error:
+            raise SourceError(f"{self.name}: cannot be read ({error.strerror})") from error
+        return container
 
 
 def _camera(index: str) -> tuple[str, str]:

@@ -51,6 +51,8 @@ class Body:
         self._length = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
         self._seekable = self._length is not None and headers.get("Accept-Ranges") == "bytes" and end is None
         self._is_playlist = False
+        is_stream = any(name.lower().startswith("icy-") for name in headers)
+        self.is_file = self._length is not None and not is_stream  # with an end, at which it is over
 
     def read(self, size: int) -> bytes:
         """What has come, at most ``size`` bytes; waits for the first one. Empty at the end."""

@@ -1,0 +1,159 @@
+"""Which tracks of a container are used, and their packets with times that do not jump."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import av
+
+from emostream.stream.sources.timeline import Timeline
+from emostream.stream.topics import Medium
+
+log = logging.getLogger(__name__)
+
+Track = av.AudioStream | av.VideoStream
+Tracks = Mapping[Medium, Any]  # an AudioStream, a VideoStream or None
+
+_TS_DISCONT = 0x0200  # AVFMT_TS_DISCONT of libavformat
+_HOLD_S = {"audio": 0.5, "video": 0.8}  # a gap from this length on is looked at: is it one bad time stamp?
+_SURE_S, _MOST_HELD = 0.5, 60
+
+
+def choose(
+    container: av.container.InputContainer, media: Iterable[Medium], wanted: str, name: str, tell: bool = True
+) -> dict[Medium, Any]:
+    """The track of each medium; None if there is none that this FFmpeg can decode.
+
+    ``wanted``: such as "audio:2,video:1" or "audio:deu", a number from 1 on or a language; else it is the one that the
+    container marks as default, else the first. Attached pictures (covers) are none. Where there are several, a line
+    says which one was taken, if ``tell``.
+    """
+    asked = dict(part.strip().split(":", 1) for part in wanted.split(",") if part.strip())
+    return {medium: _choose(container, medium, asked.get(medium, ""), name, tell) for medium in sorted(media)}
+
+
+def _choose(container: av.container.InputContainer, medium: Medium, asked: str, name: str, tell: bool) -> Any:
+    streams: Sequence[Any] = container.streams.audio if medium == "audio" else container.streams.video
+    tracks = [track for track in streams if not track.disposition & av.stream.Disposition.attached_pic]
+    usable = [track for track in tracks if track.codec_context is not None]
+    if not usable:
+        return None
+    default = [track for track in usable if track.disposition & av.stream.Disposition.default]
+    taken = (default or usable)[0]
+    if asked:
+        matching = [track for track in usable if _is(track, tracks.index(track) + 1, asked)]
+        if matching:
+            taken = matching[0]
+        elif tell:
+            log.warning("%s: has no %s track %s that can be decoded; taking another", name, medium, asked)
+    if len(tracks) > 1 and tell:
+        others = ", ".join(_words(track, i + 1) for i, track in enumerate(tracks))
+        log.info("%s: %s track %d of %d is used (%s)", name, medium, tracks.index(taken) + 1, len(tracks), others)
+    return taken
+
+
+def _is(track: Any, number: int, asked: str) -> bool:
+    if asked.isdigit():
+        return number == int(asked)
+    language = (track.language or "").lower()
+    return language == asked.lower() or (len(asked) == 2 and language.startswith(asked.lower()))
+
+
+def _words(track: Any, number: int) -> str:
+    codec = track.codec_context.name if track.codec_context is not None else "cannot be decoded"
+    return " ".join(filter(None, (str(number), codec, track.language)))
+
+
+def frame_rate(track: Any) -> float:
+    """Pictures a second, as far as the pictures themselves or the container tell."""
+    rate = track.codec_context.framerate or track.guessed_rate or track.average_rate  # FFmpeg takes 25 where none is
+    return float(rate) if rate and 0.1 <= rate <= 1000 else 25.0
+
+
+def packets(
+    container: av.container.InputContainer, chosen: Sequence[Any], timeline: Timeline, live: bool
+) -> Iterator[av.Packet[Any]]:
+    """The packets of the chosen tracks, on the timeline. The others tell where that is too, so that it is the same
+    whichever tracks are decoded."""
+    holds: dict[int, list[av.Packet[Any]]] = {}
+    indices = {track.index for track in chosen}
+    streams = [*container.streams.audio, *container.streams.video]
+    for packet in container.demux([stream for stream in streams if stream.codec_context is not None]):
+        index, time_s = packet.stream.index, _time_s(packet)
+        if time_s is None:
+            if packet.size == 0 and index in holds:  # the end: what is held back comes before the decoder is emptied
+                yield from _move(timeline, holds.pop(index))
+            if index in indices:
+                yield packet
+            continue
+        held = holds.get(index)
+        if held is not None:
+            goes_on = _goes_on(held, time_s)
+            if goes_on and not _is_sure(held):
+                held.append(packet)
+                continue
+            expected_s = timeline.expected_s(index)
+            if not goes_on and expected_s is not None and _is_back(held, time_s, expected_s):
+                _restamp(held, expected_s)  # there was no gap, but a bad time stamp
+            yield from (each for each in _move(timeline, holds.pop(index)) if index in indices)
+        if not live and timeline.is_gap(index, time_s, _HOLD_S[packet.stream.type]):
+            holds[index] = [packet]
+            continue
+        yield from (each for each in _move(timeline, [packet]) if index in indices)
+
+
+def timeline_of(container: av.container.InputContainer, name: str, live: bool = False) -> Timeline:
+    """A new timeline for a container."""
+    return Timeline(name, jumps=bool(container.format.flags & _TS_DISCONT) or live)
+
+
+def _time_s(packet: av.Packet[Any]) -> float | None:
+    """In decoding order, in which the times of pictures grow too."""
+    stamp = packet.dts if packet.dts is not None else packet.pts
+    return None if stamp is None or packet.time_base is None else float(stamp * packet.time_base)
+
+
+def _length_s(packet: av.Packet[Any]) -> float:
+    if packet.duration and packet.time_base:
+        return float(packet.duration * packet.time_base)
+    return 1 / frame_rate(packet.stream) if packet.stream.type == "video" else 0.02
+
+
+def _goes_on(held: list[av.Packet[Any]], time_s: float) -> bool:
+    last_s = _time_s(held[-1])
+    return last_s is not None and abs(time_s - last_s - _length_s(held[-1])) < _SURE_S
+
+
+def _is_sure(held: list[av.Packet[Any]]) -> bool:
+    return len(held) >= _MOST_HELD or sum(map(_length_s, held)) >= _SURE_S
+
+
+def _is_back(held: list[av.Packet[Any]], time_s: float, expected_s: float) -> bool:
+    """Whether times are again where they would be without those that are held back."""
+    return min(abs(time_s - expected_s), abs(time_s - expected_s - sum(map(_length_s, held)))) < _SURE_S
+
+
+def _restamp(held: list[av.Packet[Any]], start_s: float) -> None:
+    for packet in held:
+        time_s = _time_s(packet)
+        if time_s is not None:
+            _shift(packet, start_s - time_s)
+        start_s += _length_s(packet)
+
+
+def _shift(packet: av.Packet[Any], seconds: float) -> None:
+    assert packet.time_base is not None
+    ticks = round(seconds / packet.time_base)
+    for name in ("pts", "dts"):
+        if getattr(packet, name) is not None:
+            setattr(packet, name, getattr(packet, name) + ticks)
+
+
+def _move(timeline: Timeline, moved: Iterable[av.Packet[Any]]) -> Iterator[av.Packet[Any]]:
+    for packet in moved:
+        time_s = _time_s(packet)
+        if time_s is not None and (shift_s := timeline.shift_s(packet.stream.index, time_s, _length_s(packet))):
+            _shift(packet, shift_s)
+        yield packet
