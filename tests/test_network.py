@@ -137,11 +137,11 @@ def test_an_unexpected_error_of_the_decoder_opens_the_source_again(monkeypatch, 
     sender = Sender(port := free_udp_port())
     real, calls = network.decode, []
 
-    def decode(*arguments):
+    def decode(*arguments, **options):
         calls.append(len(calls))
         if calls[-1] == 0:
             raise KeyError("s64")
-        yield from real(*arguments)
+        yield from real(*arguments, **options)
 
     monkeypatch.setattr(network, "decode", decode)
     source = LiveSource(SourceSpec.parse(f"udp://127.0.0.1:{port}"), frozenset({"audio"}), 10, SystemClock(), 2)

@@ -195,12 +195,14 @@ class LiveSource:
         )
         return container
 
-    def _opened_web(self, url: str) -> av.container.InputContainer:
+    def _opened_web(self, url: str, whole: bool = False) -> av.container.InputContainer:
+        """``whole``: what FFmpeg reads to find out what it is must not be thrown away, as it is of live sources."""
         self._web = web = Web(url, self.name, self._allowed_hosts, self._timeout_s)
         web.limit_time(self._timeout_s)
         body = Body(web, web.url)
-        options = {"fflags": "nobuffer", "http_persistent": "0", "http_multiple": "0"}
-        options |= input_options(self._spec.scheme)
+        options = {"http_persistent": "0", "http_multiple": "0"} | input_options(self._spec.scheme)
+        if not (whole or body.is_file):
+            options["fflags"] = "nobuffer"
         try:
             container = self._opened(body, format_of(body), options, io_open=web.open)
         except BaseException as error:
@@ -209,6 +211,9 @@ class LiveSource:
         web.limit_time(None)
         is_playlist = container.format.name.startswith(("hls", "applehttp"))
         self.live = container.duration is None if is_playlist else not body.is_file
+        if is_playlist and not (self.live or whole):
+            container.close()
+            return self._opened_web(url, whole=True)
         return container
 
     def _read(self, container: av.container.InputContainer) -> None:
