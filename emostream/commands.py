@@ -43,6 +43,7 @@ def _script(module: str, function: str) -> Callable[[], None]:
 
     def script() -> None:
         _note_ctrl_c()
+        _print_anything()
         code = exit_code(command)
         if callable(signal.getsignal(signal.SIGINT)):  # Python's own end takes a while, and would print a traceback
             signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
@@ -54,13 +55,20 @@ def _script(module: str, function: str) -> Callable[[], None]:
 stream_run = _script("stream.cli", "run")
 stream_listen = _script("stream.cli", "listen")
 stream_health = _script("stream.cli", "health")
-stream_label = _script("stream.cli", "label")
+stream_label = _script("stream.label_command", "label")
 stream_doctor = _script("stream.cli", "doctor")
 stream_models = _script("stream.cli", "models")
 stream_keys = _script("stream.cli", "keys")
 stream_ctl = _script("stream.ctl", "ctl")
 stream_engines = _script("engines.commands.main", "main")
 stream_train = _script("train.commands.main", "main")
+
+
+def _print_anything() -> None:
+    """What a terminal's encoding lacks is replaced, in names of files above all: no reason to end."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):  # None, where there is no terminal
+            output.reconfigure(errors="replace")
 
 
 _stopped = False  # whether Ctrl-C came

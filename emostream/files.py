@@ -50,6 +50,11 @@ def user_path(path: str | Path) -> Path:
         raise ConfigError(f"{path}: this user has no home folder; write the whole path, or set HOME") from error
 
 
+def printable(text: str | Path) -> str:
+    """A name as text that can be written anywhere: bytes of it that are not UTF-8 are replaced."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def cache_folder() -> Path:
     """Where this user's models and engines are kept. Raises ConfigError where the user has no home folder."""
     return _folder_of_user(platformdirs.user_cache_path, "XDG_CACHE_HOME")

@@ -1,12 +1,10 @@
-"""The commands ``stream-run``, ``stream-listen``, ``stream-health``, ``stream-label``, ``stream-doctor``,
-``stream-models`` and ``stream-keys``."""
+"""The commands ``stream-run``, ``stream-listen``, ``stream-health``, ``stream-doctor``, ``stream-models`` and
+``stream-keys``."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
 import os
 import re
 import shlex
@@ -15,10 +13,10 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from emostream.commands import make_parser
-from emostream.errors import ConfigError, EmostreamError, SourceError
+from emostream.errors import ConfigError, EmostreamError
 from emostream.stream.config import SOURCE_HELP, Config, load_config
 from emostream.stream.limits import no_core_dumps
 
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from emostream.stream.keys import Keys
 
 
-def _add_config_options(parser: argparse.ArgumentParser) -> None:
+def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: built-in settings)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting; may be repeated"
@@ -40,7 +38,7 @@ def _add_key_option(parser: argparse.ArgumentParser) -> None:
 def run() -> int:
     """stream-run: the live pipeline."""
     parser = make_parser("stream-run", "Label utterances of live streams or files.")
-    _add_config_options(parser)
+    add_config_options(parser)
     parser.add_argument(
         "--stream",
         action="append",
@@ -206,82 +204,6 @@ def health() -> int:
     return 1
 
 
-def label() -> int:
-    """stream-label: label files as fast as the machine goes."""
-    from emostream.stream.output import open_labels, resume_labels
-
-    parser = make_parser("stream-label", "Label the utterances of media files, as fast as the machine goes.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument(
-        "--out", type=Path, metavar="LABELS.jsonl", help="write labels as JSON lines, in place of that file"
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the file that --out names: leave out recordings (told apart by file name) that it has "
-        "labels of, but for the last of these",
-    )
-    _add_config_options(parser)
-    options = parser.parse_args()
-    if options.resume and not options.out:
-        parser.error("--resume is for the file that --out names")
-    config = load_config(options.config, options.set)
-    logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
-    files: list[Path] = options.files
-    with contextlib.ExitStack() as stack:
-        out = None
-        if options.resume:
-            out, done = resume_labels(options.out, [path.name for path in files])
-            stack.enter_context(out)
-            files = [path for path in files if path.name not in done]
-            if done:
-                print(f"note: {options.out} has the labels of {len(done)} of them already", file=sys.stderr)
-        elif options.out:
-            out = stack.enter_context(open_labels(options.out))
-        failed = _label_files(config, files, out)
-    return 1 if failed else 0
-
-
-def _label_files(config: Config, files: list[Path], out: BinaryIO | None) -> int:
-    """Label files one after another; returns how many could not be read."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    from emostream.stream.label import Labeller
-    from emostream.stream.messages import encode_emotion
-    from emostream.stream.view import plain_line
-
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    failed = 0
-    with (
-        Labeller(config) as labeller,
-        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress,
-    ):
-        task = progress.add_task("labelling", total=len(files))
-        for done, path in enumerate(files):
-            progress.update(task, description=path.name, completed=done)
-
-            def show_part(part: float, done: int = done) -> None:
-                progress.update(task, completed=done + part)
-
-            labels = 0
-            try:
-                for emotion in labeller.label(path, show_part):
-                    labels += 1
-                    if out is not None:
-                        out.write(encode_emotion(emotion) + b"\n")
-                    print(plain_line(emotion), flush=True)
-                if out is not None:
-                    out.flush()
-                if not labels:
-                    print(f"note: {path}: no utterance in it", file=sys.stderr)
-            except SourceError as error:
-                failed += 1
-                print(f"error: {error}", file=sys.stderr)
-    return failed
-
-
 def doctor() -> int:
     """stream-doctor: devices, models, backends, versions, and how to mend what is missing."""
     make_parser("stream-doctor", "Show what this machine has for a run, and how to get what is missing.").parse_args()
@@ -365,7 +287,7 @@ def keys() -> int:
     revoke.add_argument("client", metavar="NAME_OR_KEY")
     listed = commands.add_parser("list", help="print who is allowed")
     for command in (new, show, allow, revoke, listed):
-        _add_config_options(command)
+        add_config_options(command)
     options = parser.parse_args()
     folder = Keys(load_config(options.config, options.set).bus.keys)
     if options.command == "allow":

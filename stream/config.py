@@ -17,11 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from emostream.engines.backend import BACKENDS
 from emostream.errors import ConfigError, SourceError
 from emostream.stream import prior as priors
+from emostream.stream.places import rebase
 from emostream.stream.topics import Medium
 
 _SOURCE = re.compile(
     r"demo|file:.+|microphone(:.+)?|camera(:.+)?|zmq:.+|(?P<scheme>rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+"
 )
+_PATH = re.compile(r"(?!.*://)(?:.*/.*|.+\.[A-Za-z0-9]{2,4})", re.DOTALL)
 SOURCE_HELP = (
     "demo, file:PATH, microphone[:NAME or INDEX], camera[:N], zmq:ENDPOINT or a URL (rtsp://, http://, udp://, …)"
 )
@@ -60,6 +62,8 @@ class SourceSpec:
     def parse(cls, text: str) -> SourceSpec:
         """Raises ValueError if ``text`` does not name a source."""
         match = _SOURCE.fullmatch(text)
+        if match is None and (os.path.isfile(text) or _PATH.fullmatch(text)):  # a plain path
+            return cls(text, "file", text)
         if match is None:
             raise ValueError(f"is no source; use {SOURCE_HELP}")
         if match["scheme"]:
@@ -325,7 +329,7 @@ def load_config(
     if path is not None:
         where = str(path)
         try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
         except RecursionError as error:
@@ -334,6 +338,7 @@ def load_config(
             ValueError
         ) as error:  # TOMLDecodeError, bytes that are no UTF-8, a number of 5,000 digits, a NUL in the path
             raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        rebase(data, Path(path).parent)
     for change in changes:
         _set(data, change)
     if streams:

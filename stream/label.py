@@ -12,7 +12,7 @@ import numpy as np
 
 from emostream.engines.bundle import open_bundle
 from emostream.errors import SourceError
-from emostream.files import user_path
+from emostream.files import printable, user_path
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config, as_config
 from emostream.stream.cores.audio import AudioCore
@@ -71,7 +71,7 @@ class Labeller:
         source = FileSource(path, frozenset({"audio", "video"}), self._config.video.fps, tracks)
         source.open()
         try:
-            yield from self._label(source, path.name, progress)
+            yield from self._label(source, printable(path), progress)
         finally:
             source.close()
 

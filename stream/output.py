@@ -105,7 +105,7 @@ def resume_labels(path: Path, names: Sequence[str]) -> tuple[BinaryIO, set[str]]
     labels are removed too, and it is to be labelled again. Raises ConfigError.
     """
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ConfigError(f"--resume tells recordings apart by the names of their files; twice: {', '.join(twice)}")
+        raise ConfigError(f"--resume tells recordings apart by their paths; twice: {', '.join(twice)}")
     if not path.exists():
         return open_labels(path), set()
     if not path.is_file():

@@ -15,6 +15,7 @@ from emostream.stream.bus import BusObserver, Context, bind_xpub
 from emostream.stream.gate import Gate
 from emostream.stream.keys import Keys
 from emostream.stream.messages import Emotion, encode_emotion
+from emostream.stream.topics import closed_topic
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class EmotionPublisher:
         payload = encode_emotion(message)
         if not self.forward(message.topic, payload):
             self.counters["not_published"] += 1
+        self.forward(closed_topic(message.kind, message.stream), payload)
         if self._observer is not None:
             self._observer.end()
         return payload

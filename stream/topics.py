@@ -39,6 +39,11 @@ def emotion_topic(kind: Literal["utterance", "window"], stream: str) -> str:
     return f"{EMOTION}{kind}.{stream}"
 
 
+def closed_topic(kind: Literal["utterance", "window"], stream: str) -> str:
+    """The same topic as of version 2: it ends, so that a subscription to ``desk`` is not one to ``desk2`` too."""
+    return f"emotion/{kind}/{stream}/"
+
+
 def health_topic(node: str) -> str:
     """Topic of a node's heartbeats."""
     return f"health.{node}"

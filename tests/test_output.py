@@ -117,7 +117,7 @@ def test_what_cannot_be_resumed_is_left_as_it_is(tmp_path):
     with pytest.raises(ConfigError, match="is left as it is: line 1 is no label"):
         resume_labels(path, ["a.wav"])
     assert path.read_text() == "{}\nmy notes\n"
-    with pytest.raises(ConfigError, match=r"by the names of their files; twice: a\.wav"):
+    with pytest.raises(ConfigError, match=r"by their paths; twice: a\.wav"):
         resume_labels(path, ["a.wav", "b.wav", "a.wav"])
     with pytest.raises(ConfigError, match="is no file"):
         resume_labels(tmp_path, ["a.wav"])

@@ -197,6 +197,16 @@ def test_an_mp3_that_was_cut_off_is_told(tmp_path, caplog):
     assert "cut short" in caplog.text
 
 
+def test_pictures_whose_place_in_decoding_order_is_not_known_move_nothing(tmp_path):
+    path = tmp_path / "b-frames.mkv"
+    bars = ["-f", "lavfi", "-i", "testsrc=s=64x48:r=5", "-f", "lavfi", "-i", "sine=r=16000"]
+    ffmpeg(*bars, "-t", 3, "-c:v", "libx264", "-bf", 3, "-c:a", "aac", path)
+    found = items(path)
+    assert sound_s(found) == pytest.approx(3, abs=0.1)
+    times = [frame.media_ns / S for frame in pictures(found)]
+    assert times == pytest.approx(list(np.arange(0, 3, 0.2)), abs=0.1)
+
+
 # Tracks
 
 

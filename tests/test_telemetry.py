@@ -32,7 +32,7 @@ time.sleep({WAIT_S})
 """
 LABEL = f"""
 import sys, time
-from emostream.stream.cli import label
+from emostream.stream.label_command import label
 sys.argv = ["stream-label", {str(DEMO)!r}, "--out", "labels.jsonl"]
 assert label() == 0
 time.sleep({WAIT_S})

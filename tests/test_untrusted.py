@@ -100,7 +100,7 @@ def test_more_streams_than_anybody_has():
         load_config(streams=[f"s{i}=demo" for i in range(20_000)])
 
 
-@pytest.mark.parametrize("text", ["://", "?", "?a", "&key", "?key=", "//a@b", "a=", "{", "demo,"])
+@pytest.mark.parametrize("text", ["://", "?", "?a", "&key", "?key=", "a@b", "a=", "{", "demo,"])
 def test_odd_texts_are_masked_and_parsed_soon(text):
     begun = time.monotonic()
     masked(text * LONG)

@@ -16,6 +16,7 @@ import av
 from av.error import FFmpegError
 
 from emostream.errors import SourceError
+from emostream.files import printable
 from emostream.stream.sources.access import input_options
 from emostream.stream.sources.base import GAP_NS, AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import OPEN_OPTIONS, decode
@@ -98,29 +99,32 @@ class FileSource:
     live = False
 
     def __init__(self, path: Path, media: frozenset[Medium], fps: float, tracks: str = "") -> None:
-        self.name = str(path)
+        self.name = printable(path)
         self._path, self._media, self._fps, self._wanted = path, media, fps, tracks
         self.counters: Counter[str] = Counter()
         self._file: _Bytes | None = None
         self._container: av.container.InputContainer | None = None
 
     def open(self) -> None:
-        if not os.path.exists(self._path):  # Path's own raises where a name is too long
-            raise SourceError(f"{self._path}: no such file")
-        if os.path.isdir(self._path):
-            raise SourceError(f"{self._path}: is a folder, not a media file")
+        try:
+            is_folder = stat.S_ISDIR(os.stat(self._path).st_mode)
+        except (OSError, ValueError) as error:  # ValueError: a NUL
+            why = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
+            raise SourceError(f"{printable(self._path)}: {why}") from error
+        if is_folder:
+            raise SourceError(f"{printable(self._path)}: is a folder, not a media file")
         try:
             self._file = open_bytes(self._path, _FIFO_S)
             self._container = av.open(self._file, options=input_options(), **OPEN_OPTIONS)
         except FFmpegError as error:
             self.close()
-            raise SourceError(f"{self._path}: not a media file that FFmpeg can read ({error.strerror})") from error
+            raise SourceError(f"{self.name}: not a media file that FFmpeg can read ({error.strerror})") from error
         except OSError as error:
             self.close()
-            raise SourceError(f"{self._path}: cannot be read ({error.strerror})") from error
+            raise SourceError(f"{self.name}: cannot be read ({error.strerror})") from error
         if self._container.format.name == "tty":  # FFmpeg plays text as a picture of a terminal
             self.close()
-            raise SourceError(f"{self._path}: not a media file but text")
+            raise SourceError(f"{self.name}: not a media file but text")
 
     def tracks(self) -> frozenset[Medium]:
         """The media of the opened file, whichever were asked for."""
@@ -171,7 +175,7 @@ class FileSource:
                     end_ns["audio" if isinstance(item, AudioChunk) else "video"] = item.media_end_ns
                 yield item
         except (FFmpegError, OSError) as error:
-            raise SourceError(f"{self._path}: damaged, reading ended early ({error.strerror})") from error
+            raise SourceError(f"{self.name}: damaged, reading ended early ({error.strerror})") from error
         if gaps:
             missing_s = sum(end - start for start, end in gaps) / 1e9
             log.warning(

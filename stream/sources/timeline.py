@@ -11,6 +11,7 @@ players take it, and so is one to where another track is.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -35,7 +36,7 @@ class Clock:
 class _Track:
     clock: Clock
     end_s: float | None = None  # where the next packet is expected, on the timeline
-    since_s: float = 0.0  # when it took its clock
+    since_s: float = -math.inf  # when it took its clock
     clocks: deque[Clock] = field(default_factory=lambda: deque(maxlen=_CLOCKS))
 
 
@@ -58,6 +59,11 @@ class Timeline:
             self._follow(state, time_s, state.end_s)
         state.end_s = time_s + state.clock.shift_s + length_s
         return state.clock.shift_s
+
+    def last_shift_s(self, track: int) -> float:
+        """What to add to the times of a packet of which nobody knows its place in decoding order."""
+        state = self._tracks.get(track)
+        return (self._clocks[-1] if state is None else state.clock).shift_s
 
     def is_gap(self, track: int, time_s: float, least_s: float) -> bool:
         """Whether a packet would leave a gap of at least ``least_s`` in its track."""

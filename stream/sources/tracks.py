@@ -83,6 +83,8 @@ def packets(
     for packet in container.demux([stream for stream in streams if stream.codec_context is not None]):
         index, time_s = packet.stream.index, _time_s(packet)
         if time_s is None:
+            if packet.pts is not None:  # a picture at the start of some files has no place in decoding order
+                _shift(packet, timeline.last_shift_s(index))
             if packet.size == 0 and index in holds:  # the end: what is held back comes before the decoder is emptied
                 yield from _move(timeline, holds.pop(index))
             if index in indices:
@@ -110,8 +112,8 @@ def timeline_of(container: av.container.InputContainer, name: str, live: bool = 
 
 
 def _time_s(packet: av.Packet[Any]) -> float | None:
-    """In decoding order, in which the times of pictures grow too."""
-    stamp = packet.dts if packet.dts is not None else packet.pts
+    """In decoding order, in which the times of pictures grow too; None if that is not known."""
+    stamp = packet.pts if packet.dts is None and packet.stream.type == "audio" else packet.dts
     return None if stamp is None or packet.time_base is None else float(stamp * packet.time_base)
 
 

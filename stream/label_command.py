@@ -1,0 +1,140 @@
+"""The command ``stream-label``: label files as fast as the machine goes."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import logging
+import mimetypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from emostream.commands import make_parser
+from emostream.errors import ConfigError, EmostreamError
+from emostream.files import printable
+from emostream.stream.cli import add_config_options
+from emostream.stream.config import Config, load_config
+
+# what mimetypes does not know everywhere
+_SUFFIXES = {".mkv", ".mka", ".flac", ".opus", ".m4a", ".webm", ".ts", ".mts", ".m2ts", ".caf", ".amr", ".mxf", ".3gp"}
+
+
+def label() -> int:
+    """stream-label: label files."""
+    from emostream.stream.output import open_labels, resume_labels
+
+    parser = make_parser("stream-label", "Label the utterances of media files, as fast as the machine goes.")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="a file, a folder (its media files, and those below it) or a pattern"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="LABELS.jsonl", help="write labels as JSON lines, in place of that file"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the file that --out names: leave out recordings (told apart by their path as given) that it "
+        "has labels of, but for the last of these",
+    )
+    parser.add_argument(
+        "--tracks", default="", metavar="TRACKS", help='of several: "audio:2,video:1", or by language: "audio:deu"'
+    )
+    add_config_options(parser)
+    options = parser.parse_args()
+    if options.resume and not options.out:
+        parser.error("--resume is for the file that --out names")
+    config = load_config(options.config, options.set)
+    logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
+    files = named_files(options.files)
+    with contextlib.ExitStack() as stack:
+        out = None
+        if options.resume:
+            out, done = resume_labels(options.out, [printable(path) for path in files])
+            stack.enter_context(out)
+            files = [path for path in files if printable(path) not in done]
+            if done:
+                print(f"note: {options.out} has the labels of {len(done)} of them already", file=sys.stderr)
+        elif options.out:
+            out = stack.enter_context(open_labels(options.out))
+        failed = _label_files(config, files, out, options.tracks)
+    return 1 if failed else 0
+
+
+def named_files(names: Sequence[str]) -> list[Path]:
+    """The files that are meant: as named, those in a folder, those that a pattern fits. Each once.
+
+    Raises ConfigError for a folder without media and a pattern that nothing fits."""
+    found: dict[Path, None] = {}
+    for name in names:
+        if os.path.isdir(name):
+            inside = [path for path in sorted(Path(name).rglob("*")) if is_media(path) and os.path.isfile(path)]
+            if not inside:
+                raise ConfigError(f"{printable(name)}: no media files in this folder")
+            found |= dict.fromkeys(inside)
+        elif not os.path.lexists(name) and glob.has_magic(name):
+            fitting = sorted(Path(path) for path in glob.glob(name, recursive=True) if os.path.isfile(path))
+            if not fitting:
+                raise ConfigError(f"{printable(name)}: no file fits this pattern")
+            found |= dict.fromkeys(fitting)
+        else:
+            found[Path(name)] = None
+    return list(found)
+
+
+def is_media(path: Path) -> bool:
+    """Whether a file's name says that it holds sound or moving pictures."""
+    kind, _ = mimetypes.guess_type(path.name)
+    return path.suffix.lower() in _SUFFIXES or (kind or "").startswith(("audio/", "video/"))
+
+
+def _label_files(config: Config, files: list[Path], out: BinaryIO | None, tracks: str) -> int:
+    """Label files one after another, whatever happens to one of them; returns how many could not be read."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from emostream.stream.label import Labeller
+    from emostream.stream.messages import Emotion, encode_emotion
+    from emostream.stream.view import plain_line
+
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    failed = 0
+    with (
+        Labeller(config) as labeller,
+        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress,
+    ):
+        task = progress.add_task("labelling", total=len(files))
+
+        def labels_of(path: Path, done: int) -> Iterator[Emotion | Exception]:
+            """The labels of a file, and at last why there are no more, if something went wrong."""
+            try:
+                show = lambda part: progress.update(task, completed=done + part)  # noqa: E731
+                yield from labeller.label(path, show, tracks=tracks)
+            except Exception as error:
+                yield error
+
+        for done, path in enumerate(files):
+            progress.update(task, description=printable(path.name), completed=done)
+            labels = 0
+            error: Exception | None = None
+            for emotion in labels_of(path, done):
+                if isinstance(emotion, Exception):
+                    error = emotion
+                    break
+                labels += 1
+                if out is not None:
+                    out.write(encode_emotion(emotion) + b"\n")
+                print(plain_line(emotion), flush=True)
+            if out is not None:
+                out.flush()
+            if error is not None:
+                failed += 1
+                text = str(error) if isinstance(error, EmostreamError) else f"{path}: {type(error).__name__}: {error}"
+                logging.debug("%s", text, exc_info=error)
+                print(f"error: {printable(text)}", file=sys.stderr)
+            elif not labels:
+                print(f"note: {printable(path)}: no utterance in it", file=sys.stderr)
+    return failed

@@ -1,0 +1,39 @@
+"""Paths in a configuration file: relative ones are relative to that file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_SETTINGS = (
+    ("speech", "vosk_model"), ("speech", "vad_model"), ("video", "yunet_model"), ("video", "blazeface_models"),
+    ("fusion", "profile"), ("bus", "keys"), ("bus", "run_dir"),
+)  # fmt: skip
+
+
+def rebase(data: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths in the content of a configuration file, of sources and of other settings, relative to
+    its folder. What is of another type than it should be is left as it is: the configuration's check says so."""
+    for section, key in _SETTINGS:
+        _change(data.get(section), key, folder, bare=True)
+    fusion, bus = data.get("fusion"), data.get("bus")
+    if isinstance(fusion, dict) and "/" in str(fusion.get("bundle", "")):  # else it is the name of a shipped one
+        _change(fusion, "bundle", folder, bare=True)
+    if isinstance(bus, dict) and bus.get("control") not in ("auto", "off"):
+        _change(bus, "control", folder, bare=True)
+    streams = data.get("streams")
+    for stream in streams if isinstance(streams, list) else ():
+        for key in ("source", "audio", "video"):
+            _change(stream, key, folder, bare=False)
+
+
+def _change(section: Any, key: str, folder: Path, bare: bool) -> None:
+    """``bare``: the value is a path; else a source, which is one if it begins with ``file:``."""
+    value = section.get(key) if isinstance(section, dict) else None
+    if not isinstance(value, str):
+        return
+    prefix = "" if bare else "file:"
+    path = value.removeprefix(prefix)
+    is_whole = path.startswith(("/", "~")) or Path(path).is_absolute()
+    if value.startswith(prefix) and path not in ("", "-") and not is_whole:
+        section[key] = f"{prefix}{folder / path}"

@@ -1,0 +1,188 @@
+"""Names and places as people have them: of files, folders and streams; and terminals that cannot print them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+import zmq
+
+from emostream.errors import ConfigError, SourceError
+from emostream.files import printable
+from emostream.stream.config import SourceSpec, load_config, parse_stream
+from emostream.stream.label_command import is_media, named_files
+from emostream.stream.public import EmotionPublisher
+from emostream.stream.sources.file import FileSource
+from tests import media
+from tests.emotions import emotion_message
+from tests.processes import BIN, environment
+
+# Files
+
+
+def test_what_is_meant_by_names_folders_and_patterns(tmp_path, monkeypatch):
+    for name in ("a/one.wav", "a/deep/two.MP4", "a/notes.txt", "a/x.py", "b/three.opus", "b/[4].flac"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert [str(path) for path in named_files(["a"])] == ["a/deep/two.MP4", "a/one.wav"]
+    assert [str(path) for path in named_files(["b/*", "a/one.wav", "b/three.opus"])] == [
+        "b/[4].flac", "b/three.opus", "a/one.wav",
+    ]  # fmt: skip
+    assert [str(path) for path in named_files(["b/[4].flac", "gone.wav"])] == ["b/[4].flac", "gone.wav"]
+    assert len(named_files(["**/*.wav"])) == 1
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "*.mp3"):
+        with pytest.raises(ConfigError, match="no media files|no file fits"):
+            named_files([name])
+
+
+@pytest.mark.parametrize("name", ["a.wav", "A.MP4", "x.mkv", "x.ts", "x.opus", "x.flac", "x.m4a", "x.webm", "x.mov"])
+def test_names_of_media(name, tmp_path):
+    assert is_media(tmp_path / name) and not is_media(tmp_path / f"{name}.txt")
+
+
+@pytest.mark.parametrize("name", ["2026-01-31T12:30:05.flac", "http:x.flac", "a b.flac", "-.flac", "%s{x}[bold].flac"])
+def test_odd_names_are_opened(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(media.audio_only(tmp_path / "talk.flac", 1.0), name)
+    source = FileSource(tmp_path / name, frozenset({"audio"}), 10)
+    source.open()
+    assert source.tracks() == {"audio"}
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("n" * 300, "File name too long"), ("gone.wav", "no such file"), ("a\0b", "null"), ("x/" * 3000, "too long")],
+)
+def test_what_cannot_be_reached_is_one_line(tmp_path, name, why):
+    with pytest.raises(SourceError, match=why) as error:
+        FileSource(tmp_path / name, frozenset({"audio"}), 10).open()
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_names_that_are_not_utf8_can_be_written():
+    name = os.fsdecode(b"caf\xe9.flac")
+    assert printable(name) == "caf\ufffd.flac" and printable("你好") == "你好"
+    json.dumps(printable(name)).encode()
+
+
+def labelled(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [BIN / "stream-label", "--set", "speech.recognizer=none", *arguments],
+        capture_output=True, timeout=60, env=environment() | (env or {}), check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.process
+def test_a_batch_goes_on_whatever_one_file_is(tmp_path):
+    good = media.audio_only(tmp_path / "good.wav", 4.0)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name in ("a/talk.wav", "b/talk.wav", "你好.wav"):
+        shutil.copy(good, tmp_path / name)
+    latin = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    shutil.copy(good, latin)
+    text = media.text_file(tmp_path / "text.wav")
+    out = tmp_path / "labels.jsonl"
+    done = labelled(
+        tmp_path / "a/talk.wav", text, tmp_path / ("n" * 300), tmp_path / "b/talk.wav", latin, tmp_path / "你好.wav",
+        "--out", out, env={"PYTHONIOENCODING": "ascii:strict"},
+    )  # fmt: skip
+    assert done.returncode == 1 and b"Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count(b"error: ") == 2
+    streams = [json.loads(line)["stream"] for line in out.read_text(encoding="utf-8").splitlines()]
+    assert streams == [f"{tmp_path}/{name}" for name in ("a/talk.wav", "b/talk.wav", "caf\ufffd.wav", "你好.wav")]
+    again = labelled(tmp_path / "a/talk.wav", tmp_path / "b/talk.wav", "--out", out, "--resume")
+    assert b"labels of 2 of them already" in again.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", ["stream-doctor", "stream-models list", "stream-label --help", "stream-run --help"])
+def test_a_terminal_of_another_encoding(command):
+    name, *rest = command.split()
+    env = environment() | {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([BIN / name, *rest], capture_output=True, env=env, timeout=60, check=False)
+    assert b"Traceback" not in done.stderr and done.stdout, done.stderr
+
+
+# Configurations
+
+
+def test_a_plain_path_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "talk").touch()
+    for text in ("talk", "talk.wav", "/a/b", "../x.mp4", "./c d/e"):
+        spec = SourceSpec.parse(text)
+        assert (spec.kind, spec.location) == ("file", text)
+    assert parse_stream("desk=talk.wav").name == "desk"
+    for text in ("nonsense", "ftp://x/y.wav", "micro phone", ""):
+        with pytest.raises(ValueError, match="is no source"):
+            SourceSpec.parse(text)
+
+
+def test_a_configuration_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_bytes(b'\xef\xbb\xbf[log]\nlevel = "debug"\n')
+    assert load_config(path).log.level == "debug"
+
+
+def test_relative_paths_in_a_configuration_are_relative_to_it(tmp_path):
+    (tmp_path / "config.toml").write_text(
+        """
+        [[streams]]
+        name = "a"
+        source = "file:talk.wav"
+        [[streams]]
+        name = "b"
+        audio = "file:/abs/talk.wav"
+        video = "file:sub/x.mp4"
+        [[streams]]
+        name = "c"
+        source = "file:-"
+        [[streams]]
+        name = "d"
+        source = "http://h/x.wav"
+        [fusion]
+        bundle = "ekman7"
+        profile = "me"
+        [bus]
+        keys = "~/keys"
+        """
+    )
+    config = load_config(tmp_path / "config.toml", ["speech.vad_model=vad.onnx"])
+    a, b, c, d = config.streams
+    assert a.source == f"file:{tmp_path}/talk.wav" and c.source == "file:-" and d.source == "http://h/x.wav"
+    assert (b.audio, b.video) == ("file:/abs/talk.wav", f"file:{tmp_path}/sub/x.mp4")
+    assert (config.fusion.bundle, config.fusion.profile) == ("ekman7", f"{tmp_path}/me")
+    assert (config.bus.keys, config.speech.vad_model) == ("~/keys", "vad.onnx")  # those of the command line are not
+    assert load_config(None, [], ["file:talk.wav"]).streams[0].source == "file:talk.wav"
+
+
+# Streams
+
+
+def test_one_stream_can_be_subscribed_to_without_others_that_begin_so(tmp_path):
+    with zmq.Context() as context, context.socket(zmq.SUB) as new, context.socket(zmq.SUB) as old:
+        publisher = EmotionPublisher(context, f"ipc://{tmp_path}/bus")
+        for socket, topic in ((new, b"emotion/utterance/desk/"), (old, b"emotion.utterance.desk")):
+            socket.linger = 0
+            socket.subscribe(topic)
+            socket.connect(f"ipc://{tmp_path}/bus")
+        got: dict[zmq.Socket, list[str]] = {new: [], old: []}
+        for _ in range(100):
+            for stream in ("desk", "desk2", "desk-b"):
+                publisher.send(emotion_message(stream=stream))
+            for socket, streams in got.items():
+                while socket.poll(2):
+                    topic, body = socket.recv_multipart()
+                    streams.append(json.loads(body)["stream"])
+            if len(got[new]) > 3 and len(got[old]) > 9:
+                break
+        publisher.close()
+    assert set(got[new]) == {"desk"} and len(got[new]) > 3
+    assert set(got[old]) == {"desk", "desk2", "desk-b"}  # as before, for a release
