@@ -59,7 +59,8 @@ def _gpu_runtime() -> str | None:
         lacking[runtime] = _missing(runtime)
         if not lacking[runtime]:
             return runtime
-    _log.info("backend auto: ONNX Runtime, as TensorRT cannot run here: %s", "; ".join(lacking["tensorrt"]))
+    _log.info("ONNX Runtime on the CPU (others: stream-doctor)")
+    _log.debug("TensorRT cannot run here: %s", "; ".join(lacking["tensorrt"]))
     return None
 
 

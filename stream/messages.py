@@ -141,7 +141,9 @@ class Health(Message):
     messages that wait in its inbox, that the inbox dropped, and that never arrived; ``behind_s``: how long ago the
     oldest of those that wait was captured; ``silent_s``: how long its live source has given nothing; ``by_stream``:
     fusion's counters of each stream; ``cpu_s`` and ``rss_bytes``: processor time and resident memory of the process;
-    ``orders``: the serial number of the last ``Orders`` that it follows."""
+    ``orders``: the serial number of the last ``Orders`` that it follows; ``senses``: of the last second, the loudest
+    sample (``level_dbfs``), the highest speech probability (``speech``), the share of pictures with a face
+    (``face``)."""
 
     node: str
     state: Literal["starting", "ready", "running", "done"]
@@ -155,6 +157,7 @@ class Health(Message):
     cpu_s: float = 0.0
     rss_bytes: int = 0
     orders: int = 0
+    senses: dict[str, float] = {}
 
     @property
     def topic(self) -> str:

@@ -52,6 +52,8 @@ class StreamStatus(msgspec.Struct, kw_only=True):
     ``heard`` and ``labelled``: utterances that began, and that have a label; ``unlabelled``: that ended two seconds ago
     or more and have none. ``sound_lost_s``: sound that never reached speech recognition, whatever the reason.
     ``late_video``: labels that did not wait for all faces. ``behind_s``: the most of its nodes and of fusion.
+    ``level_dbfs``, ``speech``, ``face``: of the last second, the loudest sample, the highest speech probability and the
+    share of pictures with a face; None without sound or picture, or before the first heartbeat.
     ``muted``: nothing that is said now is heard, as somebody asked for; ``paused``: nor is anything seen."""
 
     state: StreamState = "starting"
@@ -63,6 +65,9 @@ class StreamStatus(msgspec.Struct, kw_only=True):
     behind_s: float = 0.0
     muted: bool = False
     paused: bool = False
+    level_dbfs: float | None = None
+    speech: float | None = None
+    face: float | None = None
 
     @property
     def can_label(self) -> bool:
@@ -277,8 +282,15 @@ class StatusBoard:
         heard, _ = self._counted(stream)
         due = heard if over else self._settled(stream, now_ns)
         labelled = self._labelled[stream]
+        senses: dict[str, float] = {}
+        for name in own:
+            if (health := self._nodes[name].health) is not None and own[name].state == "running":
+                senses |= health.senses
         return StreamStatus(
             state=self._state(own),
+            level_dbfs=senses.get("level_dbfs"),
+            speech=senses.get("speech"),
+            face=senses.get("face"),
             heard=heard,
             labelled=labelled,
             unlabelled=max(0, due - labelled),

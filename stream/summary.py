@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emostream.stream.messages import Emotion
-from emostream.stream.status import NodeStatus, Status, stream_line
+from emostream.stream.status import NodeStatus, Status, StreamStatus, stream_line
 
 PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other")
 _KEPT = 10_000  # latencies: a run may last for months
@@ -23,6 +23,7 @@ class Summary:
     """
 
     labels: Counter[str] = field(default_factory=Counter)
+    uncertain: int = 0
     timed: int = 0  # utterances that had a latency
     latencies: np.ndarray = field(default_factory=lambda: np.zeros((_KEPT, len(PARTS)), np.float32))  # a ring
     status: Status = field(default_factory=Status)
@@ -32,6 +33,7 @@ class Summary:
         if emotion.kind != "utterance":
             return
         self.labels[emotion.label] += 1
+        self.uncertain += emotion.uncertain
         if emotion.latency_ms is not None:
             self.latencies[self.timed % _KEPT] = [getattr(emotion.latency_ms, part) for part in PARTS]
             self.timed += 1
@@ -47,6 +49,15 @@ class Summary:
         out = [f"utterances: {self.utterances} labelled of {heard} heard"]
         if self.labels:
             out[0] += "  (" + ", ".join(f"{label} {n}" for label, n in self.labels.most_common()) + ")"
+            out.append(
+                f"sure: {self.utterances - self.uncertain} of {self.utterances}"
+                + " (the others: ?)" * bool(self.uncertain)
+            )
+        lost = [stream_line(name, stream) for name, stream in self.status.streams.items() if _has_lost(stream)]
+        if self.timed:
+            p50, p90 = np.percentile(self.latencies[: self.timed, 0], [50, 90])
+            out.append(f"latency: half came within {p50:.0f} ms of the last word, nine of ten within {p90:.0f} ms")
+        out.append("lost: " + ("; ".join(lost) if lost else "nothing"))
         if self.timed:
             values = self.latencies[: self.timed]
             out.append(f"latency, ms, from the last speech sample to the label (n={len(values)}):")
@@ -56,7 +67,7 @@ class Summary:
                 out.append(f"  {part:14}{p50:9.1f}{p90:9.1f}{p99:9.1f}")
             early = sum(node.counters.get("labels_ready_at_end", 0) for node in self.status.nodes.values())
             out.append(f"  labels already computed at the pause: {early} of {self.timed}")
-        nodes, streams = self.status.nodes, self.status.streams
+        nodes = self.status.nodes
         dropped = {name: n for name, node in nodes.items() if (n := _dropped(node))}
         gaps = {name: node.gaps for name, node in nodes.items() if node.gaps}
         holes = {name: n for name, node in nodes.items() if (n := node.counters.get("capture_gaps", 0))}
@@ -65,10 +76,11 @@ class Summary:
         if again:
             away_s = sum(nodes[name].away_s for name in again)
             out.append(f"started again: {_total(again)}, away for {away_s:.1f} s in all")
-        for name, stream in streams.items():
-            if stream.sound_lost_s or stream.unlabelled or stream.late_video:
-                out.append(stream_line(name, stream))
         return out
+
+
+def _has_lost(stream: StreamStatus) -> bool:
+    return bool(stream.sound_lost_s or stream.unlabelled or stream.late_video)
 
 
 def _dropped(node: NodeStatus) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from datetime import UTC, datetime
 from typing import Protocol, TextIO
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emostream.stream.messages import Emotion, Health
-from emostream.stream.status import Status, stream_line
+from emostream.stream.status import Status, StreamStatus, stream_line
 from emostream.stream.topics import FUSION
 
 _COLOURS = {
@@ -21,6 +22,7 @@ _COLOURS = {
     "neutral": "white", "sadness": "blue", "surprise": "cyan",
 }  # fmt: skip
 _BAR = 24
+_STREAM_LINES = 12  # of a stream that is shown with all its bars
 _LEVELS = {"warning": "yellow", "error": "bold red"}
 
 
@@ -67,16 +69,47 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+LEGEND = "[avt]: what a label rests on, sound (a), picture (v), text (t);  ?: not sure"
+_INDENT = 41  # of a plain line's text, where it goes on
+
+
+def wrapped(line: str, width: int) -> str:
+    """A plain line in a terminal of this width: words that do not fit stand below the others."""
+    if len(line) <= width or width < 2 * _INDENT:
+        return line
+    return "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * _INDENT))
+
+
+def senses_line(stream: StreamStatus) -> str:
+    """What a stream hears and sees at present."""
+    parts = []
+    if stream.level_dbfs is not None:
+        bar = "▁▂▃▄▅▆▇█"[min(7, max(0, int((stream.level_dbfs + 60) / 60 * 8)))]
+        parts.append(f"level {bar} {stream.level_dbfs:.0f} dB")
+    if stream.speech is not None:
+        parts.append(f"speech {stream.speech:.0%}")
+    if stream.face is not None:
+        parts.append("a face" if stream.face >= 0.5 else "now and then a face" if stream.face > 0 else "no face")
+    return "   ".join(parts)
+
+
 class PlainView(View):
     """One line per label and per log message, which begins with the time where it goes to no terminal; with ``quiet``,
     only warnings and errors."""
 
     def __init__(self, console: Console, errors: Console, quiet: bool = False) -> None:
         self._console, self._errors, self._quiet = console, errors, quiet
+        self._explained = False
 
     def emotion(self, message: Emotion) -> None:
         if message.kind == "utterance" and not self._quiet:
-            _print_line(self._console, plain_line(message))
+            line = plain_line(message)
+            if self._console.is_terminal:
+                line = wrapped(line, self._console.width)
+                if not self._explained:
+                    _print_line(self._console, LEGEND)
+                    self._explained = True
+            _print_line(self._console, line)
 
     def log(self, node: str, level: str, text: str) -> None:
         if level in _LEVELS or not self._quiet:
@@ -135,10 +168,9 @@ class LiveView:
         if message.kind == "utterance":
             self._live.console.print(self.label_line(message))
 
-    @staticmethod
-    def label_line(message: Emotion) -> Text:
-        """A label as one line, in its emotion's colour."""
-        return Text(plain_line(message), _COLOURS.get(message.label, "white"), no_wrap=True, overflow="ellipsis")
+    def label_line(self, message: Emotion) -> Text:
+        """A label as text, in its emotion's colour."""
+        return Text(wrapped(plain_line(message), self._console.width), _COLOURS.get(message.label, "white"))
 
     def health(self, message: Health) -> None:
         last = self._health.get(message.node)
@@ -161,22 +193,31 @@ class LiveView:
 
     def render(self) -> Panel:
         """The display's current content."""
-        streams = [self._stream(name, message) for name, message in self._now.items()]
-        states = [
-            Text(stream_line(name, stream), style="dim" if stream.state == "running" else "yellow")
-            for name, stream in self._status.streams.items()
-        ]
-        return Panel(Group(*streams, *states, self._nodes()), title=self._title, border_style="dim")
+        names = list(dict.fromkeys([*self._now, *self._status.streams]))
+        small = len(names) * _STREAM_LINES + 4 > self._console.height
+        streams = [self._stream(name, self._now.get(name), small) for name in names]
+        legend = Text(LEGEND, style="dim", overflow="ellipsis", no_wrap=True)
+        return Panel(Group(*streams, self._nodes(), legend), title=self._title, border_style="dim")
 
-    def _stream(self, name: str, message: Emotion | None) -> Group:
+    def _stream(self, name: str, message: Emotion | None, small: bool) -> Group:
+        status = self._status.streams.get(name, StreamStatus())
+        style = "dim" if status.state == "running" else "yellow"
+        senses = senses_line(status)
+        state_line = Text(
+            stream_line(name, status) + (f"   {senses}" if senses else ""), style, overflow="ellipsis", no_wrap=True
+        )
         if message is None:
-            return Group(Text.assemble((f"{name}  ", "bold"), ("listening …", "dim")))
+            what = "starting …" if status.state == "starting" else "listening …" if status.state == "running" else ""
+            return Group(Text.assemble((f"{name}  ", "bold"), (what, "dim")), state_line)
         speaking = message.kind == "window"
         state = ("● speaking ", "bold red") if speaking else ("○ label    ", "bold green")
         span = f"{message.start_s:.1f}-{message.end_s:.1f} s"
         late = f"   {message.latency_ms.total:.0f} ms after the last word" if message.latency_ms else ""
         head = Text.assemble((f"{name}  ", "bold"), state, span, (late, "dim"))
         words = Text(message.text or "…", style="italic", overflow="ellipsis", no_wrap=True)
+        if small:
+            top = Text(f"  {message.label} {message.confidence:.0%}", _COLOURS.get(message.label, "white"))
+            return Group(Text.assemble(head, top), words, state_line)
         bars = Table.grid(padding=(0, 1))
         for label, value in message.probabilities.items():
             full = round(value * _BAR)
@@ -192,7 +233,7 @@ class LiveView:
         if message.adapted > 0:
             parts.append(f"adapted {message.adapted:.0%}")
         seen = Text("  ".join(parts), style="dim")
-        return Group(head, words, bars, seen)
+        return Group(head, words, bars, seen, state_line)
 
     def _nodes(self) -> Text:
         parts = []

@@ -38,10 +38,11 @@ def test_a_backend_that_is_unknown(bundle):
 
 def test_auto_without_a_gpu_is_onnx_runtime_and_the_log_says_once_what_is_missing(bundle, fresh, monkeypatch):
     lacking(monkeypatch, tensorrt=["no NVIDIA driver", "no PyCUDA"], tensorrt_rtx=["no NVIDIA driver"])
+    fresh.set_level("DEBUG")
     assert [load.load(bundle, graph).name for graph in (FACE, FUSION)] == ["onnxruntime/cpu"] * 2
-    (line,) = [record for record in fresh.records if record.name == "emostream.engines.load"]
-    assert line.levelname == "INFO"
-    assert "ONNX Runtime, as TensorRT cannot run here: no NVIDIA driver; no PyCUDA" in line.getMessage()
+    line, why = [record for record in fresh.records if record.name == "emostream.engines.load"]
+    assert (line.levelname, line.getMessage()) == ("INFO", "ONNX Runtime on the CPU (others: stream-doctor)")
+    assert (why.levelname, why.getMessage()) == ("DEBUG", "TensorRT cannot run here: no NVIDIA driver; no PyCUDA")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
 from emostream.stream.messages import Codec, Control, Health, Log, Pcm
 from emostream.stream.nodes import runtime as module
-from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
+from emostream.stream.nodes.runtime import LIGHTER, NodeRuntime, NodeSpec
 
 _MS = 1_000_000
 
@@ -202,5 +202,8 @@ def test_running_behind_is_told_once_and_again_when_it_is_over(runtime, supervis
         runtime.tick()
         while isinstance(message := inbox.receive(200), Health | Log):
             beats += [message.behind_s] if isinstance(message, Health) else []
-    assert lines == ["running 2.1 s behind: 7 messages wait", "has caught up", "running 2.0 s behind: 7 messages wait"]
+    assert lines == [
+        f"running 2.1 s behind: 7 messages wait; {LIGHTER}", "has caught up",
+        f"running 2.0 s behind: 7 messages wait; {LIGHTER}",
+    ]  # fmt: skip
     assert beats[-6:] == [1.9, 2.1, 8.0, 0.6, 0.4, 2.0]

@@ -13,7 +13,7 @@ from rich.console import Console
 from emostream.stream.messages import Emotion, Evidence, Health, Latency
 from emostream.stream.status import NodeStatus, Status, StreamStatus
 from emostream.stream.summary import Summary
-from emostream.stream.view import JsonView, LiveView, PlainView, plain_line
+from emostream.stream.view import JsonView, LiveView, PlainView, plain_line, senses_line, wrapped
 
 
 def _emotion(**changes: Any) -> Emotion:
@@ -41,6 +41,7 @@ def _health(node: str, **fields: Any) -> Health:
 def test_a_run_without_anything():
     assert Summary().lines() == [
         "utterances: 0 labelled of 0 heard",
+        "lost: nothing",
         "dropped: 0   missed in transit: 0   gaps in capture: 0",
     ]
 
@@ -61,8 +62,9 @@ def test_percentiles_of_each_part_of_the_latency():
         summary.add(_emotion(latency_ms=_latency(300.0 + total)))
     summary.add(_emotion(latency_ms=None))
     lines = summary.lines()
-    assert "(n=101)" in lines[1]
-    rows = {line.split()[0]: line.split()[1:] for line in lines[3:10]}
+    assert lines[2] == "latency: half came within 350 ms of the last word, nine of ten within 390 ms"
+    assert "(n=101)" in lines[4]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[6:13]}
     assert rows["total"] == ["350.0", "390.0", "399.0"]
     assert rows["endpoint_wait"] == ["320.0", "360.0", "369.0"]
     assert rows["recognition"] == ["18.0", "18.0", "18.0"]
@@ -76,9 +78,9 @@ def test_percentiles_are_of_the_last_ten_thousand_utterances():
         summary.add(_emotion(latency_ms=_latency(9000.0 if number < 100 else 300.0)))
     assert summary.latencies.nbytes == held
     lines = summary.lines()
-    assert "(n=10000)" in lines[1]
-    assert lines[3].split() == ["total", "300.0", "300.0", "300.0"]
-    assert lines[10].endswith("0 of 10100")
+    assert "(n=10000)" in lines[4]
+    assert lines[6].split() == ["total", "300.0", "300.0", "300.0"]
+    assert lines[13].endswith("0 of 10100")
 
 
 def test_without_latencies_there_is_no_table_of_them():
@@ -99,10 +101,10 @@ def test_losses_are_named_by_node_and_stream():
     )
     summary.add(_emotion())
     lines = summary.lines()
-    assert lines[-3:] == [
+    assert lines[3] == "lost: demo: ended, 1 labelled of 3 heard, 0.6 s of sound lost, 2 without a label"
+    assert lines[-2:] == [
         "dropped: 12 (fusion 7, speech.demo 5)   missed in transit: 2 (fusion 2)   gaps in capture: 4 (audio.demo 4)",
         "started again: 2 (audio.demo 2), away for 1.2 s in all",
-        "demo: ended, 1 labelled of 3 heard, 0.6 s of sound lost, 2 without a label",
     ]
     assert "labels already computed at the pause: 2 of 1" in "\n".join(lines)
 
@@ -200,15 +202,32 @@ def _picture(view: LiveView) -> str:
     return _text(console)
 
 
+def test_how_sure_it_was_comes_second():
+    summary = Summary()
+    for uncertain in (True, False, False):
+        summary.add(_emotion(uncertain=uncertain))
+    assert summary.lines()[1] == "sure: 2 of 3 (the others: ?)"
+
+
+def running(*names: str, **fields) -> Status:
+    return Status(state="running", streams={name: StreamStatus(state="running", **fields) for name in names})
+
+
 def test_before_anyone_speaks(live):
     view, _ = live
+    assert _picture(view).count("starting …") == 2
+    names = list(view._now)
+    view.status(running(*names, level_dbfs=-42.0, speech=0.031, face=1.0))
     picture = _picture(view)
-    assert picture.count("listening …") == 2
+    assert picture.count("listening …") == 2 and "starting" not in picture
+    assert picture.count("level ▃ -42 dB   speech 3%   a face") == 2
+    assert "[avt]" in picture and "?: not sure" in picture
     assert "emostream" in picture
 
 
 def test_while_someone_speaks_and_after(live):
     view, console = live
+    view.status(running(*view._now))
     view.emotion(_emotion(kind="window", latency_ms=None))
     picture = _picture(view)
     assert "speaking" in picture
@@ -262,3 +281,36 @@ def test_nothing_in_a_message_breaks_the_picture(live, emotion):
     view.log("fusion", "error", "[/] not markup")
     view.log("fusion", "unheard of", "level")
     assert emotion.label in _picture(view)
+
+
+def test_three_streams_fit_a_small_terminal():
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    view = LiveView(console, ["a", "b", "c"], "emostream")
+    view.status(running("a", "b", "c", level_dbfs=-20.0, speech=1.0, face=0.0))
+    for stream in "abc":
+        view.emotion(_emotion(stream=stream, text="word " * 60))
+    view.close()
+    shown = Console(file=io.StringIO(), width=80, height=24)
+    shown.print(view.render())
+    lines = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]  # a StringIO
+    assert len(lines) <= 23 and all(len(line) <= 80 for line in lines)
+    assert sum("joy" in line for line in lines) == 3
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 300])
+def test_long_sentences_go_on_below_their_beginning(width):
+    line = plain_line(_emotion(text="a rather long sentence that goes on and on " * 4))
+    lines = wrapped(line, width).splitlines()
+    assert " ".join(part.strip() for part in lines).split() == line.split()
+    if width >= 82:
+        assert all(len(part) <= width for part in lines)
+        assert all(part.startswith(" " * 41) for part in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("face", "words"), [(1.0, "a face"), (0.2, "now and then a face"), (0.0, "no face"), (None, "")]
+)
+def test_what_is_heard_and_seen(face, words):
+    assert senses_line(StreamStatus(face=face)) == words
+    assert senses_line(StreamStatus(level_dbfs=-120.0, speech=0.0)) == "level ▁ -120 dB   speech 0%"
+    assert senses_line(StreamStatus(level_dbfs=0.0)) == "level █ 0 dB"

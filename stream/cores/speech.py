@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -88,12 +89,20 @@ class SpeechCore:
         self.scraps = 0
         self._resumed_ns = -_SCRAP_NS  # when sound came back after it was missing
         self.quiet_utterances = 0
+        self._loudest, self._likeliest = 0, 0.0  # since they were taken last
 
     def follow(self, config: Speech) -> None:
         """Go on with another threshold and other waits."""
         self._threshold = config.threshold
         self._endpointer.follow(config)
         self._hangover_ns = int(config.hangover_ms * 1e6)
+
+    def take_senses(self) -> dict[str, float]:
+        """The loudest sample (dBFS, -120 for silence) and the highest speech probability since this was called last."""
+        level_dbfs = 20 * math.log10(max(self._loudest, 0.03) / 32768)
+        senses = {"level_dbfs": round(level_dbfs, 1), "speech": round(self._likeliest, 3)}
+        self._loudest, self._likeliest = 0, 0.0
+        return senses
 
     def hear(self, words: list[Word]) -> None:
         """Take words of another program's recogniser, with times on the stream's timeline; those of the open utterance,
@@ -117,6 +126,8 @@ class SpeechCore:
             events += self._release(received_ns)
             events += self._gap(pcm, received_ns)
         probability = self._vad.push(pcm.samples)
+        self._loudest = max(self._loudest, int(pcm.samples.max(initial=0)), -int(pcm.samples.min(initial=0)))
+        self._likeliest = max(self._likeliest, probability)
         if self._quiet_vad is None:
             return events + self._take(pcm, probability, received_ns)
         was_quiet = self._quiet

@@ -52,6 +52,7 @@ def main(runtime: NodeRuntime) -> None:
         t0_ns = runtime.wait_for_go()
         cores = Cores(spec.stream, spec.media, detector, t0_ns, spec.config.audio.channels)
         runtime.counters = lambda: cores.counters() | source.counters
+        runtime.senses = cores.take_senses
         _run(runtime, source, cores, t0_ns, started_again)
     except Stopped:
         reason = "stopped"
@@ -185,6 +186,7 @@ class Cores:
 
             self._video = VideoCore(stream, detector, t0_ns)
         self._count = {"chunks": 0, "frames": 0}
+        self._seen = (0, 0)  # pictures and faces, when the senses were taken last
 
     def push(self, item: AudioChunk | VideoFrame, delay_ns: int) -> list[Message]:
         """``delay_ns``: how long the source held it back; it counts as captured when it was given."""
@@ -199,6 +201,13 @@ class Cores:
 
     def flush(self) -> list[Message]:
         return self._audio.flush() if self._audio is not None else []
+
+    def take_senses(self) -> dict[str, float]:
+        """The share of pictures with a face since this was called last."""
+        if self._video is None:
+            return {}
+        (frames, faces), self._seen = self._seen, (self._count["frames"], self._video.faces)
+        return {"face": round((self._seen[1] - faces) / max(1, self._seen[0] - frames), 2)}
 
     def counters(self) -> dict[str, int]:
         counted = dict(self._count)

@@ -28,6 +28,7 @@ _AGAIN_NS = 500_000_000
 _NEVER_NS = 1 << 62
 _STAY_S = 1.0
 _CAUGHT_UP_S = 0.5
+LIGHTER = "this machine is too slow for so much: fewer streams, a lower video.fps or speech.recognizer=none help"
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ class _LogQueue(logging.Handler):
 
 
 class NodeRuntime:
-    """Sockets and duties of a node. ``counters`` and ``by_stream`` are called for each heartbeat, ``on_status``, of
-    fusion, with each status of the run, ``on_orders`` with each new ``orders``. ``heard_ns``: when a live source last
-    gave something; None without one.
+    """Sockets and duties of a node. ``counters``, ``senses`` and ``by_stream`` are called for each heartbeat,
+    ``on_status``, of fusion, with each status of the run, ``on_orders`` with each new ``orders``. ``heard_ns``: when a
+    live source last gave something; None without one.
 
     Raises BusError if its endpoint cannot be bound.
     """
@@ -89,10 +90,12 @@ class NodeRuntime:
         self.stop_event = threading.Event()
         self.counters: Callable[[], Mapping[str, int]] = dict
         self.by_stream: Callable[[], dict[str, dict[str, int]]] = dict
+        self.senses: Callable[[], dict[str, float]] = dict
         self.on_status: Callable[[str], object] = lambda payload: None
         self.on_orders: Callable[[Orders], object] = lambda orders: None
         self.orders = spec.orders
         self.heard_ns: int | None = None
+        self.peak_dbfs = -120.0  # of a speech node: the loudest sample so far
         self._told_behind = False
         self.observer = bus.observer
         self.inbox: Inbox | None = None
@@ -278,12 +281,13 @@ class NodeRuntime:
                 cpu_s=round(cpu.user + cpu.system, 3),
                 rss_bytes=memory.rss,
                 orders=self.orders.serial,
+                senses=self.senses(),
             )
         )
 
     def _tell_behind(self, behind_s: float, queued: int) -> None:
         if behind_s >= BEHIND_S and not self._told_behind:
-            logging.warning("running %.1f s behind: %d messages wait", behind_s, queued)
+            logging.warning("running %.1f s behind: %d messages wait; %s", behind_s, queued, LIGHTER)
             self._told_behind = True
         elif behind_s < _CAUGHT_UP_S and self._told_behind:
             logging.warning("has caught up")

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from emostream.stream.config import changed
+import logging
+
+from emostream.stream.config import changed, masked
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.messages import End, Orders, Pcm, Words
-from emostream.stream.nodes.runtime import NodeRuntime
+from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
 from emostream.stream.speech.recognizer import make_recognizer
 from emostream.stream.speech.vad import load_vad
 from emostream.stream.topics import Content, stream_topic
 
+log = logging.getLogger(__name__)
+
+_SILENT_DBFS = -90.0
 _IDLE_MS = 100
 _REST_S = 0.1  # less than min_hangover_ms: the label of a short utterance is not delayed
 _GIVE_UP_S = 1.0
+
+
+class _Hint:
+    """Says once, ten seconds after the start, that nobody has spoken yet, and what is heard instead: most often it is
+    another microphone than was thought, or one that is muted."""
+
+    AFTER_NS = 10_000_000_000
+
+    def __init__(self, spec: NodeSpec, now_ns: int) -> None:
+        names = {stream.name: stream.audio or stream.source for stream in spec.config.streams}
+        self._stream, self._source = spec.stream, names.get(spec.stream)
+        self._due_ns: int | None = now_ns + self.AFTER_NS
+
+    def is_due(self, utterances: int, now_ns: int) -> bool:
+        if self._due_ns is None or (now_ns < self._due_ns and not utterances):
+            return False
+        self._due_ns = None
+        return not utterances
+
+    def tell(self, peak_dbfs: float) -> None:
+        """``peak_dbfs``: the loudest sample so far."""
+        where = masked(f" of {self._source}") if self._source else ""
+        if peak_dbfs <= _SILENT_DBFS:
+            text = "the sound%s is all silence: is it muted, or another device? (stream-doctor)"
+            log.warning("%s: " + text, self._stream, where)
+        else:
+            text = "nobody has spoken in the first 10 s; the loudest sound%s had %.0f dBFS"
+            log.info("%s: " + text, self._stream, where, peak_dbfs)
 
 
 def main(runtime: NodeRuntime) -> None:
@@ -41,11 +74,21 @@ def main(runtime: NodeRuntime) -> None:
 
     runtime.on_orders = follow
     follow(runtime.orders)
+
+    def senses() -> dict[str, float]:
+        taken = core.take_senses()
+        runtime.peak_dbfs = max(runtime.peak_dbfs, taken["level_dbfs"])
+        return taken
+
+    runtime.senses = senses
     runtime.wait_for_subscribers([stream_topic("speech", spec.stream)])
     runtime.wait_for_go()
     reason = ""
+    hint = _Hint(spec, runtime.clock.now_ns())
     while not reason:
         runtime.tick()
+        if spec.realtime and hint.is_due(core.utterances, runtime.clock.now_ns()):
+            hint.tell(runtime.peak_dbfs)
         if spec.realtime and core.at_rest and len(inbox) == 0:  # several blocks at once cost less than one by one
             runtime.stop_event.wait(_REST_S)
         message = inbox.receive(_IDLE_MS)
