@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import textwrap
 from datetime import UTC, datetime
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -75,7 +77,7 @@ _INDENT = 41  # of a plain line's text, where it goes on
 
 def wrapped(line: str, width: int) -> str:
     """A plain line in a terminal of this width: words that do not fit stand below the others."""
-    if len(line) <= width or width < 2 * _INDENT:
+    if len(line) <= width or width < _INDENT + 20:
         return line
     return "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * _INDENT))
 
@@ -150,6 +152,29 @@ class JsonView(View):
         print(json.dumps(line | facts), file=file, flush=True)
 
 
+class _Echo:
+    """Keeps the terminal from printing ^C, which would leave a part of the picture there."""
+
+    def __init__(self) -> None:
+        self._before: list[Any] | None = None
+        if not os.isatty(0) or os.name != "posix":
+            return
+        import termios
+
+        with contextlib.suppress(termios.error):
+            before, without = termios.tcgetattr(0), termios.tcgetattr(0)
+            without[3] &= ~termios.ECHOCTL
+            termios.tcsetattr(0, termios.TCSADRAIN, without)
+            self._before = before
+
+    def restore(self) -> None:
+        if self._before is not None:
+            import termios
+
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(0, termios.TCSADRAIN, self._before)
+
+
 class LiveView:
     """A display redrawn in place: for each stream whether someone speaks, the words so far and a bar per emotion; the
     last labels; the nodes' health."""
@@ -160,6 +185,7 @@ class LiveView:
         self._health: dict[str, Health] = {}
         self._cpu: dict[str, float] = {}
         self._status = Status()
+        self._echo = _Echo()
         self._live = Live(console=console, refresh_per_second=10, transient=True, get_renderable=self.render)
         self._live.start()
 
@@ -190,6 +216,7 @@ class LiveView:
 
     def close(self) -> None:
         self._live.stop()
+        self._echo.restore()
 
     def render(self) -> Panel:
         """The display's current content."""
