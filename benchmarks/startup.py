@@ -39,11 +39,12 @@ _GIVE_UP_S = 60.0
 
 # What each process imports, and then loads, before it can be ready. A node imports the command too: that is how
 # multiprocessing's "spawn" finds its main function.
-_NODE = "import emostream.stream.cli, emostream.stream.nodes.process"
+_NODE = "import emostream.stream.run_command, emostream.stream.nodes.process"
 _FILE = "from emostream.stream.sources.file import FileSource; from emostream.stream.sources import DEMO"
 WORK = {
     "supervisor": (
-        "from emostream.stream import cli, plan, summary, supervisor, view; import emostream.stream.sources.file",
+        "from emostream.stream import plan, run_command, summary, supervisor, view; "
+        "import emostream.stream.sources.file",
         "from pathlib import Path; from emostream.stream.clock import SystemClock; "
         "from emostream.stream.config import load_config; config = load_config(None, ['bus.emotion=ipc://ENDPOINT']); "
         "emostream.stream.plan.make_plan(config, Path('.'), SystemClock())",

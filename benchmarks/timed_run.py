@@ -37,6 +37,6 @@ if __name__ in ("__main__", "__mp_main__"):  # not where COUNTER alone is import
 
 if __name__ == "__main__":
     from emostream.commands import exit_code
-    from emostream.stream.cli import run
+    from emostream.stream.run_command import run
 
     sys.exit(exit_code(run))

@@ -52,7 +52,7 @@ def _script(module: str, function: str) -> Callable[[], None]:
     return script
 
 
-stream_run = _script("stream.cli", "run")
+stream_run = _script("stream.run_command", "run")
 stream_listen = _script("stream.cli", "listen")
 stream_health = _script("stream.cli", "health")
 stream_label = _script("stream.label_command", "label")

@@ -1,24 +1,19 @@
-"""The commands ``stream-run``, ``stream-listen``, ``stream-health``, ``stream-doctor``, ``stream-models`` and
-``stream-keys``."""
+"""The commands ``stream-listen``, ``stream-health``, ``stream-doctor``, ``stream-models`` and ``stream-keys``; and the
+options that commands share."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
 import shlex
-import signal
 import sys
 import threading
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emostream.commands import make_parser
-from emostream.errors import ConfigError, EmostreamError
-from emostream.stream.config import SOURCE_HELP, Config, load_config
-from emostream.stream.limits import no_core_dumps
+from emostream.errors import ConfigError
+from emostream.stream.config import load_config
 
 if TYPE_CHECKING:
     from emostream.stream.keys import Keys
@@ -35,122 +30,6 @@ def _add_key_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", type=Path, metavar="FILE", help="of stream-keys new client, for another machine's run")
 
 
-def run() -> int:
-    """stream-run: the live pipeline."""
-    parser = make_parser("stream-run", "Label utterances of live streams or files.")
-    add_config_options(parser)
-    parser.add_argument(
-        "--stream",
-        action="append",
-        default=[],
-        metavar="[NAME=]SOURCE",
-        help=f"instead of the configured streams; SOURCE is {SOURCE_HELP}, or AUDIO,VIDEO; may be repeated",
-    )
-    parser.add_argument("--pace", choices=("realtime", "fast"), help="files: at their own pace or at full speed")
-    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append each utterance's label to FILE as well")
-    parser.add_argument(
-        "--jsonl-mb",
-        type=float,
-        default=100,
-        metavar="MB",
-        help="begin a new FILE beyond this size and keep five old ones, FILE.1 to FILE.5; 0: never (default: 100)",
-    )
-    parser.add_argument(
-        "--profile", metavar="FILE", help="keep what it learns of the person in FILE, from run to run (fusion.profile)"
-    )
-    parser.add_argument(
-        "--log-format", choices=("text", "json"), help="log and labels as text or as lines of JSON (log.format)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
-    options = parser.parse_args()
-    changes = list(options.set)
-    if options.profile is not None:
-        changes.append(f"fusion.profile={json.dumps(options.profile)}")
-    if options.log_format is not None:
-        changes.append(f"log.format={options.log_format}")
-    no_core_dumps()
-    log_format = options.log_format
-    try:
-        config = load_config(options.config, changes, options.stream, options.pace)
-        log_format = config.log.format
-        if options.jsonl_mb < 0:
-            raise ConfigError("--jsonl-mb must be at least 0")
-        return _run(config, options.jsonl, int(options.jsonl_mb * 1e6), options.quiet)
-    except EmostreamError as error:
-        if log_format != "json":
-            raise
-        from emostream.stream.view import JsonView
-
-        JsonView(sys.stdout, sys.stderr).log("run", "error", str(error))
-        return error.exit_code
-
-
-def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool) -> int:
-    from emostream.stream.messages import Emotion
-    from emostream.stream.notify import Notifier
-    from emostream.stream.output import Background, LabelFile
-    from emostream.stream.run import run as run_pipeline
-    from emostream.stream.view import JsonView, LiveView, PlainView, Terminal, View
-
-    console = Terminal()
-    view: View
-    if config.log.format == "json":
-        view = JsonView(sys.stdout, sys.stderr, quiet)
-    elif console.is_terminal and not quiet:
-        view = LiveView(console, [stream.name for stream in config.streams], "emostream")
-    else:
-        view = PlainView(console, Terminal(stderr=True), quiet)
-
-    shown = Background(view)
-    try:
-        file = LabelFile(jsonl, jsonl_bytes, lambda text: shown.log("run", "warning", text)) if jsonl else None
-    except ConfigError:
-        shown.close()
-        raise
-
-    def on_emotion(message: Emotion) -> None:
-        if file is not None and message.kind == "utterance":
-            file.add(message)
-        shown.emotion(message)
-
-    stop = threading.Event()
-    _stop_by_signals(stop)
-    lines: list[str] = []
-
-    try:
-        with closing(Notifier()) as notifier:
-            summary = run_pipeline(
-                config,
-                on_emotion=on_emotion,
-                on_health=shown.health,
-                on_log=shown.log,
-                on_status=shown.status,
-                stop=stop,
-                notifier=notifier,
-            )
-        if not quiet:
-            lines = summary.lines()
-        if file is not None and file.lost:
-            lines.append(f"labels not written to {jsonl}: {file.lost}")
-    finally:
-        if file is not None:
-            file.close()
-        in_time = shown.close(last=lambda: view.summary(lines))
-    if not in_time:  # the terminal or pipe takes nothing more, and Python would wait for it at its end
-        os._exit(0)
-    if shown.error is not None:
-        raise shown.error
-    return 0
-
-
-def _stop_by_signals(stop: threading.Event) -> None:
-    """Ctrl-C, SIGTERM and the terminal's end (unless nohup has seen to that) stop a run in order."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
-            signal.signal(number, lambda *_: stop.set())
-
-
 def listen() -> int:
     """stream-listen: print what a running pipeline publishes."""
     from emostream.stream.listen import DEFAULT_ENDPOINT, listen_raw, listen_status
@@ -164,6 +43,8 @@ def listen() -> int:
     parser.add_argument("--status", action="store_true", help="print the status messages alone, as they are")
     _add_key_option(parser)
     options = parser.parse_args()
+    if not (options.status or options.key):
+        threading.Thread(target=_tell_presence, args=(options.endpoint,), daemon=True).start()
     try:
         if options.status:
             for payload, _ in listen_status(options.endpoint, key=options.key):
@@ -177,6 +58,22 @@ def listen() -> int:
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def _tell_presence(endpoint: str) -> None:
+    """Say on stderr when a pipeline is not there, went away, or is there (again)."""
+    from emostream.stream.listen import listen_status
+
+    there: bool | None = None
+    while True:
+        for _, status in listen_status(endpoint, timeout_s=3.5):
+            if there is False:
+                print(f"{endpoint}: a pipeline is there (run {status.run})", file=sys.stderr)
+            there = True
+        if there is not False:
+            gone = "no pipeline is there yet; waiting" if there is None else "the pipeline went away; waiting"
+            print(f"{endpoint}: {gone}", file=sys.stderr)
+        there = False
 
 
 def health() -> int:
@@ -206,7 +103,28 @@ def health() -> int:
 
 def doctor() -> int:
     """stream-doctor: devices, models, backends, versions, and how to mend what is missing."""
-    make_parser("stream-doctor", "Show what this machine has for a run, and how to get what is missing.").parse_args()
+    parser = make_parser("stream-doctor", "Show what this machine has for a run, and how to get what is missing.")
+    parser.add_argument(
+        "--microphone", nargs="?", const="microphone", metavar="SOURCE",
+        help="record some seconds instead, and say what was heard (default: the system's microphone)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--camera", nargs="?", const="camera:0", metavar="SOURCE",
+        help="look for some seconds instead, and say where a face is (default: camera:0)",
+    )  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=3, help="(default: %(default)s)")
+    add_config_options(parser)
+    options = parser.parse_args()
+    if options.microphone or options.camera:
+        from emostream.stream.device_check import hear, see
+
+        if not 0 < options.seconds <= 60:
+            raise ConfigError("--seconds must be above 0, and at most 60")
+        config = load_config(options.config, options.set)
+        for try_it, source in ((hear, options.microphone), (see, options.camera)):
+            for said in try_it(source, options.seconds, config) if source else ():
+                print(said, flush=True)
+        return 0
 
     from rich.console import Console
     from rich.text import Text

@@ -1,0 +1,78 @@
+"""What somebody who looks into a problem needs to know of a run, in one file that can be sent."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import zipfile
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from emostream.files import OWNER_ONLY
+from emostream.stream.config import Config, masked
+from emostream.stream.status import Status, encode_status
+from emostream.stream.view import now
+
+_LINES = 20_000
+
+
+class ProblemReport:
+    """Collects a run's log and its last status. There is no sound, no picture and no word in it, and passwords of URLs
+    are masked."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self._path, self._config = path, config
+        self._lines: deque[str] = deque(maxlen=_LINES)
+        self.status: Status | None = None
+
+    def log(self, node: str, level: str, text: str) -> None:
+        self._lines.append(f"{now()} {level}: {node}: {masked(text)}")
+
+    def write(self) -> str:
+        """Write the file. Returns a line for the user."""
+        parts = {
+            "README.txt": "Made by stream-run --report. It holds settings, versions, what this machine has, the log "
+            "and counters; no sound, no picture, no words. Look through it before you send it.\n",
+            "config.json": json.dumps(_masked(self._config.model_dump()), indent=1),
+            "versions.txt": _versions(),
+            "doctor.txt": _doctor(),
+            "log.txt": "\n".join(self._lines) + "\n",
+            "status.json": "" if self.status is None else encode_status(self.status).decode(),
+        }
+        try:
+            with (
+                open(self._path, "wb", opener=lambda name, flags: os.open(name, flags, OWNER_ONLY)) as file,
+                zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+            ):
+                for name, text in parts.items():
+                    archive.writestr(name, text)
+        except OSError as error:
+            return f"the report cannot be written to {self._path} ({error.strerror})"
+        return f"report: {self._path}"
+
+
+def _masked(value: Any) -> Any:
+    """Settings in which the passwords of URLs are ``***``."""
+    if isinstance(value, dict):
+        return {key: _masked(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(part) for part in value]
+    return masked(value) if isinstance(value, str) else value
+
+
+def _versions() -> str:
+    lines = [f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} processors"]
+    found = {(dist.metadata["Name"] or "").lower(): dist.version for dist in importlib.metadata.distributions()}
+    return "\n".join([*lines, *(f"{name} {version}" for name, version in sorted(found.items()))]) + "\n"
+
+
+def _doctor() -> str:
+    from emostream.stream.doctor import examine
+
+    with contextlib.suppress(Exception):  # a report of a broken machine is needed most
+        return "\n".join(f"{one.area}: {one.name}: {one.ok}: {one.detail} {one.mend}" for one in examine()) + "\n"
+    return "stream-doctor itself fails here\n"
