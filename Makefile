@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: run check test test-long lint install-check image-check audit bench chaos fuzz gpu-check lock demo bundle clean
 
 run: $(VENV)/.ready-to-run
-	$(BIN)/stream-run --config config.toml
+	$(BIN)/stream-run --config config.toml $(RUN)
 
 # Under a minute on two idle cores: lint, types, and the tests that start no process
 check: lint
@@ -88,9 +88,9 @@ MARKERS := sed -e 's/^\(torch==[0-9.]*\)+.*/\1/' \
     -e "s/^\(tensorrt_rtx_cu13.*\)/\1; sys_platform == 'linux' and platform_machine == 'x86_64'/"
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet --upgrade pip
-	build/lock/bin/pip install --quiet '.[offline]'
+	build/lock/bin/pip install --quiet '.[offline,page]'
 	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements.lock
-	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,train,ray,openvino,engines,bench,dev]' tensorrt-rtx-cu13
+	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,page,train,ray,openvino,engines,bench,dev]' tensorrt-rtx-cu13
 	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements-dev.lock
 	rm -rf build/lock
 

@@ -254,6 +254,13 @@ class Supervision(_Section):
     within_s: Annotated[float, Field(gt=0, le=86_400)] = 120
 
 
+class Page(_Section):
+    on: bool = False
+    host: Annotated[str, Field(pattern=r"^(127\.0\.0\.1|localhost|\[::1\])$")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8800
+    token: Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{16,128})?$")] = ""
+
+
 class Privacy(_Section):
     text: Literal["keep", "drop"] = "keep"
 
@@ -280,6 +287,7 @@ class Config(_Section):
     window: Window = Window()
     fusion: Fusion = Fusion()
     bus: Bus = Bus()
+    page: Page = Page()
     supervisor: Supervision = Supervision()
     privacy: Privacy = Privacy()
     log: Log = Log()

@@ -244,10 +244,17 @@ class Control:
         """Change a setting, SECTION.KEY=VALUE, until the run ends."""
         return self._ask("set", value=change).text
 
+    def ask(self, request: Request) -> str:
+        """Send a request as it is; its time is that of this call. Returns the answer's line."""
+        return self._send(request).text
+
     def _ask(
         self, command: Command, streams: Sequence[str] = (), *, for_s: float | None = None, value: str = ""
     ) -> Reply:
-        request = Request(command=command, streams=list(streams), for_s=for_s, value=value, sent_ns=time.monotonic_ns())
+        return self._send(Request(command=command, streams=list(streams), for_s=for_s, value=value))
+
+    def _send(self, request: Request) -> Reply:
+        request.sent_ns = time.monotonic_ns()
         if not os.path.exists(self._where):  # False too where the folder is another user's, at which Path's own raises
             raise ControlError(f"{self._where}: no run listens there; is stream-run running, as this user?")
         own_folder(self._where.parent)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.prior import log_ratios
 from emostream.stream.profile import Profile
 from emostream.stream.sources import file_path, file_tracks, is_regular, of_this_process
-from emostream.stream.topics import FUSION, Medium, NodeKind, node_name
+from emostream.stream.topics import FUSION, PAGE, Medium, NodeKind, node_name
 
 
 @dataclass
@@ -51,6 +52,12 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
     producers = tuple(spec.name for spec in plan.specs)
     fusion = NodeSpec("fusion", FUSION, "", config, str(run_dir), clock.offset_ns, inputs=producers, streams=expected)
     plan.specs.append(fusion)
+    if config.page.on and config.pace == "fast":
+        plan.notes.append("the page is for runs in real time; going on without")
+    elif config.page.on:
+        token = config.page.token or secrets.token_urlsafe(16)  # the same if the page is started again
+        page = config.model_copy(update={"page": config.page.model_copy(update={"token": token})})
+        plan.specs.append(replace(fusion, kind="page", name=PAGE, config=page))
     return plan
 
 

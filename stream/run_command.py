@@ -44,6 +44,7 @@ def run() -> int:
     parser.add_argument(
         "--log-format", choices=("text", "json"), help="log and labels as text or as lines of JSON (log.format)"
     )
+    parser.add_argument("--page", action="store_true", help="serve a live page on this machine; its address is printed")
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     parser.add_argument(
         "--report",
@@ -58,6 +59,8 @@ def run() -> int:
         changes.append(f"fusion.profile={json.dumps(options.profile)}")
     if options.log_format is not None:
         changes.append(f"log.format={options.log_format}")
+    if options.page:
+        changes.append("page.on=true")
     no_core_dumps()
     log_format = options.log_format
     try:

@@ -324,7 +324,7 @@ class Supervisor:
                 node.process.join()
             if node.process.exitcode is not None:
                 self._on_exit(node, node.process.exitcode)
-        waiting = [node for node in self._nodes.values() if not node.done]
+        waiting = [node for node in self._nodes.values() if not node.done and node.spec.kind != "page"]
         if not waiting:
             return True
         self._go(control, waiting)
@@ -344,15 +344,15 @@ class Supervisor:
         streams = dict.fromkeys(node.spec.stream for node in self._nodes.values() if node.t0_ns is None)
         for stream in [""] if self._t0_ns is None else streams:
             group = [node for node in self._nodes.values() if stream in ("", node.spec.stream)]
-            if not all(node.ready or node.cannot_run for node in group):
+            if not all(node.spec.kind == "page" or node.ready or node.cannot_run for node in group):
                 continue
             if self._t0_ns is None:
                 self._t0_ns = at_ns
                 self._board.begun(at_ns)
             for node in group:
                 node.t0_ns = at_ns
-        for node in waiting:
-            if node.t0_ns is not None and node.health is not None and node.health.state == "ready":
+        for node in self._nodes.values():
+            if not node.done and node.t0_ns is not None and node.health is not None and node.health.state == "ready":
                 control.send(Control(command="go", at_ns=node.t0_ns, stream=node.spec.stream))
 
     def status(self, over: bool = False) -> Status:
@@ -398,10 +398,12 @@ class Supervisor:
             return
         if code == CANNOT_RUN:
             node.done = node.cannot_run = True
-            if node.spec.kind != "capture":
+            if node.spec.kind not in ("capture", "page"):
                 self._fatal, self._fatal_node = f"{name} cannot run", node
             return
-        if code > 0 and node.health is None:  # it never sent a heartbeat: its process could not even begin
+        if (
+            code > 0 and node.health is None and node.spec.kind != "page"
+        ):  # it never sent a heartbeat: its process could not even begin
             self._fatal = (
                 f"{name} could not start (exit code {code}); a script that calls emostream.run does so below "
                 '`if __name__ == "__main__":`, since the nodes are processes that import it'
@@ -418,6 +420,12 @@ class Supervisor:
         wait_ns = _BACKOFF_NS[min(len(node.crashed_ns), len(_BACKOFF_NS) - 1)]
         node.crashed_ns.append(now_ns)
         how = "was ended by somebody's SIGTERM" if code == TERMINATED else f"crashed (exit code {code})"
+        if len(node.crashed_ns) > rules.failures and node.spec.kind == "page":
+            self._on_log(
+                name, "error", f"{how}, {len(node.crashed_ns)} times in {rules.within_s:g} s: going on without"
+            )
+            node.done = True
+            return
         if len(node.crashed_ns) > rules.failures:
             self._fatal = f"{name} {how}, {len(node.crashed_ns)} times in {rules.within_s:g} s: giving up"
             self._fatal_node, self._fatal_code, node.done = node, RunError.GAVE_UP, True

@@ -128,6 +128,8 @@ def _main(kind: str) -> Callable[[NodeRuntime], None]:
         from emostream.stream.nodes.capture import main
     elif kind == "speech":
         from emostream.stream.nodes.speech import main
+    elif kind == "page":
+        from emostream.stream.nodes.page import main
     else:
         from emostream.stream.nodes.fusion import main
     return main

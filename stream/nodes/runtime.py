@@ -39,7 +39,7 @@ class NodeSpec:
     ``first``: of fusion's numbers, later ones where it is started again; ``orders``: those so far; ``parent``: the
     supervisor's process."""
 
-    kind: Literal["capture", "speech", "fusion"]
+    kind: Literal["capture", "speech", "fusion", "page"]
     name: str
     stream: str
     config: Config
@@ -115,7 +115,9 @@ class NodeRuntime:
                 observer=self.observer,
             )
             self._control = Inbox(self.context, 100, lossless=False, observer=self.observer)
-            self._control.connect(ipc_of(spec, CONTROL), [CONTROL, STATUS] if spec.kind == "fusion" else [CONTROL])
+            self._control.connect(
+                ipc_of(spec, CONTROL), [CONTROL, STATUS] if spec.kind in ("fusion", "page") else [CONTROL]
+            )
         except BaseException:
             self.context.destroy(0)
             raise

@@ -1,0 +1,102 @@
+"""Numbers of a run for Prometheus, in its text format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from emostream.stream.messages import Emotion
+from emostream.stream.page.state import PageState
+
+BOUNDS_S = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 5.0)
+_PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion")
+
+
+class RunMetrics(Collector):
+    """A collector over labels, as they come, and the newest status. No label is named: what people feel is nobody's
+    metric."""
+
+    def __init__(self, state: PageState) -> None:
+        self._state, self._seen = state, 0
+        self._latency: dict[tuple[str, str], tuple[list[int], float]] = {}
+        self._bundle = self._backend = ""
+
+    def text(self) -> bytes:
+        """The numbers as they are now."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        return bytes(generate_latest(registry))
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+    def update(self) -> None:
+        """Count the labels that came since. To be called at least once for every 500 of them."""
+        for label in self._state.labels(self._seen):
+            self._seen = label.number
+            self._add(label.emotion)
+
+    def _add(self, emotion: Emotion) -> None:
+        self._bundle, self._backend = emotion.bundle, emotion.backend
+        if emotion.latency_ms is None:
+            return
+        for part in _PARTS:
+            seconds = getattr(emotion.latency_ms, part) / 1e3
+            counts, total = self._latency.get((emotion.stream, part), ([0] * (len(BOUNDS_S) + 1), 0.0))
+            counts[sum(seconds > bound for bound in BOUNDS_S)] += 1
+            self._latency[emotion.stream, part] = counts, total + seconds
+
+    def collect(self) -> Iterator[Metric]:
+        self.update()
+        latency = HistogramMetricFamily(
+            "emostream_label_latency_seconds", "From the last speech sample to the label.", labels=["stream", "part"]
+        )
+        for (stream, part), (counts, total) in self._latency.items():
+            buckets, sum_ = [], 0
+            for bound, count in zip([*map(str, BOUNDS_S), "+Inf"], counts, strict=True):
+                sum_ += count
+                buckets.append((bound, sum_))
+            latency.add_metric([stream, part], buckets, total)
+        yield latency
+        info = GaugeMetricFamily("emostream_info", "What makes the labels.", labels=["bundle", "backend", "run"])
+        found = self._state.status()
+        if found is None:
+            return
+        _, status = found
+        info.add_metric([self._bundle, self._backend, status.run], 1)
+        yield info
+        yield GaugeMetricFamily("emostream_uptime_seconds", "Since the run began.", value=status.uptime_s)
+        labelled = CounterMetricFamily("emostream_utterances", "Utterances that have a label.", labels=["stream"])
+        heard = CounterMetricFamily("emostream_utterances_heard", "Utterances that began.", labels=["stream"])
+        lost = CounterMetricFamily(
+            "emostream_lost", "Utterances without a label; labels without all faces.", labels=["stream", "why"]
+        )
+        sound = CounterMetricFamily(
+            "emostream_sound_lost_seconds", "Sound that never reached speech recognition.", labels=["stream"]
+        )
+        up = GaugeMetricFamily("emostream_source_up", "Whether labels can come.", labels=["stream"])
+        behind = GaugeMetricFamily(
+            "emostream_behind_seconds", "Age of the oldest message that waits.", labels=["stream"]
+        )
+        for name, stream_ in status.streams.items():
+            labelled.add_metric([name], stream_.labelled)
+            heard.add_metric([name], stream_.heard)
+            lost.add_metric([name, "unlabelled"], stream_.unlabelled)
+            lost.add_metric([name, "late_video"], stream_.late_video)
+            sound.add_metric([name], stream_.sound_lost_s)
+            up.add_metric([name], float(stream_.can_label))
+            behind.add_metric([name], stream_.behind_s)
+        yield from (labelled, heard, lost, sound, up, behind)
+        dropped = CounterMetricFamily("emostream_dropped", "Messages that a full queue dropped.", labels=["node"])
+        cpu = CounterMetricFamily("emostream_node_cpu_seconds", "Of its present process.", labels=["node"])
+        memory = GaugeMetricFamily("emostream_node_resident_bytes", "Of its present process.", labels=["node"])
+        starts = CounterMetricFamily("emostream_node_starts", "How often its process was started.", labels=["node"])
+        for name, node in status.nodes.items():
+            dropped.add_metric([name], node.dropped)
+            cpu.add_metric([name], node.cpu_s)
+            memory.add_metric([name], node.rss_bytes)
+            starts.add_metric([name], node.starts)
+        yield from (dropped, cpu, memory, starts)

@@ -1,0 +1,213 @@
+"""The HTTP server of the page. Everything lies below a random token, so that another user of this machine, or a page of
+the web in this user's browser, cannot look."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from emostream.errors import EmostreamError
+from emostream.stream.control import Request as ControlRequest
+from emostream.stream.page.events import Events
+from emostream.stream.page.export import FORMATS, exported
+from emostream.stream.page.metrics import RunMetrics
+from emostream.stream.page.state import PageState
+
+PERIOD_S = 0.1  # between two looks for something new
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; style-src 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_STATIC = {
+    "": ("index.html", "text/html"),
+    "page.js": ("page.js", "text/javascript"),
+    "page.css": ("page.css", "text/css"),
+}
+
+Steer = Callable[[ControlRequest], str]
+
+
+class Guard:
+    """Lets requests in that name this server as their host, come from no other page, and know the token."""
+
+    def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str]) -> None:
+        self._app, self._token, self._hosts = app, token, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        origin = headers.get("origin")
+        allowed = headers.get("host", "") in self._hosts and (origin is None or urlsplit(origin).netloc in self._hosts)
+        first, _, rest = scope["path"].removeprefix("/").partition("/")
+        if allowed and scope["path"] == "/healthz":
+            await self._app(scope, receive, send)
+        elif allowed and hmac.compare_digest(first.encode(), self._token.encode()):
+            await self._app({**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode()}, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            status, text = (404, "not found\n") if allowed else (403, "not from here\n")
+            await PlainTextResponse(text, status)(scope, receive, send)
+
+
+def make_app(state: PageState, token: str, hosts: frozenset[str], steer: Steer | None) -> ASGIApp:
+    """The page's application. ``hosts``: what a request may name as its host, as "127.0.0.1:8800"; ``steer``: carries
+    out a request to the run and gives its answer; without it, nothing can be changed."""
+    metrics = RunMetrics(state)
+    content = {
+        path: (files(__package__).joinpath("static", name).read_bytes(), kind) for path, (name, kind) in _STATIC.items()
+    }
+
+    async def static(request: Request) -> Response:
+        data, kind = content[request.url.path.rpartition("/")[2]]
+        return Response(data, media_type=kind, headers=_HEADERS)
+
+    async def health(request: Request) -> Response:
+        found = state.status()
+        fine = found is not None and any(stream.can_label for stream in found[1].streams.values())
+        return PlainTextResponse("ok\n" if fine else "no labels can come\n", 200 if fine else 503)
+
+    async def utterances(request: Request) -> Response:
+        try:
+            since = int(request.query_params.get("since", "0"))
+        except ValueError:
+            return JSONResponse({"error": "since is a number"}, 400)
+        labels = state.labels(since)
+        last = labels[-1].number if labels else min(max(since, 0), state.labelled)
+        body = f'{{"next":{last},"utterances":[{",".join(label.payload for label in labels)}]}}'
+        return Response(body, media_type="application/json", headers=_HEADERS)
+
+    async def export(request: Request) -> Response:
+        form = request.path_params["form"]
+        if form not in FORMATS:
+            return PlainTextResponse("not found\n", 404)
+        name = {"Content-Disposition": f'attachment; filename="labels.{form}"'}
+        return Response(exported(state.labels(), form), media_type=FORMATS[form], headers=_HEADERS | name)
+
+    async def metric(request: Request) -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def control(request: Request) -> Response:
+        if steer is None:
+            return JSONResponse({"ok": False, "text": "this run cannot be steered"}, 409)
+        if request.headers.get("content-type") != "application/json":  # which no form of another page can send
+            return JSONResponse({"ok": False, "text": "send application/json"}, 415)
+        try:
+            asked = await request.json()
+            wanted = ControlRequest(
+                command=asked["command"], streams=list(asked.get("streams", [])),
+                for_s=asked.get("for_s"), value=str(asked.get("value", "")),
+            )  # fmt: skip
+            if wanted.command not in ("mute", "unmute", "pause", "resume", "set"):
+                raise ValueError(wanted.command)
+            text = await run_in_threadpool(steer, wanted)
+        except EmostreamError as error:
+            return JSONResponse({"ok": False, "text": str(error)}, 409)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return JSONResponse({"ok": False, "text": "no such request"}, 400)
+        return JSONResponse({"ok": True, "text": text})
+
+    async def socket(websocket: WebSocket) -> None:
+        form = websocket.query_params.get("format", "messages")
+        await websocket.accept()
+        reader = {"page": _page, "events": _events}.get(form, _messages)
+        state.look(+1 if form == "page" else 0)
+        leaving = asyncio.ensure_future(_until_gone(websocket))
+        try:
+            writing = asyncio.ensure_future(reader(websocket, state))
+            await asyncio.wait({leaving, writing}, return_when=asyncio.FIRST_COMPLETED)
+            writing.cancel()
+        finally:
+            leaving.cancel()
+            state.look(-1 if form == "page" else 0)
+
+    return Guard(
+        Starlette(
+            routes=[
+                *(Route(f"/{path}", static) for path in _STATIC),
+                Route("/healthz", health),
+                Route("/metrics", metric),
+                Route("/api/utterances", utterances),
+                Route("/api/labels.{form}", export),
+                Route("/api/control", control, methods=["POST"]),
+                WebSocketRoute("/ws", socket),
+            ]
+        ),
+        token,
+        hosts,
+    )
+
+
+async def _until_gone(websocket: WebSocket) -> None:
+    try:
+        while True:
+            await websocket.receive_text()
+    except (WebSocketDisconnect, KeyError, RuntimeError):
+        return
+
+
+async def _messages(websocket: WebSocket, state: PageState) -> None:
+    """The public messages as they are. Who is slow gets the newest estimate, and every label of the last 500."""
+    number, version = state.labelled, 0
+    while True:
+        for label in state.labels(number):
+            number = label.number
+            await websocket.send_text(label.payload)
+        before, (version, windows) = version, state.windows(version)
+        for payload, _ in windows:
+            await websocket.send_text(payload)
+        if (found := state.status(before)) is not None:
+            await websocket.send_text(found[0])
+        await asyncio.sleep(PERIOD_S)
+
+
+async def _events(websocket: WebSocket, state: PageState) -> None:
+    events, number, version = Events(), state.labelled, 0
+    while True:
+        out: list[dict[str, Any]] = []
+        for label in state.labels(number):
+            number = label.number
+            out += events.of(label.emotion)
+        before, (version, windows) = version, state.windows(version)
+        out += [event for _, emotion in windows for event in events.of(emotion)]
+        if (found := state.status(before)) is not None:
+            out.append(events.health(found[1]))
+        for event in out:
+            await websocket.send_text(json.dumps(event))
+        await asyncio.sleep(PERIOD_S)
+
+
+async def _page(websocket: WebSocket, state: PageState) -> None:
+    """What the page draws, ten times a second: one message with all that is new, so that nothing queues up."""
+    number, version = 0, 0
+    while True:
+        labels = state.labels(number)
+        number = labels[-1].number if labels else number
+        before, (version, windows) = version, state.windows(version)
+        found = state.status(before)
+        parts = [
+            f'"labels":[{",".join(label.payload for label in labels)}]',
+            f'"windows":[{",".join(payload for payload, _ in windows)}]',
+            f'"status":{found[0] if found else "null"}',
+            f'"senses":{json.dumps(state.senses())}',
+        ]
+        await websocket.send_text("{" + ",".join(parts) + "}")
+        await asyncio.sleep(PERIOD_S)

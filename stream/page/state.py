@@ -1,0 +1,120 @@
+"""What the page shows: the newest of everything, and the last labels. Written by the node, read by the server."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from emostream.stream.messages import Emotion, Face, Pcm, decode_emotion
+from emostream.stream.status import Status, decode_status
+
+KEPT = 500  # labels
+_ENVELOPE = 100  # values of the waveform: five seconds
+_PER_VALUE = 800  # samples: 50 ms
+
+
+class Labelled(msgspec.Struct):
+    """A label with its place in the run's order, which has no gaps."""
+
+    number: int
+    payload: str
+    emotion: Emotion
+
+
+@dataclass
+class Heard:
+    """The last seconds of a stream's sound and its newest face."""
+
+    envelope: deque[int] = field(default_factory=lambda: deque(maxlen=_ENVELOPE))  # peaks, 0 to 100
+    waiting: list[np.ndarray] = field(default_factory=list)
+    waiting_samples: int = 0
+    crop: str = ""  # 48 x 48 gray pixels, base64; empty: no face
+    box: tuple[float, float, float, float] | None = None
+
+
+class PageState:
+    """All methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._labels: deque[Labelled] = deque(maxlen=KEPT)
+        self._windows: dict[str, tuple[int, str, Emotion]] = {}
+        self._status: tuple[int, str, Status] | None = None
+        self._heard: dict[str, Heard] = {}
+        self._version = 0
+        self.labelled = 0
+        self.viewers = 0  # browsers that want sound and faces
+
+    def add(self, payload: str) -> None:
+        """Take a public message: a label or a running estimate."""
+        emotion = decode_emotion(payload.encode())
+        with self._lock:
+            self._version += 1
+            if emotion.kind == "utterance":
+                self.labelled += 1
+                self._labels.append(Labelled(self.labelled, payload, emotion))
+                self._windows.pop(emotion.stream, None)
+            else:
+                self._windows[emotion.stream] = self._version, payload, emotion
+
+    def set_status(self, payload: str) -> None:
+        status = decode_status(payload.encode())
+        with self._lock:
+            self._version += 1
+            self._status = self._version, payload, status
+
+    def hear(self, pcm: Pcm) -> None:
+        with self._lock:
+            heard = self._heard.setdefault(pcm.stream, Heard())
+            heard.waiting.append(pcm.samples)
+            heard.waiting_samples += len(pcm.samples)
+            while heard.waiting_samples >= _PER_VALUE:
+                samples = np.concatenate(heard.waiting)
+                peak = int(np.abs(samples[:_PER_VALUE].astype(np.int32)).max())
+                heard.envelope.append(round(100 * (peak / 32768) ** 0.5))
+                heard.waiting, heard.waiting_samples = [samples[_PER_VALUE:]], len(samples) - _PER_VALUE
+
+    def see(self, face: Face) -> None:
+        with self._lock:
+            heard = self._heard.setdefault(face.stream, Heard())
+            heard.crop = base64.b64encode(face.crop.tobytes()).decode() if face.found else ""
+            heard.box = face.box
+
+    def forget_senses(self) -> None:
+        """Nobody looks any more."""
+        with self._lock:
+            self._heard.clear()
+
+    def labels(self, since: int = 0) -> list[Labelled]:
+        """The labels after the one of this number, of the last 500."""
+        with self._lock:
+            return [label for label in self._labels if label.number > since]
+
+    def windows(self, since: int = 0) -> tuple[int, list[tuple[str, Emotion]]]:
+        """The newest running estimate of each stream, if it is newer than ``since``; and the present version."""
+        with self._lock:
+            return self._version, [
+                (text, emotion) for version, text, emotion in self._windows.values() if version > since
+            ]
+
+    def status(self, since: int = 0) -> tuple[str, Status] | None:
+        """The newest status, if it is newer than ``since``."""
+        with self._lock:
+            return None if self._status is None or self._status[0] <= since else self._status[1:]
+
+    def senses(self) -> dict[str, dict[str, object]]:
+        with self._lock:
+            return {
+                name: {"envelope": list(heard.envelope), "crop": heard.crop, "box": heard.box}
+                for name, heard in self._heard.items()
+            }
+
+    def look(self, by: int) -> None:
+        """So many more (or fewer) browsers want sound and faces."""
+        with self._lock:
+            self.viewers += by

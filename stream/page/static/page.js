@@ -1,0 +1,246 @@
+// The live page: everything that is new comes ten times a second as one message of /ws?format=page.
+const $ = (selector, root = document) => root.querySelector(selector);
+const make = (tag, className = "", text = "") => {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== "") element.textContent = text;
+  return element;
+};
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim() || "gray";
+const percent = (value) => `${Math.round(100 * value)} %`;
+const KEPT = 500;
+
+class LiveStream extends HTMLElement {
+  connectedCallback() {
+    this.append($("#stream-template").content.cloneNode(true));
+    $("h2", this).textContent = this.dataset.name;
+    this.trail = [];
+  }
+
+  estimate(message) {
+    const done = message.kind === "utterance";
+    $(".words", this).textContent = message.text || "…";
+    const verdict = $(".verdict strong", this);
+    verdict.textContent = message.label + (message.uncertain ? " ?" : "");
+    verdict.style.color = colour(message.label);
+    const parts = Object.entries(message.modalities).filter(([, part]) => part.frames > 0);
+    const driver = parts.sort((a, b) => b[1].contribution - a[1].contribution)[0];
+    $(".verdict span", this).textContent = [
+      percent(message.confidence), message.uncertain ? "not sure" : "",
+      done ? "label" : "so far", driver && done ? `mostly from the ${driver[0] === "text" ? "words" : driver[0]}` : "",
+    ].filter(Boolean).join(" · ");
+    this.bars(message);
+    if (message.valence !== null && message.valence !== undefined) this.wander(message.valence, message.arousal);
+  }
+
+  bars(message) {
+    const list = $(".bars", this);
+    if (list.childElementCount !== 3 * Object.keys(message.probabilities).length) {
+      list.replaceChildren();
+      for (const name of Object.keys(message.probabilities)) {
+        const track = make("dd", "track");
+        track.append(make("div", "fill"));
+        list.append(make("dt", "", name), track, make("dd", "share"));
+      }
+    }
+    Object.entries(message.probabilities).forEach(([name, value], i) => {
+      const [term, track, share] = [...list.children].slice(3 * i, 3 * i + 3);
+      const best = name === message.label;
+      term.className = best ? "best" : "";
+      share.className = best ? "share best" : "share";
+      share.textContent = percent(value);
+      track.firstChild.style.width = `${100 * value}%`;
+      track.firstChild.style.background = best ? colour(name) : colour("quiet");
+    });
+  }
+
+  wander(valence, arousal) {
+    this.trail = [...this.trail.slice(-11), [valence, arousal]];
+    const canvas = $(".point", this), draw = canvas.getContext("2d"), size = canvas.width;
+    draw.clearRect(0, 0, size, size);
+    draw.strokeStyle = colour("line");
+    draw.lineWidth = 2;
+    draw.strokeRect(1, 1, size - 2, size - 2);
+    draw.beginPath();
+    draw.moveTo(size / 2, 0); draw.lineTo(size / 2, size); draw.moveTo(0, size / 2); draw.lineTo(size, size / 2);
+    draw.stroke();
+    this.trail.forEach(([x, y], i) => {
+      draw.globalAlpha = (i + 1) / this.trail.length;
+      draw.fillStyle = colour("accent");
+      draw.beginPath();
+      draw.arc((x + 1) / 2 * size, (1 - y) / 2 * size, i === this.trail.length - 1 ? 8 : 4, 0, 7);
+      draw.fill();
+    });
+    draw.globalAlpha = 1;
+    canvas.setAttribute("aria-label", `valence ${valence.toFixed(2)}, arousal ${arousal.toFixed(2)}`);
+  }
+
+  sense(senses, status) {
+    const wave = $(".wave", this), draw = wave.getContext("2d"), { width, height } = wave;
+    draw.clearRect(0, 0, width, height);
+    draw.fillStyle = colour((status && status.speech > 0.5) ? "accent" : "quiet");
+    senses.envelope.forEach((value, i) => {
+      const tall = Math.max(2, value / 100 * height);
+      draw.fillRect(width - (senses.envelope.length - i) * 6, (height - tall) / 2, 4, tall);
+    });
+    const level = status && status.level_dbfs !== null ? `level ${Math.round(status.level_dbfs)} dB, speech ${percent(status.speech)}` : "no sound";
+    wave.setAttribute("aria-label", level);
+    wave.title = level;
+    const face = $(".face", this), canvas = face.getContext("2d");
+    canvas.clearRect(0, 0, 96, 96);
+    if (senses.crop) {
+      const bytes = Uint8Array.from(atob(senses.crop), (letter) => letter.charCodeAt(0));
+      const image = new ImageData(48, 48);
+      bytes.forEach((value, i) => image.data.set([value, value, value, 255], 4 * i));
+      createImageBitmap(image).then((bitmap) => canvas.drawImage(bitmap, 0, 0, 96, 96));
+    } else {
+      canvas.fillStyle = colour("quiet");
+      canvas.beginPath(); canvas.arc(48, 38, 18, 0, 7); canvas.fill();
+      canvas.beginPath(); canvas.ellipse(48, 92, 34, 30, 0, 0, 7); canvas.fill();
+    }
+    const seen = senses.crop ? "a face" : "no face";
+    face.setAttribute("aria-label", seen);
+    $(".facing", this).textContent = seen;
+  }
+}
+customElements.define("live-stream", LiveStream);
+
+const streams = new Map();
+const stream = (name) => {
+  if (!streams.has(name)) {
+    const element = make("live-stream");
+    element.dataset.name = name;
+    $("#streams").append(element);
+    streams.set(name, element);
+  }
+  return streams.get(name);
+};
+
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+
+function addLabel(message) {
+  $("#nothing").hidden = true;
+  const details = make("details"), summary = make("summary");
+  summary.append(make("span", "when", `${message.stream} ${clock(message.start_s)}`));
+  const label = make("span", "label", `${message.label}${message.uncertain ? " ?" : ""} ${percent(message.confidence)}`);
+  label.style.color = colour(message.label);
+  summary.append(label, make("span", "text", message.text || "…"));
+  summary.append(make("span", "ms", message.latency_ms ? `${Math.round(message.latency_ms.total)} ms` : ""));
+  details.append(summary);
+  details.addEventListener("toggle", () => { if (details.open && details.childElementCount === 1) details.append(detail(message)); });
+  const item = make("li");
+  item.append(details);
+  $("#said").prepend(item);
+  while ($("#said").childElementCount > KEPT) $("#said").lastChild.remove();
+}
+
+function table(rows) {
+  const element = make("table");
+  for (const [name, value] of rows) {
+    const row = element.insertRow();
+    const head = make("th", "", name);
+    head.scope = "row";
+    row.append(head, make("td", "", value));
+  }
+  return element;
+}
+
+function detail(message) {
+  const box = make("div", "detail");
+  const part = (title, rows) => { const div = make("div"); div.append(make("p", "quiet", title), table(rows)); box.append(div); };
+  part("How likely", Object.entries(message.probabilities).sort((a, b) => b[1] - a[1]).map(([name, value]) => [name, percent(value)]));
+  part("What it rests on", Object.entries(message.modalities).map(([name, value]) =>
+    [name, `${percent(value.coverage)} there, adds ${value.contribution >= 0 ? "+" : ""}${value.contribution.toFixed(2)}`]));
+  if (message.latency_ms) part("Where the time went", Object.entries(message.latency_ms).map(([name, value]) => [name.replaceAll("_", " "), `${value.toFixed(0)} ms`]));
+  if (message.words.length) {
+    const div = make("div"), line = make("p", "said-words");
+    for (const word of message.words) line.append(make("span", "", `${word.start_s.toFixed(1)} `), `${word.word}  `);
+    div.append(make("p", "quiet", "Words, and when each began (s)"), line);
+    box.append(div);
+  }
+  return box;
+}
+
+const latencies = [];
+function drawLatency() {
+  const canvas = $("#latency"), draw = canvas.getContext("2d"), { width, height } = canvas;
+  const bins = new Array(20).fill(0);
+  for (const value of latencies) bins[Math.min(19, Math.floor(value / 50))] += 1;
+  const most = Math.max(1, ...bins);
+  draw.clearRect(0, 0, width, height);
+  draw.fillStyle = colour("accent");
+  bins.forEach((count, i) => draw.fillRect(i * 24 + 2, height - 18 - count / most * (height - 24), 20, count / most * (height - 24)));
+  draw.fillStyle = colour("quiet");
+  draw.font = "13px system-ui, sans-serif";
+  for (const ms of [0, 250, 500, 750]) draw.fillText(`${ms} ms`, ms / 50 * 24 + 2, height - 3);
+  const sorted = [...latencies].sort((a, b) => a - b);
+  canvas.setAttribute("aria-label", sorted.length ? `half within ${Math.round(sorted[sorted.length >> 1])} ms, of ${sorted.length}` : "no labels yet");
+}
+
+const REMEDIES = {
+  away: (name) => `${name}: no labels can come; its source or a process is away, and is tried again.`,
+  degraded: (name) => `${name}: something is missing: a process, the picture, or time.`,
+};
+let lastStatus = null, lastCpu = new Map();
+function showStatus(status) {
+  lastStatus = status;
+  const line = $("#state");
+  line.textContent = `run ${status.run} · ${status.state} · ${clock(status.uptime_s)}`;
+  line.classList.remove("bad");
+  const trouble = [];
+  for (const [name, one] of Object.entries(status.streams)) {
+    stream(name);
+    if (REMEDIES[one.state]) trouble.push(REMEDIES[one.state](name));
+    if (one.behind_s >= 2) trouble.push(`${name}: ${one.behind_s.toFixed(0)} s behind; fewer streams, a lower video.fps or speech.recognizer = "none" help.`);
+    if (one.sound_lost_s > 0.05) trouble.push(`${name}: ${one.sound_lost_s.toFixed(1)} s of sound lost so far.`);
+    if (one.unlabelled) trouble.push(`${name}: ${one.unlabelled} utterances without a label so far.`);
+    if (one.muted) trouble.push(`${name} is ${one.paused ? "paused" : "muted"}.`);
+  }
+  $("#trouble").replaceChildren(...trouble.map((text) => make("li", "", text)));
+  $("#nodes tbody").replaceChildren(...Object.entries(status.nodes).map(([name, node]) => {
+    const before = lastCpu.get(name);
+    const share = before && status.published_ns > before[1] ? (node.cpu_s - before[0]) / ((status.published_ns - before[1]) / 1e9) : 0;
+    lastCpu.set(name, [node.cpu_s, status.published_ns]);
+    const row = make("tr");
+    for (const text of [name, node.state, percent(Math.max(0, share)), Math.round(node.rss_bytes / 2 ** 20), node.dropped + node.gaps, node.starts]) row.append(make("td", "", String(text)));
+    return row;
+  }));
+}
+
+function take(news) {
+  if (news.status) showStatus(news.status);
+  for (const message of news.labels) {
+    addLabel(message);
+    stream(message.stream).estimate(message);
+    if (message.latency_ms) { latencies.push(message.latency_ms.total); if (latencies.length > KEPT) latencies.shift(); }
+  }
+  if (news.labels.length) drawLatency();
+  for (const message of news.windows) stream(message.stream).estimate(message);
+  for (const [name, senses] of Object.entries(news.senses)) stream(name).sense(senses, lastStatus && lastStatus.streams[name]);
+}
+
+let wait = 250;
+function connect() {
+  const socket = new WebSocket(new URL("ws?format=page", location.href.replace(/^http/, "ws")));
+  let first = true;
+  socket.onmessage = (event) => {
+    if (first) { first = false; wait = 250; $("#said").replaceChildren(); latencies.length = 0; }
+    take(JSON.parse(event.data));
+  };
+  socket.onclose = () => {
+    $("#state").textContent = "the run is away; trying again …";
+    $("#state").classList.add("bad");
+    setTimeout(connect, wait);
+    wait = Math.min(4000, 2 * wait);
+  };
+}
+
+async function steer(body) {
+  const response = await fetch("api/control", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  $("#answer").textContent = (await response.json()).text;
+}
+for (const button of document.querySelectorAll("[data-command]")) button.addEventListener("click", () => steer({ command: button.dataset.command }));
+for (const field of document.querySelectorAll("[data-set]")) field.addEventListener("change", () => steer({ command: "set", value: `${field.dataset.set}=${field.value}` }));
+$("#steer").addEventListener("submit", (event) => event.preventDefault());
+drawLatency();
+connect();
