@@ -17,6 +17,7 @@ from emostream.errors import ConfigError, EmostreamError
 from emostream.files import printable
 from emostream.stream.cli import add_config_options
 from emostream.stream.config import Config, load_config
+from emostream.stream.export import WRITERS, Export, form_of
 
 # what mimetypes does not know everywhere
 _SUFFIXES = {".mkv", ".mka", ".flac", ".opus", ".m4a", ".webm", ".ts", ".mts", ".m2ts", ".caf", ".amr", ".mxf", ".3gp"}
@@ -31,8 +32,13 @@ def label() -> int:
         "files", nargs="+", metavar="FILE", help="a file, a folder (its media files, and those below it) or a pattern"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="LABELS.jsonl", help="write labels as JSON lines, in place of that file"
+        "--out",
+        type=Path,
+        metavar="LABELS.jsonl",
+        help="write labels into a file, in place of what is there: .jsonl, .csv, .parquet, and for one recording .vtt, "
+        ".eaf (ELAN) or .TextGrid (Praat); or, with --format, a file for each recording into a folder",
     )
+    parser.add_argument("--format", choices=WRITERS, help="of --out, if its name does not say so")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -46,20 +52,24 @@ def label() -> int:
     options = parser.parse_args()
     if options.resume and not options.out:
         parser.error("--resume is for the file that --out names")
+    form = options.format or (form_of(options.out) if options.out else "jsonl")
+    if options.resume and form != "jsonl":
+        parser.error("--resume is for JSON lines")
     config = load_config(options.config, options.set)
     logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
     files = named_files(options.files)
     with contextlib.ExitStack() as stack:
-        out = None
+        out: BinaryIO | None = None
+        export = Export(options.out, form, len(files)) if form != "jsonl" and options.out else None
         if options.resume:
             out, done = resume_labels(options.out, [printable(path) for path in files])
             stack.enter_context(out)
             files = [path for path in files if printable(path) not in done]
             if done:
                 print(f"note: {options.out} has the labels of {len(done)} of them already", file=sys.stderr)
-        elif options.out:
+        elif options.out and export is None:
             out = stack.enter_context(open_labels(options.out))
-        failed = _label_files(config, files, out, options.tracks)
+        failed = _label_files(config, files, out, export, options.tracks)
     return 1 if failed else 0
 
 
@@ -90,7 +100,7 @@ def is_media(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES or (kind or "").startswith(("audio/", "video/"))
 
 
-def _label_files(config: Config, files: list[Path], out: BinaryIO | None, tracks: str) -> int:
+def _label_files(config: Config, files: list[Path], out: BinaryIO | None, export: Export | None, tracks: str) -> int:
     """Label files one after another, whatever happens to one of them; returns how many could not be read."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -127,9 +137,13 @@ def _label_files(config: Config, files: list[Path], out: BinaryIO | None, tracks
                 labels += 1
                 if out is not None:
                     out.write(encode_emotion(emotion) + b"\n")
+                if export is not None:
+                    export.add(emotion)
                 print(plain_line(emotion), flush=True)
             if out is not None:
                 out.flush()
+            if export is not None:
+                export.end_recording(path)
             if error is not None:
                 failed += 1
                 text = str(error) if isinstance(error, EmostreamError) else f"{path}: {type(error).__name__}: {error}"
@@ -137,4 +151,6 @@ def _label_files(config: Config, files: list[Path], out: BinaryIO | None, tracks
                 print(f"error: {printable(text)}", file=sys.stderr)
             elif not labels:
                 print(f"note: {printable(path)}: no utterance in it", file=sys.stderr)
+    if export is not None:
+        export.close()
     return failed

@@ -21,8 +21,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from emostream.errors import EmostreamError
 from emostream.stream.control import Request as ControlRequest
+from emostream.stream.export import jsonl, to_csv, to_vtt
 from emostream.stream.page.events import Events
-from emostream.stream.page.export import FORMATS, exported
 from emostream.stream.page.metrics import RunMetrics
 from emostream.stream.page.state import PageState
 
@@ -39,6 +39,7 @@ _STATIC = {
     "page.css": ("page.css", "text/css"),
 }
 
+_EXPORTS = {"jsonl": (jsonl, "application/x-ndjson"), "csv": (to_csv, "text/csv"), "vtt": (to_vtt, "text/vtt")}
 Steer = Callable[[ControlRequest], str]
 
 
@@ -97,10 +98,12 @@ def make_app(state: PageState, token: str, hosts: frozenset[str], steer: Steer |
 
     async def export(request: Request) -> Response:
         form = request.path_params["form"]
-        if form not in FORMATS:
+        if form not in _EXPORTS:
             return PlainTextResponse("not found\n", 404)
+        write, kind = _EXPORTS[form]
         name = {"Content-Disposition": f'attachment; filename="labels.{form}"'}
-        return Response(exported(state.labels(), form), media_type=FORMATS[form], headers=_HEADERS | name)
+        content = write([label.emotion for label in state.labels()])
+        return Response(content, media_type=kind, headers=_HEADERS | name)
 
     async def metric(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")

@@ -1,0 +1,184 @@
+"""Labels in the formats of other tools: tables (CSV, Parquet), subtitles (WebVTT), annotations (ELAN, Praat)."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from emostream.errors import ConfigError
+from emostream.files import OWNER_ONLY, write_atomically
+from emostream.stream.messages import Emotion, encode_emotion
+
+COLUMNS = (
+    "run", "stream", "utterance", "start_s", "end_s", "label", "confidence", "uncertain", "valence", "arousal", "text",
+)  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "\t")
+
+
+def jsonl(labels: Sequence[Emotion]) -> bytes:
+    """The public messages, one per line."""
+    return b"".join(encode_emotion(label) + b"\n" for label in labels)
+
+
+def table(labels: Sequence[Emotion]) -> list[dict[str, Any]]:
+    """A row for each label: COLUMNS, then each emotion's probability as ``p_NAME`` and the share of time of which there
+    was sound, picture and words as ``has_NAME``."""
+    names = list(dict.fromkeys(name for label in labels for name in label.probabilities))
+    return [
+        {column: getattr(label, column) for column in COLUMNS}
+        | {f"p_{name}": label.probabilities.get(name) for name in names}
+        | {f"has_{name}": evidence.coverage for name, evidence in label.modalities.items()}
+        for label in labels
+    ]
+
+
+def to_csv(labels: Sequence[Emotion]) -> bytes:
+    """UTF-8, with a head line. What a spreadsheet would take for a formula has an apostrophe before it."""
+    out = io.StringIO()
+    rows = table(labels)
+    writer = csv.DictWriter(out, rows[0].keys() if rows else COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {key: f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@\t") else v for key, v in row.items()}
+        )
+    return out.getvalue().encode()
+
+
+def to_parquet(labels: Sequence[Emotion]) -> bytes:
+    """As ``table``. Raises ConfigError if pyarrow is missing."""
+    arrow, parquet = _need("pyarrow"), _need("pyarrow.parquet")
+    out = arrow.BufferOutputStream()
+    rows = table(labels) or [dict.fromkeys(COLUMNS)]
+    parquet.write_table(arrow.Table.from_pylist(rows).slice(0, len(labels)), out)
+    return bytes(out.getvalue().to_pybytes())
+
+
+def to_vtt(labels: Sequence[Emotion]) -> bytes:
+    """WebVTT: a cue for each utterance, of the voice of its stream."""
+    cues = ["WEBVTT\n"]
+    for label in labels:
+        text = _escaped(label.text or "…")
+        cues.append(
+            f"{_time(label.start_s)} --> {_time(label.end_s)}\n<v {_escaped(label.stream)}>[{_word(label)}] {text}\n"
+        )
+    return "\n".join(cues).encode()
+
+
+def to_eaf(labels: Sequence[Emotion]) -> bytes:
+    """An ELAN annotation file with tiers ``emotion``, ``words`` and ``confidence``. Raises ConfigError if pympi-ling is
+    missing."""
+    elan = _need("pympi").Elan
+    document = elan.Eaf()
+    document.remove_tier("default")
+    for tier in ("emotion", "words", "confidence"):
+        document.add_tier(tier)
+        for label in labels:
+            value = {"emotion": _word(label), "words": label.text, "confidence": f"{label.confidence:.2f}"}[tier]
+            start_ms, end_ms = round(1000 * max(0.0, label.start_s)), round(1000 * label.end_s)
+            document.add_annotation(tier, start_ms, max(start_ms + 1, end_ms), value)
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:  # pympi writes files alone
+        path = Path(folder) / "labels.eaf"
+        document.to_file(str(path))
+        return path.read_bytes()
+
+
+def to_textgrid(labels: Sequence[Emotion]) -> bytes:
+    """A Praat TextGrid with interval tiers ``emotion`` and ``words``. Raises ConfigError if praatio is missing."""
+    textgrid = _need("praatio.textgrid")
+    grid = textgrid.Textgrid()
+    end_s = max((label.end_s for label in labels), default=0.1)
+    for tier in ("emotion", "words"):
+        entries, last_s = [], 0.0
+        for label in sorted(labels, key=lambda each: each.start_s):
+            start_s = max(last_s, label.start_s)  # intervals of a tier may not overlap
+            if label.end_s > start_s:
+                entries.append((start_s, label.end_s, _word(label) if tier == "emotion" else label.text or " "))
+                last_s = label.end_s
+        grid.addTier(textgrid.IntervalTier(tier, entries or [(0.0, end_s, " ")], 0.0, end_s))
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "labels.TextGrid"
+        grid.save(str(path), format="long_textgrid", includeBlankSpaces=True)
+        return path.read_bytes()
+
+
+Writer = Callable[[Sequence[Emotion]], bytes]
+WRITERS: dict[str, Writer] = {
+    "jsonl": jsonl, "csv": to_csv, "parquet": to_parquet, "vtt": to_vtt, "eaf": to_eaf, "textgrid": to_textgrid,
+}  # fmt: skip
+OF_ONE = ("vtt", "eaf", "textgrid")  # a file of these is about one recording
+
+
+def form_of(path: Path) -> str:
+    """The format that a file's name asks for. Raises ConfigError."""
+    form = path.suffix.lower().removeprefix(".") or "jsonl"
+    form = {"json": "jsonl", "ndjson": "jsonl"}.get(form, form)
+    if form not in WRITERS:
+        raise ConfigError(f"{path}: labels can be written as .{', .'.join(WRITERS)}")
+    return form
+
+
+class Export:
+    """Labels of several recordings, written into one file when all are done, or one for each recording when that is.
+
+    ``path``: a file, or of ``OF_ONE`` a folder for several recordings. Raises ConfigError at once if it cannot be
+    written, or a package for the format is missing."""
+
+    def __init__(self, path: Path, form: str, recordings: int) -> None:
+        self._path, self._form = path, form
+        self._labels: list[Emotion] = []
+        self._folder = path if form in OF_ONE and (recordings > 1 or path.is_dir()) else None
+        if self._folder is not None and path.suffix:
+            raise ConfigError(f"{path}: .{form} is for one recording; name a folder and --format {form}")
+        WRITERS[form]([])
+        try:
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            else:
+                write_atomically(path, b"", OWNER_ONLY)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def add(self, label: Emotion) -> None:
+        self._labels.append(label)
+
+    def end_recording(self, name: Path) -> None:
+        """A recording is done. Raises OSError."""
+        if self._folder is not None:
+            suffix = "TextGrid" if self._form == "textgrid" else self._form
+            write_atomically(self._folder / f"{name.name}.{suffix}", WRITERS[self._form](self._labels), OWNER_ONLY)
+            self._labels = []
+
+    def close(self) -> None:
+        """Write what is one file. Raises OSError."""
+        if self._folder is None:
+            write_atomically(self._path, WRITERS[self._form](self._labels), OWNER_ONLY)
+
+
+def _need(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"this format needs a package ({error.name}): pip install 'emostream[export]'") from error
+
+
+def _word(label: Emotion) -> str:
+    return label.label + "?" * label.uncertain
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("-->", "→").replace("\n", " ")
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(max(0.0, seconds), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours:02d}:{minutes:02d}:{rest:06.3f}"

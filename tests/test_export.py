@@ -1,0 +1,95 @@
+"""Labels in the formats of other tools, read back by those tools' own libraries."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+
+import pyarrow.parquet as parquet
+import pympi
+import pytest
+from praatio import textgrid
+
+from emostream.errors import ConfigError
+from emostream.stream.export import WRITERS, Export, form_of
+from tests import media
+from tests.emotions import emotion_message
+from tests.processes import BIN, environment
+
+LABELS = [
+    emotion_message(start_s=0.5, end_s=3.0, text='=so "happy", & <b>', uncertain=True),
+    emotion_message(start_s=3661.25, end_s=3662.0, label="anger", text="", valence=-0.5),
+]
+
+
+def test_csv():
+    rows = list(csv.DictReader(io.StringIO(WRITERS["csv"](LABELS).decode())))
+    assert [row["label"] for row in rows] == ["joy", "anger"] and rows[0]["text"] == '\'=so "happy", & <b>'
+    assert (rows[0]["p_joy"], rows[1]["valence"], rows[0]["has_audio"]) == ("0.75", "-0.5", "1.0")
+
+
+def test_parquet(tmp_path):
+    (tmp_path / "x").write_bytes(WRITERS["parquet"](LABELS))
+    rows = parquet.read_table(tmp_path / "x").to_pylist()
+    assert rows[0]["text"] == '=so "happy", & <b>' and rows[1]["start_s"] == 3661.25 and rows[0]["uncertain"] is True
+
+
+def test_vtt():
+    text = WRITERS["vtt"](LABELS).decode()
+    assert text.startswith("WEBVTT\n")
+    assert '00:00:00.500 --> 00:00:03.000\n<v a>[joy?] =so "happy", &amp; &lt;b>' in text
+    assert "01:01:01.250 --> 01:01:02.000\n<v a>[anger] …" in text
+
+
+def test_elan(tmp_path):
+    (tmp_path / "x.eaf").write_bytes(WRITERS["eaf"](LABELS))
+    document = pympi.Elan.Eaf(str(tmp_path / "x.eaf"))
+    assert [tuple(one[:3]) for one in sorted(document.get_annotation_data_for_tier("emotion"))] == [
+        (500, 3000, "joy?"), (3_661_250, 3_662_000, "anger"),
+    ]  # fmt: skip
+    assert sorted(document.get_annotation_data_for_tier("words"))[0][2] == '=so "happy", & <b>'
+
+
+def test_praat(tmp_path):
+    overlapping = [*LABELS, emotion_message(start_s=2.5, end_s=4.0, label="fear")]
+    (tmp_path / "x.TextGrid").write_bytes(WRITERS["textgrid"](overlapping))
+    grid = textgrid.openTextgrid(str(tmp_path / "x.TextGrid"), includeEmptyIntervals=False)
+    entries = [(round(e.start, 2), round(e.end, 2), e.label) for e in grid.getTier("emotion").entries]
+    assert entries == [(0.5, 3.0, "joy?"), (3.0, 4.0, "fear"), (3661.25, 3662.0, "anger")]
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_nothing_is_a_file_too(form):
+    assert isinstance(WRITERS[form]([]), bytes)
+
+
+def test_forms_of_names(tmp_path):
+    names = {"x.csv": "csv", "x.TextGrid": "textgrid", "x.EAF": "eaf", "labels": "jsonl", "x.json": "jsonl"}
+    assert {name: form_of(tmp_path / name) for name in names} == names
+    with pytest.raises(ConfigError, match=r"can be written as \.jsonl, \.csv"):
+        form_of(tmp_path / "x.xlsx")
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_labelled(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Export(tmp_path / "no" / "x.csv", "csv", 1)
+    with pytest.raises(ConfigError, match="is for one recording; name a folder"):
+        Export(tmp_path / "x.vtt", "vtt", 2)
+
+
+@pytest.mark.process
+def test_stream_label_writes_them(tmp_path):
+    for name in ("a", "b"):
+        media.audio_only(tmp_path / f"{name}.wav", 4.0)
+    label = [BIN / "stream-label", "--set", "speech.recognizer=none", tmp_path / "a.wav"]
+    for more in (
+        [tmp_path / "b.wav", "--out", tmp_path / "out", "--format", "textgrid"],
+        ["--out", tmp_path / "x.csv"],
+    ):
+        done = subprocess.run(
+            [*label, *more], capture_output=True, text=True, env=environment(), timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.wav.TextGrid", "b.wav.TextGrid"]
+    assert (tmp_path / "x.csv").read_text().splitlines()[1].split(",")[1] == f"{tmp_path}/a.wav"
