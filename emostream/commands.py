@@ -60,6 +60,7 @@ stream_doctor = _script("stream.cli", "doctor")
 stream_models = _script("stream.cli", "models")
 stream_keys = _script("stream.cli", "keys")
 stream_ctl = _script("stream.ctl", "ctl")
+stream_mqtt = _script("stream.mqtt", "mqtt")
 stream_engines = _script("engines.commands.main", "main")
 stream_train = _script("train.commands.main", "main")
 

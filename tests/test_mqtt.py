@@ -1,0 +1,151 @@
+"""Labels at a real MQTT broker: mosquitto."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import paho.mqtt.client as paho
+import pytest
+
+from emostream.errors import ConfigError
+from emostream.stream.mqtt import Bridge
+from emostream.stream.status import Status, StreamStatus
+from tests.emotions import emotion_message
+from tests.processes import BIN, Pipeline, environment, free_port
+
+MOSQUITTO = shutil.which("mosquitto") or next((p for p in ("/usr/sbin/mosquitto",) if Path(p).exists()), None)
+pytestmark = [pytest.mark.process, pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")]
+
+
+class Broker:
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._config = folder / "mosquitto.conf"
+        self._config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+        self.start()
+
+    def start(self) -> None:
+        assert MOSQUITTO is not None
+        self.process = subprocess.Popen([MOSQUITTO, "-c", self._config], stderr=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+class Reader:
+    """All that a broker gives, by topic."""
+
+    def __init__(self, port: int) -> None:
+        self.got: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
+        self._client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+        self._client.reconnect_delay_set(1, 1)
+        self._client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
+        self._client.on_message = self._take
+        self._client.connect_async("127.0.0.1", port)
+        self._client.loop_start()
+
+    def _take(self, client, data, message) -> None:
+        with self._lock:
+            self.got.setdefault(message.topic, []).append(message.payload.decode())
+
+    def last(self, topic: str, wanted: str | None = None, seconds: float = 10) -> str:
+        until = time.monotonic() + seconds
+        while True:
+            with self._lock:
+                found = self.got.get(topic, [])
+                if found and wanted in (None, found[-1]):
+                    return found[-1]
+            assert time.monotonic() < until, (topic, wanted, self.got)
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@pytest.fixture
+def broker(tmp_path) -> Iterator[Broker]:
+    broker = Broker(tmp_path)
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def reader(broker) -> Iterator[Reader]:
+    reader = Reader(broker.port)
+    yield reader
+    reader.close()
+
+
+def test_labels_states_and_discovery(broker, reader):
+    bridge = Bridge(f"mqtt://127.0.0.1:{broker.port}", "home/emostream", words=False, discovery=True)
+    bridge.set_status(Status(streams={"desk": StreamStatus(state="running")}))
+    bridge.send(emotion_message(stream="desk"))
+    assert reader.last("home/emostream/desk/label") == "joy"
+    content = json.loads(reader.last("home/emostream/desk/utterance"))
+    assert (content["label"], content["text"], content["words"]) == ("joy", "", [])  # words only if asked for
+    assert (
+        reader.last("home/emostream/availability") == "online" and reader.last("home/emostream/desk/state") == "running"
+    )
+    (found,) = [topic for topic in reader.got if topic.startswith("homeassistant/") and topic.endswith("_label/config")]
+    announced = json.loads(reader.last(found))
+    assert announced["state_topic"] == "home/emostream/desk/label" and announced["unique_id"] in found
+    late = Reader(broker.port)  # who comes later knows the last label
+    assert late.last("home/emostream/desk/label") == "joy"
+    late.close()
+    bridge.set_status(None)
+    assert reader.last("home/emostream/availability", "offline")
+    bridge.close()
+
+
+def test_words_if_asked_for(broker, reader):
+    bridge = Bridge(f"mqtt://127.0.0.1:{broker.port}", "e", words=True, discovery=False)
+    bridge.send(emotion_message(stream="desk"))
+    assert json.loads(reader.last("e/desk/utterance"))["text"] == "so happy"
+    assert not any(topic.startswith("homeassistant") for topic in reader.got)
+    bridge.close()
+
+
+def test_a_broker_that_is_away_is_waited_for(tmp_path):
+    broker = Broker(tmp_path)
+    broker.stop()
+    bridge = Bridge(f"mqtt://127.0.0.1:{broker.port}", "e", words=False, discovery=False)
+    begun = time.monotonic()
+    for number in range(1000):
+        bridge.send(emotion_message(stream="desk", utterance=number))
+    assert time.monotonic() - begun < 2  # nobody waits for it
+    broker.start()
+    reader = Reader(broker.port)
+    assert reader.last("e/desk/label", seconds=20) == "joy"
+    reader.close()
+    bridge.close()
+    broker.stop()
+
+
+@pytest.mark.parametrize("address", ["http://x", "mqtt://", "x", "mqtt://h:99999", "mqtt://u:secret@"])
+def test_what_is_no_broker(address):
+    with pytest.raises(ConfigError) as error:
+        Bridge(address, "e", words=False, discovery=False)
+    assert "secret" not in str(error.value)
+
+
+def test_a_run_that_dies_shows_as_offline(broker, reader):
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    command = [BIN / "stream-mqtt", f"mqtt://127.0.0.1:{broker.port}", endpoint]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as bridge:
+        with Pipeline("--config", "config.toml", endpoint=endpoint) as run:
+            assert reader.last("emostream/availability", "online", 30)
+            assert reader.last("emostream/demo/label", "joy", 30)
+            run.interrupt()
+        assert reader.last("emostream/availability", "offline", 15)
+        bridge.send_signal(signal.SIGKILL)  # and a bridge that dies, by its last will
+        bridge.wait()
