@@ -152,6 +152,15 @@ def test_one_fold_is_no_cross_validation():
         check(grid(["t-self"], "default", 1, 1), One())
 
 
+def test_what_fits_sound_alone_is_said():
+    with pytest.raises(
+        Problems, match="no item has text or video; what there is fits: --systems a-self,a-none"
+    ) as caught:
+        check(grid(systems(["paper-table"]), "default", 3, 1), tiny(without=("video", "text")))
+    assert len([problem for problem in caught.value.problems if "no item has" in problem]) == 1
+    check(grid(["a-self", "a-none"], "default", 3, 1), tiny(without=("video", "text")))
+
+
 def test_check_lists_all_problems_at_once():
     check(grid(systems(["paper-table"]), "paper", 3, 1), tiny())
     folds = tiny(without=("video",))
@@ -159,7 +168,8 @@ def test_check_lists_all_problems_at_once():
     with pytest.raises(Problems) as caught:
         check([*grid(["avt-self"], "default", 3, 1), spec_of("a-cross", "paper", 0, 0)], folds)
     problems = "\n".join(caught.value.problems)
-    assert "fold 2, test: no item has video" in problems and "a-cross: cross-attention" in problems
+    assert "no item has video; what there is fits: --systems a-self,t-self,at-self,at-cross" in problems
+    assert "a-cross: cross-attention" in problems
     assert "fold 0, train: text: no item of a part is labelled 1" in problems
 
 

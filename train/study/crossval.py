@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import replace
 from functools import partial
@@ -68,6 +68,14 @@ def grid(names: Sequence[str], variant: str, folds: int, seeds: int) -> list[Spe
     return [spec_of(name, variant, f, s) for s in range(seeds) for f in range(folds) for name in names]
 
 
+def _fitting(there: Collection[str]) -> str:
+    """What to type for the systems that modalities allow."""
+    fit = [name for name in GROUPS["paper-table"] if set(spec_of(name, "default", 0, 0).modalities) <= set(there)]
+    if len(there) == 1:  # then there is attention within it, or none, to compare
+        fit += [name.replace("-self", "-none") for name in fit]
+    return f"what there is fits: --systems {','.join(dict.fromkeys(fit))}"
+
+
 def check(specs: Sequence[Spec], folds: Folds) -> None:
     """Check that every run can be made. Raises Problems with everything that prevents one."""
     problems = []
@@ -79,6 +87,9 @@ def check(specs: Sequence[Spec], folds: Folds) -> None:
     if folds.folds < 2:
         problems.append("has one fold; two at least are needed to compare systems")
     needed = {m for spec in specs for m in spec.modalities}
+    there = {m for fold in range(folds.folds) for part in folds.split(fold).values() for m in part.features}
+    if missing := sorted(needed - there):
+        problems.append(f"no item has {' or '.join(missing)}; {_fitting(there)}")
     for fold in range(folds.folds):
         for name, part in folds.split(fold).items():
             where = f"fold {fold}, {name}"
@@ -86,7 +97,8 @@ def check(specs: Sequence[Spec], folds: Folds) -> None:
                 problems.append(f"{where}: is empty")
                 continue
             problems += [
-                f"{where}: no item has {m}, which some systems need" for m in sorted(needed - set(part.features))
+                f"{where}: no item has {m}, which some systems need"
+                for m in sorted(needed & there - set(part.features))
             ]
             absent = np.setdiff1d(np.arange(len(folds.label_names)), part.labels[next(iter(part.labels))])
             if name == "train" and len(absent):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -103,7 +104,7 @@ class GroupedFolds:
 
     ``groups[m]`` (N,) str: the speaker or session of each item; an item without one is a group by itself. Parts are
     balanced by label (scikit-learn's StratifiedGroupKFold). Where items are ``aligned``, the modalities share groups.
-    Raises CorpusError if there are fewer groups than folds.
+    Raises CorpusError if there are fewer groups, or items of every label, than folds.
     """
 
     name: str
@@ -119,6 +120,11 @@ class GroupedFolds:
         for m, groups in self.groups.items():
             if len(set(groups)) < self.folds:
                 raise CorpusError(f"{self.name}: {m} has {len(set(groups))} groups, too few for {self.folds} folds")
+            most = max(Counter(self.labels[m].tolist()).values())
+            if most < self.folds:
+                raise CorpusError(
+                    f"{self.name}: {m} has {most} items of its most frequent label, too few for {self.folds} folds"
+                )
 
     @cached_property
     def _parts(self) -> dict[str, list[np.ndarray]]:
