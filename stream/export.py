@@ -14,7 +14,8 @@ from emostream.files import OWNER_ONLY, write_atomically
 from emostream.stream.messages import Emotion, encode_emotion
 
 COLUMNS = (
-    "run", "stream", "utterance", "start_s", "end_s", "label", "confidence", "uncertain", "valence", "arousal", "text",
+    "run", "stream", "source", "utterance", "start_s", "end_s", "label", "confidence", "uncertain", "valence",
+    "arousal", "text",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t")
 

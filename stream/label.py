@@ -71,7 +71,9 @@ class Labeller:
         source = FileSource(path, frozenset({"audio", "video"}), self._config.video.fps, tracks)
         source.open()
         try:
-            yield from self._label(source, printable(path), progress)
+            for emotion in self._label(source, printable(path.name), progress):
+                emotion.source = printable(path)
+                yield emotion
         finally:
             source.close()
 

@@ -327,7 +327,8 @@ class Emotion(msgspec.Struct, kw_only=True):
     training data or else published ones; null for labels without, and in messages from before they existed.
     ``adapted``, 0 to 1: how much of what is just this person's resting face or voice was told from the mood.
     ``run`` names the run of ``stream-run``, within which no ``utterance`` and no ``seq`` of a topic comes twice; it is
-    empty where a recording was labelled without one. Numbers are without gaps, but go on at a later thousand after
+    empty where a recording was labelled without one. ``source``: the path of a recording as it was given; empty in live
+    runs. Numbers are without gaps, but go on at a later thousand after
     fusion had to be started again."""
 
     schema: Literal["emostream/1"] = "emostream/1"
@@ -353,6 +354,7 @@ class Emotion(msgspec.Struct, kw_only=True):
     arousal: float | None = None
     adapted: float = 0.0
     run: str = ""
+    source: str = ""
 
     @property
     def topic(self) -> str:

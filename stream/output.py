@@ -132,13 +132,14 @@ def _labelled(path: Path) -> tuple[dict[str, int], int]:
             if not line.endswith(b"\n"):
                 break
             try:
-                stream = decode_emotion(line).stream
+                label = decode_emotion(line)
+                recording = label.source or label.stream
             except msgspec.DecodeError as error:
                 raise ConfigError(f"{path}: is left as it is: line {number} is no label ({error})") from error
-            if stream != last:
-                starts.pop(stream, None)  # so that it comes last
-                starts[stream] = end
-            last, end = stream, end + len(line)
+            if recording != last:
+                starts.pop(recording, None)  # so that it comes last
+                starts[recording] = end
+            last, end = recording, end + len(line)
     return starts, end
 
 

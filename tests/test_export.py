@@ -92,4 +92,4 @@ def test_stream_label_writes_them(tmp_path):
         )
         assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.wav.TextGrid", "b.wav.TextGrid"]
-    assert (tmp_path / "x.csv").read_text().splitlines()[1].split(",")[1] == f"{tmp_path}/a.wav"
+    assert (tmp_path / "x.csv").read_text().splitlines()[1].split(",")[1:3] == ["a.wav", f"{tmp_path}/a.wav"]

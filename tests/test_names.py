@@ -95,8 +95,11 @@ def test_a_batch_goes_on_whatever_one_file_is(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and b"Traceback" not in done.stderr, done.stderr
     assert done.stderr.count(b"error: ") == 2
-    streams = [json.loads(line)["stream"] for line in out.read_text(encoding="utf-8").splitlines()]
-    assert streams == [f"{tmp_path}/{name}" for name in ("a/talk.wav", "b/talk.wav", "caf\ufffd.wav", "你好.wav")]
+    labels = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [label["stream"] for label in labels] == ["talk.wav", "talk.wav", "caf\ufffd.wav", "你好.wav"]
+    assert [label["source"] for label in labels] == [
+        f"{tmp_path}/{name}" for name in ("a/talk.wav", "b/talk.wav", "caf\ufffd.wav", "你好.wav")
+    ]
     again = labelled(tmp_path / "a/talk.wav", tmp_path / "b/talk.wav", "--out", out, "--resume")
     assert b"labels of 2 of them already" in again.stderr
 

@@ -39,7 +39,7 @@ def same_labels(first: list[dict], second: list[dict]) -> None:
     """Labels must be equal but for the stream's name and the times of the run."""
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        for key in one.keys() - {"stream", "latency_ms", "captured_ns", "published_ns", "run"}:
+        for key in one.keys() - {"stream", "source", "latency_ms", "captured_ns", "published_ns", "run"}:
             assert one[key] == other[key], key
 
 
