@@ -328,8 +328,7 @@ class Emotion(msgspec.Struct, kw_only=True):
     ``adapted``, 0 to 1: how much of what is just this person's resting face or voice was told from the mood.
     ``run`` names the run of ``stream-run``, within which no ``utterance`` and no ``seq`` of a topic comes twice; it is
     empty where a recording was labelled without one. ``source``: the path of a recording as it was given; empty in live
-    runs. Numbers are without gaps, but go on at a later thousand after
-    fusion had to be started again."""
+    runs. Numbers are without gaps, but go on at a later thousand after fusion had to be started again."""
 
     schema: Literal["emostream/1"] = "emostream/1"
     kind: Literal["utterance", "window"]

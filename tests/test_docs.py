@@ -9,13 +9,22 @@ import time
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 import zmq
 
 from emostream.stream.config import Config, load_config
-from emostream.stream.messages import Emotion, Evidence, Word, emotion_json_schema
+from emostream.stream.messages import (
+    Emotion,
+    Evidence,
+    Word,
+    decode_emotion,
+    emotion_json_schema,
+    encode_emotion,
+)
 from emostream.stream.public import EmotionPublisher
 from emostream.stream.status import status_json_schema
+from tests.emotions import emotion_message
 
 ROOT = Path(__file__).parent.parent
 DEFAULT_PORT = 5556
@@ -33,6 +42,29 @@ def test_schemas_in_docs_are_those_of_the_messages(module, file, schema):
         [sys.executable, "-m", f"emostream.stream.{module}"], capture_output=True, text=True, check=True
     )
     assert done.stdout == (ROOT / "docs" / file).read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/schemas").glob("emotion-*.json")), ids=lambda path: path.stem)
+def test_todays_messages_are_those_of_each_released_version_and_more(path):
+    """What a reader of that version may rely on: its schema, by which today's messages are valid too."""
+    released = json.loads(path.read_text())
+    for message in (emotion_message(source="a.wav", run="r"), emotion_message(kind="window", latency_ms=None)):
+        jsonschema.validate(json.loads(encode_emotion(message)), released)
+    today = emotion_json_schema()["$defs"]
+    for name, definition in released["$defs"].items():
+        assert set(definition["properties"]) <= set(today[name]["properties"])
+        assert set(today[name]["required"]) <= set(definition["properties"])  # old messages can still be read
+    old = {
+        name: json.loads(encode_emotion(emotion_message()))[name] for name in released["$defs"]["Emotion"]["properties"]
+    }
+    assert decode_emotion(json.dumps(old).encode()).label == "joy"
+
+
+def test_every_public_field_is_explained():
+    page = (ROOT / "docs/messages.md").read_text()
+    for schema in (emotion_json_schema(), status_json_schema()):
+        for definition in schema["$defs"].values():
+            assert [name for name in definition["properties"] if f"`{name}`" not in page] == []
 
 
 def test_config_toml_shows_every_key_with_its_default():
