@@ -42,12 +42,12 @@ def main(runtime: NodeRuntime) -> None:
     reason = "end of source"
     started_again = spec.t0_ns is not None
     try:
-        source.open()
         detector = None
-        if "video" in spec.media:
+        if "video" in spec.media:  # before the source opens: its thread would import OpenCV at the same time
             from emostream.stream.cores.video import make_detector
 
             detector = make_detector(spec.config.video)
+        source.open()
         runtime.wait_for_subscribers(topics)
         t0_ns = runtime.wait_for_go()
         cores = Cores(spec.stream, spec.media, detector, t0_ns, spec.config.audio.channels)

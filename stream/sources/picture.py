@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import Any, cast
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange
 
 # Video levels to 0 … 255: ITU-R BT.601 has luma from 16 (black) to 235 (white).
@@ -58,14 +56,14 @@ def _square(image: np.ndarray, track: av.VideoStream | None) -> np.ndarray:
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """a, b, c, d of the display matrix, which maps (x, y) to (ax + cy, bx + dy), each -1, 0 or 1."""
-    for data in cast("Iterable[Any]", frame.side_data):
-        if data.type == Type.DISPLAYMATRIX:
-            a, b, _, c, d, *_ = struct.unpack("<9i", bytes(data)[:36])  # 16.16 fixed point, of this machine's order
-            turned = abs(a) + abs(d) < abs(b) + abs(c)
-            signs = [(value > 0) - (value < 0) for value in ((0, b, c, 0) if turned else (a, 0, 0, d))]
-            whole = signs[1] and signs[2] if turned else signs[0] and signs[3]
-            return tuple(signs) if whole else (1, 0, 0, 1)  # type: ignore[return-value]  # of four
-    return 1, 0, 0, 1
+    data = cast("Any", frame.side_data).get("DISPLAYMATRIX")
+    if data is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d, *_ = struct.unpack("<9i", bytes(data)[:36])  # 16.16 fixed point, of this machine's order
+    turned = abs(a) + abs(d) < abs(b) + abs(c)
+    a, b, c, d = ((value > 0) - (value < 0) for value in ((0, b, c, 0) if turned else (a, 0, 0, d)))
+    whole = b and c if turned else a and d
+    return (a, b, c, d) if whole else (1, 0, 0, 1)
 
 
 def _turned(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
