@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import zipfile
 from collections import deque
 from pathlib import Path
@@ -18,6 +19,7 @@ from emostream.stream.status import Status, encode_status
 from emostream.stream.view import now
 
 _LINES = 20_000
+_PAGE = re.compile(r"(?<=/)[\w-]{16,}/")  # the token in the page's address
 
 
 class ProblemReport:
@@ -30,14 +32,19 @@ class ProblemReport:
         self.status: Status | None = None
 
     def log(self, node: str, level: str, text: str) -> None:
-        self._lines.append(f"{now()} {level}: {node}: {masked(text)}")
+        self._lines.append(f"{now()} {level}: {node}: {_PAGE.sub('***/', masked(text))}")
+
+    def _settings(self) -> dict[str, Any]:
+        settings = self._config.model_dump()
+        settings["page"]["token"] = "***" if settings["page"]["token"] else ""
+        return settings
 
     def write(self) -> str:
         """Write the file. Returns a line for the user."""
         parts = {
             "README.txt": "Made by stream-run --report. It holds settings, versions, what this machine has, the log "
             "and counters; no sound, no picture, no words. Look through it before you send it.\n",
-            "config.json": json.dumps(_masked(self._config.model_dump()), indent=1),
+            "config.json": json.dumps(_masked(self._settings()), indent=1),
             "versions.txt": _versions(),
             "doctor.txt": _doctor(),
             "log.txt": "\n".join(self._lines) + "\n",

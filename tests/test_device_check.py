@@ -65,9 +65,11 @@ def test_what_cannot_be_tried_is_one_line(try_it, source):
 
 @pytest.mark.process  # uname, which Python's platform module may start
 def test_a_report_holds_what_is_needed_and_no_secrets(tmp_path):
-    config = Config(streams=[{"source": "rtsp://admin:S3cret@10.0.0.1/x?token=S3cret"}])
+    token = "S3cret-of-the-page"
+    config = Config(streams=[{"source": "rtsp://admin:S3cret@10.0.0.1/x?token=S3cret"}], page={"token": token})
     report = ProblemReport(tmp_path / "report.zip", config)
     report.log("capture.main", "error", "rtsp://admin:S3cret@10.0.0.1/x cannot be opened")
+    report.log("page", "warning", f"http://127.0.0.1:8800/{token}/")
     report.status = Status(run="abc")
     assert report.write() == f"report: {tmp_path / 'report.zip'}"
     assert stat.S_IMODE((tmp_path / "report.zip").stat().st_mode) == 0o600
