@@ -3,104 +3,25 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from emostream.engines.backend import BACKENDS
-from emostream.errors import ConfigError, SourceError
+from emostream.errors import ConfigError
 from emostream.stream import prior as priors
 from emostream.stream.places import rebase
+from emostream.stream.source_spec import SOURCE, SourceSpec, masked
 from emostream.stream.topics import Medium
 
-_SOURCE = re.compile(
-    r"demo|file:.+|microphone(:.+)?|camera(:.+)?|zmq:.+|(?P<scheme>rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+"
-)
-_PATH = re.compile(r"(?!.*://)(?:.*/.*|.+\.[A-Za-z0-9]{2,4})", re.DOTALL)
-SOURCE_HELP = (
-    "demo, file:PATH, microphone[:NAME or INDEX], camera[:N], zmq:ENDPOINT or a URL (rtsp://, http://, udp://, …)"
-)
-
-
-_USER = re.compile(r"(://)([^/?#\s]*)@")
-_SECRET = re.compile(  # in linear time: a name is looked over once for its =, then once for such a word
-    r"([?&](?=[^=&?\s]*+=)[^=&?\s]*?(?:key|pass|pwd|secret|token|auth|sig)[^=&?\s]*+=)[^&\s#]*", re.IGNORECASE
-)
 TRACK = r"(audio|video):([1-9][0-9]?|[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})?)"
 _MOST_STREAMS = 256  # of which each has processes of its own
 _ENDPOINT = re.compile(r"ipc://.+|tcp://(?P<host>[^\s:;/\[\]]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]):(?P<port>[0-9]+)")
-_VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-def masked(text: str) -> str:
-    """A text in which the passwords and tokens of URLs are ``***``."""
-    text = _USER.sub(lambda match: f"{match[1]}{match[2].partition(':')[0]}{':***' if ':' in match[2] else ''}@", text)
-    return _SECRET.sub(r"\1***", text)
-
-
-@dataclass(frozen=True, repr=False)
-class SourceSpec:
-    """A source as it is named in a configuration or on the command line.
-
-    ``location``: the path of a file, the name or index of a device (empty: the default one), a ZeroMQ endpoint, or a
-    whole URL.
-    """
-
-    text: str
-    kind: Literal["demo", "file", "microphone", "camera", "zmq", "url"]
-    location: str
-    scheme: str = ""  # of a URL
-
-    @classmethod
-    def parse(cls, text: str) -> SourceSpec:
-        """Raises ValueError if ``text`` does not name a source."""
-        match = _SOURCE.fullmatch(text)
-        if match is None and (os.path.isfile(text) or _PATH.fullmatch(text)):  # a plain path
-            return cls(text, "file", text)
-        if match is None:
-            raise ValueError(f"is no source; use {SOURCE_HELP}")
-        if match["scheme"]:
-            return cls(text, "url", text, match["scheme"])
-        kind, _, location = text.partition(":")
-        return cls(text, kind, location)  # type: ignore[arg-type]  # one of those in _SOURCE
-
-    @property
-    def is_live(self) -> bool:
-        """Whether it goes at its own pace: a device or the network."""
-        return self.kind not in ("demo", "file")
-
-    @property
-    def media(self) -> frozenset[Medium]:
-        """The media that a source of this kind may have."""
-        if self.kind == "microphone":
-            return frozenset({"audio"})
-        if self.kind == "camera":
-            return frozenset({"video"})
-        return frozenset({"audio", "video"})
-
-    @property
-    def address(self) -> str:
-        """``location`` with the environment's value for each ``{NAME}`` in it, so that no secret need stand in a
-        command line or a file. Raises SourceError if there is none."""
-
-        def value(match: re.Match[str]) -> str:
-            if match[1] not in os.environ:
-                raise SourceError(f"{self}: the environment has no {match[1]}")
-            return os.environ[match[1]]
-
-        return _VARIABLE.sub(value, self.location)
-
-    def __str__(self) -> str:
-        return masked(self.text)
-
-    __repr__ = __str__
 
 
 class _Section(BaseModel):
@@ -316,7 +237,7 @@ def parse_stream(text: str) -> Stream:
         name, rest = match.groups()
     audio, comma, video = rest.rpartition(",")
     try:
-        if comma and _SOURCE.fullmatch(audio) and _SOURCE.fullmatch(video):  # a file name or a URL may hold a comma too
+        if comma and SOURCE.fullmatch(audio) and SOURCE.fullmatch(video):  # a file name or a URL may hold a comma too
             return Stream(name=name, audio=audio, video=video)
         return Stream(name=name, source=rest)
     except ValidationError as error:

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 from emostream.commands import make_parser
-from emostream.stream.config import SOURCE_HELP
 from emostream.stream.control import Control
 from emostream.stream.listen import DEFAULT_ENDPOINT
+from emostream.stream.source_spec import SOURCE_HELP
 from emostream.stream.status import stream_line
 from emostream.stream.steering import SETTABLE
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from emostream.errors import SourceError
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Config, SourceSpec
+from emostream.stream.config import Config
 from emostream.stream.cores.audio import AudioCore
 from emostream.stream.messages import Pcm
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources import make_source
 from emostream.stream.sources.base import AudioChunk, Source, VideoFrame
 from emostream.stream.topics import Medium

@@ -21,9 +21,9 @@ from urllib.parse import unquote, urlsplit
 from emostream import __version__
 from emostream.commands import make_parser
 from emostream.errors import ConfigError
-from emostream.stream.config import masked
 from emostream.stream.listen import DEFAULT_ENDPOINT, listen_raw, listen_status
 from emostream.stream.messages import Emotion, encode_emotion
+from emostream.stream.source_spec import masked
 from emostream.stream.status import Status
 
 log = logging.getLogger(__name__)

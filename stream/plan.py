@@ -18,12 +18,13 @@ from emostream.files import user_path
 from emostream.stream import models
 from emostream.stream.bus import bind_xpub
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Bus, Config, SourceSpec, Stream
+from emostream.stream.config import Bus, Config, Stream
 from emostream.stream.gate import closed
 from emostream.stream.keys import Keys
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.prior import log_ratios
 from emostream.stream.profile import Profile
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources import file_path, file_tracks, is_regular, of_this_process
 from emostream.stream.topics import FUSION, PAGE, Medium, NodeKind, node_name
 

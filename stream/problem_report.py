@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from emostream.files import OWNER_ONLY
-from emostream.stream.config import Config, masked
+from emostream.stream.config import Config
+from emostream.stream.source_spec import masked
 from emostream.stream.status import Status, encode_status
 from emostream.stream.view import now
 

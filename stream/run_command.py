@@ -13,9 +13,10 @@ from pathlib import Path
 from emostream.commands import make_parser
 from emostream.errors import ConfigError, EmostreamError
 from emostream.stream.cli import add_config_options
-from emostream.stream.config import SOURCE_HELP, Config, load_config
+from emostream.stream.config import Config, load_config
 from emostream.stream.limits import no_core_dumps
 from emostream.stream.problem_report import ProblemReport
+from emostream.stream.source_spec import SOURCE_HELP
 
 
 def run() -> int:

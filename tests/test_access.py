@@ -18,7 +18,7 @@ import pytest
 
 from emostream.errors import SourceError
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import SourceSpec
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources import DEMO, web
 from emostream.stream.sources.base import AudioChunk
 from emostream.stream.sources.file import FileSource

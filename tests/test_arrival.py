@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Config, SourceSpec
+from emostream.stream.config import Config
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources import make_source
 from emostream.stream.sources.base import AudioChunk, VideoFrame
 from emostream.stream.sources.network import Arrival, Smoother
@@ -70,6 +71,12 @@ def test_a_source_that_is_later_for_good_is_followed():
 
 def test_without_a_stamp_it_is_now():
     assert Arrival(Clock()).media_ns(None) == 1000 * S  # type: ignore[arg-type]
+
+
+def test_what_has_no_stamps_at_all():
+    arrival = Arrival(Clock())  # type: ignore[arg-type]
+    arrival.arrived(999 * S)
+    assert arrival.media_ns(None) == 1000 * S
 
 
 def delays(late_s: list[tuple[float, float]]) -> list[float]:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emostream.errors import ConfigError, SourceError
-from emostream.stream.config import Config, SourceSpec, Stream, load_config, parse_stream
+from emostream.stream.config import Config, Stream, load_config, parse_stream
+from emostream.stream.source_spec import SourceSpec
 
 
 def _problems(tmp_path: Path, toml: str = "", changes: list[str] | None = None, **options) -> list[str]:

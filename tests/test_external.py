@@ -18,8 +18,9 @@ import zmq
 
 from emostream.errors import ConfigError, SourceError
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Config, SourceSpec
+from emostream.stream.config import Config
 from emostream.stream.control import Control, control_path
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources import make_source
 from emostream.stream.sources.base import AudioChunk, HeardWords, NoTrack, VideoFrame
 from emostream.stream.sources.external import ExternalSource

@@ -134,7 +134,7 @@ def test_doctor_lists_the_devices():
 def test_times_follow_the_count_of_samples():
     """Jitter of callbacks does not move the timeline; a lasting shift moves it once."""
     from emostream.stream.clock import VirtualClock
-    from emostream.stream.config import SourceSpec
+    from emostream.stream.source_spec import SourceSpec
     from emostream.stream.sources.microphone import Microphone
 
     rng = np.random.default_rng(0)

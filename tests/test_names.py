@@ -12,9 +12,10 @@ import zmq
 
 from emostream.errors import ConfigError, SourceError
 from emostream.files import printable
-from emostream.stream.config import SourceSpec, load_config, parse_stream
+from emostream.stream.config import load_config, parse_stream
 from emostream.stream.label_command import is_media, named_files
 from emostream.stream.public import EmotionPublisher
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources.file import FileSource
 from tests import media
 from tests.emotions import emotion_message

@@ -14,7 +14,7 @@ import pytest
 
 from emostream.errors import SourceError
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import SourceSpec
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources import DEMO
 from emostream.stream.sources.base import AudioChunk, VideoFrame
 from emostream.stream.sources.network import LiveSource

@@ -250,6 +250,15 @@ def test_the_default_track_or_the_one_asked_for(tones, caplog, tracks, hertz, br
     assert ("that can be decoded; taking another" in caplog.text) is (tracks in ("audio:9", "audio:fra"))
 
 
+def test_a_track_that_was_not_chosen_gives_nothing_though_it_has_gaps(clip, tmp_path):
+    path = tmp_path / "two.mkv"
+    gap = "[0:a]aselect='not(between(t,0.5,3.8))'[late]"
+    ffmpeg("-i", clip, "-filter_complex", gap, "-map", "0:a", "-map", "[late]", "-c:a", "flac", path)
+    assert sound_s(items(path, {"audio"})) == pytest.approx(4, abs=0.1)
+    chunks = [item for item in items(path, {"audio"}, tracks="audio:2") if isinstance(item, AudioChunk)]
+    assert chunks[-1].media_end_ns / S > 3.9 and sum(len(chunk.samples) for chunk in chunks) / 16_000 < 1.0
+
+
 def test_without_a_default_it_is_the_first_that_can_be_decoded(clip, tmp_path):
     path = tmp_path / "unknown.mkv"
     ffmpeg("-i", clip, "-map", "0:a", "-map", "0:a", "-c:a:0", "alac", "-c:a:1", "libopus", path)

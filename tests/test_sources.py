@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from emostream.errors import SourceError
 from emostream.stream.clock import VirtualClock
-from emostream.stream.config import Config, SourceSpec
+from emostream.stream.config import Config
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources import DEMO, make_source
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import Sampler

@@ -24,9 +24,10 @@ from emostream.engines.bundle import BUNDLES, FACE, open_bundle
 from emostream.engines.onnx import OnnxRuntime
 from emostream.errors import BackendError, BundleError, ConfigError, EmostreamError
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Config, SourceSpec, load_config, masked, parse_stream
+from emostream.stream.config import Config, load_config, parse_stream
 from emostream.stream.messages import Codec, Pcm, decode_emotion
 from emostream.stream.profile import Profile
+from emostream.stream.source_spec import SourceSpec, masked
 from emostream.stream.sources import make_source
 from emostream.stream.status import decode_status
 

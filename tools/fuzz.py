@@ -59,7 +59,8 @@ def target_config() -> tuple[Callable[[bytes], object], list[bytes]]:
 
 
 def target_settings() -> tuple[Callable[[bytes], object], list[bytes]]:
-    from emostream.stream.config import load_config, masked
+    from emostream.stream.config import load_config
+    from emostream.stream.source_spec import masked
 
     def read(data: bytes) -> None:
         text = data.decode("utf-8", "surrogateescape")
@@ -70,7 +71,8 @@ def target_settings() -> tuple[Callable[[bytes], object], list[bytes]]:
 
 
 def target_sources() -> tuple[Callable[[bytes], object], list[bytes]]:
-    from emostream.stream.config import masked, parse_stream
+    from emostream.stream.config import parse_stream
+    from emostream.stream.source_spec import masked
 
     def read(data: bytes) -> None:
         text = data.decode("utf-8", "surrogateescape")

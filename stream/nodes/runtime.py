@@ -17,8 +17,9 @@ import zmq
 from emostream.stream import bus
 from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Inbox, Publisher, ipc
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Config, SourceSpec
+from emostream.stream.config import Config
 from emostream.stream.messages import Control, End, Health, Log, Message, Orders, StatusReport
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.status import BEHIND_S
 from emostream.stream.topics import CONTROL, STATUS, Medium, health_topic, log_topic
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from emostream.stream.config import changed, masked
+from emostream.stream.config import changed
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.messages import End, Orders, Pcm, Words
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
+from emostream.stream.source_spec import masked
 from emostream.stream.speech.recognizer import make_recognizer
 from emostream.stream.speech.vad import load_vad
 from emostream.stream.topics import Content, stream_topic

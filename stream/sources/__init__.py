@@ -9,7 +9,8 @@ from pathlib import Path
 from emostream.errors import SourceError
 from emostream.files import user_path
 from emostream.stream.clock import Clock
-from emostream.stream.config import Config, SourceSpec
+from emostream.stream.config import Config
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources.base import Source
 from emostream.stream.topics import Medium
 

@@ -21,8 +21,8 @@ import zmq
 
 from emostream.errors import SourceError
 from emostream.stream.clock import Clock
-from emostream.stream.config import SourceSpec
 from emostream.stream.messages import Word
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources.base import GAP_NS, AudioChunk, HeardWords, NoTrack, VideoFrame
 from emostream.stream.sources.decode import Sampler
 from emostream.stream.topics import Medium

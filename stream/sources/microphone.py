@@ -13,7 +13,7 @@ import numpy as np
 
 from emostream.errors import SourceError
 from emostream.stream.clock import Clock
-from emostream.stream.config import SourceSpec
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources.base import AudioChunk
 
 log = logging.getLogger(__name__)

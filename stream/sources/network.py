@@ -16,7 +16,7 @@ from av.error import FFmpegError
 
 from emostream.errors import SourceError
 from emostream.stream.clock import Clock
-from emostream.stream.config import SourceSpec
+from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources.access import input_options
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import OPEN_OPTIONS, decode
@@ -71,8 +71,8 @@ class Arrival:
 
     def arrived(self, end_ns: int) -> None:
         """What ends at this time is here now."""
-        assert self._offset_ns is not None
-        self._offset_ns += min(0, self._clock.now_ns() - end_ns)
+        if self._offset_ns is not None:  # without stamps there is nothing to move
+            self._offset_ns += min(0, self._clock.now_ns() - end_ns)
 
 
 class Smoother:

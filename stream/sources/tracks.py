@@ -86,7 +86,7 @@ def packets(
             if packet.pts is not None:  # a picture at the start of some files has no place in decoding order
                 _shift(packet, timeline.last_shift_s(index))
             if packet.size == 0 and index in holds:  # the end: what is held back comes before the decoder is emptied
-                yield from _move(timeline, holds.pop(index))
+                yield from (each for each in _move(timeline, holds.pop(index)) if index in indices)
             if index in indices:
                 yield packet
             continue
