@@ -125,7 +125,7 @@ def disturb(seen: Seen, begun: threading.Event, over: threading.Event, length_s:
     begun.wait()
     t0 = time.monotonic()
     plan: list[tuple[str, str]] = []
-    while not over.wait(rng.uniform(5, 12)):
+    while not over.wait(rng.uniform(9, 15)):
         at_s = time.monotonic() - t0
         if at_s > length_s - 30:
             return
