@@ -89,6 +89,8 @@ OUTPUTS = ["--jsonl", HOME / "labels.jsonl", "--profile", HOME / "me.profile"]
 # Patterns of what may be there and of its mode: during a command, and after it
 RUN_FOLDER = {
     rf"{RUNTIME}/emostream-\w+": "0o700",
+    rf"{RUNTIME}/emostream": "0o700",
+    rf"{RUNTIME}/emostream/control-[0-9a-f]{{12}}": "0o600",
     rf"{RUNTIME}/emostream-\w+/(in-use(\.new)?|[0-9a-f]{{12}})": ".*",
 }
 CACHE = HOME / ".cache/emostream"
