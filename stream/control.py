@@ -130,6 +130,9 @@ class ControlServer:
         self.socket.close()
         with contextlib.suppress(OSError):
             self.path.unlink()
+        if self.path.parent.name.startswith("emostream"):  # the folder that was made for it, if no other run is there
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
 
 
 class Waiting:
