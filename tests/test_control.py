@@ -68,7 +68,9 @@ def raw(run: Run, *frames: bytes) -> Reply | None:
         socket.linger = 0
         socket.connect(f"ipc://{run.server.path}")
         socket.send_multipart(frames)
-        run.serve()
+        until = time.monotonic() + 0.5
+        while not socket.poll(0) and time.monotonic() < until:
+            run.serve(0.01)
         return msgspec.json.decode(socket.recv(), type=Reply) if socket.poll(0) else None
 
 

@@ -216,10 +216,10 @@ def test_what_is_refused_is_counted_told_once_and_costs_nothing_else(robot, capl
 
 
 def test_a_flood_is_dropped_and_counted(robot):
-    for _ in range(40):  # 60 s of sound at once
+    for _ in range(15):  # 22 s of sound at once
         robot.send(sound(), bytes(48_000))
         robot.get(0.05)
-    assert robot.source.counters["source_dropped"] >= 35
+    assert robot.source.counters["source_dropped"] >= 10
 
 
 def test_numbers_that_never_came_are_counted_and_a_program_may_begin_again(robot):
