@@ -20,8 +20,15 @@ from emostream.stream.source_spec import SOURCE, SourceSpec, masked
 from emostream.stream.topics import Medium
 
 TRACK = r"(audio|video):([1-9][0-9]?|[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})?)"
+TRACKS = rf"^({TRACK}(,\s*{TRACK})?)?$"
 _MOST_STREAMS = 256  # of which each has processes of its own
 _ENDPOINT = re.compile(r"ipc://.+|tcp://(?P<host>[^\s:;/\[\]]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]):(?P<port>[0-9]+)")
+
+
+def check_tracks(tracks: str) -> None:
+    """Raises ConfigError for what is no choice of tracks."""
+    if not re.match(TRACKS, tracks):
+        raise ConfigError(f'tracks are chosen as "audio:2,video:1" or by language, "audio:deu", not {tracks!r}')
 
 
 class _Section(BaseModel):
@@ -36,7 +43,7 @@ class Stream(_Section):
     source: str | None = None
     audio: str | None = None
     video: str | None = None
-    tracks: Annotated[str, Field(pattern=rf"^({TRACK}(,\s*{TRACK})?)?$")] | None = None
+    tracks: Annotated[str, Field(pattern=TRACKS)] | None = None
 
     @field_validator("source", "audio", "video")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,6 @@ def to_eaf(labels: Sequence[Emotion]) -> bytes:
             value = {"emotion": _word(label), "words": label.text, "confidence": f"{label.confidence:.2f}"}[tier]
             start_ms, end_ms = round(1000 * max(0.0, label.start_s)), round(1000 * label.end_s)
             document.add_annotation(tier, start_ms, max(start_ms + 1, end_ms), value)
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:  # pympi writes files alone
         path = Path(folder) / "labels.eaf"
         document.to_file(str(path))
@@ -103,8 +102,6 @@ def to_textgrid(labels: Sequence[Emotion]) -> bytes:
                 entries.append((start_s, label.end_s, _word(label) if tier == "emotion" else label.text or " "))
                 last_s = label.end_s
         grid.addTier(textgrid.IntervalTier(tier, entries or [(0.0, end_s, " ")], 0.0, end_s))
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "labels.TextGrid"
         grid.save(str(path), format="long_textgrid", includeBlankSpaces=True)

@@ -14,7 +14,7 @@ from emostream.engines.bundle import open_bundle
 from emostream.errors import SourceError
 from emostream.files import printable, user_path
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Config, as_config
+from emostream.stream.config import Config, as_config, check_tracks
 from emostream.stream.cores.audio import AudioCore
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
@@ -62,12 +62,13 @@ class Labeller:
         ``path``: anything that FFmpeg reads. ``progress`` is called with the part of the file that is done, 0 to 1.
         ``tracks``: which ones, where it has several: "audio:2,video:1", or by language, "audio:deu".
 
-        Raises SourceError if the file cannot be opened. A file that turns out to be damaged yields the labels up to
-        there, and a warning in the log.
+        Raises ConfigError for ``tracks`` of another form, and SourceError if the file cannot be opened. A file that
+        turns out to be damaged yields the labels up to there, and a warning in the log.
         """
         if not str(path):
             raise SourceError("the path of the file to label is empty")
         path = Path(path)
+        check_tracks(tracks)
         source = FileSource(path, frozenset({"audio", "video"}), self._config.video.fps, tracks)
         source.open()
         try:

@@ -16,7 +16,7 @@ from emostream.commands import make_parser
 from emostream.errors import ConfigError, EmostreamError
 from emostream.files import printable
 from emostream.stream.cli import add_config_options
-from emostream.stream.config import Config, load_config
+from emostream.stream.config import Config, check_tracks, load_config
 from emostream.stream.export import WRITERS, Export, form_of
 
 # what mimetypes does not know everywhere
@@ -56,6 +56,7 @@ def label() -> int:
     if options.resume and form != "jsonl":
         parser.error("--resume is for JSON lines")
     config = load_config(options.config, options.set)
+    check_tracks(options.tracks)
     logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
     files = named_files(options.files)
     with contextlib.ExitStack() as stack:
@@ -120,8 +121,11 @@ def _label_files(config: Config, files: list[Path], out: BinaryIO | None, export
 
         def labels_of(path: Path, done: int) -> Iterator[Emotion | Exception]:
             """The labels of a file, and at last why there are no more, if something went wrong."""
+
+            def show(part: float) -> None:
+                progress.update(task, completed=done + part)
+
             try:
-                show = lambda part: progress.update(task, completed=done + part)  # noqa: E731
                 yield from labeller.label(path, show, tracks=tracks)
             except Exception as error:
                 yield error

@@ -211,7 +211,8 @@ class Orders(Message):
     heartbeats how far they are (``serial``).
 
     ``muted``: of the sound captured then, nothing is heard; ``paused``: nor is anything seen. ``removed``: streams that
-    end. ``settings``: changes of the configuration, each SECTION.KEY=VALUE. ``added``: for fusion, by name.
+    end. ``settings``: changes of the configuration, each SECTION.KEY=VALUE. ``added``: for fusion, by name. ``ended``:
+    for a fusion that was started again, the nodes whose ends its predecessor took along.
     """
 
     serial: int = 0
@@ -220,6 +221,7 @@ class Orders(Message):
     removed: list[str] = []
     settings: list[str] = []
     added: dict[str, Expected] = {}
+    ended: list[str] = []
 
     @property
     def topic(self) -> str:

@@ -111,7 +111,7 @@ def resume_labels(path: Path, names: Sequence[str]) -> tuple[BinaryIO, set[str]]
     if not path.is_file():
         raise ConfigError(f"{path}: is no file that --resume could go on with")
     try:
-        starts, end = _labelled(path)
+        starts, end = _labelled(path, names)
         if starts and (last := next(reversed(starts))) in names:
             end = starts.pop(last)
         file = path.open("r+b")
@@ -122,10 +122,13 @@ def resume_labels(path: Path, names: Sequence[str]) -> tuple[BinaryIO, set[str]]
     return file, starts.keys() & set(names)
 
 
-def _labelled(path: Path) -> tuple[dict[str, int], int]:
+def _labelled(path: Path, names: Sequence[str]) -> tuple[dict[str, int], int]:
     """Where in a file of labels each recording's last labels begin, in their order, and where the last whole line
-    ends."""
+    ends. Labels of versions before 0.2 name no path, but the file alone: the one of ``names`` that ends so."""
     starts: dict[str, int] = {}
+    by_file: dict[str, list[str]] = {}
+    for name in names:
+        by_file.setdefault(os.path.basename(name), []).append(name)
     last, end = "", 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -133,7 +136,7 @@ def _labelled(path: Path) -> tuple[dict[str, int], int]:
                 break
             try:
                 label = decode_emotion(line)
-                recording = label.source or label.stream
+                recording = label.source or _only(by_file.get(label.stream, [label.stream]), path)
             except msgspec.DecodeError as error:
                 raise ConfigError(f"{path}: is left as it is: line {number} is no label ({error})") from error
             if recording != last:
@@ -141,6 +144,12 @@ def _labelled(path: Path) -> tuple[dict[str, int], int]:
                 starts[recording] = end
             last, end = recording, end + len(line)
     return starts, end
+
+
+def _only(paths: Sequence[str], labels: Path) -> str:
+    if len(paths) > 1:
+        raise ConfigError(f"{labels}: its labels do not say which of these they are of: {', '.join(paths)}")
+    return paths[0]
 
 
 class Background:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -81,6 +80,7 @@ def _versions() -> str:
 def _doctor() -> str:
     from emostream.stream.doctor import examine
 
-    with contextlib.suppress(Exception):  # a report of a broken machine is needed most
+    try:
         return "\n".join(f"{one.area}: {one.name}: {one.ok}: {one.detail} {one.mend}" for one in examine()) + "\n"
-    return "stream-doctor itself fails here\n"
+    except Exception as error:  # a report of a broken machine is needed most
+        return f"stream-doctor itself fails here ({type(error).__name__}: {error})\n"

@@ -113,6 +113,7 @@ class Steering:
         self._next(
             added=self.orders.added | {stream.name: expected},
             removed=[name for name in self.orders.removed if name != stream.name],
+            ended=[name for name in self.orders.ended if name not in expected.inputs],
             muted=_without(self.orders.muted, stream.name),
             paused=_without(self.orders.paused, stream.name),
         )
@@ -125,6 +126,11 @@ class Steering:
         del self._streams[name]
         self.config = self._with(self._streams.values())
         self._next(removed=[*self.orders.removed, name])
+
+    def ended(self, nodes: Iterable[str]) -> None:
+        """Let a fusion that was started again not wait for the ends of these nodes."""
+        if new := [name for name in nodes if name not in self.orders.ended]:
+            self._next(ended=[*self.orders.ended, *new])
 
     def is_muted(self, name: str, now_ns: int) -> bool:
         """Whether nothing of what is captured now is heard."""

@@ -286,6 +286,8 @@ class Supervisor:
 
     def _start(self, node: _Node) -> None:
         first = self._first_number() if node.starts else 0
+        if node.spec.name == FUSION and node.starts:
+            self._steering.ended(name for name, other in self._nodes.items() if other.done and other.spec.stream)
         node.starts += 1
         self._board.started(node.spec.name)
         node.orders = self._steering.orders.serial
@@ -327,7 +329,7 @@ class Supervisor:
         waiting = [node for node in self._nodes.values() if not node.done and node.spec.kind != "page"]
         if not waiting:
             return True
-        self._go(control, waiting)
+        self._go(control)
         if not self._nodes[FUSION].done:
             return False
         for node in waiting:  # fusion has their ends, so they are about to exit; their exit codes count
@@ -337,7 +339,7 @@ class Supervisor:
                     self._on_exit(node, node.process.exitcode)
         return True
 
-    def _go(self, control: Publisher, waiting: list[_Node]) -> None:
+    def _go(self, control: Publisher) -> None:
         """Set the moment at which media begin: of all nodes at first, later of each further stream, once the nodes are
         ready; and send it again until all have it."""
         at_ns = self._clock.now_ns() + _GO_DELAY_NS
@@ -381,6 +383,8 @@ class Supervisor:
             self._board.away(node.spec.name, node.gone_ns or self._clock.now_ns())
         else:
             self._board.ended(node.spec.name, failed=node.cannot_run or self._fatal_node is node)
+            if self._nodes[FUSION].starts > 1 and node.spec.stream:
+                self._steering.ended([node.spec.name])
 
     def _judge_exit(self, node: _Node, code: int) -> None:
         name = node.spec.name

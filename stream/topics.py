@@ -63,8 +63,14 @@ def media_topics(media: Iterable[Medium], stream: str) -> list[str]:
 
 def fused_topics(node: str) -> list[str]:
     """What fusion subscribes to of a node."""
-    kind, stream = parse_node(node)
-    return [stream_topic(content, stream) for content in PUBLISHED[kind] if content in FUSED]
+    _, stream = parse_node(node)
+    return [stream_topic(content, stream) for content in fused_contents(node)]
+
+
+def fused_contents(node: str) -> list[Content]:
+    """The same without the stream's name."""
+    kind, _ = parse_node(node)
+    return [content for content in PUBLISHED[kind] if content in FUSED]
 
 
 def node_name(kind: NodeKind, stream: str) -> str:

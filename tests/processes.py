@@ -138,6 +138,6 @@ class Pipeline:
         import psutil
 
         for child in psutil.Process(self.process.pid).children():
-            if name in child.environ().get("EMOSTREAM_NODE", ""):
+            if child.status() != psutil.STATUS_ZOMBIE and name in child.environ().get("EMOSTREAM_NODE", ""):
                 return child.pid
         raise AssertionError(f"no process of node {name}")

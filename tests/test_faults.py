@@ -17,7 +17,8 @@ import pytest
 import zmq
 
 from emostream.stream.keys import Keys
-from tests.processes import BIN, ROOT, Pipeline, Subscriber, command, environment, free_port
+from tests.media import silent_audio
+from tests.processes import BIN, ROOT, Pipeline, Subscriber, command, environment, free_port, patience
 
 pytestmark = pytest.mark.process
 
@@ -63,6 +64,30 @@ def test_numbers_never_come_twice_though_fusion_is_killed(tmp_path):
         assert len({message["run"] for message in messages}) == 1 and messages[0]["run"]
     assert kept == run.subscriber.of("utterance")
     assert [label["utterance"] for label in kept] == sorted({label["utterance"] for label in kept})
+
+
+def test_a_run_ends_though_fusion_is_killed_after_the_ends_of_streams(tmp_path):
+    """The fusion that is started again never gets the end of the short stream, nor of one whose node ends meanwhile."""
+    streams = {"short": silent_audio(tmp_path / "short.wav", 3), "long": silent_audio(tmp_path / "long.wav", 9)}
+    config = tmp_path / "config.toml"
+    config.write_text("\n".join(f'[[streams]]\nname = "{name}"\nsource = "{path}"' for name, path in streams.items()))
+    with Pipeline("--config", config, "--set", "speech.recognizer=none") as run:
+        until = time.monotonic() + patience(30)
+        while not (there := nodes(run)) >= {"fusion", "speech.long"} or "speech.short" in there:
+            assert time.monotonic() < until and run.process.poll() is None, run.output
+            time.sleep(0.1)
+        os.kill(run.node("fusion"), signal.SIGKILL)
+        assert run.finish(patience(30)) == 0, run.output
+    assert "fusion: crashed" in run.output
+
+
+def nodes(run: Pipeline) -> set[str]:
+    """Those that have a process now."""
+    return {
+        child.environ().get("EMOSTREAM_NODE", "")
+        for child in psutil.Process(run.process.pid).children()
+        if child.status() != psutil.STATUS_ZOMBIE
+    }
 
 
 def lies(run: Pipeline) -> list[dict]:

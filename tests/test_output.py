@@ -105,6 +105,16 @@ def test_labels_go_on_after_the_last_recording_that_is_done(tmp_path, names, don
     assert (found, streams(path)) == (done, [*left, "new"])
 
 
+def test_labels_of_former_versions_name_the_file_alone(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    write_labels(path, "a.wav", "b.wav")
+    file, done = resume_labels(path, ["here/a.wav", "here/b.wav", "here/c.wav"])
+    file.close()
+    assert (done, streams(path)) == ({"here/a.wav"}, ["a.wav"])
+    with pytest.raises(ConfigError, match=r"do not say which of these they are of: here/a\.wav, there/a\.wav"):
+        resume_labels(path, ["here/a.wav", "there/a.wav"])
+
+
 def test_resuming_begins_a_file_that_is_not_there(tmp_path):
     file, done = resume_labels(tmp_path / "labels.jsonl", ["a.wav"])
     file.close()

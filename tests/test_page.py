@@ -20,13 +20,13 @@ from starlette.websockets import WebSocketDisconnect
 
 from emostream.errors import ConfigError, ControlError
 from emostream.stream.config import Config
-from emostream.stream.control import Request
+from emostream.stream.control import Control, Request
 from emostream.stream.messages import Face, Pcm, encode_emotion
 from emostream.stream.page.server import make_app
 from emostream.stream.page.state import KEPT, PageState
 from emostream.stream.status import NodeStatus, Status, StreamStatus, encode_status
 from tests.emotions import emotion_message
-from tests.processes import Pipeline, free_port
+from tests.processes import Pipeline, free_port, patience
 
 TOKEN = "a-token-of-16-letters"
 HOST = "127.0.0.1:8800"
@@ -312,12 +312,19 @@ def test_a_port_that_is_taken_costs_the_page_alone():
 
 
 @pytest.mark.process
-def test_a_fixed_token_lets_a_scraper_in():
-    port = free_port()
+def test_a_fixed_token_lets_a_scraper_in_and_streams_that_are_added_are_seen():
+    from websockets.sync.client import connect
+
+    port, endpoint = free_port(), f"tcp://127.0.0.1:{free_port()}"
     page = ("--page", "--set", f"page.port={port}", "--set", f"page.token={TOKEN}")
-    with Pipeline("--config", "config.toml", *page) as run:
+    with Pipeline("--config", "config.toml", *page, endpoint=endpoint) as run, Control(endpoint) as control:
         assert TOKEN in address(run)
         run.subscriber.wait_for("window", 1, 30)
+        with connect(f"ws://127.0.0.1:{port}/{TOKEN}/ws?format=page") as socket:
+            until = time.monotonic() + patience(20)
+            control.add("hall=demo")
+            while not (sensed := json.loads(socket.recv(5))["senses"].get("hall", {})).get("envelope"):
+                assert time.monotonic() < until, sensed
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/{TOKEN}/metrics", timeout=5) as answer:
             assert b"emostream_source_up" in answer.read()
         with pytest.raises(urllib.error.HTTPError):

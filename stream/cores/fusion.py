@@ -208,6 +208,8 @@ class FusionCore:
 
     def _on_end(self, stream: _Stream, end: End) -> None:
         modality = "video" if end.content == "face" else end.content
+        if modality not in stream.schedule.expected:  # it comes again until it was heard
+            return
         stream.schedule.end(modality)
         now_ns = self._clock.now_ns()
         if modality == "speech" and not stream.schedule.heard:

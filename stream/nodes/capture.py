@@ -106,7 +106,8 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
                 if delay_ns is None:  # somebody began to write into a pipe, or a server to send, only now
                     late_ns = runtime.clock.now_ns() - t0_ns - item.media_end_ns
                     delay_ns = max(0, late_ns) if not (started_again or isinstance(source, FileSource)) else 0
-                item = dataclasses.replace(item, media_ns=item.media_ns + delay_ns)
+                if delay_ns:
+                    item = dataclasses.replace(item, media_ns=item.media_ns + delay_ns)
                 if _wait(runtime, t0_ns + item.media_end_ns, started_again):
                     continue
             steered = _steered(item, t0_ns, runtime.orders.muted.get(stream, ()), runtime.orders.paused.get(stream, ()))

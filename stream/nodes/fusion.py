@@ -15,11 +15,11 @@ from emostream.stream.config import changed
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.keys import Keys
-from emostream.stream.messages import Emotion, Label, Message, Orders
+from emostream.stream.messages import Emotion, End, Label, Message, Orders
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
 from emostream.stream.profile import Profile
 from emostream.stream.public import EmotionPublisher
-from emostream.stream.topics import LABEL, STATUS, fused_topics, parse_node
+from emostream.stream.topics import LABEL, STATUS, fused_contents, fused_topics, parse_node
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,9 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
     speech_nodes = [endpoint for kind, _, endpoint in inputs if kind == "speech"]
     serials = {name: stream.serial for name, stream in spec.orders.added.items()}  # of those in ``inputs`` already
 
+    ended: set[str] = set()  # nodes whose ends need not come any more
+    ends: list[End] = []  # in their place, once everything that they sent has been taken
+
     def follow(orders: Orders) -> None:
         core.follow(changed(spec.config, orders.settings))
         for name, stream in orders.added.items():
@@ -110,6 +113,11 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
                 if parse_node(node)[0] == "speech" and ipc_of(spec, node) not in speech_nodes:
                     speech_nodes.append(ipc_of(spec, node))
             core.add_stream(name, stream.modalities, stream.first)
+            ended.difference_update(stream.inputs)
+        for node in orders.ended:
+            if node not in ended:
+                ended.add(node)
+                ends.extend(_ends(node))
 
     follow(runtime.orders)
     runtime.on_orders = follow
@@ -133,6 +141,10 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
         message = inbox.receive(min(_IDLE_MS, core.patience_ms()))
         if message is not None:
             core.push(message)
+        elif ends:
+            for end in ends:
+                core.push(end)
+            ends.clear()
         now_ns = runtime.clock.now_ns()
         if message is None or len(inbox) == 0 or not spec.realtime or now_ns >= step_by_ns:
             step_by_ns = now_ns + _STEP_NS
@@ -142,6 +154,11 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
             break
     for emotion in core.step(flush=True):
         publish(emotion, runtime.send_last)
+
+
+def _ends(node: str) -> list[End]:
+    _, stream = parse_node(node)
+    return [End(stream=stream, content=content, reason="ended") for content in fused_contents(node)]
 
 
 def _load(runtime: NodeRuntime) -> Classifier:

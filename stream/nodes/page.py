@@ -7,14 +7,18 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from emostream.errors import ModelError, RunError
 from emostream.stream.bus import Inbox
 from emostream.stream.control import Control, Request, control_path
 from emostream.stream.messages import Face, Label, Pcm
-from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec, ipc_of
+from emostream.stream.nodes.runtime import NodeRuntime, ipc_of
 from emostream.stream.topics import LABEL, parse_node, stream_topic
+
+if TYPE_CHECKING:
+    from emostream.stream.page.state import PageState
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +49,12 @@ def main(runtime: NodeRuntime) -> None:
     hosts = frozenset(f"{host}:{config.page.port}" for host in (*_LOCAL, config.page.host))
     app = make_app(state, token, hosts, None if path is None else steer)
     with _served(app, config.page.host, config.page.port):
-        log.warning("http://%s:%d/%s/", config.page.host, config.page.port, token)
+        log.info("http://%s:%d/%s/", config.page.host, config.page.port, token)
         runtime.wait_for_go()
-        with contextlib.closing(_Senses(runtime)) as senses:
+        with contextlib.closing(_Senses(runtime, state)) as senses:
             while not runtime.stopping:
                 runtime.tick()
-                senses.take(state, looking := state.viewers > 0)
+                senses.take(looking := state.viewers > 0)
                 while (message := labels.receive(0)) is not None:
                     if isinstance(message, Label):
                         state.add(message.payload)
@@ -60,37 +64,41 @@ def main(runtime: NodeRuntime) -> None:
 class _Senses:
     """The sound and faces of all streams, while somebody looks."""
 
-    def __init__(self, runtime: NodeRuntime) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: NodeRuntime, state: PageState) -> None:
+        self._runtime, self._state = runtime, state
         self._inbox: Inbox | None = None
+        self._connected: set[str] = set()
 
-    def take(self, state: object, looking: bool) -> None:
+    def take(self, looking: bool) -> None:
+        spec = self._runtime.spec
         if looking and self._inbox is None:
-            spec = self._runtime.spec
             self._inbox = Inbox(self._runtime.context, spec.config.bus.queue, lossless=False)
-            for node, topics in _sensed(spec):
-                self._inbox.connect(ipc_of(spec, node), topics)
         elif not looking and self._inbox is not None:
             self.close()
-            state.forget_senses()  # type: ignore[attr-defined]
-        while self._inbox is not None and (message := self._inbox.receive(0)) is not None:
+            self._state.forget_senses()
+        if self._inbox is None:
+            return
+        for node in self._nodes() - self._connected:
+            self._connected.add(node)
+            _, stream = parse_node(node)
+            self._inbox.connect(ipc_of(spec, node), [stream_topic("pcm", stream), stream_topic("face", stream)])
+        while (message := self._inbox.receive(0)) is not None:
             if isinstance(message, Pcm):
-                state.hear(message)  # type: ignore[attr-defined]
+                self._state.hear(message)
             elif isinstance(message, Face):
-                state.see(message)  # type: ignore[attr-defined]
+                self._state.see(message)
+
+    def _nodes(self) -> set[str]:
+        """All that capture, of streams added later too. One that is added again has the same endpoint."""
+        added = self._runtime.orders.added.values()
+        nodes = chain(self._runtime.spec.inputs, *(stream.inputs for stream in added))
+        return {node for node in nodes if parse_node(node)[0] in ("audio", "video", "capture")}
 
     def close(self) -> None:
         if self._inbox is not None:
             self._inbox.close()
             self._inbox = None
-
-
-def _sensed(spec: NodeSpec) -> Iterator[tuple[str, list[str]]]:
-    """The capture nodes, and what the page takes of them."""
-    for node in spec.inputs:
-        kind, stream = parse_node(node)
-        if kind in ("audio", "video", "capture"):
-            yield node, [stream_topic("pcm", stream), stream_topic("face", stream)]
+            self._connected.clear()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -20,9 +21,11 @@ class RunMetrics(Collector):
     metric."""
 
     def __init__(self, state: PageState) -> None:
-        self._state, self._seen = state, 0
+        self._state = state
+        self._lock = threading.Lock()
         self._latency: dict[tuple[str, str], tuple[list[int], float]] = {}
         self._bundle = self._backend = ""
+        state.on_label = self._add
 
     def text(self) -> bytes:
         """The numbers as they are now."""
@@ -33,28 +36,25 @@ class RunMetrics(Collector):
     def describe(self) -> Iterator[Metric]:
         return iter(())
 
-    def update(self) -> None:
-        """Count the labels that came since. To be called at least once for every 500 of them."""
-        for label in self._state.labels(self._seen):
-            self._seen = label.number
-            self._add(label.emotion)
-
     def _add(self, emotion: Emotion) -> None:
-        self._bundle, self._backend = emotion.bundle, emotion.backend
-        if emotion.latency_ms is None:
-            return
-        for part in _PARTS:
-            seconds = getattr(emotion.latency_ms, part) / 1e3
-            counts, total = self._latency.get((emotion.stream, part), ([0] * (len(BOUNDS_S) + 1), 0.0))
-            counts[sum(seconds > bound for bound in BOUNDS_S)] += 1
-            self._latency[emotion.stream, part] = counts, total + seconds
+        with self._lock:
+            self._bundle, self._backend = emotion.bundle, emotion.backend
+            if emotion.latency_ms is None:
+                return
+            for part in _PARTS:
+                seconds = getattr(emotion.latency_ms, part) / 1e3
+                counts, total = self._latency.get((emotion.stream, part), ([0] * (len(BOUNDS_S) + 1), 0.0))
+                counts[sum(seconds > bound for bound in BOUNDS_S)] += 1
+                self._latency[emotion.stream, part] = counts, total + seconds
 
     def collect(self) -> Iterator[Metric]:
-        self.update()
+        with self._lock:
+            latencies = [(key, list(counts), total) for key, (counts, total) in self._latency.items()]
+            bundle, backend = self._bundle, self._backend
         latency = HistogramMetricFamily(
             "emostream_label_latency_seconds", "From the last speech sample to the label.", labels=["stream", "part"]
         )
-        for (stream, part), (counts, total) in self._latency.items():
+        for (stream, part), counts, total in latencies:
             buckets, sum_ = [], 0
             for bound, count in zip([*map(str, BOUNDS_S), "+Inf"], counts, strict=True):
                 sum_ += count
@@ -66,7 +66,7 @@ class RunMetrics(Collector):
         if found is None:
             return
         _, status = found
-        info.add_metric([self._bundle, self._backend, status.run], 1)
+        info.add_metric([bundle, backend, status.run], 1)
         yield info
         yield GaugeMetricFamily("emostream_uptime_seconds", "Since the run began.", value=status.uptime_s)
         labelled = CounterMetricFamily("emostream_utterances", "Utterances that have a label.", labels=["stream"])

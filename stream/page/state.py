@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -38,7 +39,7 @@ class Heard:
 
 
 class PageState:
-    """All methods may be called from any thread."""
+    """All methods may be called from any thread. ``on_label`` is called with each label, in the thread of ``add``."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -48,6 +49,7 @@ class PageState:
         self._heard: dict[str, Heard] = {}
         self._version = 0
         self.labelled = 0
+        self.on_label: Callable[[Emotion], object] = lambda emotion: None
         self.viewers = 0  # browsers that want sound and faces
 
     def add(self, payload: str) -> None:
@@ -61,6 +63,8 @@ class PageState:
                 self._windows.pop(emotion.stream, None)
             else:
                 self._windows[emotion.stream] = self._version, payload, emotion
+        if emotion.kind == "utterance":
+            self.on_label(emotion)
 
     def set_status(self, payload: str) -> None:
         status = decode_status(payload.encode())

@@ -281,6 +281,7 @@ class LiveSource:
         """Queue what comes until the source goes away; returns why it did."""
         arrival, self._smoother = Arrival(self._clock), Smoother()
         by_arrival = container.format.name in _BY_ARRIVAL
+        earlier_jumps = self.counters["time_jumps"]
 
         def media_ns(seconds: float | None) -> int:
             return arrival.media_ns(None if by_arrival else seconds)
@@ -289,7 +290,7 @@ class LiveSource:
             tracks = choose(container, self._media, self._wanted, self.name)
             timeline = timeline_of(container, self.name, live=True)
             for item in decode(container, tracks, self._fps, media_ns, self.name, timeline, live=True):
-                self.counters["time_jumps"] += timeline.jumps - self.counters["time_jumps"]
+                self.counters["time_jumps"] = earlier_jumps + timeline.jumps
                 if not isinstance(item, NoTrack) and self._clock.now_ns() < opened_ns + _SETTLE_NS:
                     if not by_arrival:
                         arrival.arrived(item.media_end_ns)

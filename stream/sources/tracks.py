@@ -79,31 +79,34 @@ def packets(
     whichever tracks are decoded."""
     holds: dict[int, list[av.Packet[Any]]] = {}
     indices = {track.index for track in chosen}
-    streams = [*container.streams.audio, *container.streams.video]
-    for packet in container.demux([stream for stream in streams if stream.codec_context is not None]):
-        index, time_s = packet.stream.index, _time_s(packet)
+    streams = [each for each in (*container.streams.audio, *container.streams.video) if each.codec_context is not None]
+    units = {stream.index: _Units(stream) for stream in streams}
+    for packet in container.demux(streams):
+        index = packet.stream.index
+        unit = units[index]
+        time_s = unit.time_s(packet)
         if time_s is None:
             if packet.pts is not None:  # a picture at the start of some files has no place in decoding order
-                _shift(packet, timeline.last_shift_s(index))
+                unit.shift(packet, timeline.last_shift_s(index))
             if packet.size == 0 and index in holds:  # the end: what is held back comes before the decoder is emptied
-                yield from (each for each in _move(timeline, holds.pop(index)) if index in indices)
+                yield from (each for each in _move(timeline, unit, holds.pop(index)) if index in indices)
             if index in indices:
                 yield packet
             continue
         held = holds.get(index)
         if held is not None:
-            goes_on = _goes_on(held, time_s)
-            if goes_on and not _is_sure(held):
+            goes_on = unit.goes_on(held, time_s)
+            if goes_on and not unit.is_sure(held):
                 held.append(packet)
                 continue
             expected_s = timeline.expected_s(index)
-            if not goes_on and expected_s is not None and _is_back(held, time_s, expected_s):
-                _restamp(held, expected_s)  # there was no gap, but a bad time stamp
-            yield from (each for each in _move(timeline, holds.pop(index)) if index in indices)
-        if not live and timeline.is_gap(index, time_s, _HOLD_S[packet.stream.type]):
+            if not goes_on and expected_s is not None and unit.is_back(held, time_s, expected_s):
+                unit.restamp(held, expected_s)  # there was no gap, but a bad time stamp
+            yield from (each for each in _move(timeline, unit, holds.pop(index)) if index in indices)
+        if not live and timeline.is_gap(index, time_s, unit.hold_s):
             holds[index] = [packet]
             continue
-        yield from (each for each in _move(timeline, [packet]) if index in indices)
+        yield from (each for each in _move(timeline, unit, [packet]) if index in indices)
 
 
 def timeline_of(container: av.container.InputContainer, name: str, live: bool = False) -> Timeline:
@@ -111,51 +114,63 @@ def timeline_of(container: av.container.InputContainer, name: str, live: bool = 
     return Timeline(name, jumps=bool(container.format.flags & _TS_DISCONT) or live)
 
 
-def _time_s(packet: av.Packet[Any]) -> float | None:
-    """In decoding order, in which the times of pictures grow too; None if that is not known."""
-    stamp = packet.pts if packet.dts is None and packet.stream.type == "audio" else packet.dts
-    return None if stamp is None or packet.time_base is None else float(stamp * packet.time_base)
+class _Units:
+    """The times of a track's packets in seconds. What a track says of itself is asked once, not for each packet: each
+    answer is a new Fraction."""
+
+    def __init__(self, stream: Any) -> None:
+        self._is_audio = stream.type == "audio"
+        self._time_base = stream.time_base
+        self._time_base_s = float(stream.time_base) if stream.time_base else None
+        self._usual_s = 0.02 if self._is_audio else 1 / frame_rate(stream)
+        self.hold_s = _HOLD_S[stream.type]
+
+    def time_s(self, packet: av.Packet[Any]) -> float | None:
+        """In decoding order, in which the times of pictures grow too; None if that is not known."""
+        stamp = packet.dts
+        if stamp is None and self._is_audio:
+            stamp = packet.pts
+        return None if stamp is None or self._time_base_s is None else stamp * self._time_base_s
+
+    def length_s(self, packet: av.Packet[Any]) -> float:
+        duration = packet.duration
+        return duration * self._time_base_s if duration and self._time_base_s else self._usual_s
+
+    def goes_on(self, held: list[av.Packet[Any]], time_s: float) -> bool:
+        """Whether a packet of this time follows the last of those that are held back."""
+        last_s = self.time_s(held[-1])
+        return last_s is not None and abs(time_s - last_s - self.length_s(held[-1])) < _SURE_S
+
+    def is_sure(self, held: list[av.Packet[Any]]) -> bool:
+        """Whether enough is held back to believe the times."""
+        return len(held) >= _MOST_HELD or sum(map(self.length_s, held)) >= _SURE_S
+
+    def is_back(self, held: list[av.Packet[Any]], time_s: float, expected_s: float) -> bool:
+        """Whether times are again where they would be without those that are held back."""
+        held_s = sum(map(self.length_s, held))
+        return min(abs(time_s - expected_s), abs(time_s - expected_s - held_s)) < _SURE_S
+
+    def restamp(self, held: list[av.Packet[Any]], start_s: float) -> None:
+        """Let packets follow one another from a time on."""
+        for packet in held:
+            time_s = self.time_s(packet)
+            if time_s is not None:
+                self.shift(packet, start_s - time_s)
+            start_s += self.length_s(packet)
+
+    def shift(self, packet: av.Packet[Any], seconds: float) -> None:
+        """Move a packet in time."""
+        if not seconds:
+            return
+        ticks = round(seconds / self._time_base)
+        for name in ("pts", "dts"):
+            if getattr(packet, name) is not None:
+                setattr(packet, name, getattr(packet, name) + ticks)
 
 
-def _length_s(packet: av.Packet[Any]) -> float:
-    if packet.duration and packet.time_base:
-        return float(packet.duration * packet.time_base)
-    return 1 / frame_rate(packet.stream) if packet.stream.type == "video" else 0.02
-
-
-def _goes_on(held: list[av.Packet[Any]], time_s: float) -> bool:
-    last_s = _time_s(held[-1])
-    return last_s is not None and abs(time_s - last_s - _length_s(held[-1])) < _SURE_S
-
-
-def _is_sure(held: list[av.Packet[Any]]) -> bool:
-    return len(held) >= _MOST_HELD or sum(map(_length_s, held)) >= _SURE_S
-
-
-def _is_back(held: list[av.Packet[Any]], time_s: float, expected_s: float) -> bool:
-    """Whether times are again where they would be without those that are held back."""
-    return min(abs(time_s - expected_s), abs(time_s - expected_s - sum(map(_length_s, held)))) < _SURE_S
-
-
-def _restamp(held: list[av.Packet[Any]], start_s: float) -> None:
-    for packet in held:
-        time_s = _time_s(packet)
-        if time_s is not None:
-            _shift(packet, start_s - time_s)
-        start_s += _length_s(packet)
-
-
-def _shift(packet: av.Packet[Any], seconds: float) -> None:
-    assert packet.time_base is not None
-    ticks = round(seconds / packet.time_base)
-    for name in ("pts", "dts"):
-        if getattr(packet, name) is not None:
-            setattr(packet, name, getattr(packet, name) + ticks)
-
-
-def _move(timeline: Timeline, moved: Iterable[av.Packet[Any]]) -> Iterator[av.Packet[Any]]:
+def _move(timeline: Timeline, unit: _Units, moved: Iterable[av.Packet[Any]]) -> Iterator[av.Packet[Any]]:
     for packet in moved:
-        time_s = _time_s(packet)
-        if time_s is not None and (shift_s := timeline.shift_s(packet.stream.index, time_s, _length_s(packet))):
-            _shift(packet, shift_s)
+        time_s = unit.time_s(packet)
+        if time_s is not None and (shift_s := timeline.shift_s(packet.stream.index, time_s, unit.length_s(packet))):
+            unit.shift(packet, shift_s)
         yield packet
