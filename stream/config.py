@@ -27,7 +27,7 @@ _ENDPOINT = re.compile(r"ipc://.+|tcp://(?P<host>[^\s:;/\[\]]+|\[[0-9A-Fa-f:.]+(
 
 def check_tracks(tracks: str) -> None:
     """Raises ConfigError for what is no choice of tracks."""
-    if not re.match(TRACKS, tracks):
+    if not re.fullmatch(TRACKS, tracks):
         raise ConfigError(f'tracks are chosen as "audio:2,video:1" or by language, "audio:deu", not {tracks!r}')
 
 

@@ -124,7 +124,7 @@ def resume_labels(path: Path, names: Sequence[str]) -> tuple[BinaryIO, set[str]]
 
 def _labelled(path: Path, names: Sequence[str]) -> tuple[dict[str, int], int]:
     """Where in a file of labels each recording's last labels begin, in their order, and where the last whole line
-    ends. Labels of versions before 0.2 name no path, but the file alone: the one of ``names`` that ends so."""
+    ends. Labels of older versions name no path, but the file alone: the one of ``names`` that ends so."""
     starts: dict[str, int] = {}
     by_file: dict[str, list[str]] = {}
     for name in names:

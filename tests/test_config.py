@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emostream.errors import ConfigError, SourceError
-from emostream.stream.config import Config, Stream, load_config, parse_stream
+from emostream.stream.config import Config, Stream, check_tracks, load_config, parse_stream
 from emostream.stream.source_spec import SourceSpec
 
 
@@ -381,3 +381,12 @@ def test_errors_of_the_configuration_show_no_secret(tmp_path):
     with pytest.raises(ConfigError) as raised:
         Config(streams=[{"source": "gopher://admin:hunter2@host/1"}])
     assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("tracks", ["nonsense", "audio:0", "audio:1;video:1", "audio:1\n", "sound:1"])
+def test_what_chooses_no_tracks_is_one_line(tracks):
+    with pytest.raises(ConfigError, match="tracks are chosen as") as error:
+        check_tracks(tracks)
+    assert "\n" not in str(error.value)
+    for fine in ("", "audio:2", "audio:deu, video:1"):
+        check_tracks(fine)

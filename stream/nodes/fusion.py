@@ -98,7 +98,6 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
     video_nodes = {stream: endpoint for kind, stream, endpoint in inputs if kind == "video"}
     speech_nodes = [endpoint for kind, _, endpoint in inputs if kind == "speech"]
     serials = {name: stream.serial for name, stream in spec.orders.added.items()}  # of those in ``inputs`` already
-
     ended: set[str] = set()  # nodes whose ends need not come any more
     ends: list[End] = []  # in their place, once everything that they sent has been taken
 

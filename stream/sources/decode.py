@@ -71,7 +71,7 @@ def decode(
         return
     sampler = Sampler(fps)
     next_s = {"audio": 0.0, "video": 0.0}  # start of the next chunk or picture, if it has no time stamp of its own
-    rate = frame_rate(tracks["video"]) if tracks.get("video") is not None else 0.0
+    rate = 0.0  # of pictures, once the first has told
     told_rate = False
     damaged = damaged_in_a_row = 0
     decoded = False
@@ -98,6 +98,7 @@ def decode(
                 next_s["audio"] = seconds + frame.samples / frame.sample_rate
                 yield AudioChunk(_samples(frame, name), frame.sample_rate, media_ns_of(seconds))
             elif isinstance(frame, av.VideoFrame):
+                rate = rate or frame_rate(tracks["video"])
                 if frame.time is None and not live and not told_rate:
                     log.info("%s: its pictures have no times; they are taken to be %g a second", name, rate)
                     told_rate = True
