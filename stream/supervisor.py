@@ -383,7 +383,10 @@ class Supervisor:
             self._board.away(node.spec.name, node.gone_ns or self._clock.now_ns())
         else:
             self._board.ended(node.spec.name, failed=node.cannot_run or self._fatal_node is node)
-            if self._nodes[FUSION].starts > 1 and node.spec.stream:
+            removed = (
+                node.spec.stream in self._steering.orders.removed
+            )  # it stays for its ends to be heard, not for ever
+            if node.spec.stream and (removed or self._nodes[FUSION].starts > 1):
                 self._steering.ended([node.spec.name])
 
     def _judge_exit(self, node: _Node, code: int) -> None:

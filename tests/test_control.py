@@ -21,7 +21,7 @@ from emostream.stream.messages import Expected, Orders
 from emostream.stream.nodes.capture import silenced
 from emostream.stream.sources.base import AudioChunk
 from emostream.stream.status import Status, StreamStatus, encode_status
-from tests.processes import BIN, Pipeline, environment, free_port
+from tests.processes import BIN, Pipeline, environment, free_port, patience
 
 S = 1_000_000_000
 
@@ -262,7 +262,7 @@ def test_a_run_is_steered(tmp_path):
             control.add("x=file:/nonexistent.wav")
         run.subscriber.wait_for("utterance", 6, 40)
         assert control.remove("hall") == "removed: hall"
-        assert run.finish(40) == 0, run.output
+        assert run.finish(patience(40)) == 0, run.output
     for start_s, end_s in label_times(run, "demo"):
         assert end_s < begun_s + 0.5 or start_s > unmuted_s - 0.5
     assert len(label_times(run, "hall")) >= 2 and label_times(run, "demo")[-1][0] > 20
