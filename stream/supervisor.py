@@ -20,9 +20,10 @@ from emostream.stream.bus import Inbox, Publisher, hold, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config
 from emostream.stream.control import ControlServer, Request, Waiting, control_path, sent_at
+from emostream.stream.exits import Exit, judge
 from emostream.stream.limits import check_address_space, check_files
 from emostream.stream.messages import Control, Emotion, Health, Label, Log, Message, StatusReport, decode_emotion
-from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, start_node
+from emostream.stream.nodes.process import start_node
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.notify import Notifier
 from emostream.stream.plan import Plan, make_plan, plan_stream
@@ -33,7 +34,6 @@ from emostream.stream.topics import CONTROL, FUSION, LABEL, health_topic, log_to
 _READY_TIMEOUT_NS = 60_000_000_000  # of a start: a recogniser's large model takes long to load
 _SILENT_NS = 15_000_000_000  # without a heartbeat, after which a node counts as hung
 _STOP_NS = 2_600_000_000  # from ``stop`` to killing the nodes that are left, so that Ctrl-C takes less than 3 s
-_BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0
 _SUSPENDED_NS = 2_000_000_000
@@ -378,67 +378,46 @@ class Supervisor:
         self._on_status(status)
 
     def _on_exit(self, node: _Node, code: int) -> None:
-        self._judge_exit(node, code)
+        self._follow_exit(node, code)
         if not node.done:
             self._board.away(node.spec.name, node.gone_ns or self._clock.now_ns())
-        else:
-            self._board.ended(node.spec.name, failed=node.cannot_run or self._fatal_node is node)
-            removed = (
-                node.spec.stream in self._steering.orders.removed
-            )  # it stays for its ends to be heard, not for ever
-            if node.spec.stream and (removed or self._nodes[FUSION].starts > 1):
-                self._steering.ended([node.spec.name])
+            return
+        self._board.ended(node.spec.name, failed=node.cannot_run or self._fatal_node is node)
+        # a stream that was removed stays for its ends to be heard, not for ever
+        removed = node.spec.stream in self._steering.orders.removed
+        if node.spec.stream and (removed or self._nodes[FUSION].starts > 1):
+            self._steering.ended([node.spec.name])
 
-    def _judge_exit(self, node: _Node, code: int) -> None:
-        name = node.spec.name
+    def _follow_exit(self, node: _Node, code: int) -> None:
+        name, now_ns, rules = node.spec.name, self._clock.now_ns(), self._config.supervisor
         if node.gone_ns is None:
             node.gone_ns = node.seen_ns  # of its last sign of life
-        if code == 0 or self._stop_by_ns is not None:
-            node.done = True
-            return
-        if code == CANNOT_RUN and node.has_run and node.spec.source is not None and node.spec.source.is_live:
-            wait_ns = _BACKOFF_NS[min(node.away, len(_BACKOFF_NS) - 1)]
-            if not node.away:
-                self._on_log(name, "warning", "its source is away; trying again until it is back")
-            node.away += 1
-            node.process, node.restart_ns = None, self._clock.now_ns() + wait_ns
-            return
-        if code == CANNOT_RUN:
-            node.done = node.cannot_run = True
-            if node.spec.kind not in ("capture", "page"):
-                self._fatal, self._fatal_node = f"{name} cannot run", node
-            return
-        if (
-            code > 0 and node.health is None and node.spec.kind != "page"
-        ):  # it never sent a heartbeat: its process could not even begin
-            self._fatal = (
-                f"{name} could not start (exit code {code}); a script that calls emostream.run does so below "
-                '`if __name__ == "__main__":`, since the nodes are processes that import it'
-            )
-            node.done = True
-            return
-        if self._config.pace == "fast":
-            self._fatal = f"{name} crashed (exit code {code}); at fast pace nothing may be lost, so the run ends here"
-            node.done = True
-            return
-        rules, now_ns = self._config.supervisor, self._clock.now_ns()
         while node.crashed_ns and now_ns - node.crashed_ns[0] > rules.within_s * 1e9:
             node.crashed_ns.popleft()
-        wait_ns = _BACKOFF_NS[min(len(node.crashed_ns), len(_BACKOFF_NS) - 1)]
-        node.crashed_ns.append(now_ns)
-        how = "was ended by somebody's SIGTERM" if code == TERMINATED else f"crashed (exit code {code})"
-        if len(node.crashed_ns) > rules.failures and node.spec.kind == "page":
-            self._on_log(
-                name, "error", f"{how}, {len(node.crashed_ns)} times in {rules.within_s:g} s: going on without"
-            )
+        end = Exit(
+            name=name,
+            kind=node.spec.kind,
+            code=code,
+            is_live=node.spec.source is not None and node.spec.source.is_live,
+            has_reported=node.health is not None,
+            has_run=node.has_run,
+            away=node.away,
+            crashes=len(node.crashed_ns),
+        )
+        verdict = judge(end, rules, lossless=self._config.pace == "fast", stopping=self._stop_by_ns is not None)
+        node.away += verdict.away
+        node.cannot_run = node.cannot_run or verdict.cannot_run
+        if verdict.crashed:
+            node.crashed_ns.append(now_ns)
+        if verdict.line is not None:
+            self._on_log(name, *verdict.line)
+        if verdict.fatal:
+            self._fatal, self._fatal_code = verdict.fatal, verdict.fatal_code
+            self._fatal_node = node if verdict.reason else self._fatal_node
+        if verdict.wait_ns is None:
             node.done = True
-            return
-        if len(node.crashed_ns) > rules.failures:
-            self._fatal = f"{name} {how}, {len(node.crashed_ns)} times in {rules.within_s:g} s: giving up"
-            self._fatal_node, self._fatal_code, node.done = node, RunError.GAVE_UP, True
-            return
-        self._on_log(name, "error", f"{how}; starting it again in {wait_ns / 1e9:g} s")
-        node.process, node.restart_ns = None, now_ns + wait_ns
+        else:
+            node.process, node.restart_ns = None, now_ns + verdict.wait_ns
 
     def _out_of_time(self) -> bool:
         if self._stop_by_ns is None or self._clock.now_ns() < self._stop_by_ns:

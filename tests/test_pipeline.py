@@ -151,6 +151,7 @@ def test_two_streams_at_once(talk, tmp_path):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
 
 
+@pytest.mark.alone
 def test_interrupt_ends_with_the_last_label(truth):
     """Ctrl-C within a sentence: its label still comes, and the run ends within 3 s with exit code 0."""
     with Pipeline("--config", "config.toml") as run:

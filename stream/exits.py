@@ -1,0 +1,73 @@
+"""What follows when a node's process has ended: the policy by itself, without processes, clocks or sockets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emostream.errors import RunError
+from emostream.stream.config import Supervision
+from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED
+
+BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended, and what is known of its node. ``crashes`` are those of late, without this one."""
+
+    name: str
+    kind: str
+    code: int
+    is_live: bool = False  # it has a source that may come back
+    has_reported: bool = True  # this process sent a heartbeat, or one before it did
+    has_run: bool = True  # at any start
+    away: int = 0  # starts at which its source was away, since it was last there
+    crashes: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``wait_ns`` until the node is started again; None: it is over. ``fatal``: why the whole run ends, if it does.
+    ``line``: level and text for the log."""
+
+    wait_ns: int | None = None
+    line: tuple[str, str] | None = None
+    fatal: str = ""
+    fatal_code: int = RunError.exit_code
+    reason: bool = False  # the last error that the node logged says why the run ends
+    cannot_run: bool = False
+    away: bool = False
+    crashed: bool = False
+
+
+def judge(end: Exit, rules: Supervision, lossless: bool, stopping: bool) -> Verdict:
+    """What follows from ``end``. ``lossless``: the run is one at fast pace. ``stopping``: the run was told to stop.
+
+    A page is beside the run: whatever happens to it, the labels go on.
+    """
+    is_page = end.kind == "page"
+    if end.code == 0 or stopping:
+        return Verdict()
+    if end.code == CANNOT_RUN and end.has_run and end.is_live:
+        first = ("warning", "its source is away; trying again until it is back")
+        return Verdict(BACKOFF_NS[min(end.away, len(BACKOFF_NS) - 1)], None if end.away else first, away=True)
+    if end.code == CANNOT_RUN:  # a source that cannot be opened ends its stream alone
+        fatal = "" if is_page or end.kind == "capture" else f"{end.name} cannot run"
+        return Verdict(fatal=fatal, reason=bool(fatal), cannot_run=True)
+    if end.code > 0 and not end.has_reported and not is_page:  # its process could not even begin
+        return Verdict(
+            fatal=f"{end.name} could not start (exit code {end.code}); a script that calls emostream.run does so below "
+            '`if __name__ == "__main__":`, since the nodes are processes that import it'
+        )
+    if lossless:
+        text = f"{end.name} crashed (exit code {end.code}); at fast pace nothing may be lost, so the run ends here"
+        return Verdict(fatal=text)
+    how = "was ended by somebody's SIGTERM" if end.code == TERMINATED else f"crashed (exit code {end.code})"
+    if end.crashes + 1 > rules.failures:
+        how += f", {end.crashes + 1} times in {rules.within_s:g} s"
+        if is_page:
+            return Verdict(line=("error", f"{how}: going on without"), crashed=True)
+        text = f"{end.name} {how}: giving up"
+        return Verdict(fatal=text, fatal_code=RunError.GAVE_UP, reason=True, crashed=True)
+    wait_ns = BACKOFF_NS[min(end.crashes, len(BACKOFF_NS) - 1)]
+    return Verdict(wait_ns, ("error", f"{how}; starting it again in {wait_ns / 1e9:g} s"), crashed=True)
