@@ -31,6 +31,9 @@ def check_tracks(tracks: str) -> None:
         raise ConfigError(f'tracks are chosen as "audio:2,video:1" or by language, "audio:deu", not {tracks!r}')
 
 
+Who = Literal["speaking", "largest", "all"]  # whose face: see cores/people.py
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -103,6 +106,7 @@ class Speech(_Section):
 
 
 class Video(_Section):
+    who: Who = "speaking"
     fps: Annotated[float, Field(gt=0, le=60)] = 10
     detector: Literal["auto", "yunet", "blazeface", "haar"] = "auto"
     yunet_model: str = ""

@@ -62,13 +62,31 @@ class AudioRows(Media):
         return topics.stream_topic("audio", self.stream)
 
 
+Box = tuple[float, float, float, float]  # x, y, width and height as fractions of the frame's width and height
+Mouth = tuple[float, float, float]  # see features.mouth
+
+
+class FaceInFrame(msgspec.Struct):
+    """A face of a frame: ``person``, whose it is, by a number of the follower; ``crop`` (48, 48) uint8."""
+
+    person: int
+    crop: np.ndarray
+    box: Box | None = None
+    score: float = 0.0
+    mouth: Mouth | None = None
+
+
 class Face(Media):
-    """One frame at ``media_start_ns``. ``crop``: (48, 48) uint8, or (0, 0) if no face is seen; ``box``: x, y, width
-    and height as fractions of the frame's width and height."""
+    """One frame at ``media_start_ns``, and its main face. ``crop``: (48, 48) uint8, or (0, 0) if no face is seen;
+    ``others``: the further faces that are followed; ``faces``: how many there are, followed or not."""
 
     crop: np.ndarray
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
     score: float = 0.0
+    person: int = 0
+    mouth: Mouth | None = None
+    others: list[FaceInFrame] = []
+    faces: int = 0
 
     @property
     def topic(self) -> str:
@@ -306,6 +324,21 @@ class Evidence(msgspec.Struct):
     contribution: float
 
 
+class SeenFace(msgspec.Struct):
+    """A face that was in view. ``id``: the same as long as the face is in view, and where it is back soon; it is no
+    identity and is not kept. ``box``: its last x, y, width and height, as fractions of the picture's width and height.
+    ``share``: of the time that it was seen, in [0, 1]. ``moves``: how well its mouth moves with the sound, up to 1, 0
+    for a mouth that does not move at all; null where there is too little to tell. ``label`` and ``probabilities``: what
+    the face shows by itself, where ``[video] who = "all"`` asks for it."""
+
+    id: int
+    box: Box
+    share: float
+    moves: float | None = None
+    label: str | None = None
+    probabilities: dict[str, float] | None = None
+
+
 class Latency(msgspec.Struct):
     """Milliseconds. ``total`` runs from the capture of the last speech sample to the publishing of the label; the
     others are its parts and sum to it: waiting for the silence that ends an utterance; finishing recognition;
@@ -330,7 +363,9 @@ class Emotion(msgspec.Struct, kw_only=True):
     ``adapted``, 0 to 1: how much of what is just this person's resting face or voice was told from the mood.
     ``run`` names the run of ``stream-run``, within which no ``utterance`` and no ``seq`` of a topic comes twice; it is
     empty where a recording was labelled without one. ``source``: the path of a recording as it was given; empty in live
-    runs. Numbers are without gaps, but go on at a later thousand after fusion had to be started again."""
+    runs. Numbers are without gaps, but go on at a later thousand after fusion had to be started again.
+    ``face``: the id of the face that the label is of, null for none; ``speaking``: that whose mouth surely moved with
+    the sound; ``faces``: those in view; ``faces_seen``: how many there were at a time, followed or not."""
 
     schema: Literal["emostream/1"] = "emostream/1"
     kind: Literal["utterance", "window"]
@@ -356,6 +391,10 @@ class Emotion(msgspec.Struct, kw_only=True):
     adapted: float = 0.0
     run: str = ""
     source: str = ""
+    face: int | None = None
+    speaking: int | None = None
+    faces: list[SeenFace] = []
+    faces_seen: int = 0
 
     @property
     def topic(self) -> str:

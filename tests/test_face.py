@@ -16,7 +16,6 @@ from emostream.stream.features.face import (
     EYE_LEFT,
     EYE_RIGHT,
     Detection,
-    FaceTracker,
     HaarCascade,
     crop_face,
     expanded_box,
@@ -166,61 +165,6 @@ def test_an_expanded_box_lies_within_the_image(face, margin):
 def test_scaling_moves_the_eyes_too():
     face = Detection(1, 2, 3, 4, 0.5, ((1.5, 3), (2.5, 3))).scaled(2)
     assert face == Detection(2, 4, 6, 8, 0.5, ((3, 6), (5, 6)))
-
-
-# Following
-
-
-_SMALL = Detection(100, 100, 60, 60, 0.9)
-_LARGE = Detection(300, 100, 120, 120, 0.9)
-
-
-def test_the_largest_face_is_taken_first():
-    assert FaceTracker().push(0, [_SMALL, _LARGE]) == _LARGE
-
-
-@given(st.lists(st.tuples(st.floats(-8, 8), st.floats(-8, 8)), min_size=1, max_size=30), st.randoms())
-def test_the_first_person_is_kept_while_there(steps, random):
-    tracker = FaceTracker()
-    x, y = 100.0, 100.0
-    for i, (dx, dy) in enumerate([(0.0, 0.0), *steps]):
-        x, y = min(160, max(40, x + dx)), min(160, max(40, y + dy))
-        person = Detection(x, y, 60, 60, 0.5)
-        seen = [person] if i == 0 else [person, _LARGE]
-        random.shuffle(seen)
-        assert tracker.push(i * _SECOND // 10, seen) == person
-
-
-def test_a_person_who_left_is_given_up_after_a_while():
-    tracker = FaceTracker(patience_ms=1000)
-    tracker.push(0, [_SMALL])
-    assert tracker.push(_SECOND // 2, [_LARGE]) is None
-    assert tracker.push(_SECOND, [_LARGE, _SMALL]) == _SMALL  # back within the patience
-    assert tracker.push(2 * _SECOND, [_LARGE]) is None
-    assert tracker.push(2 * _SECOND + 1, [_LARGE]) == _LARGE
-    assert tracker.push(3 * _SECOND, [_SMALL, _LARGE]) == _LARGE
-
-
-def test_the_followed_face_is_the_last_one_seen():
-    tracker = FaceTracker(patience_ms=1000)
-    assert tracker.followed(0) is None
-    tracker.push(0, [_SMALL])
-    assert tracker.followed(_SECOND) == _SMALL
-    assert tracker.followed(_SECOND + 1) is None
-
-
-def test_no_faces_is_none():
-    tracker = FaceTracker()
-    assert tracker.push(0, []) is None
-    tracker.push(1, [_SMALL])
-    assert tracker.push(2, []) is None
-
-
-def test_reset_forgets_the_person():
-    tracker = FaceTracker()
-    tracker.push(0, [_SMALL])
-    tracker.reset()
-    assert tracker.push(1, [_SMALL, _LARGE]) == _LARGE
 
 
 # Detecting

@@ -217,7 +217,10 @@ def test_repeated_rows_are_counted_and_change_nothing():
 
 def _rows_held(run: Run) -> int:
     state = run.core._streams["a"]
-    return max(len(window) for window in (state.audio, state.crops, state.video))
+    people = [
+        window for person in state.people._people.values() for window in (person.crops, person.video, person.mouths)
+    ]
+    return max(len(window) for window in (state.audio, state.people._faces, *people))
 
 
 def _minutes(run: Run, minutes: float, spoken_s: float, speech: bool = True) -> int:

@@ -8,9 +8,12 @@ the person.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 
 ENOUGH = 2.0  # utterances: after so many, half of the difference is corrected
+MOST_FACES = 16  # of a stream
 MOST = 20.0  # utterances that are remembered; older ones count less and less
 
 
@@ -61,3 +64,37 @@ class Baseline:
             return vectors
         off = self.known * (self._sum / self._weight - self._everyone)
         return vectors - off.astype(np.float32)
+
+
+class Adaptation:
+    """What is known of the people of one stream: of the voice, and of each face by its number.
+
+    ``everyone``: by modality, what all people's rest is moved to; ``alone``: the stream is one person's, whichever face
+    is in view. ``first``: by modality, of the voice and of the first face.
+    """
+
+    def __init__(self, everyone: Mapping[str, np.ndarray], forget_ns: int | None, alone: bool) -> None:
+        self._everyone, self._forget_ns, self._alone = everyone, forget_ns, alone
+        self.first = {m: Baseline(vector, forget_ns) for m, vector in everyone.items()}
+        self._faces: dict[int, Baseline] = {}
+
+    @property
+    def voice(self) -> Baseline | None:
+        return self.first.get("audio")
+
+    def face(self, person: int | None) -> Baseline | None:
+        """Of a person's face; None for nobody's, and where faces are not adapted to."""
+        first = self.first.get("video")
+        if first is None or person is None or self._alone:
+            return first if person is not None else None
+        if person not in self._faces:
+            new = first if not self._faces else Baseline(self._everyone["video"], self._forget_ns)
+            self._faces[person] = new
+            if len(self._faces) > MOST_FACES:
+                self._faces.pop(next(iter(self._faces)))
+        return self._faces[person]
+
+    def known(self, modalities: Collection[str], person: int | None) -> float:
+        """How much is corrected, 0 to 1: of the modality of which more is known."""
+        baselines = {"audio": self.voice, "video": self.face(person)}
+        return max((b.known for m, b in baselines.items() if b is not None and m in modalities), default=0.0)

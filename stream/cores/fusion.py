@@ -14,10 +14,11 @@ import numpy as np
 
 from emostream.stream.clock import Clock
 from emostream.stream.config import Config
-from emostream.stream.cores.adapt import Baseline
+from emostream.stream.cores.adapt import Adaptation, Baseline
 from emostream.stream.cores.classifier import Classifier, Features, Result
 from emostream.stream.cores.face_endpoint import FaceEndpointer
 from emostream.stream.cores.jobs import REST_NS, Job, Rules, Schedule
+from emostream.stream.cores.people import AFTER_NS, BEFORE_NS, Choice, People
 from emostream.stream.cores.report import Reporter, RunTimes
 from emostream.stream.cores.window import SlidingWindow
 from emostream.stream.features.face import CROP
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 _UNDECIDED = 100_000  # faces: hours of them, in a file whose sound track turns out to be empty
 
 _RESTING = 8  # faces of one rest
+_LAG_NS = 500_000_000  # by which a camera may be behind
 _BEFORE_NS, _AFTER_NS = 150_000_000, 300_000_000  # before and after an utterance, faces are those of someone who speaks
 
 _Provisional = tuple[tuple[object, ...], Result]  # what a label depends on (see _key), and the result
@@ -43,12 +45,11 @@ class _Stream:
     schedule: Schedule
     audio: SlidingWindow  # log-mel rows
     voice: VoiceEncoder
-    crops: SlidingWindow  # faces that are not encoded yet
-    video: SlidingWindow  # vectors of faces
+    people: People  # their faces
     endpointer: FaceEndpointer | None  # of a stream without sound
     undecided: deque[Face] = field(default_factory=lambda: deque(maxlen=_UNDECIDED))  # before the first speech event
     voice_of: int = 0  # the utterance that ``voice`` encodes
-    baselines: dict[str, Baseline] = field(default_factory=dict)  # of the person in view, and of the voice
+    known: Adaptation = field(default_factory=lambda: Adaptation({}, None, alone=False))
     rested_for: int = 0  # the utterance before which the face was last looked at
     ended_ns: int = 0  # end of the last utterance
     provisional: _Provisional | None = None  # of the last pause
@@ -99,23 +100,20 @@ class FusionCore:
             schedule,
             SlidingWindow((DIM,), np.float32),
             self._classifier.voice_encoder(),
-            SlidingWindow((CROP, CROP), np.uint8),
-            SlidingWindow((dim,), np.float32),
+            People(dim, self._config.video.who),
             None if "speech" in schedule.expected else self._face_endpointer(name),
-            baselines=self._baselines(),
+            known=self._adaptation(),
         )
 
-    def _baselines(self) -> dict[str, Baseline]:
+    def _adaptation(self) -> Adaptation:
         fusion = self._config.fusion
-        if not fusion.adapt:
-            return {}
         forget_ns = None if fusion.profile else int(fusion.adapt_s * 1e9)  # a profile is of one person
-        return {m: Baseline(everyone, forget_ns) for m, everyone in self._classifier.rest.items()}
+        return Adaptation(self._classifier.rest if fusion.adapt else {}, forget_ns, alone=bool(fusion.profile))
 
     @property
     def baselines(self) -> dict[str, dict[str, Baseline]]:
         """What is known of the person of each stream, by modality."""
-        return {name: stream.baselines for name, stream in self._streams.items()}
+        return {name: stream.known.first for name, stream in self._streams.items()}
 
     def _face_endpointer(self, stream: str) -> FaceEndpointer:
         return FaceEndpointer(stream, self._config.video.fps, self._config.speech)
@@ -164,8 +162,8 @@ class FusionCore:
             case End():
                 self._on_end(stream, message)
         before_ns = stream.schedule.needed_from_ns
-        for window in (stream.audio, stream.crops, stream.video):
-            window.forget_before(before_ns)
+        stream.audio.forget_before(before_ns)
+        stream.people.forget_before(before_ns)
 
     def step(self, flush: bool = False) -> list[Emotion]:
         """Run all jobs that are ready (``flush``: all jobs); returns their messages, stamped with the time."""
@@ -185,8 +183,10 @@ class FusionCore:
             self.counters["rows_out_of_order"] += len(rows)
 
     def _on_face(self, stream: _Stream, face: Face) -> None:
-        if face.found:
-            self._append(stream.crops, np.array([face.media_start_ns]), face.crop[None])
+        try:
+            stream.people.push(face)
+        except ValueError:  # as above
+            self.counters["rows_out_of_order"] += face.found
         stream.schedule.advance("video", face.media_end_ns)
         if stream.endpointer is not None:
             self._on_face_events(stream, stream.endpointer.push(face, self._clock.now_ns()))
@@ -229,10 +229,14 @@ class FusionCore:
 
     def _run(self, ready: list[tuple[_Stream, Job]]) -> list[Emotion]:
         begun_ns = self._clock.now_ns()
-        self._encode_faces(ready)
-        features = [self._features(stream, job) for stream, job in ready]
+        choices = [self._choose(stream, job) for stream, job in ready]
+        self._encode_faces(ready, choices)
+        features = [self._features(stream, job, choice) for (stream, job), choice in zip(ready, choices, strict=True)]
         encoded_ns = self._clock.now_ns()
-        results = self._results(ready, features)
+        keys = [_key(job, item, choice) for (_, job), item, choice in zip(ready, features, choices, strict=True)]
+        results = self._results(ready, features, keys)
+        if self._config.video.who == "all":
+            self._estimate_each(ready, choices)
         times = RunTimes(begun_ns, encoded_ns, self._clock.now_ns())
         published = []
         for i, (stream, job) in enumerate(ready):
@@ -244,26 +248,26 @@ class FusionCore:
                     log.warning("%s: the network's answer to utterance %d is no number", stream.name, job.utterance)
                 continue
             if job.kind == "pause":
-                stream.provisional = (_key(job, features[i]), results[i])
+                stream.provisional = (keys[i], results[i])
                 continue
             now_ns = self._clock.now_ns()
-            adapted = [stream.baselines[m].known for m in features[i].present() if m in stream.baselines]
+            adapted = stream.known.known(features[i].present(), choices[i].face)
             published.append(
-                self._reporter.build(
-                    stream.name, job, features[i], results[i], times, now_ns, max(adapted, default=0.0)
-                )
+                self._reporter.build(stream.name, job, features[i], results[i], times, now_ns, adapted, choices[i])
             )
             if job.kind == "utterance":
-                self._learn(stream, job, results[i])
+                self._learn(stream, job, results[i], choices[i])
             self.counters["utterances_out" if job.kind == "utterance" else "windows_out"] += 1
         return published
 
-    def _results(self, ready: list[tuple[_Stream, Job]], features: list[Features]) -> dict[int, Result]:
+    def _results(
+        self, ready: list[tuple[_Stream, Job]], features: list[Features], keys: list[tuple[object, ...]]
+    ) -> dict[int, Result]:
         """Results by the job's index, in one run of the network; none for a job without features."""
         results: dict[int, Result] = {}
         left: list[int] = []
         for i, ((stream, job), item) in enumerate(zip(ready, features, strict=True)):
-            if stream.provisional is not None and stream.provisional[0] == _key(job, item):
+            if stream.provisional is not None and stream.provisional[0] == keys[i]:
                 results[i] = stream.provisional[1]
                 self.counters["labels_ready_at_end"] += job.kind == "utterance"
             elif item.present():
@@ -277,60 +281,114 @@ class FusionCore:
             results |= dict(zip(left, classified, strict=True))
         return results
 
-    def _encode_faces(self, ready: list[tuple[_Stream, Job]]) -> None:
+    def _choose(self, stream: _Stream, job: Job) -> Choice:
+        """Whose face the job is about. That is told by the whole utterance so far."""
+        start_ns, end_ns = job.utterance_start_ns, job.end_ns
+        around = (start_ns - BEFORE_NS - _LAG_NS, end_ns + AFTER_NS + _LAG_NS)
+        row_times = stream.audio.times(*around)
+        first_row_ns = int(row_times[0]) if len(row_times) else 0
+        return stream.people.choose(start_ns, end_ns, first_row_ns, stream.audio.cut(*around))
+
+    def _wanted(self, choice: Choice) -> list[int]:
+        """Whose faces are looked at by the networks."""
+        if self._config.video.who == "all":
+            return [face.id for face in choice.seen]
+        return [] if choice.face is None else [choice.face]
+
+    def _encode_faces(self, ready: list[tuple[_Stream, Job]], choices: list[Choice]) -> None:
         """Encode the faces that these jobs need and that are not encoded yet, of all streams in one run; and, at an
         utterance's first job, some of the faces before it, while nobody spoke."""
-        crops = []
-        for stream, job in ready:
-            crops.append(self._resting(stream, job))
-            stream.crops.forget_before(job.utterance_start_ns)
-            crops.append(stream.crops.cut(0, job.end_ns))
+        crops: list[np.ndarray] = [np.zeros((0, CROP, CROP), np.uint8)]
+        resting: list[tuple[Baseline, int]] = []
+        waiting: list[tuple[_Stream, Job, int]] = []
+        for (stream, job), choice in zip(ready, choices, strict=True):
+            for baseline, before in self._resting(stream, job):
+                resting.append((baseline, job.utterance_start_ns))
+                crops.append(before)
+            for id_ in self._wanted(choice):
+                person = stream.people[id_]
+                person.crops.forget_before(job.utterance_start_ns)
+                waiting.append((stream, job, id_))
+        first = len(crops)
+        crops += [stream.people[id_].crops.cut(0, job.end_ns) for stream, job, id_ in waiting]
         vectors = self._classifier.encode_faces(np.concatenate(crops))
-        parts = iter(np.split(vectors, np.cumsum([len(part) for part in crops])[:-1]))
-        for stream, job in ready:
-            resting, rows = next(parts), next(parts)
-            if len(resting):
-                stream.baselines["video"].seen(job.utterance_start_ns)  # before, what is known of the last one goes
-                stream.baselines["video"].update(resting, len(resting) / _RESTING)
-            self._append(stream.video, stream.crops.times(0, job.end_ns), rows)
-            stream.crops.forget_before(job.end_ns)
+        parts = np.split(vectors, np.cumsum([len(part) for part in crops])[:-1])
+        for (baseline, at_ns), rows in zip(resting, parts[1:first], strict=True):
+            baseline.seen(at_ns)  # before, what is known of the last one goes
+            baseline.update(rows, len(rows) / _RESTING)
+        for (stream, job, id_), rows in zip(waiting, parts[first:], strict=True):
+            person = stream.people[id_]
+            self._append(person.video, person.crops.times(0, job.end_ns), rows)
+            person.crops.forget_before(job.end_ns)
 
-    @staticmethod
-    def _resting(stream: _Stream, job: Job) -> np.ndarray:
-        """At an utterance's first job, a few of the crops before it: (n, 48, 48), n = 0 otherwise."""
-        nothing = stream.crops.cut(0, 0)
-        if "video" not in stream.baselines or stream.rested_for == job.utterance or stream.endpointer is not None:
-            return nothing
+    def _resting(self, stream: _Stream, job: Job) -> list[tuple[Baseline, np.ndarray]]:
+        """At an utterance's first job, a few of the crops before it, (n, 48, 48), of each person who was in view."""
+        if stream.rested_for == job.utterance or stream.endpointer is not None:
+            return []
         stream.rested_for = job.utterance
-        start_ns = job.utterance_start_ns
-        crops = stream.crops.cut(max(start_ns - REST_NS, stream.ended_ns + _AFTER_NS), start_ns - _BEFORE_NS)
-        if not len(crops):
-            return nothing
-        chosen: np.ndarray = crops[np.unique(np.linspace(0, len(crops) - 1, _RESTING).round().astype(int))]
-        return chosen
+        start_ns, end_ns = job.utterance_start_ns - REST_NS, job.utterance_start_ns - _BEFORE_NS
+        start_ns = max(start_ns, stream.ended_ns + _AFTER_NS)
+        found = []
+        for id_ in stream.people.in_view(start_ns, end_ns):
+            crops = stream.people[id_].crops.cut(start_ns, end_ns)
+            if len(crops) and (baseline := stream.known.face(id_)) is not None:
+                chosen = np.unique(np.linspace(0, len(crops) - 1, _RESTING).round().astype(int))
+                found.append((baseline, crops[chosen]))
+        return found
 
-    def _learn(self, stream: _Stream, job: Job, result: Result) -> None:
+    def _learn(self, stream: _Stream, job: Job, result: Result, choice: Choice) -> None:
         """What an utterance tells of the person: as much as it is neutral."""
         stream.ended_ns = job.end_ns
+        stream.people.learn(choice)
         if "neutral" not in self._classifier.labels:
             return
         weight = float(result.probabilities[list(self._classifier.labels).index("neutral")]) ** 2
-        if (voice := stream.baselines.get("audio")) is not None:
+        if (voice := stream.known.voice) is not None:
             voice.update(self._voice(stream, job), weight)
-        if (face := stream.baselines.get("video")) is not None:
-            face.update(stream.video.cut(job.start_ns, job.end_ns), weight)
+        if choice.face is not None and (face := stream.known.face(choice.face)) is not None:
+            face.update(stream.people[choice.face].video.cut(job.start_ns, job.end_ns), weight)
 
-    def _features(self, stream: _Stream, job: Job) -> Features:
-        sound, faces = self._voice(stream, job), stream.video.cut(job.start_ns, job.end_ns)
-        for m, rows in (("audio", sound), ("video", faces)):
-            if m in stream.baselines and len(rows):
-                stream.baselines[m].seen(job.end_ns)
-        if "audio" in stream.baselines:
-            sound = stream.baselines["audio"].correct(sound)
-        if "video" in stream.baselines:
-            faces = stream.baselines["video"].correct(faces)
+    def _features(self, stream: _Stream, job: Job, choice: Choice) -> Features:
+        sound = self._voice(stream, job)
+        if (baseline := stream.known.voice) is not None:
+            if len(sound):
+                baseline.seen(job.end_ns)
+            sound = baseline.correct(sound)
         words = self._classifier.encode_words([word.word for word in job.words])
-        return Features(sound, faces, words).only(self._classifier.modalities)
+        return Features(sound, self._faces(stream, job, choice.face), words).only(self._classifier.modalities)
+
+    def _faces(self, stream: _Stream, job: Job, id_: int | None) -> np.ndarray:
+        """Vectors of a face during the job: (n, dim)."""
+        if id_ is None:
+            return self._classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8))
+        faces = stream.people[id_].video.cut(job.start_ns, job.end_ns)
+        if (baseline := stream.known.face(id_)) is not None:
+            if len(faces):
+                baseline.seen(job.end_ns)
+            faces = baseline.correct(faces)
+        return faces
+
+    def _estimate_each(self, ready: list[tuple[_Stream, Job]], choices: list[Choice]) -> None:
+        """What each face in view shows by itself, into ``Choice.seen``."""
+        if "video" not in self._classifier.modalities:
+            return
+        shown = [
+            (face, self._faces(stream, job, face.id))
+            for (stream, job), choice in zip(ready, choices, strict=True)
+            for face in choice.seen
+        ]
+        shown = [(face, rows) for face, rows in shown if len(rows)]
+        if not shown:
+            return
+        silence = self._classifier.voice_encoder().encode(np.zeros((0, DIM), np.float32))
+        wordless = self._classifier.encode_words([])
+        items = [Features(silence, rows, wordless) for _, rows in shown]
+        for (face, _), result in zip(shown, self._classifier.classify(items, [False] * len(items)), strict=True):
+            face.probabilities = {
+                label: round(float(value), 6)
+                for label, value in zip(self._classifier.labels, result.probabilities, strict=True)
+            }
+            face.label = max(face.probabilities, key=face.probabilities.__getitem__)
 
     @staticmethod
     def _voice(stream: _Stream, job: Job) -> np.ndarray:
@@ -342,8 +400,8 @@ class FusionCore:
         return stream.voice.encode(rows)[(job.start_ns - job.utterance_start_ns) // VECTOR_NS :]
 
 
-def _key(job: Job, features: Features) -> tuple[object, ...]:
+def _key(job: Job, features: Features, choice: Choice) -> tuple[object, ...]:
     """What a label depends on. Features only grow within an utterance, so their lengths tell them apart, with the last
     voice vector, which changes until all of its rows are there."""
     words, last = tuple(word.word for word in job.words), features.audio[-1:].tobytes()
-    return job.utterance, job.start_ns, job.end_ns, words, len(features.audio), last, len(features.video)
+    return job.utterance, job.start_ns, job.end_ns, words, len(features.audio), last, choice.face, len(features.video)

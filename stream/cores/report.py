@@ -9,6 +9,7 @@ from typing import Literal
 from emostream.stream.clock import Clock
 from emostream.stream.cores.classifier import Classifier, Features, Result
 from emostream.stream.cores.jobs import Job
+from emostream.stream.cores.people import Choice
 from emostream.stream.dimensions import valence_and_arousal
 from emostream.stream.features.voice import VECTOR_NS
 from emostream.stream.messages import Emotion, Evidence, Latency
@@ -51,8 +52,10 @@ class Reporter:
         times: RunTimes,
         published_ns: int,
         adapted: float,
+        choice: Choice,
     ) -> Emotion:
-        """The message of a job, which is about to be published. ``adapted``: as in the message."""
+        """The message of a job, which is about to be published. ``adapted``: as in the message; ``choice``: of the
+        face."""
         labels = self._classifier.labels
         best = int(result.probabilities.argmax())
         confidence = round(float(result.probabilities[best]), 6)
@@ -87,6 +90,10 @@ class Reporter:
             arousal=arousal,
             adapted=round(adapted, 3),
             run=self._run,
+            face=choice.face,
+            speaking=choice.speaking,
+            faces=choice.seen,
+            faces_seen=choice.faces,
         )
         message.seq = self._seq[message.topic]
         self._seq[message.topic] += 1

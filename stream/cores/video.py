@@ -1,4 +1,4 @@
-"""Core of the video node: frames in, the face of one person out."""
+"""Core of the video node: frames in, the faces of all people in view out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from emostream.stream import models
 from emostream.stream.config import Video
 from emostream.stream.features.blazeface import BlazeFace
 from emostream.stream.features.face import Detector, HaarCascade, YuNet, crop_face
-from emostream.stream.features.follow import FaceFollower
-from emostream.stream.messages import Face, Message
+from emostream.stream.features.mouth import mouth
+from emostream.stream.features.people import PeopleFollower, Person
+from emostream.stream.messages import Face, FaceInFrame, Message
 from emostream.stream.sources.base import VideoFrame
 
 log = logging.getLogger(__name__)
@@ -38,14 +39,14 @@ def make_detector(config: Video) -> Detector:
 
 
 class VideoCore:
-    """One ``Face`` message per frame: the crop of the person that it follows, or none.
+    """One ``Face`` message per frame: the crops of the people that it follows, the main one first, or none.
 
     ``t0_ns``: Unix time of media time 0, or None if nothing is captured live.
     """
 
     def __init__(self, stream: str, detector: Detector, t0_ns: int | None) -> None:
         self._stream, self._t0_ns = stream, t0_ns
-        self._follower = FaceFollower(detector)
+        self._follower = PeopleFollower(detector)
         self._last_ns: int | None = None
         self.delay_ns = 0  # of the source: what counts as captured later
         self.late_frames = 0
@@ -57,18 +58,25 @@ class VideoCore:
             self.late_frames += 1
             return []
         self._last_ns = frame.media_ns
-        height, width = frame.image.shape
-        face = self._follower.push(frame.media_ns, frame.image)
+        people = self._follower.push(frame.media_ns, frame.image)
         message = Face(
             stream=self._stream,
             media_start_ns=frame.media_ns,
             media_end_ns=frame.media_ns,
             captured_ns=0 if self._t0_ns is None else self._t0_ns + frame.media_ns + self.delay_ns,
             crop=_NO_CROP,
+            faces=self._follower.faces,
         )
-        if face is not None:
+        if people:
             self.faces += 1
-            message.crop = crop_face(frame.image, face)
-            message.box = (face.x / width, face.y / height, face.width / width, face.height / height)
-            message.score = face.score
+            main, *message.others = (_in_frame(person, frame.image) for person in people)
+            message.crop, message.box, message.score = main.crop, main.box, main.score
+            message.person, message.mouth = main.person, main.mouth
         return [message]
+
+
+def _in_frame(person: Person, image: np.ndarray) -> FaceInFrame:
+    height, width = image.shape
+    face, crop = person.face, crop_face(image, person.face)
+    box = (face.x / width, face.y / height, face.width / width, face.height / height)
+    return FaceInFrame(person=person.id, crop=crop, box=box, score=face.score, mouth=mouth(crop))

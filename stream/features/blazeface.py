@@ -19,7 +19,7 @@ from emostream.stream.features.face import Detection
 AROUND = 2.2  # side of the square that the network for short range sees, in widths of the face
 LIFT = 0.045  # of the eyes' distance: on 544 of FER2013's images eyes are put that much lower than YuNet puts them
 MIN_OVERLAP = 0.3  # boxes that overlap by more are one face
-_FACES = 8  # faces of a picture that are looked at again, the largest first
+_FACES = 24  # faces of a picture that are looked at again, the largest first
 
 
 @dataclass(frozen=True)

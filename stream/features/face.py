@@ -1,4 +1,4 @@
-"""Faces: detect, follow one person, cut out an upright gray crop.
+"""Faces: detect, cut out an upright gray crop.
 
 The crop is framed like the faces of FER2013, on which the face encoder is trained. Its framing was measured with both
 detectors on 600 of its images: YuNet finds the eyes at (0.31, 0.377) and (0.68, 0.377) of the width and height, and the
@@ -146,74 +146,44 @@ def find_faces(detector: Detector, image: np.ndarray, near: Detection | None = N
     return [face.scaled(1 / scale) for face in detector.detect(small, near)]
 
 
-class FaceTracker:
-    """Keeps to one person: at first the largest face, then the one that overlaps the last box the most.
-
-    After ``patience_ms`` without that person, the largest face is taken again.
-    """
-
-    def __init__(self, patience_ms: float = 1000.0, min_overlap: float = 0.2) -> None:
-        self._patience_ns = int(patience_ms * 1e6)
-        self._min_overlap = min_overlap
-        self.reset()
-
-    def reset(self) -> None:
-        self._face: Detection | None = None
-        self._seen_ns = 0
-
-    def followed(self, media_ns: int) -> Detection | None:
-        """The followed face as last seen; None if nobody is followed (any longer)."""
-        if self._face is not None and media_ns - self._seen_ns > self._patience_ns:
-            self._face = None
-        return self._face
-
-    def push(self, media_ns: int, faces: list[Detection]) -> Detection | None:
-        """The followed face among ``faces``, or None if it is not there."""
-        followed = self.followed(media_ns)
-        if not faces:
-            return None
-        if followed is None:
-            face = max(faces, key=lambda face: face.area)
-        else:
-            face = max(faces, key=followed.overlap)
-            if followed.overlap(face) < self._min_overlap:
-                return None
-        self._face, self._seen_ns = face, media_ns
-        return face
-
-
 def crop_face(image: np.ndarray, face: Detection) -> np.ndarray:
     """Upright gray crop in FER2013's framing.
 
     ``image``: (height, width) gray uint8. Returns (48, 48) uint8. A face with known eyes is turned upright and scaled
     by them; otherwise the box (a Haar cascade's) is the crop. Pixels beyond the image repeat its edge.
     """
+    return warp_face(image, face, CROP)
+
+
+def warp_face(image: np.ndarray, face: Detection, size: int, around: float = 1.0) -> np.ndarray:
+    """A crop as ``crop_face`` makes it, of ``size`` pixels a side, that shows ``around`` times as much."""
     if face.eyes is not None:
         (lx, ly), (rx, ry) = face.eyes
         from_points = np.array([[lx, ly], [rx, ry]], np.float64)
-        to_points = np.array([EYE_LEFT, EYE_RIGHT]) * CROP
+        to_points = np.array([EYE_LEFT, EYE_RIGHT])
     else:
         from_points = np.array([[face.x, face.y], [face.x + face.width, face.y]])
-        to_points = np.array([[0.005, 0.005], [0.979, 0.005]]) * CROP
+        to_points = np.array([[0.005, 0.005], [0.979, 0.005]])
+    to_points = ((to_points - 0.5) / around + 0.5 if around != 1.0 else to_points) * size
     matrix, scale = _similarity(from_points, to_points)
     if scale < 0.5:  # shrink by areas first, or thin lines alias
         factor = 2 * scale
-        image, origin = _around(image, matrix, math.ceil(1 / factor))
+        image, origin = _around(image, matrix, math.ceil(1 / factor), size)
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         matrix, _ = _similarity((from_points - origin) * factor, to_points)
-    return cv2.warpAffine(image, matrix, (CROP, CROP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _around(image: np.ndarray, matrix: np.ndarray, min_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+def _around(image: np.ndarray, matrix: np.ndarray, min_pixels: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The part of ``image`` that a crop is made of, and (x, y) of its first pixel, so that the rest is not shrunk.
 
     ``matrix`` (2, 3): image → crop. The part has a margin of two crop pixels, and at least ``min_pixels`` on a side.
     """
-    corners = np.array([[x, y, 1] for x in (-2, CROP + 2) for y in (-2, CROP + 2)])
+    corners = np.array([[x, y, 1] for x in (-2, size + 2) for y in (-2, size + 2)])
     corners = corners @ cv2.invertAffineTransform(matrix).T  # (4, 3) → (4, 2)
-    size = np.array(image.shape[::-1])
-    first = np.clip(np.floor(corners.min(axis=0)), 0, np.maximum(size - min_pixels, 0)).astype(int)
-    last = np.clip(np.ceil(corners.max(axis=0)), first + min_pixels, size).astype(int)
+    limit = np.array(image.shape[::-1])
+    first = np.clip(np.floor(corners.min(axis=0)), 0, np.maximum(limit - min_pixels, 0)).astype(int)
+    last = np.clip(np.ceil(corners.max(axis=0)), first + min_pixels, limit).astype(int)
     return image[first[1] : last[1], first[0] : last[0]], first
 
 

@@ -1,11 +1,11 @@
-"""Follows one person's face through a video: detected a few times a second, tracked from frame to frame in between."""
+"""Finds a face again from frame to frame by its picture, so that a detector need not search each of them."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-from emostream.stream.features.face import Detection, Detector, FaceTracker, expanded_box, find_faces
+from emostream.stream.features.face import Detection, expanded_box
 
 DETECT_MS = 250  # at 10 frames a second a detector runs on every third
 SIZE = 32  # width of the face, in pixels, in the images that are compared
@@ -15,44 +15,7 @@ _REACH = 0.25  # how far a face moves until it is detected again, as a fraction 
 SETTINGS = {"detect_ms": DETECT_MS, "match_size": SIZE, "min_match": MIN_MATCH}
 
 
-class FaceFollower:
-    """Finds the face of the person that a ``FaceTracker`` keeps to, and runs the detector as rarely as that allows.
-
-    Every ``DETECT_MS`` the detector searches near the last place of the face; in the frames between, the face is where
-    its template fits best. If neither finds it, the whole frame is searched; if that finds nothing, not again for
-    ``DETECT_MS``, since otherwise an empty room would cost the most.
-    """
-
-    def __init__(self, detector: Detector) -> None:
-        self._detector = detector
-        self._tracker = FaceTracker()
-        self._template: _Template | None = None
-        self._detect_ns = self._search_ns = 0  # when to detect next, when to search the whole frame next
-        self._shape: tuple[int, ...] = ()
-
-    def push(self, media_ns: int, image: np.ndarray) -> Detection | None:
-        """The followed face in ``image``, (height, width) gray uint8, or None if it is not there."""
-        if image.shape != self._shape:  # places in a picture of another size, or turned, say nothing of this one
-            self._shape, self._template, self._search_ns = image.shape, None, 0
-            self._tracker.reset()
-        followed = self._tracker.followed(media_ns)
-        if followed is not None and self._template is not None and media_ns < self._detect_ns:
-            moved = self._template.find(image, followed)
-            if moved is not None:
-                return self._tracker.push(media_ns, [moved])
-        face = None
-        if followed is not None:
-            face = self._tracker.push(media_ns, find_faces(self._detector, image, followed))
-        if face is None and media_ns >= self._search_ns:
-            face = self._tracker.push(media_ns, find_faces(self._detector, image))
-            if face is None:
-                self._search_ns = media_ns + DETECT_MS * 1_000_000
-        self._template = None if face is None else _Template(image, face)
-        self._detect_ns = media_ns + DETECT_MS * 1_000_000
-        return face
-
-
-class _Template:
+class Template:
     """The image of a detected face, to find it again by normalised correlation (J. P. Lewis, "Fast Normalized
     Cross-Correlation", 1995). Matches do not update it, so errors do not add up."""
 

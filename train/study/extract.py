@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +33,7 @@ from emostream.stream import models
 from emostream.stream.config import Video
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.video import VideoCore, make_detector
-from emostream.stream.features import face, follow, mfcc
+from emostream.stream.features import face, follow, mfcc, people
 from emostream.stream.features.text import tokens
 from emostream.stream.messages import Face, Message
 from emostream.train.corpora import Clip
@@ -57,13 +56,13 @@ def settings(bundle: Bundle, sound: SoundFeatures = "mfcc") -> dict[str, Any]:
     if sound == "voice":
         heard = {**manifest.audio.settings, "network": manifest.files[VOICE].sha256}
     detector, model = models.face_detector(Video())
-    followed = {name: p.default for name, p in inspect.signature(face.FaceTracker).parameters.items()}
     return {
         "version": VERSION,
         "audio": heard,
         "video": {
-            **face.SETTINGS, "fps": manifest.video.settings["fps"], "detect_width": face.DETECT_WIDTH, **followed,
-            **follow.SETTINGS, "detector": detector, "detector_model": _model_hash(model) if model else cv2.__version__,
+            **face.SETTINGS, "fps": manifest.video.settings["fps"], "detect_width": face.DETECT_WIDTH,
+            **people.SETTINGS, **follow.SETTINGS, "detector": detector,
+            "detector_model": _model_hash(model) if model else cv2.__version__,
             "network": manifest.files[FACE].sha256,
         },
         "text": {
