@@ -94,10 +94,11 @@ lock:
 	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements-dev.lock
 	rm -rf build/lock
 
-# The demo clip anew (needs Debian's flite)
+# The demo clips anew (needs Debian's flite)
 demo: $(VENV)/.ready-to-test
 	$(BIN)/python -m pip install --quiet pyworld==0.3.5 'setuptools<81'  # pyworld imports pkg_resources
 	$(BIN)/python tools/make_demo.py stream/sources/demo.mp4
+	$(BIN)/python tools/make_demo.py --two stream/sources/demo_two.mp4
 
 # The default bundle anew, from the corpora in DATA
 bundle: $(VENV)/.ready-to-test

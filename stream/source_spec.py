@@ -11,11 +11,11 @@ from emostream.errors import SourceError
 from emostream.stream.topics import Medium
 
 SOURCE = re.compile(
-    r"demo|file:.+|microphone(:.+)?|camera(:.+)?|zmq:.+|(?P<scheme>rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+"
+    r"demo(:two)?|file:.+|microphone(:.+)?|camera(:.+)?|zmq:.+|(?P<scheme>rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+"
 )
 _PATH = re.compile(r"(?!.*://)(?:.*/.*|.+\.[A-Za-z0-9]{2,4})", re.DOTALL)
 SOURCE_HELP = (
-    "demo, file:PATH, microphone[:NAME or INDEX], camera[:N], zmq:ENDPOINT or a URL (rtsp://, http://, udp://, …)"
+    "demo[:two], file:PATH, microphone[:NAME or INDEX], camera[:N], zmq:ENDPOINT or a URL (rtsp://, http://, udp://, …)"
 )
 
 
@@ -36,8 +36,8 @@ def masked(text: str) -> str:
 class SourceSpec:
     """A source as it is named in a configuration or on the command line.
 
-    ``location``: the path of a file, the name or index of a device (empty: the default one), a ZeroMQ endpoint, or a
-    whole URL.
+    ``location``: the path of a file, the name or index of a device (empty: the default one), a ZeroMQ endpoint, a whole
+    URL, or which demo clip (empty: that of one person).
     """
 
     text: str

@@ -40,7 +40,7 @@ def the_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--set", "fusion.backend=abacus"], "fusion.backend = 'abacus': is no backend; use one of: auto"),
         (["--set", "bus.emotion=tcp://0.0.0.0:5556"], "so it needs keys. Type: stream-keys new server"),
         (["--config", "/no/such/config.toml"], "/no/such/config.toml: cannot be read"),
-        (["--stream", "gramophone"], "is no source; use demo, file:PATH"),
+        (["--stream", "gramophone"], "is no source; use demo[:two], file:PATH"),
         (["--stream", "microphone", "--pace", "fast"], 'pace = "fast" is for files; microphone is live'),
         (["--stream", "file:/no/such.mp4"], "/no/such.mp4: no such file"),
         (["--stream", "file:/tmp"], "/tmp: is a folder"),

@@ -300,6 +300,7 @@ def test_two_streams_without_a_name(tmp_path):
     ("text", "kind", "location", "live", "media"),
     [
         ("demo", "demo", "", False, {"audio", "video"}),
+        ("demo:two", "demo", "two", False, {"audio", "video"}),
         ("file:rtsp://x", "file", "rtsp://x", False, {"audio", "video"}),
         ("file:a:b.mp4", "file", "a:b.mp4", False, {"audio", "video"}),
         ("microphone", "microphone", "", True, {"audio"}),
@@ -319,7 +320,7 @@ def test_a_source_is_parsed(text, kind, location, live, media):
 
 @pytest.mark.parametrize("text", ["", "demo:1", "file:", "microphone:", "cameras", "ftp://x", "rtsp://", " demo"])
 def test_text_that_names_no_source(text):
-    with pytest.raises(ValueError, match="is no source; use demo, file:PATH"):
+    with pytest.raises(ValueError, match=r"is no source; use demo\[:two\], file:PATH"):
         SourceSpec.parse(text)
 
 

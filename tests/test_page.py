@@ -189,7 +189,10 @@ def test_sound_and_faces_come_only_while_somebody_looks(client, state):
         news = json.loads(socket.receive_text())
         while not news["senses"]:
             news = json.loads(socket.receive_text())
-        assert news["senses"]["a"]["envelope"][-1] == 50 and len(news["senses"]["a"]["crop"]) == 4 * 48 * 48 // 3
+        assert (
+            news["senses"]["a"]["envelope"][-1] == 50
+            and len(news["senses"]["a"]["faces"][0]["crop"]) == 4 * 48 * 48 // 3
+        )
     until = time.monotonic() + 5
     while state.viewers:
         assert time.monotonic() < until

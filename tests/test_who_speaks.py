@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+from emostream.stream.config import load_config
 from emostream.stream.cores.people import CameraLag, People
 from emostream.stream.features.logmel import DIM, HOP_NS
 from emostream.stream.features.mouth import LAGS_MS, USUAL_LAG_MS, agreement, match, mouth
+from emostream.stream.label import Labeller
 from emostream.stream.messages import Face, FaceInFrame
+from emostream.stream.sources import DEMO_TWO
 
 _S = 1_000_000_000
 _BOX = (0.1, 0.1, 0.2, 0.2)
@@ -244,3 +249,24 @@ def test_rows_and_frames_share_a_timeline():
     heard = sound(opened)
     curve = agreement(*frames(opened), 100 * HOP_NS, heard[100:])
     assert match(curve, USUAL_LAG_MS) > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["speaking", "largest", "all"])
+def test_two_people_who_speak_in_turn(who):
+    """The demo clip of two: each sentence is of the face that speaks, with that face's mood."""
+    sentences = json.loads(DEMO_TWO.with_suffix(".json").read_text())["sentences"]
+    with Labeller(load_config(changes=[f"video.who={who}"])) as labeller:
+        labels = list(labeller.label(DEMO_TWO))
+    assert [label.label for label in labels] == [sentence["mood"] for sentence in sentences]
+    for label, sentence in zip(labels, sentences, strict=True):
+        boxes = {face.id: face.box for face in label.faces}
+        assert sorted(boxes) == [1, 2] and label.faces_seen == 2
+        x, _, width, _ = boxes[label.face]
+        if who == "largest":
+            assert label.speaking is None and label.face == labels[0].face
+        else:
+            assert label.speaking == label.face
+            assert (x + width / 2 > 0.5) == (sentence["who"] == 1)
+        shown = {face.id: face.label for face in label.faces}
+        assert shown[label.face] in ((sentence["mood"], "surprise") if who == "all" else (None,))

@@ -54,9 +54,19 @@ class Expression:
     open: float = 0.0
 
 
-def draw(face: Expression, blink: float = 0.0) -> np.ndarray:
+@dataclass(frozen=True)
+class Look:
+    """What somebody looks like: colours, and whether there are glasses."""
+
+    skin: Colour = SKIN
+    hair: Colour = HAIR
+    shirt: Colour = SHIRT
+    glasses: bool = False
+
+
+def draw(face: Expression, blink: float = 0.0, look: Look = Look()) -> np.ndarray:
     """The head before a wall: (600, 520, 3) RGB uint8. ``blink``: how far the eyes are shut, 0 to 1."""
-    canvas = _Canvas()
+    canvas = _Canvas(look)
     _body(canvas)
     _head(canvas, face)
     _nose(canvas, face)
@@ -65,13 +75,16 @@ def draw(face: Expression, blink: float = 0.0) -> np.ndarray:
         _brow(canvas, face, side)
     _forehead(canvas, face)
     _mouth(canvas, face)
+    if look.glasses:
+        _glasses(canvas)
     return np.clip(canvas.picture + 0.5, 0, 255).astype(np.uint8)
 
 
 class _Canvas:
     """The picture, and the skin: where most strokes end."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Look) -> None:
+        self.look = look
         y = np.arange(HEIGHT * FINE, dtype=np.float32)[:, None, None] / FINE
         wall = np.array([120, 132, 150], np.float32) - 0.12 * (y - HEIGHT / 2)
         self.picture = np.repeat(wall, WIDTH * FINE, axis=1)
@@ -130,10 +143,10 @@ def _ellipse(x: float, y: float, width: float, height: float, start: float = 0.0
 
 
 def _body(canvas: _Canvas) -> None:
-    canvas.paint(canvas.area(_ellipse(130, 128, 88, 104), 1), HAIR)
-    canvas.paint(canvas.area([(100, 200), (160, 200), (168, 262), (92, 262)], 1.5), np.array(SKIN) * 0.8)
+    canvas.paint(canvas.area(_ellipse(130, 128, 88, 104), 1), canvas.look.hair)
+    canvas.paint(canvas.area([(100, 200), (160, 200), (168, 262), (92, 262)], 1.5), np.array(canvas.look.skin) * 0.8)
     shoulders = [(20, 300), (60, 262), (100, 250), (130, 262), (160, 250), (200, 262), (240, 300)]
-    canvas.paint(canvas.area(shoulders, 1), SHIRT)
+    canvas.paint(canvas.area(shoulders, 1), canvas.look.shirt)
 
 
 def _head(canvas: _Canvas, face: Expression) -> None:
@@ -143,7 +156,7 @@ def _head(canvas: _Canvas, face: Expression) -> None:
     canvas.skin = canvas.area(np.concatenate([_ellipse(130, 118, 66, 82, np.pi, 2 * np.pi), lower]), 0.6)
     y, x = np.mgrid[: HEIGHT * FINE, : WIDTH * FINE].astype(np.float32) / FINE
     light = np.clip(1 - 0.55 * ((x - 130) / 70 + 0.15) ** 2 - 0.35 * ((y - 125) / 98 + 0.1) ** 2, 0, 1)[..., None]
-    plain = np.array(SKIN, np.float32) * (0.72 + 0.28 * light)
+    plain = np.array(canvas.look.skin, np.float32) * (0.72 + 0.28 * light)
     graded = np.array(SHADOW, np.float32) + (np.array(LIGHT, np.float32) - np.array(SHADOW, np.float32)) * light
     canvas.paint(canvas.skin, 0.45 * graded + 0.55 * plain)
     fringe = [
@@ -151,7 +164,7 @@ def _head(canvas: _Canvas, face: Expression) -> None:
         _curve((199, 110), (188, 64), (140, 62)),
         _curve((140, 62), (90, 62), (61, 112)),
     ]
-    canvas.paint(canvas.area(np.concatenate(fringe), 1), HAIR)
+    canvas.paint(canvas.area(np.concatenate(fringe), 1), canvas.look.hair)
     for side in (-1, 1):
         canvas.shade(_ellipse(130 + side * 27, 119, 19, 13), SHADOW, 0.38, 5)
         canvas.shade(_ellipse(130 + side * 36, 156 - 3 * face.cheeks, 17, 11), BLUSH, 0.35 + 0.1 * face.cheeks, 7)
@@ -164,7 +177,7 @@ def _nose(canvas: _Canvas, face: Expression) -> None:
     canvas.shade([(121, 112), (126, 112), (121, 152), (114, 154)], SHADOW, 0.32, 3)
     canvas.shade([(135, 112), (139, 112), (146, 154), (139, 152)], SHADOW, 0.32, 3)
     y = 157 - 2 * face.nose
-    canvas.shade(_ellipse(130, y - 3, 12, 8), SKIN, 0.6, 3)
+    canvas.shade(_ellipse(130, y - 3, 12, 8), canvas.look.skin, 0.6, 3)
     fold = 0.25 + 0.55 * face.cheeks + 0.35 * face.nose
     for side in (-1, 1):
 
@@ -210,7 +223,14 @@ def _brow(canvas: _Canvas, face: Expression, side: int) -> None:
         (130 + side * 46, 103 - face.brow_outer),
     )
     for i in range(len(line) - 1):  # it thins outwards
-        canvas.stroke(line[i : i + 2], HAIR, 0.9, 5.6 - 3.6 * i / len(line), 0.35)
+        canvas.stroke(line[i : i + 2], canvas.look.hair, 0.9, 5.6 - 3.6 * i / len(line), 0.35)
+
+
+def _glasses(canvas: _Canvas) -> None:
+    for side in (-1, 1):
+        canvas.paint(canvas.path(_ellipse(130 + side * 28, 124, 21, 17), 2.4), (40, 40, 46))
+        canvas.paint(canvas.path([(130 + side * 49, 121), (130 + side * 65, 117)], 2.4), (40, 40, 46))
+    canvas.paint(canvas.path(_curve((123, 121), (130, 117), (137, 121)), 2.4), (40, 40, 46))
 
 
 def _forehead(canvas: _Canvas, face: Expression) -> None:

@@ -1,17 +1,19 @@
-"""Make the demo clip: a face that speaks five sentences, each in a different mood.
+"""Make the demo clips: a face that speaks five sentences, each in a different mood; and two that speak in turn.
 
     sudo apt-get install flite && pip install pyworld 'setuptools<81'
     python tools/make_demo.py stream/sources/demo.mp4
+    python tools/make_demo.py --two stream/sources/demo_two.mp4
 
-writes ``demo.mp4`` (H.264, 480 × 360 at 25 frames per second, AAC mono at 16 kHz) and beside it ``demo.json``, which
-says when each sentence truly starts and ends, its mood, and whom to credit. Two runs on one machine give the same bytes
-if the versions of Flite, WORLD, PyAV and OpenCV are the same.
+The first writes ``demo.mp4`` (H.264, 480 × 360 at 25 frames per second, AAC mono at 16 kHz) and beside it
+``demo.json``, which says when each sentence truly starts and ends, its mood, and whom to credit. Two runs on one
+machine give the same bytes if the versions of Flite, WORLD, PyAV and OpenCV are the same.
 
 The voice is Flite's ``slt``, which speaks without any mood. WORLD takes it apart into pitch, spectrum and noise, and
 puts it together as people speak in each mood (Scherer, Speech Communication 40, 2003): high, wide and bright in joy;
 fast and bright in anger; high, fast and trembling in fear; low, slow and dull in sadness. The face is drawn
 (``drawn_face.py``) and moves as people's faces do in each mood (Ekman and Friesen's EMFACS); between the sentences it
-is at rest. Its mouth follows the sound's level, the eyes blink, the head sways.
+is at rest. Its mouth follows the sound's level, the eyes blink, the head sways. The second writes the same of two
+people side by side, 640 pixels wide; the other voice is Flite's ``rms``, and who listens is at rest.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import av
 import cv2
 import numpy as np
 import pyworld
-from drawn_face import Expression, draw
+from drawn_face import Expression, Look, draw
 
 RATE_HZ = 16_000  # what the voice gives
 FPS = 25
@@ -68,6 +70,7 @@ class Sentence:
     voice: Prosody
     face: Expression
     pause_s: float  # silence after it
+    who: int = 0  # speaks: from left to right
 
 
 SENTENCES = [
@@ -109,20 +112,70 @@ SENTENCES = [
 ]
 
 
-def flite(text: str) -> np.ndarray:
+@dataclass(frozen=True)
+class Character:
+    """Somebody in the picture. ``at``: the middle of the head; ``size``: its height in parts of the picture's;
+    ``phase``: of swaying and blinking; ``opening``: of the mouth where the voice is loudest."""
+
+    voice: str = "slt"
+    look: Look = Look()  # noqa: RUF009 (it is frozen)
+    at: float = WIDTH / 2
+    size: float = 1.08
+    phase: float = 0.0
+    opening: float = 0.32
+
+
+@dataclass(frozen=True)
+class Scene:
+    width: int
+    people: list[Character]
+    sentences: list[Sentence]
+
+
+ONE = Scene(WIDTH, [Character()], SENTENCES)
+TWO = Scene(
+    640,
+    [
+        Character(at=165, size=0.98, opening=0.9),
+        Character(
+            voice="rms",
+            look=Look(skin=(196, 146, 112), hair=(120, 112, 104), shirt=(110, 62, 58), glasses=True),
+            at=480,
+            size=1.02,
+            phase=2.1,
+            opening=0.9,
+        ),
+    ],
+    [
+        replace(SENTENCES[0], pause_s=1.2),
+        Sentence(
+            "neutral",
+            "The meeting will be on Tuesday at ten, in the room on the second floor.",
+            Prosody(gain=0.9),
+            Expression(),
+            1.2,
+            who=1,
+        ),
+        replace(SENTENCES[4], text="Thank you, I will bring the papers and a list of the questions.", pause_s=1.2),
+        replace(SENTENCES[3], pause_s=LEAD_OUT_S, who=1),
+    ],
+)
+
+
+def flite(text: str, voice: str) -> np.ndarray:
     """The sentence as the voice speaks it: (n,) float64 at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sentence.wav"
-        subprocess.run(["flite", "-voice", "slt", "-t", text, "-o", str(path)], check=True)
+        subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(path)], check=True)
         with wave.open(str(path)) as file:
             if file.getframerate() != RATE_HZ or file.getnchannels() != 1:
                 raise ValueError(f"flite gave {file.getnchannels()} × {file.getframerate()} Hz, not 1 × {RATE_HZ} Hz")
             return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float64) / 32768
 
 
-def speak(text: str, voice: Prosody) -> np.ndarray:
+def speak(text: str, voice: Prosody, speaker: str) -> np.ndarray:
     """The sentence's sound, without the silence before and after: (n,) float32 in [-1, 1] at 16 kHz."""
-    plain = flite(text)
+    plain = flite(text, speaker)
     pitch, times = pyworld.harvest(plain, RATE_HZ, frame_period=WORLD_MS)
     power = pyworld.cheaptrick(plain, pitch, times, RATE_HZ)
     noise = pyworld.d4c(plain, pitch, times, RATE_HZ)
@@ -155,14 +208,15 @@ def speak(text: str, voice: Prosody) -> np.ndarray:
     return spoken
 
 
-def sound() -> tuple[np.ndarray, list[dict[str, Any]]]:
+def sound(scene: Scene) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The whole sound track, (n,) float32 at 16 kHz; and each sentence with its true start and end."""
     parts, spans = [np.zeros(int(LEAD_IN_S * RATE_HZ), np.float32)], []
     position = len(parts[0])
-    for sentence in SENTENCES:
-        samples = speak(sentence.text, sentence.voice)
+    for sentence in scene.sentences:
+        samples = speak(sentence.text, sentence.voice, scene.people[sentence.who].voice)
         start, end = position / RATE_HZ, (position + len(samples)) / RATE_HZ
-        spans.append({"start_s": round(start, 3), "end_s": round(end, 3), "mood": sentence.mood, "text": sentence.text})
+        span = {"start_s": round(start, 3), "end_s": round(end, 3), "mood": sentence.mood, "text": sentence.text}
+        spans.append(span if len(scene.people) == 1 else {**span, "who": sentence.who})
         pause = np.zeros(int(sentence.pause_s * RATE_HZ), np.float32)
         parts += [samples, pause]
         position += len(samples) + len(pause)
@@ -180,51 +234,72 @@ def loudness(track: np.ndarray) -> np.ndarray:
     return np.clip((level - 0.01) / 0.15, 0, 1) ** 0.6
 
 
-def expressions(spans: list[dict[str, Any]], frames: int) -> list[Expression]:
-    """The face in each frame, but for the mouth's talking: at rest between the sentences."""
+def expressions(scene: Scene, who: int, spans: list[dict[str, Any]], frames: int) -> list[Expression]:
+    """Somebody's face in each frame, but for the mouth's talking: at rest but for their own sentences."""
     times = np.arange(frames) / FPS
     values = np.zeros((frames, len(vars(Expression()))))
-    for sentence, span in zip(SENTENCES, spans, strict=True):
+    for sentence, span in zip(scene.sentences, spans, strict=True):
         there = _smoothstep((times - span["start_s"]) / APPEARS_S + 1) * _smoothstep(
             (span["end_s"] - times) / APPEARS_S + 1
         )
-        values += np.outer(there, list(vars(sentence.face).values()))
+        values += np.outer(there * (sentence.who == who), list(vars(sentence.face).values()))
     return [Expression(*row.tolist()) for row in values]
 
 
-def blinks(frames: int) -> np.ndarray:
+def speaks(scene: Scene, who: int, spans: list[dict[str, Any]], frames: int) -> np.ndarray:
+    """Whether somebody is the one who speaks: (frames,) bool."""
+    times = np.arange(frames) / FPS
+    mine = np.zeros(frames, bool)
+    for sentence, span in zip(scene.sentences, spans, strict=True):
+        if sentence.who == who:
+            mine |= (times > span["start_s"] - 0.2) & (times < span["end_s"] + 0.2)
+    return mine
+
+
+def blinks(frames: int, phase: float) -> np.ndarray:
     """How far the lids are closed in each frame: (frames,) in [0, 1]. A blink every 2.5 to 5 s lasts about 0.2 s."""
-    rng = np.random.default_rng(SEED)
-    closed, time_s = np.zeros(frames), 1.8
+    rng = np.random.default_rng(SEED + round(10 * phase))
+    closed, time_s = np.zeros(frames), 1.8 + phase / 2
     while time_s < frames / FPS:
         closed = np.maximum(closed, np.clip(1.4 - np.abs(np.arange(frames) / FPS - time_s) / 0.08, 0, 1))
         time_s += rng.uniform(2.5, 5.0)
     return closed
 
 
-def talking(face: Expression, loud: float) -> Expression:
+def talking(face: Expression, loud: float, opening: float) -> Expression:
     """The face while the mouth speaks that loudly."""
-    return replace(face, open=max(0.7 * face.open, 0.32 * loud) if loud > 0.05 else face.open)
+    return replace(face, open=max(0.7 * face.open, opening * loud) if loud > 0.05 else face.open)
 
 
-def frame(face: Expression, time_s: float, blink: float) -> np.ndarray:
-    """One frame, (360, 480, 3) RGB uint8."""
-    drawn = draw(face, blink)
-    height, width = drawn.shape[:2]
+def head(character: Character, face: Expression, time_s: float, blink: float, width: int) -> np.ndarray:
+    """Somebody before the wall, in a picture of the clip's size: (360, width, 3) RGB uint8."""
+    drawn = draw(face, blink, character.look)
+    height, drawn_width = drawn.shape[:2]
+    time_s += 3.7 * character.phase
     angle = 1.5 * np.sin(2 * np.pi * time_s / 5.3)
-    zoom = HEIGHT / height * (1.08 + 0.03 * np.sin(2 * np.pi * time_s / 11.0))
+    zoom = HEIGHT / height * (character.size + 0.03 * np.sin(2 * np.pi * time_s / 11.0))
     pan_x, pan_y = 5 * np.sin(2 * np.pi * time_s / 7.7), 8 + 2.5 * np.sin(2 * np.pi * time_s / 4.1 + 1)
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, zoom)
-    matrix[:, 2] += (WIDTH - width) / 2 + pan_x, (HEIGHT - height) / 2 + pan_y
+    matrix = cv2.getRotationMatrix2D((drawn_width / 2, height / 2), angle, zoom)
+    matrix[:, 2] += character.at - drawn_width / 2 + pan_x, (HEIGHT - height) / 2 + pan_y
     smooth = cv2.GaussianBlur(drawn, (0, 0), 0.6)  # it is shrunk
-    return cv2.warpAffine(smooth, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(smooth, matrix, (width, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def beside(heads: list[np.ndarray], people: list[Character]) -> np.ndarray:
+    """One picture of all, each within their own part of it; the wall is one where they meet."""
+    picture = heads[0].astype(np.float32)
+    x = np.arange(picture.shape[1])
+    for left, right, image in zip(people, people[1:], heads[1:], strict=False):
+        share = np.clip((x - (left.at + right.at) / 2) / 16 + 0.5, 0, 1)[None, :, None]
+        picture = picture * (1 - share) + image * share
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
 
 
 def encode(path: Path, frames: list[np.ndarray], track: np.ndarray) -> None:
     pcm = np.round(np.clip(track, -1, 1) * 32767).astype(np.int16)
     with av.open(str(path), "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
         video = container.add_stream("libx264", rate=FPS, options={"crf": "24", "preset": "veryslow", "threads": "1"})
-        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        video.width, video.height, video.pix_fmt = frames[0].shape[1], HEIGHT, "yuv420p"
         video.gop_size = 2 * FPS
         audio = container.add_stream("aac", rate=RATE_HZ, layout="mono", bit_rate=64_000)
         step = RATE_HZ // FPS
@@ -239,20 +314,31 @@ def encode(path: Path, frames: list[np.ndarray], track: np.ndarray) -> None:
         container.mux(audio.encode(None))
 
 
-def main(out: Path) -> None:
-    track, spans = sound()
+def main(out: Path, scene: Scene) -> None:
+    track, spans = sound(scene)
     loud = loudness(track)
-    lids = blinks(len(loud))
-    faces = expressions(spans, len(loud))
-    frames = [frame(talking(face, loud[i]), i / FPS, lids[i]) for i, face in enumerate(faces)]
+    heads = []
+    for who, character in enumerate(scene.people):
+        lids = blinks(len(loud), character.phase)
+        heard = loud if len(scene.people) == 1 else loud * speaks(scene, who, spans, len(loud))
+        faces = expressions(scene, who, spans, len(loud))
+        heads.append(
+            [
+                head(character, talking(face, heard[i], character.opening), i / FPS, lids[i], scene.width)
+                for i, face in enumerate(faces)
+            ]
+        )
+    frames = [beside(list(each), scene.people) for each in zip(*heads, strict=True)]
     encode(out, frames, track)
+    names = [f"cmu_us_{character.voice}" for character in scene.people]
+    voices = f"{'voice' if len(names) == 1 else 'voices'} {' and '.join(names)}"
     about = {
         "made_by": "tools/make_demo.py",
         "duration_s": len(frames) / FPS,
         "sentences": spans,
         "credits": {
             "voice": {
-                "what": "synthetic speech: Flite 2.2, voice cmu_us_slt (CMU ARCTIC)",
+                "what": f"synthetic speech: Flite 2.2, {voices} (CMU ARCTIC)",
                 "by": "Language Technologies Institute, Carnegie Mellon University",
                 "licence": "Flite's own BSD-like licence: free use, modification and distribution",
                 "source": "http://cmuflite.org",
@@ -271,6 +357,6 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python tools/make_demo.py OUT.mp4")
-    main(Path(sys.argv[1]))
+    if len(sys.argv) not in (2, 3) or (len(sys.argv) == 3 and sys.argv[1] != "--two"):
+        sys.exit("usage: python tools/make_demo.py [--two] OUT.mp4")
+    main(Path(sys.argv[-1]), TWO if len(sys.argv) == 3 else ONE)

@@ -1,6 +1,6 @@
 """docs/page.png: the live page while the demo is labelled, in a real browser (Debian: apt-get install chromium).
 
-python tools/page_picture.py [docs/page.png]
+python tools/page_picture.py [docs/page.png [SOURCE]]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> int:
     command = [
         str(Path(sys.executable).parent / "stream-run"),
         "--stream",
-        "desk=demo",
+        f"desk={sys.argv[2] if len(sys.argv) > 2 else 'demo'}",
         "--page",
         "--set",
         "page.port=8899",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from emostream.stream.messages import Emotion, Face, Pcm, decode_emotion
+from emostream.stream.messages import Emotion, Face, FaceInFrame, Pcm, decode_emotion
 from emostream.stream.status import Status, decode_status
 
 KEPT = 500  # labels
@@ -29,13 +29,12 @@ class Labelled(msgspec.Struct):
 
 @dataclass
 class Heard:
-    """The last seconds of a stream's sound and its newest face."""
+    """The last seconds of a stream's sound and the faces of its newest picture."""
 
     envelope: deque[int] = field(default_factory=lambda: deque(maxlen=_ENVELOPE))  # peaks, 0 to 100
     waiting: list[np.ndarray] = field(default_factory=list)
     waiting_samples: int = 0
-    crop: str = ""  # 48 x 48 gray pixels, base64; empty: no face
-    box: tuple[float, float, float, float] | None = None
+    faces: list[dict[str, object]] = field(default_factory=list)  # id; box; crop: 48 x 48 gray pixels, base64
 
 
 class PageState:
@@ -86,8 +85,11 @@ class PageState:
     def see(self, face: Face) -> None:
         with self._lock:
             heard = self._heard.setdefault(face.stream, Heard())
-            heard.crop = base64.b64encode(face.crop.tobytes()).decode() if face.found else ""
-            heard.box = face.box
+            main = FaceInFrame(person=face.person, crop=face.crop, box=face.box)
+            heard.faces = [
+                {"id": each.person, "box": each.box, "crop": base64.b64encode(each.crop.tobytes()).decode()}
+                for each in ([main, *face.others] if face.found else [])
+            ]
 
     def forget_senses(self) -> None:
         """Nobody looks any more."""
@@ -114,8 +116,7 @@ class PageState:
     def senses(self) -> dict[str, dict[str, object]]:
         with self._lock:
             return {
-                name: {"envelope": list(heard.envelope), "crop": heard.crop, "box": heard.box}
-                for name, heard in self._heard.items()
+                name: {"envelope": list(heard.envelope), "faces": heard.faces} for name, heard in self._heard.items()
             }
 
     def look(self, by: int) -> None:

@@ -15,6 +15,7 @@ from emostream.stream.sources.base import Source
 from emostream.stream.topics import Medium
 
 DEMO = Path(__file__).parent / "demo.mp4"
+DEMO_TWO = DEMO.with_name("demo_two.mp4")  # two people who speak in turn
 
 
 def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config: Config, tracks: str = "") -> Source:
@@ -47,9 +48,9 @@ def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config
 
 
 def file_path(spec: SourceSpec) -> Path:
-    """The file that ``demo`` or ``file:PATH`` names; ``file:-`` is standard input."""
+    """The file that ``demo``, ``demo:two`` or ``file:PATH`` names; ``file:-`` is standard input."""
     if spec.kind == "demo":
-        return DEMO
+        return DEMO_TWO if spec.location else DEMO
     return Path("/dev/stdin") if spec.location == "-" else user_path(spec.location)
 
 

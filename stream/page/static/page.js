@@ -29,6 +29,8 @@ class LiveStream extends HTMLElement {
       percent(message.confidence), message.uncertain ? "not sure" : "",
       done ? "label" : "so far", driver && done ? `mostly from the ${driver[0] === "text" ? "words" : driver[0]}` : "",
     ].filter(Boolean).join(" · ");
+    this.used = message.face;
+    this.speaking = message.speaking;
     this.bars(message);
     if (message.valence !== null && message.valence !== undefined) this.wander(message.valence, message.arousal);
   }
@@ -86,21 +88,38 @@ class LiveStream extends HTMLElement {
     const level = status && status.level_dbfs !== null ? `level ${Math.round(status.level_dbfs)} dB, speech ${percent(status.speech)}` : "no sound";
     wave.setAttribute("aria-label", level);
     wave.title = level;
-    const face = $(".face", this), canvas = face.getContext("2d");
-    canvas.clearRect(0, 0, 96, 96);
-    if (senses.crop) {
-      const bytes = Uint8Array.from(atob(senses.crop), (letter) => letter.charCodeAt(0));
-      const image = new ImageData(48, 48);
+    this.look(senses.faces);
+  }
+
+  // The faces at their places: what is between them is never sent. The frame has the picture's shape, since boxes are square.
+  look(faces) {
+    const scene = $(".scene", this), draw = scene.getContext("2d"), first = faces[0];
+    const shape = first && first.box && first.box[2] > 0 ? first.box[3] / first.box[2] : 4 / 3;
+    const width = Math.round(Math.min(2.4, Math.max(0.5, shape)) * scene.height);
+    if (scene.width !== width) scene.width = width;
+    draw.clearRect(0, 0, width, scene.height);
+    draw.font = "bold 15px system-ui, sans-serif";
+    for (const { id, box, crop } of faces) {
+      const [x, y, wide, tall] = box ?? [0.3, 0.25, 0.4, 0.5];
+      const place = [x * width, y * scene.height, wide * width, tall * scene.height];
+      const bytes = Uint8Array.from(atob(crop), (letter) => letter.charCodeAt(0)), image = new ImageData(48, 48);
       bytes.forEach((value, i) => image.data.set([value, value, value, 255], 4 * i));
-      createImageBitmap(image).then((bitmap) => canvas.drawImage(bitmap, 0, 0, 96, 96));
-    } else {
-      canvas.fillStyle = colour("quiet");
-      canvas.beginPath(); canvas.arc(48, 38, 18, 0, 7); canvas.fill();
-      canvas.beginPath(); canvas.ellipse(48, 92, 34, 30, 0, 0, 7); canvas.fill();
+      const crops = new OffscreenCanvas(48, 48);
+      crops.getContext("2d").putImageData(image, 0, 0);
+      draw.drawImage(crops, ...place);
+      const used = id === this.used;
+      draw.strokeStyle = colour(used ? "accent" : "quiet");
+      draw.lineWidth = used ? 4 : 1.5;
+      draw.strokeRect(...place);
+      if (faces.length > 1) {
+        draw.fillStyle = colour(used ? "accent" : "quiet");
+        draw.fillText(id, place[0] + 3, place[1] - 5);
+      }
     }
-    const seen = senses.crop ? "a face" : "no face";
-    face.setAttribute("aria-label", seen);
-    $(".facing", this).textContent = seen;
+    const many = faces.length === 0 ? "no face" : faces.length === 1 ? "a face" : `${faces.length} faces`;
+    const speaks = faces.length > 1 && this.speaking ? `, ${this.speaking} speaks` : "";
+    scene.setAttribute("aria-label", many + speaks);
+    $(".facing", this).textContent = many + speaks;
   }
 }
 customElements.define("live-stream", LiveStream);
@@ -151,6 +170,8 @@ function detail(message) {
   part("How likely", Object.entries(message.probabilities).sort((a, b) => b[1] - a[1]).map(([name, value]) => [name, percent(value)]));
   part("What it rests on", Object.entries(message.modalities).map(([name, value]) =>
     [name, `${percent(value.coverage)} there, adds ${value.contribution >= 0 ? "+" : ""}${value.contribution.toFixed(2)}`]));
+  if (message.faces && message.faces.length > 1) part("Faces in view", message.faces.map((face) =>
+    [`face ${face.id}`, [face.id === message.speaking ? "speaks" : "", face.id === message.face ? "used" : "", face.label ?? ""].filter(Boolean).join(", ") || "listens"]));
   if (message.latency_ms) part("Where the time went", Object.entries(message.latency_ms).map(([name, value]) => [name.replaceAll("_", " "), `${value.toFixed(0)} ms`]));
   if (message.words.length) {
     const div = make("div"), line = make("p", "said-words");
