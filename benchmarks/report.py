@@ -5,7 +5,8 @@
 Runs each benchmark as its user would, one after the other. Their tables and pictures go to docs/benchmarks.md, a line
 of key figures to docs/benchmarks-history.json, and README's table between its two marks is replaced. A benchmark that
 has faults is shown with them; its key figures are left out. ``--full`` takes hours, of which soak.py takes one.
-endpoint.py and people.py need recordings (EMOSTREAM_DATA) and are left out without them; the others play the demo clip's sentences.
+endpoint.py and people.py need recordings (EMOSTREAM_DATA) and are left out without them; the others play the demo
+clip's sentences.
 """
 
 from __future__ import annotations
