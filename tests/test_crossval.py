@@ -24,6 +24,8 @@ from emostream.train.study.dataset import GroupedFolds
 from emostream.train.study.trial import Result, Training, path_of
 from tests.grouped import tiny
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 ONE = Training(max_epochs=1)
 SPECS = grid(["t-self", "v-self"], "default", 2, 1)

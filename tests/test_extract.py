@@ -31,6 +31,8 @@ from emostream.train.study.extract import dataset, extract, lengths
 from tests import media
 from tests.test_corpora import release
 
+pytestmark = pytest.mark.slow
+
 
 def arrays_of(path):
     return load_file(path)

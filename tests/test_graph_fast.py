@@ -13,6 +13,8 @@ from emostream.train.graphs import fast, portable
 from emostream.train.model import Fusion
 from tests.nets import small
 
+pytestmark = pytest.mark.slow
+
 FORWARD = Fusion.forward
 SOURCES = {FUSION_CPU: "train/graphs/cpu.py", FUSION_GPU: "train/graphs/gpu.py"}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emostream.stream.features.face import Detection
-from emostream.stream.features.people import KEEP_MS, MOST, SURE_MS, PeopleFollower
+from emostream.stream.features.people import KEEP_MS, MOST, SEARCH_MS, SURE_MS, PeopleFollower
 
 _MS = 1_000_000
 _SIZE = 60
@@ -57,16 +57,16 @@ class Room:
 def test_the_first_is_the_main_one_and_a_second_gets_an_id_once_it_stays():
     room = Room()
     assert room.at(0, (_ANNA, 100)) == [1]
-    seen = [room.at(t, (_ANNA, 100), (_BEN, 400)) for t in range(100, 2500, 100)]
+    seen = [room.at(t, (_ANNA, 100), (_BEN, 400)) for t in range(100, 3500, 100)]
     assert seen[0] == [1] and seen[-1] == [1, 2]
     since = next(i for i, ids in enumerate(seen) if len(ids) == 2)
-    assert since * 100 <= 1000 + SURE_MS
+    assert since * 100 <= SEARCH_MS + SURE_MS
     assert all(ids == [1, 2] for ids in seen[since:])
 
 
 def test_a_face_of_one_frame_is_nobody():
     room = Room()
-    for t in range(0, 3000, 100):
+    for t in range(0, 4000, 100):
         passer_by = [(_BEN, 400)] if t == 1000 else []
         assert room.at(t, (_ANNA, 100), *passer_by) == [1]
 
@@ -75,21 +75,21 @@ def test_a_face_of_one_frame_is_nobody():
 @pytest.mark.parametrize("place", [400, 250])
 def test_who_leaves_and_is_back_has_the_same_id(away_ms, place):
     room = Room()
-    for t in range(0, 3000, 100):
+    for t in range(0, 4000, 100):
         room.at(t, (_ANNA, 100), (_BEN, 400))
-    for t in range(3000, 3000 + away_ms, 100):
+    for t in range(4000, 4000 + away_ms, 100):
         assert 1 in room.at(t, (_ANNA, 100))
-    back = [room.at(t, (_ANNA, 100), (_BEN, place)) for t in range(3000 + away_ms, 6000 + away_ms, 100)]
+    back = [room.at(t, (_ANNA, 100), (_BEN, place)) for t in range(4000 + away_ms, 8000 + away_ms, 100)]
     assert back[-1] == [1, 2]
     assert {id_ for ids in back for id_ in ids} == {1, 2}
 
 
 def test_somebody_else_is_somebody_else():
     room = Room()
-    for t in range(0, 3000, 100):
+    for t in range(0, 4000, 100):
         room.at(t, (_ANNA, 100), (_BEN, 400))
-    for t in range(3000, 6000, 100):
-        last = room.at(t, (_ANNA, 100), (_CARLA, 400)) if t > 4500 else room.at(t, (_ANNA, 100))
+    for t in range(4000, 8000, 100):
+        last = room.at(t, (_ANNA, 100), (_CARLA, 400)) if t > 5500 else room.at(t, (_ANNA, 100))
     assert last == [1, 3]
 
 
@@ -117,7 +117,7 @@ def test_ids_stay_where_faces_cross(front):
 
 def test_the_main_face_stays_the_main_one():
     room = Room()
-    for t in range(0, 3000, 100):
+    for t in range(0, 4000, 100):
         room.at(t, (_ANNA, 100), (_BEN, 400))
         assert room.follower._main is not None and room.follower._main.id == 1
 
@@ -125,7 +125,7 @@ def test_the_main_face_stays_the_main_one():
 def test_a_crowd_is_counted_and_the_first_are_followed():
     room = Room()
     people = [(_person(seed), 62.0 * seed) for seed in range(9)]
-    for t in range(0, 3000, 100):
+    for t in range(0, 4000, 100):
         ids = room.at(t, *people)
     assert len(ids) == MOST
     assert room.follower.faces == 9
@@ -133,7 +133,7 @@ def test_a_crowd_is_counted_and_the_first_are_followed():
 
 def test_twins_of_pixels_are_two():
     room = Room()
-    for t in range(0, 3000, 100):
+    for t in range(0, 4000, 100):
         ids = room.at(t, (_ANNA, 100), (_ANNA, 400))
     assert sorted(ids) == [1, 2]
 
@@ -152,4 +152,4 @@ def test_somebody_alone_is_searched_for_no_more_than_needed():
     room = Room()
     for t in range(0, 10_000, 100):
         room.at(t, (_ANNA, 100))
-    assert room.asked <= 1 + 10_000 // 300 + 10  # near the face every third frame, and all over each second
+    assert room.asked <= 1 + 10_000 // 300 + 10_000 // SEARCH_MS  # near the face every third frame, and all over

@@ -22,6 +22,8 @@ from emostream.stream.public import EmotionPublisher
 from tests.emotions import emotion_message
 from tests.processes import free_port
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def context():

@@ -14,6 +14,8 @@ from emostream.train.study.stats import compare
 from emostream.train.study.trial import Result, Training
 from tests.grouped import tiny
 
+pytestmark = pytest.mark.slow
+
 TRAINING = Training(max_epochs=7)
 COMMAND = "python -m train crossval --corpus label-paired --data PATH --out DIR"
 

@@ -17,6 +17,8 @@ from emostream.train.study.examples import Collator, batches, columns, draw, len
 from emostream.train.study.trial import PROTOCOL, Result, Training, path_of, run
 from tests.grouped import DIMS, tiny
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 SHORT = Training(max_epochs=2)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from emostream.stream.cores.face_endpoint import FaceEndpointer
 from emostream.stream.cores.jobs import REST_NS, Job, Rules, Schedule
 from emostream.stream.cores.people import AFTER_NS, BEFORE_NS, Choice, People
 from emostream.stream.cores.report import Reporter, RunTimes
+from emostream.stream.cores.speakers import Speakers
 from emostream.stream.cores.window import SlidingWindow
 from emostream.stream.features.face import CROP
 from emostream.stream.features.logmel import DIM, FRAME_NS, HOP_NS
@@ -46,6 +47,7 @@ class _Stream:
     audio: SlidingWindow  # log-mel rows
     voice: VoiceEncoder
     people: People  # their faces
+    speakers: Speakers  # their voices
     endpointer: FaceEndpointer | None  # of a stream without sound
     undecided: deque[Face] = field(default_factory=lambda: deque(maxlen=_UNDECIDED))  # before the first speech event
     voice_of: int = 0  # the utterance that ``voice`` encodes
@@ -101,6 +103,7 @@ class FusionCore:
             SlidingWindow((DIM,), np.float32),
             self._classifier.voice_encoder(),
             People(dim, self._config.video.who),
+            Speakers(int(self._config.speech.speaker_s * 1e9)),
             None if "speech" in schedule.expected else self._face_endpointer(name),
             known=self._adaptation(),
         )
@@ -230,6 +233,7 @@ class FusionCore:
     def _run(self, ready: list[tuple[_Stream, Job]]) -> list[Emotion]:
         begun_ns = self._clock.now_ns()
         choices = [self._choose(stream, job) for stream, job in ready]
+        speakers = [_speaker(stream, job, choice) for (stream, job), choice in zip(ready, choices, strict=True)]
         self._encode_faces(ready, choices)
         features = [self._features(stream, job, choice) for (stream, job), choice in zip(ready, choices, strict=True)]
         encoded_ns = self._clock.now_ns()
@@ -253,7 +257,9 @@ class FusionCore:
             now_ns = self._clock.now_ns()
             adapted = stream.known.known(features[i].present(), choices[i].face)
             published.append(
-                self._reporter.build(stream.name, job, features[i], results[i], times, now_ns, adapted, choices[i])
+                self._reporter.build(
+                    stream.name, job, features[i], results[i], times, now_ns, adapted, choices[i], speakers[i]
+                )
             )
             if job.kind == "utterance":
                 self._learn(stream, job, results[i], choices[i])
@@ -287,7 +293,12 @@ class FusionCore:
         around = (start_ns - BEFORE_NS - _LAG_NS, end_ns + AFTER_NS + _LAG_NS)
         row_times = stream.audio.times(*around)
         first_row_ns = int(row_times[0]) if len(row_times) else 0
-        return stream.people.choose(start_ns, end_ns, first_row_ns, stream.audio.cut(*around))
+        choice = stream.people.choose(start_ns, end_ns, first_row_ns, stream.audio.cut(*around))
+        if choice.face is None and job.cause.voice is not None:  # a known voice has a face, though it said too little
+            face = stream.speakers.face(stream.speakers.find(job.cause.voice, end_ns))
+            if any(seen.id == face and seen.moves is None for seen in choice.seen):
+                return replace(choice, face=face)
+        return choice
 
     def _wanted(self, choice: Choice) -> list[int]:
         """Whose faces are looked at by the networks."""
@@ -398,6 +409,14 @@ class FusionCore:
             stream.voice_of = job.utterance
         rows = stream.audio.cut(job.utterance_start_ns, job.end_ns - FRAME_NS + 1)  # frames entirely within it
         return stream.voice.encode(rows)[(job.start_ns - job.utterance_start_ns) // VECTOR_NS :]
+
+
+def _speaker(stream: _Stream, job: Job, choice: Choice) -> str | None:
+    """Which voice an utterance is of."""
+    voice = job.cause.voice
+    if voice is None or job.kind != "utterance":
+        return None
+    return stream.speakers.assign(voice, job.cause.voice_s, job.end_ns, choice.speaking)
 
 
 def _key(job: Job, features: Features, choice: Choice) -> tuple[object, ...]:

@@ -53,9 +53,10 @@ class Reporter:
         published_ns: int,
         adapted: float,
         choice: Choice,
+        speaker: str | None,
     ) -> Emotion:
         """The message of a job, which is about to be published. ``adapted``: as in the message; ``choice``: of the
-        face."""
+        face; ``speaker``: whose voice it is."""
         labels = self._classifier.labels
         best = int(result.probabilities.argmax())
         confidence = round(float(result.probabilities[best]), 6)
@@ -90,6 +91,7 @@ class Reporter:
             arousal=arousal,
             adapted=round(adapted, 3),
             run=self._run,
+            speaker=speaker,
             face=choice.face,
             speaking=choice.speaking,
             faces=choice.seen,

@@ -16,6 +16,7 @@ from emostream.stream.messages import Message, Pcm, SpeechEvent, Word
 from emostream.stream.speech.endpoint import Endpointer, EndpointEvent
 from emostream.stream.speech.level import Level
 from emostream.stream.speech.recognizer import Recognizer
+from emostream.stream.speech.speaker import SpeakerVector
 from emostream.stream.speech.vad import RATE_HZ, SileroVad
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ class SpeechCore:
     nothing has been heard yet counts as quiet, and every voice begins softly. So what might be the start of an
     utterance is held back for 320 ms: if it becomes loud within them, it is heard as it came. Thus a normal
     microphone has the utterances that it has without an automatic level.
+
+    ``voice``: tells what the voice of each utterance is like, for the event of its end.
     """
 
     def __init__(
@@ -63,9 +66,11 @@ class SpeechCore:
         config: Speech,
         clock: Clock,
         quiet_vad: SileroVad | None = None,
+        voice: SpeakerVector | None = None,
     ) -> None:
         self._stream, self._vad, self._recognizer, self._clock = stream, vad, recognizer, clock
-        self._quiet_vad = quiet_vad
+        self._quiet_vad, self._voice = quiet_vad, voice
+        self._voiced = False  # somebody speaks, and does not pause
         self._level = Level()
         self._quiet = True  # blocks are amplified; an utterance that began in a normal voice is not, to its end
         self._held: list[_Heard] = []  # may be the start of an utterance
@@ -174,6 +179,7 @@ class SpeechCore:
         changes = self._endpointer.push(probability, pcm.media_start_ns)
         if self._segment_ns is not None:
             self._feed()
+        self._listen_to_voice(pcm, [change.kind for change in changes])
         for change in changes:
             events.append(self._on_change(change, received_ns))
         if not changes and pcm.media_end_ns - self._reported_ns >= _PROGRESS_NS:
@@ -181,6 +187,22 @@ class SpeechCore:
         if events:
             self._reported_ns = pcm.media_end_ns
         return events
+
+    def _listen_to_voice(self, pcm: Pcm, changes: list[str]) -> None:
+        """What a voice is like is told from the sound between start and pause. The last part of that is read with the
+        block after a pause, so that what is known at the pause goes out first."""
+        if self._voice is None:
+            return
+        if "started" in changes:
+            self._voice.reset()
+            for block in self._preroll:
+                self._voice.push(block.samples)
+        elif self._voiced or "resumed" in changes:
+            self._voice.push(pcm.samples)
+        elif self._endpointer.speaking and not changes:
+            self._voice.value()
+        if changes:
+            self._voiced = changes[-1] in ("started", "resumed")
 
     def _awaited(self, block: Pcm) -> bool:
         """Whether the recogniser gets this block if speech goes on: it came in a pause of the open utterance."""
@@ -316,6 +338,7 @@ class SpeechCore:
         assert pcm is not None
         live = pcm.captured_ns > 0 and change is not None
         start_ns, end_ns = (change.start_ns, change.end_ns) if change is not None else (0, 0)
+        voice = self._voice.value() if self._voice is not None and kind == "ended" else None
         if self._told and change is not None:
             words = [*words, *self._told_since(start_ns)]
             if kind in ("ended", "dropped"):
@@ -333,4 +356,6 @@ class SpeechCore:
             speech_captured_ns=pcm.captured_ns - (pcm.media_end_ns - end_ns) if live else 0,
             received_ns=received_ns,
             recognition_ns=recognition_ns,
+            voice=voice,
+            voice_s=0.0 if voice is None or self._voice is None else round(self._voice.seconds, 3),
         )

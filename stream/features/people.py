@@ -19,7 +19,7 @@ from emostream.stream.features.follow import DETECT_MS, Template
 MOST = 8  # faces that are followed; more are only counted
 PATIENCE_MS = 1000  # so long an unseen face is looked for near its last place
 KEEP_MS = 120_000  # so long an id waits for its face to be back
-SEARCH_MS = 1000  # how often the whole picture is searched for further faces
+SEARCH_MS = 2000  # how often the whole picture is searched for further faces
 SURE_MS = 300  # so long a further face has to be in view before it counts: detectors err now and then
 YOUNG_MS = 2000  # so long after it came into view, a face may still be recognised
 SAME_LOOK = 0.86  # of six people of the GRID corpus, one's looks agree by .91 at least, those of two by .80 at most

@@ -10,6 +10,7 @@ from emostream.stream.messages import End, Orders, Pcm, Words
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
 from emostream.stream.source_spec import masked
 from emostream.stream.speech.recognizer import make_recognizer
+from emostream.stream.speech.speaker import SpeakerVector, load_speaker
 from emostream.stream.speech.vad import load_vad
 from emostream.stream.topics import Content, stream_topic
 
@@ -61,7 +62,9 @@ def main(runtime: NodeRuntime) -> None:
     inbox = runtime.open_inbox({node: [stream_topic(each, spec.stream) for each in contents] for node in spec.inputs})
     vad = load_vad(config.vad_model)
     quiet_vad = vad.twin() if spec.config.audio.level == "auto" else None
-    core = SpeechCore(spec.stream, vad, make_recognizer(config), config, runtime.clock, quiet_vad)
+    speaker = load_speaker(config)
+    voice = None if speaker is None else SpeakerVector(speaker)
+    core = SpeechCore(spec.stream, vad, make_recognizer(config), config, runtime.clock, quiet_vad, voice)
     runtime.counters = lambda: {
         "utterances": core.utterances,
         "utterances_ended": core.utterances_ended,

@@ -1,0 +1,78 @@
+"""Which voice spoke: utterances of a stream are put together by how alike their voices are, as they come.
+
+Nobody is enrolled, and names (s1, s2, …) mean something within a run alone. A voice is the mean of its utterances; it
+is forgotten after a while without, and of more than ``MOST`` the one that was longest away makes room.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SAME = 0.32  # the least correlation of an utterance with its speaker's voice
+BOUND = 0.15  # … where it is of the face whose voice that is
+FEW_S = 1.2  # of speech: less makes no new speaker
+MOST = 8
+_MOST_S = 4.0  # of one utterance that count
+
+
+@dataclass
+class _Voice:
+    name: str
+    total: np.ndarray
+    heard_ns: int
+    face: int | None = None
+
+    def alike(self, vector: np.ndarray) -> float:
+        return float(self.total @ vector) / max(float(np.linalg.norm(self.total)), 1e-9)
+
+
+class Speakers:
+    """The voices of one stream. ``forget_ns``: how long a voice that is not heard is remembered."""
+
+    def __init__(self, forget_ns: int) -> None:
+        self._forget_ns = forget_ns
+        self._voices: list[_Voice] = []
+        self._names = 0
+
+    def find(self, vector: np.ndarray, at_ns: int, face: int | None = None) -> str | None:
+        """Whose voice it is, if it is anybody's who was heard before. ``vector``: (256,) of length 1; ``face``: that
+        which surely speaks."""
+        voice = self._find(vector, at_ns, face)
+        return None if voice is None else voice.name
+
+    def face(self, name: str | None) -> int | None:
+        """The face that goes with a voice."""
+        return next((voice.face for voice in self._voices if voice.name == name), None)
+
+    def assign(self, vector: np.ndarray, seconds: float, at_ns: int, face: int | None = None) -> str | None:
+        """Whose voice an utterance's is, and learn from it; a new one's where it is like none. None where that cannot
+        be told from so little."""
+        self._voices = [voice for voice in self._voices if at_ns - voice.heard_ns <= self._forget_ns]
+        voice = self._find(vector, at_ns, face)
+        if voice is None:
+            if seconds < FEW_S and self._voices:
+                return None
+            if len(self._voices) == MOST:
+                self._voices.remove(min(self._voices, key=lambda voice: voice.heard_ns))
+            self._names += 1
+            voice = _Voice(f"s{self._names}", np.zeros(len(vector)), at_ns)
+            self._voices.append(voice)
+        voice.total = voice.total + min(seconds, _MOST_S) * vector
+        voice.heard_ns = max(voice.heard_ns, at_ns)
+        if face is not None:
+            for other in self._voices:
+                other.face = None if other.face == face else other.face
+            voice.face = face
+        return voice.name
+
+    def _find(self, vector: np.ndarray, at_ns: int, face: int | None) -> _Voice | None:
+        known = [voice for voice in self._voices if at_ns - voice.heard_ns <= self._forget_ns]
+        if not known:
+            return None
+        own = next((voice for voice in known if face is not None and voice.face == face), None)
+        if own is not None and own.alike(vector) >= BOUND:
+            return own
+        best = max(known, key=lambda voice: voice.alike(vector))
+        return best if best.alike(vector) >= SAME else None

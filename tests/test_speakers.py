@@ -1,0 +1,177 @@
+"""stream/speech/speaker.py, stream/cores/speakers.py: which voice spoke"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from emostream.errors import ModelError
+from emostream.stream import models
+from emostream.stream.config import Speech, load_config
+from emostream.stream.cores.speakers import FEW_S, MOST, SAME, Speakers
+from emostream.stream.label import Labeller
+from emostream.stream.sources import DEMO_TWO
+from emostream.stream.speech import speaker
+from emostream.stream.speech.speaker import DIM, LEAST_S, SpeakerEncoder, SpeakerVector, load_speaker, mels
+from tests import media
+
+_S = 1_000_000_000
+needs_network = pytest.mark.skipif(models.find("resemblyzer") is None, reason="resemblyzer is not installed")
+
+
+def voice(seed: int) -> np.ndarray:
+    """A voice that is like no other."""
+    vector = np.random.default_rng(seed).normal(size=DIM)
+    unit: np.ndarray = (vector / np.linalg.norm(vector)).astype(np.float32)
+    return unit
+
+
+def said(who: np.ndarray, seed: int, alike: float = 0.8) -> np.ndarray:
+    """An utterance in a voice, correlated with it by ``alike``."""
+    other = voice(1000 + seed)
+    other = other - (other @ who) * who
+    return alike * who + np.sqrt(1 - alike**2) * other / np.linalg.norm(other)
+
+
+ANNA, BEN, CARLA = voice(1), voice(2), voice(3)
+
+
+def test_voices_keep_their_names():
+    speakers = Speakers(600 * _S)
+    order = [ANNA, ANNA, BEN, ANNA, BEN, CARLA, CARLA, ANNA, BEN]
+    names = [speakers.assign(said(who, i), 3.0, i * _S) for i, who in enumerate(order)]
+    assert names == ["s1", "s1", "s2", "s1", "s2", "s3", "s3", "s1", "s2"]
+
+
+def test_a_voice_is_known_the_better_the_more_it_said():
+    speakers = Speakers(600 * _S)
+    for i in range(10):
+        speakers.assign(said(ANNA, i), 3.0, i * _S)
+    assert speakers.find(said(ANNA, 50, SAME + 0.08), 11 * _S) == "s1"
+    assert speakers.find(BEN, 11 * _S) is None
+
+
+def test_little_makes_no_new_speaker():
+    speakers = Speakers(600 * _S)
+    assert speakers.assign(said(ANNA, 1), 0.7, 0) == "s1"  # there was nobody
+    assert speakers.assign(said(BEN, 2), FEW_S - 0.1, _S) is None
+    assert speakers.assign(said(ANNA, 3), FEW_S - 0.1, _S) == "s1"
+    assert speakers.assign(said(BEN, 4), FEW_S, _S) == "s2"
+
+
+def test_a_voice_that_is_gone_is_forgotten():
+    speakers = Speakers(60 * _S)
+    speakers.assign(said(ANNA, 1), 3.0, 0)
+    assert speakers.find(said(ANNA, 2), 60 * _S) == "s1"
+    assert speakers.find(said(ANNA, 2), 61 * _S) is None
+    assert speakers.assign(said(ANNA, 2), 3.0, 61 * _S) == "s2"
+
+
+def test_there_are_never_more_than_so_many():
+    speakers = Speakers(600 * _S)
+    names = [speakers.assign(voice(n), 3.0, n * _S) for n in range(MOST + 3)]
+    assert names == [f"s{n + 1}" for n in range(MOST + 3)]
+    assert len(speakers._voices) == MOST
+    assert speakers.find(voice(0), 20 * _S) is None  # the one that was longest away
+
+
+def test_a_voice_and_a_face_keep_each_other():
+    speakers = Speakers(600 * _S)
+    speakers.assign(said(ANNA, 1), 3.0, 0, face=4)
+    speakers.assign(said(BEN, 2), 3.0, _S, face=7)
+    assert speakers.face("s1") == 4 and speakers.face("s2") == 7 and speakers.face(None) is None
+    shouted = said(ANNA, 3, SAME - 0.1)
+    assert speakers.find(shouted, 2 * _S) is None
+    assert speakers.find(shouted, 2 * _S, face=4) == "s1"
+    assert speakers.find(voice(9), 2 * _S, face=4) is None  # somebody else's voice, whatever the face
+    speakers.assign(said(BEN, 4), 3.0, 3 * _S, face=4)  # the id of a face that went
+    assert speakers.face("s1") is None and speakers.face("s2") == 4
+
+
+# The network
+
+
+def test_another_file_is_not_the_network(tmp_path):
+    (tmp_path / "pretrained.pt").write_bytes(b"\x80\x02cos\nsystem\n")
+    with pytest.raises(ModelError, match="is not the network of resemblyzer"):
+        SpeakerEncoder(tmp_path / "pretrained.pt")
+    with pytest.raises(ModelError, match="cannot be read"):
+        SpeakerEncoder(tmp_path / "none.pt")
+
+
+def test_without_the_network_nobody_is_told_apart(monkeypatch):
+    monkeypatch.setattr(models, "find", lambda name: None)
+    assert load_speaker(Speech()) is None
+
+
+def test_switched_off():
+    assert load_speaker(Speech(speakers="off")) is None
+
+
+def test_a_tone_is_in_its_band():
+    tone = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32)
+    rows = mels(tone)
+    assert rows.shape == (100, 40)
+    assert len(set(rows[10:90].argmax(axis=1))) == 1 and 12 <= rows[50].argmax() <= 16
+
+
+@needs_network
+def test_the_network_is_the_published_one():
+    """Against torch's LSTM with the weights as torch reads them."""
+    torch = pytest.importorskip("torch")
+    path = models.need("resemblyzer")
+    state = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+    lstm, linear = torch.nn.LSTM(40, 256, 3, batch_first=True), torch.nn.Linear(256, 256)
+    lstm.load_state_dict({name[5:]: value for name, value in state.items() if name.startswith("lstm.")})
+    linear.load_state_dict({name[7:]: value for name, value in state.items() if name.startswith("linear.")})
+    samples = media.speech_samples(3.0)[8000:33_600].astype(np.float32) / 32768
+    with torch.no_grad():
+        _, (hidden, _) = lstm(torch.from_numpy(mels(samples)[None]))
+        wanted = torch.relu(linear(hidden[-1]))[0].numpy()
+    np.testing.assert_allclose(SpeakerEncoder(path).encode(samples), wanted / np.linalg.norm(wanted), atol=1e-4)
+
+
+@needs_network
+def test_a_vector_does_not_depend_on_the_blocks_or_the_level():
+    encoder = SpeakerEncoder(models.need("resemblyzer"))
+    samples = media.speech_samples(3.2)[8000:]
+    vectors = []
+    for block, gain in ((512, 1.0), (512, 0.1), (len(samples), 1.0)):
+        vector = SpeakerVector(encoder)
+        for i in range(0, len(samples), block):
+            vector.push((samples[i : i + block] * gain).astype(np.int16))
+        vectors.append(vector.value())
+    assert all(each is not None and np.linalg.norm(each) == pytest.approx(1, abs=1e-4) for each in vectors)
+    assert vectors[0] @ vectors[1] > 0.99 and vectors[0] @ vectors[2] > 0.9
+
+
+@needs_network
+def test_too_little_is_no_vector_and_reset_begins_anew():
+    vector = SpeakerVector(SpeakerEncoder(models.need("resemblyzer")))
+    samples = media.speech_samples(3.2)[8000:]
+    vector.push(samples[: int(LEAST_S * 16_000) - 1])
+    assert vector.value() is None
+    vector.push(samples[:512])
+    first = vector.value()
+    assert first is not None
+    vector.reset()
+    assert vector.value() is None and vector.seconds == 0
+    vector.push(np.zeros(16_000, np.int16))  # silence is a number too
+    assert np.isfinite(vector.value()).all()
+
+
+def test_the_mean_is_of_the_networks_shape():
+    mean = np.load(speaker.Path(speaker.__file__).with_name("speaker_mean.npy"), allow_pickle=False)
+    assert mean.shape == (DIM,) and mean.dtype == np.float32 and 0 < np.linalg.norm(mean) < 1
+
+
+@needs_network
+@pytest.mark.slow
+def test_the_demos_two_voices_are_two():
+    with Labeller(load_config(changes=["speech.recognizer=none"])) as labeller:
+        labels = list(labeller.label(DEMO_TWO))
+    assert [label.speaker for label in labels] == ["s1", "s2", "s1", "s2"]
+    with Labeller(load_config(changes=["speech.recognizer=none", "speech.speakers=off"])) as labeller:
+        without = list(labeller.label(DEMO_TWO))
+    assert [label.speaker for label in without] == [None] * 4
+    assert [label.probabilities for label in without] == [label.probabilities for label in labels]
