@@ -232,7 +232,10 @@ def voices(labeller: Labeller, data: Path, count: int) -> dict[str, dict[str, fl
 
 
 def tables(figures: common.Figures) -> str:
-    heard = [[name, *row.values()] for name, row in figures["voices"].items()]
+    heard = [
+        [name, row["conversations"], row["utterances"], f"{row['purity']:.3f}", f"{row['coverage']:.3f}"]
+        for name, row in figures["voices"].items()
+    ]
     rows = [
         [CASES[kind], counts["labels"], counts["right"], counts["null"], counts["wrong"], f"{counts['share']:.3f}"]
         for kind, counts in figures["speaking"].items()

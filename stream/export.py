@@ -16,7 +16,7 @@ from emostream.stream.messages import Emotion, encode_emotion
 
 COLUMNS = (
     "run", "stream", "source", "utterance", "start_s", "end_s", "label", "confidence", "uncertain", "valence",
-    "arousal", "text",
+    "arousal", "text", "speaker", "face",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t")
 
@@ -61,26 +61,28 @@ def to_parquet(labels: Sequence[Emotion]) -> bytes:
 
 
 def to_vtt(labels: Sequence[Emotion]) -> bytes:
-    """WebVTT: a cue for each utterance, of the voice of its stream."""
+    """WebVTT: a cue for each utterance, of the voice of its stream and speaker."""
     cues = ["WEBVTT\n"]
     for label in labels:
         text = _escaped(label.text or "…")
-        cues.append(
-            f"{_time(label.start_s)} --> {_time(label.end_s)}\n<v {_escaped(label.stream)}>[{_word(label)}] {text}\n"
-        )
+        voice = _escaped(f"{label.stream} {label.speaker}" if label.speaker else label.stream)
+        cues.append(f"{_time(label.start_s)} --> {_time(label.end_s)}\n<v {voice}>[{_word(label)}] {text}\n")
     return "\n".join(cues).encode()
 
 
 def to_eaf(labels: Sequence[Emotion]) -> bytes:
-    """An ELAN annotation file with tiers ``emotion``, ``words`` and ``confidence``. Raises ConfigError if pympi-ling is
-    missing."""
+    """An ELAN annotation file with tiers ``emotion``, ``words``, ``confidence`` and ``speaker``. Raises ConfigError if
+    pympi-ling is missing."""
     elan = _need("pympi").Elan
     document = elan.Eaf()
     document.remove_tier("default")
-    for tier in ("emotion", "words", "confidence"):
+    for tier in ("emotion", "words", "confidence", "speaker"):
         document.add_tier(tier)
         for label in labels:
-            value = {"emotion": _word(label), "words": label.text, "confidence": f"{label.confidence:.2f}"}[tier]
+            value = {
+                "emotion": _word(label), "words": label.text, "confidence": f"{label.confidence:.2f}",
+                "speaker": label.speaker or "",
+            }[tier]  # fmt: skip
             start_ms, end_ms = round(1000 * max(0.0, label.start_s)), round(1000 * label.end_s)
             document.add_annotation(tier, start_ms, max(start_ms + 1, end_ms), value)
     with tempfile.TemporaryDirectory() as folder:  # pympi writes files alone
@@ -90,16 +92,18 @@ def to_eaf(labels: Sequence[Emotion]) -> bytes:
 
 
 def to_textgrid(labels: Sequence[Emotion]) -> bytes:
-    """A Praat TextGrid with interval tiers ``emotion`` and ``words``. Raises ConfigError if praatio is missing."""
+    """A Praat TextGrid with interval tiers ``emotion``, ``words`` and ``speaker``. Raises ConfigError if praatio is
+    missing."""
     textgrid = _need("praatio.textgrid")
     grid = textgrid.Textgrid()
     end_s = max((label.end_s for label in labels), default=0.1)
-    for tier in ("emotion", "words"):
+    for tier in ("emotion", "words", "speaker"):
         entries, last_s = [], 0.0
         for label in sorted(labels, key=lambda each: each.start_s):
             start_s = max(last_s, label.start_s)  # intervals of a tier may not overlap
             if label.end_s > start_s:
-                entries.append((start_s, label.end_s, _word(label) if tier == "emotion" else label.text or " "))
+                value = {"emotion": _word(label), "words": label.text, "speaker": label.speaker}[tier]
+                entries.append((start_s, label.end_s, value or " "))
                 last_s = label.end_s
         grid.addTier(textgrid.IntervalTier(tier, entries or [(0.0, end_s, " ")], 0.0, end_s))
     with tempfile.TemporaryDirectory() as folder:

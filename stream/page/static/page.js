@@ -140,7 +140,7 @@ const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seco
 function addLabel(message) {
   $("#nothing").hidden = true;
   const details = make("details"), summary = make("summary");
-  summary.append(make("span", "when", `${message.stream} ${clock(message.start_s)}`));
+  summary.append(make("span", "when", [message.stream, message.speaker, clock(message.start_s)].filter(Boolean).join(" ")));
   const label = make("span", "label", `${message.label}${message.uncertain ? " ?" : ""} ${percent(message.confidence)}`);
   label.style.color = colour(message.label);
   summary.append(label, make("span", "text", message.text || "…"));
