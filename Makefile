@@ -88,9 +88,9 @@ MARKERS := sed -e 's/^\(torch==[0-9.]*\)+.*/\1/' \
     -e "s/^\(tensorrt_rtx_cu13.*\)/\1; sys_platform == 'linux' and platform_machine == 'x86_64'/"
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet --upgrade pip
-	build/lock/bin/pip install --quiet '.[offline,page]'
+	build/lock/bin/pip install --quiet '.[offline,page,record]'
 	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements.lock
-	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,page,export,mqtt,train,ray,openvino,engines,bench,dev]' tensorrt-rtx-cu13
+	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,page,record,export,mqtt,train,ray,openvino,engines,bench,dev]' tensorrt-rtx-cu13
 	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements-dev.lock
 	rm -rf build/lock
 

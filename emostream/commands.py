@@ -61,6 +61,7 @@ stream_models = _script("stream.cli", "models")
 stream_keys = _script("stream.cli", "keys")
 stream_ctl = _script("stream.ctl", "ctl")
 stream_mqtt = _script("stream.mqtt", "mqtt")
+stream_replay = _script("stream.replay_command", "replay")
 stream_engines = _script("engines.commands.main", "main")
 stream_train = _script("train.commands.main", "main")
 

@@ -195,6 +195,13 @@ class Page(_Section):
     token: Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{16,128})?$")] = ""
 
 
+class Record(_Section):
+    folder: str = ""
+    minutes: Annotated[float, Field(gt=0, le=1440)] = 10
+    max_gb: Annotated[float, Field(gt=0, le=100_000)] = 10
+    max_days: Annotated[float, Field(gt=0, le=3650)] = 30
+
+
 class Privacy(_Section):
     text: Literal["keep", "drop"] = "keep"
 
@@ -222,6 +229,7 @@ class Config(_Section):
     fusion: Fusion = Fusion()
     bus: Bus = Bus()
     page: Page = Page()
+    record: Record = Record()
     supervisor: Supervision = Supervision()
     privacy: Privacy = Privacy()
     log: Log = Log()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from emostream.errors import RunError
 from emostream.stream.config import Supervision
 from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED
+from emostream.stream.topics import BESIDE
 
 BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
 
@@ -43,18 +44,18 @@ class Verdict:
 def judge(end: Exit, rules: Supervision, lossless: bool, stopping: bool) -> Verdict:
     """What follows from ``end``. ``lossless``: the run is one at fast pace. ``stopping``: the run was told to stop.
 
-    A page is beside the run: whatever happens to it, the labels go on.
+    A page and a recording are beside the run: whatever happens to them, the labels go on.
     """
-    is_page = end.kind == "page"
+    is_beside = end.kind in BESIDE
     if end.code == 0 or stopping:
         return Verdict()
     if end.code == CANNOT_RUN and end.has_run and end.is_live:
         first = ("warning", "its source is away; trying again until it is back")
         return Verdict(BACKOFF_NS[min(end.away, len(BACKOFF_NS) - 1)], None if end.away else first, away=True)
     if end.code == CANNOT_RUN:  # a source that cannot be opened ends its stream alone
-        fatal = "" if is_page or end.kind == "capture" else f"{end.name} cannot run"
+        fatal = "" if is_beside or end.kind == "capture" else f"{end.name} cannot run"
         return Verdict(fatal=fatal, reason=bool(fatal), cannot_run=True)
-    if end.code > 0 and not end.has_reported and not is_page:  # its process could not even begin
+    if end.code > 0 and not end.has_reported and not is_beside:  # its process could not even begin
         return Verdict(
             fatal=f"{end.name} could not start (exit code {end.code}); a script that calls emostream.run does so below "
             '`if __name__ == "__main__":`, since the nodes are processes that import it'
@@ -65,7 +66,7 @@ def judge(end: Exit, rules: Supervision, lossless: bool, stopping: bool) -> Verd
     how = "was ended by somebody's SIGTERM" if end.code == TERMINATED else f"crashed (exit code {end.code})"
     if end.crashes + 1 > rules.failures:
         how += f", {end.crashes + 1} times in {rules.within_s:g} s"
-        if is_page:
+        if is_beside:
             return Verdict(line=("error", f"{how}: going on without"), crashed=True)
         text = f"{end.name} {how}: giving up"
         return Verdict(fatal=text, fatal_code=RunError.GAVE_UP, reason=True, crashed=True)

@@ -23,8 +23,9 @@ from emostream.stream.cores.video import VideoCore, make_detector
 from emostream.stream.messages import Emotion, End, Message, Pcm
 from emostream.stream.profile import Profile
 from emostream.stream.sources.arrays import ArraySource
-from emostream.stream.sources.base import AudioChunk, NoTrack
+from emostream.stream.sources.base import AudioChunk, NoTrack, SeenFaces
 from emostream.stream.sources.file import FileSource
+from emostream.stream.sources.replay import ReplaySource
 from emostream.stream.speech.recognizer import make_recognizer
 from emostream.stream.speech.speaker import SpeakerVector, load_speaker
 from emostream.stream.speech.vad import load_vad
@@ -112,7 +113,19 @@ class Labeller:
     ) -> None:
         self.close()
 
-    def _label(self, source: FileSource | ArraySource, name: str, progress: Progress) -> Iterator[Emotion]:
+    def label_recording(self, location: str, progress: Progress = lambda part: None) -> Iterator[Emotion]:
+        """Yield the labels that this configuration gives to the recording of a run, from its sound and faces.
+
+        ``location``: the file's path, with ``#NAME`` for a stream that is not its first. Raises SourceError if it is no
+        recording, and ModelError if the package that reads them is missing.
+        """
+        source = ReplaySource(location, frozenset({"audio", "video"}))
+        source.open()
+        yield from self._label(source, source.stream, progress)
+
+    def _label(
+        self, source: FileSource | ArraySource | ReplaySource, name: str, progress: Progress
+    ) -> Iterator[Emotion]:
         tracks = source.tracks()
         if not tracks:
             raise SourceError(f"{source.name}: has neither sound nor picture")
@@ -145,7 +158,10 @@ class Labeller:
             for item in source.items():
                 if isinstance(item, NoTrack):
                     continue
-                yield from take(audio.push(item) if isinstance(item, AudioChunk) else video.push(item))
+                if isinstance(item, AudioChunk):
+                    yield from take(audio.push(item))
+                else:
+                    yield from take(video.repeat(item) if isinstance(item, SeenFaces) else video.push(item))
                 if source.length_s:
                     progress(min(1.0, item.media_end_ns / 1e9 / source.length_s))
         except SourceError as error:

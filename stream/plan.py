@@ -26,7 +26,7 @@ from emostream.stream.prior import log_ratios
 from emostream.stream.profile import Profile
 from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources import file_path, file_tracks, is_regular, of_this_process
-from emostream.stream.topics import FUSION, PAGE, Medium, NodeKind, node_name
+from emostream.stream.topics import FUSION, PAGE, RECORD, Medium, NodeKind, node_name
 
 
 @dataclass
@@ -59,6 +59,10 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
         token = config.page.token or secrets.token_urlsafe(16)  # the same if the page is started again
         page = config.model_copy(update={"page": config.page.model_copy(update={"token": token})})
         plan.specs.append(replace(fusion, kind="page", name=PAGE, config=page))
+    if config.record.folder and config.pace == "fast":
+        plan.notes.append("recording is for runs in real time; going on without")
+    elif config.record.folder:
+        plan.specs.append(replace(fusion, kind="record", name=RECORD))
     return plan
 
 

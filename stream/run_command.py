@@ -46,6 +46,11 @@ def run() -> int:
         "--log-format", choices=("text", "json"), help="log and labels as text or as lines of JSON (log.format)"
     )
     parser.add_argument("--page", action="store_true", help="serve a live page on this machine; its address is printed")
+    parser.add_argument(
+        "--record",
+        metavar="DIR",
+        help="keep sound, faces, words and labels in DIR (record.folder); --stream replay:FILE",
+    )
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     parser.add_argument(
         "--report",
@@ -60,6 +65,8 @@ def run() -> int:
         changes.append(f"fusion.profile={json.dumps(options.profile)}")
     if options.log_format is not None:
         changes.append(f"log.format={options.log_format}")
+    if options.record is not None:
+        changes.append(f"record.folder={json.dumps(str(Path(options.record).absolute()))}")
     if options.page:
         changes.append("page.on=true")
     no_core_dumps()

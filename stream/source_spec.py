@@ -11,11 +11,13 @@ from emostream.errors import SourceError
 from emostream.stream.topics import Medium
 
 SOURCE = re.compile(
-    r"demo(:two)?|file:.+|microphone(:.+)?|camera(:.+)?|zmq:.+|(?P<scheme>rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+"
+    r"demo(:two)?|file:.+|replay:.+|microphone(:.+)?|camera(:.+)?|zmq:.+"
+    r"|(?P<scheme>rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+"
 )
 _PATH = re.compile(r"(?!.*://)(?:.*/.*|.+\.[A-Za-z0-9]{2,4})", re.DOTALL)
 SOURCE_HELP = (
-    "demo[:two], file:PATH, microphone[:NAME or INDEX], camera[:N], zmq:ENDPOINT or a URL (rtsp://, http://, udp://, …)"
+    "demo[:two], file:PATH, replay:RECORDING, microphone[:NAME or INDEX], camera[:N], zmq:ENDPOINT or a URL (rtsp://, "
+    "http://, udp://, …)"
 )
 
 
@@ -41,7 +43,7 @@ class SourceSpec:
     """
 
     text: str
-    kind: Literal["demo", "file", "microphone", "camera", "zmq", "url"]
+    kind: Literal["demo", "file", "replay", "microphone", "camera", "zmq", "url"]
     location: str
     scheme: str = ""  # of a URL
 
@@ -61,7 +63,7 @@ class SourceSpec:
     @property
     def is_live(self) -> bool:
         """Whether it goes at its own pace: a device or the network."""
-        return self.kind not in ("demo", "file")
+        return self.kind not in ("demo", "file", "replay")
 
     @property
     def media(self) -> frozenset[Medium]:

@@ -29,13 +29,14 @@ from emostream.stream.notify import Notifier
 from emostream.stream.plan import Plan, make_plan, plan_stream
 from emostream.stream.status import Status, StatusBoard, encode_status, stream_line
 from emostream.stream.steering import Steering
-from emostream.stream.topics import CONTROL, FUSION, LABEL, health_topic, log_topic
+from emostream.stream.topics import BESIDE, CONTROL, FUSION, LABEL, RECORD, health_topic, log_topic
 
 _READY_TIMEOUT_NS = 60_000_000_000  # of a start: a recogniser's large model takes long to load
 _SILENT_NS = 15_000_000_000  # without a heartbeat, after which a node counts as hung
 _STOP_NS = 2_600_000_000  # from ``stop`` to killing the nodes that are left, so that Ctrl-C takes less than 3 s
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0
+_RECORD_NS = 2_000_000_000  # for a recording to be finished once all else is over
 _SUSPENDED_NS = 2_000_000_000
 _STATUS_NS = 1_000_000_000
 _POLL_MS = 100  # between two checks of the processes, while no message comes
@@ -157,6 +158,7 @@ class Supervisor:
                     break
             if self._notifier is not None:
                 self._notifier.stopping()
+            self._finish_recording(control)
             while (message := inbox.receive(50)) is not None:  # last log lines
                 self._take(message)
             if self._fatal:
@@ -164,6 +166,14 @@ class Supervisor:
                 failure = RunError(": ".join([self._fatal, *reasons]))
                 failure.exit_code = self._fatal_code
                 raise failure
+
+    def _finish_recording(self, control: Publisher) -> None:
+        """Let a recording come to its end, with the last labels."""
+        process = self._nodes[RECORD].process if RECORD in self._nodes else None
+        until_ns = self._clock.now_ns() + _RECORD_NS
+        while process is not None and process.exitcode is None and self._clock.now_ns() < until_ns:
+            control.send(Control(command="stop"))
+            process.join(0.05)
 
     def _begin(self, node: _Node) -> None:
         """Listen to a node, and start it."""
@@ -326,7 +336,7 @@ class Supervisor:
                 node.process.join()
             if node.process.exitcode is not None:
                 self._on_exit(node, node.process.exitcode)
-        waiting = [node for node in self._nodes.values() if not node.done and node.spec.kind != "page"]
+        waiting = [node for node in self._nodes.values() if not node.done and node.spec.kind not in BESIDE]
         if not waiting:
             return True
         self._go(control)
@@ -346,7 +356,7 @@ class Supervisor:
         streams = dict.fromkeys(node.spec.stream for node in self._nodes.values() if node.t0_ns is None)
         for stream in [""] if self._t0_ns is None else streams:
             group = [node for node in self._nodes.values() if stream in ("", node.spec.stream)]
-            if not all(node.spec.kind == "page" or node.ready or node.cannot_run for node in group):
+            if not all(node.spec.kind in BESIDE or node.ready or node.cannot_run for node in group):
                 continue
             if self._t0_ns is None:
                 self._t0_ns = at_ns

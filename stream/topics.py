@@ -10,12 +10,13 @@ from typing import Literal
 
 Medium = Literal["audio", "video"]
 Content = Literal["pcm", "audio", "face", "speech", "words"]
-NodeKind = Literal["audio", "video", "capture", "speech", "fusion", "page"]
+NodeKind = Literal["audio", "video", "capture", "speech", "fusion", "page", "record"]
 
 CONTROL = "control"  # a topic, and the name of the supervisor's publisher
 LABEL = "label"  # fusion's labels on their way to the supervisor
 STATUS = "status"  # public; and, from the supervisor to fusion, its content
-PAGE = "page"  # a node beside the run
+PAGE, RECORD = "page", "record"
+BESIDE = (PAGE, RECORD)  # nodes beside the run: whatever happens to them, labels go on
 FUSION = "fusion"  # the one node that serves all streams
 EMOTION = "emotion."  # a subscription to this prefix gets all public messages
 UTTERANCE = "emotion.utterance."  # … and to this one, labels without running estimates
@@ -26,6 +27,7 @@ PUBLISHED: Mapping[NodeKind, tuple[Content, ...]] = {
     "capture": ("pcm", "audio", "face"),
     "speech": ("speech",),
     "page": (),
+    "record": (),
     "fusion": (),  # publishes labels only, which are of no one stream's
 }
 FUSED: tuple[Content, ...] = ("speech", "audio", "face")  # what fusion subscribes to

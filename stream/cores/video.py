@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import cv2
+import msgspec
 import numpy as np
 
 from emostream.errors import ModelError
@@ -15,7 +16,7 @@ from emostream.stream.features.face import Detector, HaarCascade, YuNet, crop_fa
 from emostream.stream.features.mouth import mouth
 from emostream.stream.features.people import PeopleFollower, Person
 from emostream.stream.messages import Face, FaceInFrame, Message
-from emostream.stream.sources.base import VideoFrame
+from emostream.stream.sources.base import SeenFaces, VideoFrame
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class VideoCore:
             stream=self._stream,
             media_start_ns=frame.media_ns,
             media_end_ns=frame.media_ns,
-            captured_ns=0 if self._t0_ns is None else self._t0_ns + frame.media_ns + self.delay_ns,
+            captured_ns=self._captured_ns(frame.media_ns),
             crop=_NO_CROP,
             faces=self._follower.faces,
         )
@@ -73,6 +74,16 @@ class VideoCore:
             message.crop, message.box, message.score = main.crop, main.box, main.score
             message.person, message.mouth = main.person, main.mouth
         return [message]
+
+    def repeat(self, seen: SeenFaces) -> list[Message]:
+        """Take faces that were found when they were recorded."""
+        self.faces += seen.face.found
+        at_ns = seen.media_ns
+        times = {"media_start_ns": at_ns, "media_end_ns": at_ns, "captured_ns": self._captured_ns(at_ns)}
+        return [msgspec.structs.replace(seen.face, stream=self._stream, **times)]
+
+    def _captured_ns(self, media_ns: int) -> int:
+        return 0 if self._t0_ns is None else self._t0_ns + media_ns + self.delay_ns
 
 
 def _in_frame(person: Person, image: np.ndarray) -> FaceInFrame:

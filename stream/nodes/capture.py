@@ -13,8 +13,9 @@ from emostream.errors import ModelError, SourceError
 from emostream.stream.messages import End, Message, Word, Words, within
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped
 from emostream.stream.sources import make_source
-from emostream.stream.sources.base import AudioChunk, HeardWords, NoTrack, Source, VideoFrame
+from emostream.stream.sources.base import AudioChunk, HeardWords, NoTrack, SeenFaces, Source, VideoFrame
 from emostream.stream.sources.file import FileSource
+from emostream.stream.sources.replay import ReplaySource
 from emostream.stream.topics import PUBLISHED, Medium, media_topics
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def main(runtime: NodeRuntime) -> None:
 
 
 def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, started_again: bool) -> None:
-    if started_again and t0_ns is not None and isinstance(source, FileSource):
+    if started_again and t0_ns is not None and isinstance(source, (FileSource, ReplaySource)):
         source.seek(runtime.clock.now_ns() - t0_ns)  # what came while the node was away is gone
     stream = runtime.spec.stream
     delay_ns: int | None = None
@@ -105,7 +106,8 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
             else:
                 if delay_ns is None:  # somebody began to write into a pipe, or a server to send, only now
                     late_ns = runtime.clock.now_ns() - t0_ns - item.media_end_ns
-                    delay_ns = max(0, late_ns) if not (started_again or isinstance(source, FileSource)) else 0
+                    is_file = isinstance(source, (FileSource, ReplaySource))
+                    delay_ns = max(0, late_ns) if not (started_again or is_file) else 0
                 if delay_ns:
                     item = dataclasses.replace(item, media_ns=item.media_ns + delay_ns)
                 if _wait(runtime, t0_ns + item.media_end_ns, started_again):
@@ -132,11 +134,11 @@ def _on_timeline(words: Sequence[Word], t0_ns: int) -> list[Word]:
 
 
 def _steered(
-    item: AudioChunk | VideoFrame | HeardWords,
+    item: AudioChunk | VideoFrame | SeenFaces | HeardWords,
     t0_ns: int,
     muted: Sequence[tuple[int, int]],
     paused: Sequence[tuple[int, int]],
-) -> AudioChunk | VideoFrame | HeardWords | None:
+) -> AudioChunk | VideoFrame | SeenFaces | HeardWords | None:
     """What may be heard and seen of it while a stream is muted or paused."""
     if isinstance(item, AudioChunk):
         return silenced(item, t0_ns, [*muted, *paused]) if muted or paused else item
@@ -189,7 +191,7 @@ class Cores:
         self._count = {"chunks": 0, "frames": 0}
         self._seen = (0, 0)  # pictures and faces, when the senses were taken last
 
-    def push(self, item: AudioChunk | VideoFrame, delay_ns: int) -> list[Message]:
+    def push(self, item: AudioChunk | VideoFrame | SeenFaces, delay_ns: int) -> list[Message]:
         """``delay_ns``: how long the source held it back; it counts as captured when it was given."""
         for core in (self._audio, self._video):
             if core is not None:
@@ -198,7 +200,9 @@ class Cores:
             self._count["chunks"] += 1
             return self._audio.push(item) if self._audio is not None else []
         self._count["frames"] += 1
-        return self._video.push(item) if self._video is not None else []
+        if self._video is None:
+            return []
+        return self._video.repeat(item) if isinstance(item, SeenFaces) else self._video.push(item)
 
     def flush(self) -> list[Message]:
         return self._audio.flush() if self._audio is not None else []

@@ -130,6 +130,8 @@ def _main(kind: str) -> Callable[[NodeRuntime], None]:
         from emostream.stream.nodes.speech import main
     elif kind == "page":
         from emostream.stream.nodes.page import main
+    elif kind == "record":
+        from emostream.stream.nodes.record import main
     else:
         from emostream.stream.nodes.fusion import main
     return main

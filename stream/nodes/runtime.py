@@ -21,7 +21,7 @@ from emostream.stream.config import Config
 from emostream.stream.messages import Control, End, Health, Log, Message, Orders, StatusReport
 from emostream.stream.source_spec import SourceSpec
 from emostream.stream.status import BEHIND_S
-from emostream.stream.topics import CONTROL, STATUS, Medium, health_topic, log_topic
+from emostream.stream.topics import BESIDE, CONTROL, FUSION, STATUS, Medium, health_topic, log_topic
 
 _HEARTBEAT_NS = 1_000_000_000
 _DUTIES_NS = 50_000_000
@@ -40,7 +40,7 @@ class NodeSpec:
     ``first``: of fusion's numbers, later ones where it is started again; ``orders``: those so far; ``parent``: the
     supervisor's process."""
 
-    kind: Literal["capture", "speech", "fusion", "page"]
+    kind: Literal["capture", "speech", "fusion", "page", "record"]
     name: str
     stream: str
     config: Config
@@ -117,7 +117,7 @@ class NodeRuntime:
             )
             self._control = Inbox(self.context, 100, lossless=False, observer=self.observer)
             self._control.connect(
-                ipc_of(spec, CONTROL), [CONTROL, STATUS] if spec.kind in ("fusion", "page") else [CONTROL]
+                ipc_of(spec, CONTROL), [CONTROL, STATUS] if spec.kind in (FUSION, *BESIDE) else [CONTROL]
             )
         except BaseException:
             self.context.destroy(0)

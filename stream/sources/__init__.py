@@ -24,6 +24,10 @@ def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config
     At most ``video.fps`` frames a second become images; where frames do not depend on each other, the others are not
     even decoded. ``tracks``: which ones, as in ``tracks.choose``.
     """
+    if spec.kind == "replay":
+        from emostream.stream.sources.replay import ReplaySource
+
+        return ReplaySource(spec.location, media)
     if not spec.is_live:
         from emostream.stream.sources.file import FileSource
 
@@ -74,10 +78,12 @@ def of_this_process(spec: SourceSpec) -> SourceSpec:
 
 
 def file_tracks(spec: SourceSpec) -> frozenset[Medium]:
-    """Media of a file. Raises SourceError if it cannot be opened."""
+    """Media of a file or recording. Raises SourceError if it cannot be opened."""
     from emostream.stream.sources.file import FileSource
+    from emostream.stream.sources.replay import ReplaySource
 
-    file = FileSource(file_path(spec), frozenset(), 1.0)
+    replayed = spec.kind == "replay"
+    file = ReplaySource(spec.location, frozenset()) if replayed else FileSource(file_path(spec), frozenset(), 1.0)
     file.open()
     try:
         return file.tracks()

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from emostream.stream.messages import Word
+from emostream.stream.messages import Face, Word
 from emostream.stream.topics import Medium
 
 GAP_NS = 60_000_000  # between two chunks of sound; a smaller error of a time stamp is rounding or jitter, not a gap
@@ -57,6 +57,18 @@ class HeardWords:
 
 
 @dataclass(frozen=True)
+class SeenFaces:
+    """What was seen in a picture that is not there any more, as a recording has it."""
+
+    face: Face
+    media_ns: int
+
+    @property
+    def media_end_ns(self) -> int:
+        return self.media_ns
+
+
+@dataclass(frozen=True)
 class NoTrack:
     """The source is open, but has no track of this medium."""
 
@@ -74,7 +86,7 @@ class Source(Protocol):
         """Open the file, device or connection. Raises SourceError."""
         ...
 
-    def items(self) -> Iterator[AudioChunk | VideoFrame | HeardWords | NoTrack | None]:
+    def items(self) -> Iterator[AudioChunk | VideoFrame | SeenFaces | HeardWords | NoTrack | None]:
         """Samples and frames in the order of their arrival; None when none came for a while, so that a waiting node
         can do other things. Ends at the end of a file; a live source never ends. Raises SourceError."""
         ...
