@@ -7,7 +7,7 @@ from typing import Any
 
 _SETTINGS = (
     ("speech", "vosk_model"), ("speech", "vad_model"), ("video", "yunet_model"), ("video", "blazeface_models"),
-    ("fusion", "profile"), ("bus", "keys"), ("bus", "run_dir"),
+    ("fusion", "profile"), ("bus", "keys"), ("bus", "run_dir"), ("record", "folder"),
 )  # fmt: skip
 
 
@@ -28,11 +28,11 @@ def rebase(data: dict[str, Any], folder: Path) -> None:
 
 
 def _change(section: Any, key: str, folder: Path, bare: bool) -> None:
-    """``bare``: the value is a path; else a source, which is one if it begins with ``file:``."""
+    """``bare``: the value is a path; else a source, which is one if it begins with ``file:`` or ``replay:``."""
     value = section.get(key) if isinstance(section, dict) else None
     if not isinstance(value, str):
         return
-    prefix = "" if bare else "file:"
+    prefix = "" if bare else "replay:" if value.startswith("replay:") else "file:"
     path = value.removeprefix(prefix)
     is_whole = path.startswith(("/", "~")) or Path(path).is_absolute()
     if value.startswith(prefix) and path not in ("", "-") and not is_whole:

@@ -151,6 +151,11 @@ def test_relative_paths_in_a_configuration_are_relative_to_it(tmp_path):
         [[streams]]
         name = "d"
         source = "http://h/x.wav"
+        [[streams]]
+        name = "e"
+        source = "replay:r/x.mcap"
+        [record]
+        folder = "r"
         [fusion]
         bundle = "ekman7"
         profile = "me"
@@ -159,7 +164,8 @@ def test_relative_paths_in_a_configuration_are_relative_to_it(tmp_path):
         """
     )
     config = load_config(tmp_path / "config.toml", ["speech.vad_model=vad.onnx"])
-    a, b, c, d = config.streams
+    a, b, c, d, e = config.streams
+    assert e.source == f"replay:{tmp_path}/r/x.mcap" and config.record.folder == f"{tmp_path}/r"
     assert a.source == f"file:{tmp_path}/talk.wav" and c.source == "file:-" and d.source == "http://h/x.wav"
     assert (b.audio, b.video) == ("file:/abs/talk.wav", f"file:{tmp_path}/sub/x.mp4")
     assert (config.fusion.bundle, config.fusion.profile) == ("ekman7", f"{tmp_path}/me")

@@ -153,3 +153,9 @@ def test_somebody_alone_is_searched_for_no_more_than_needed():
     for t in range(0, 10_000, 100):
         room.at(t, (_ANNA, 100))
     assert room.asked <= 1 + 10_000 // 300 + 10_000 // SEARCH_MS  # near the face every third frame, and all over
+
+
+def test_ids_go_on_after_another_start():
+    room = Room()
+    room.follower = PeopleFollower(room, first=1234)
+    assert room.at(0, (_ANNA, 100)) == [1235]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from emostream.stream.sources.base import AudioChunk, NoTrack
 from emostream.stream.sources.file import FileSource
 from emostream.stream.sources.replay import ReplaySource
 from tests.emotions import emotion_message
-from tests.processes import BIN, Pipeline
+from tests.processes import BIN, Pipeline, patience
 
 _MS = 1_000_000
 FACTS = {"run": "0123abcd", "version": "0", "config": "{}", "bundle": "ekman7"}
@@ -286,3 +287,21 @@ def test_a_recording_that_cannot_be_costs_no_label(tmp_path):
         run.subscriber.wait_for("utterance", 1, 40)
         run.interrupt()
     assert "cannot record there" in run.output
+
+
+@pytest.mark.process
+def test_a_full_disk_ends_the_recording_and_no_label(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system can be mounted by root alone")
+    try:
+        with Pipeline("--stream", "desk=demo", "--record", str(folder / "r")) as run:
+            run.subscriber.wait_for("utterance", 2, 40)
+            assert run.interrupt() < patience(4)
+            assert run.process.returncode == 0, run.output
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+    assert run.output.count("cannot be written (No space left on device); recording ends") == 1
+    assert "crashed" not in run.output

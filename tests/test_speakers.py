@@ -88,6 +88,10 @@ def test_a_voice_and_a_face_keep_each_other():
     assert speakers.face("s1") is None and speakers.face("s2") == 4
 
 
+def test_names_go_on_after_another_start():
+    assert Speakers(600 * _S, first=3000).assign(ANNA, 3.0, 0) == "s3001"
+
+
 # The network
 
 

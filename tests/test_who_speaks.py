@@ -251,6 +251,15 @@ def test_rows_and_frames_share_a_timeline():
     assert match(curve, USUAL_LAG_MS) > 0.5
 
 
+def test_an_estimate_of_who_is_alone_costs_no_look_at_the_mouth():
+    stream = Stream()
+    stream.see(syllables(1))
+    rows = sound(syllables(1))
+    estimate = stream.people.choose(_S // 4, 3 * _S, 0, rows, final=False)
+    assert estimate.face == 1 and estimate.speaking is None and estimate.seen[0].moves is None
+    assert stream.people.choose(_S // 4, 3 * _S, 0, rows).speaking == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["speaking", "largest", "all"])
 def test_two_people_who_speak_in_turn(who):

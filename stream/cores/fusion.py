@@ -87,7 +87,7 @@ class FusionCore:
     def add_stream(self, name: str, expected: Iterable[str], first: int = 0) -> None:
         """Expect a further stream from now on; one of the same name must have ended."""
         before = self._streams.get(name)
-        self._streams[name] = stream = self._new_stream(name, Schedule(expected, self._rules, first))
+        self._streams[name] = stream = self._new_stream(name, Schedule(expected, self._rules, first), first)
         if before is not None:  # its counters go on
             stream.counters, stream.schedule.late = before.counters, before.schedule.late
 
@@ -95,7 +95,7 @@ class FusionCore:
         """Go on with another prior."""
         self._classifier.correct_for(config.fusion.prior)
 
-    def _new_stream(self, name: str, schedule: Schedule) -> _Stream:
+    def _new_stream(self, name: str, schedule: Schedule, first: int) -> _Stream:
         dim = self._classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8)).shape[1]
         return _Stream(
             name,
@@ -103,7 +103,7 @@ class FusionCore:
             SlidingWindow((DIM,), np.float32),
             self._classifier.voice_encoder(),
             People(dim, self._config.video.who),
-            Speakers(int(self._config.speech.speaker_s * 1e9)),
+            Speakers(int(self._config.speech.speaker_s * 1e9), first),
             None if "speech" in schedule.expected else self._face_endpointer(name),
             known=self._adaptation(),
         )
@@ -293,7 +293,8 @@ class FusionCore:
         around = (start_ns - BEFORE_NS - _LAG_NS, end_ns + AFTER_NS + _LAG_NS)
         row_times = stream.audio.times(*around)
         first_row_ns = int(row_times[0]) if len(row_times) else 0
-        choice = stream.people.choose(start_ns, end_ns, first_row_ns, stream.audio.cut(*around))
+        final = job.kind != "window"
+        choice = stream.people.choose(start_ns, end_ns, first_row_ns, stream.audio.cut(*around), final)
         if choice.face is None and job.cause.voice is not None:  # a known voice has a face, though it said too little
             face = stream.speakers.face(stream.speakers.find(job.cause.voice, end_ns))
             if any(seen.id == face and seen.moves is None for seen in choice.seen):

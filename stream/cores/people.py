@@ -120,15 +120,17 @@ class People:
         order = {id_: (-rows[:, -1].sum(), -len(rows), id_) for id_, rows in seen.items() if len(rows)}
         yield from sorted(order, key=order.__getitem__)
 
-    def choose(self, start_ns: int, end_ns: int, first_row_ns: int, rows: np.ndarray) -> Choice:
+    def choose(self, start_ns: int, end_ns: int, first_row_ns: int, rows: np.ndarray, final: bool = True) -> Choice:
         """Whose face is used for what was said from ``start_ns`` to ``end_ns``; ``rows``: log-mel rows of about that
-        time, the first of which begins at ``first_row_ns``; none: there is no sound."""
+        time, the first of which begins at ``first_row_ns``; none: there is no sound. For an estimate, not ``final``,
+        whoever is alone in view is not looked at closely."""
         ids = list(self.in_view(start_ns, end_ns))
         frames = self._faces.cut(start_ns, end_ns)
         if not ids:
             return Choice(faces=int(frames.max(initial=0)))
         self._curves, scores = {}, {}
-        for id_ in ids if len(rows) and self._who != "largest" else ():
+        closely = len(rows) > 0 and self._who != "largest" and (final or len(ids) > 1 or self.lag.known)
+        for id_ in ids if closely else ():
             mouths = self._people[id_].mouths
             span = (start_ns - BEFORE_NS, end_ns + AFTER_NS)
             times, measures = mouths.times(*span), mouths.cut(*span)[:, :MEASURES]

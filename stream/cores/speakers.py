@@ -29,12 +29,13 @@ class _Voice:
 
 
 class Speakers:
-    """The voices of one stream. ``forget_ns``: how long a voice that is not heard is remembered."""
+    """The voices of one stream. ``forget_ns``: how long a voice that is not heard is remembered; ``first``: one less
+    than the number of the first."""
 
-    def __init__(self, forget_ns: int) -> None:
+    def __init__(self, forget_ns: int, first: int = 0) -> None:
         self._forget_ns = forget_ns
         self._voices: list[_Voice] = []
-        self._names = 0
+        self._names = first
 
     def find(self, vector: np.ndarray, at_ns: int, face: int | None = None) -> str | None:
         """Whose voice it is, if it is anybody's who was heard before. ``vector``: (256,) of length 1; ``face``: that

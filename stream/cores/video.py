@@ -42,12 +42,13 @@ def make_detector(config: Video) -> Detector:
 class VideoCore:
     """One ``Face`` message per frame: the crops of the people that it follows, the main one first, or none.
 
-    ``t0_ns``: Unix time of media time 0, or None if nothing is captured live.
+    ``t0_ns``: Unix time of media time 0, or None if nothing is captured live. ``first``: one less than the first id of
+    a face.
     """
 
-    def __init__(self, stream: str, detector: Detector, t0_ns: int | None) -> None:
+    def __init__(self, stream: str, detector: Detector, t0_ns: int | None, first: int = 0) -> None:
         self._stream, self._t0_ns = stream, t0_ns
-        self._follower = PeopleFollower(detector)
+        self._follower = PeopleFollower(detector, first)
         self._last_ns: int | None = None
         self.delay_ns = 0  # of the source: what counts as captured later
         self.late_frames = 0

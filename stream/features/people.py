@@ -68,10 +68,10 @@ class PeopleFollower:
     ``DETECT_MS`` the detector searches near the last place of each face; in the frames between, a face is where its
     picture fits best, and where neither finds the main one, the whole frame is searched; if that finds nothing, not
     again for ``DETECT_MS``, since otherwise an empty room would cost the most. ``faces``: how many the last search of a
-    whole frame found, followed or not.
+    whole frame found, followed or not. ``first``: one less than the first id.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, first: int = 0) -> None:
         self._detector = detector
         self._hog = cv2.HOGDescriptor((_LOOK_PIXELS,) * 2, (16, 16), (8, 8), (8, 8), 9)
         self._tracks: list[_Track] = []  # the main one first
@@ -79,7 +79,7 @@ class PeopleFollower:
         self._gone: list[_Track] = []
         self._search_ns = self._further_ns = 0  # when to search the whole picture: for the main face, for further ones
         self._shape: tuple[int, ...] = ()
-        self._ids = 0
+        self._ids = first
         self.faces = 0
 
     def push(self, media_ns: int, image: np.ndarray) -> list[Person]:

@@ -51,7 +51,9 @@ def main(runtime: NodeRuntime) -> None:
         source.open()
         runtime.wait_for_subscribers(topics)
         t0_ns = runtime.wait_for_go()
-        cores = Cores(spec.stream, spec.media, detector, t0_ns, spec.config.audio.channels)
+        # no id of a face comes twice in a run: after another start they go on at the tenths of seconds that are over
+        first = (runtime.clock.now_ns() - t0_ns) // 100_000_000 if started_again and t0_ns is not None else 0
+        cores = Cores(spec.stream, spec.media, detector, t0_ns, spec.config.audio.channels, first)
         runtime.counters = lambda: cores.counters() | source.counters
         runtime.senses = cores.take_senses
         _run(runtime, source, cores, t0_ns, started_again)
@@ -176,7 +178,13 @@ class Cores:
     """The cores of the media that a process captures. Each is imported only where it runs, as are its libraries."""
 
     def __init__(
-        self, stream: str, media: frozenset[Medium], detector: Detector | None, t0_ns: int | None, channels: str
+        self,
+        stream: str,
+        media: frozenset[Medium],
+        detector: Detector | None,
+        t0_ns: int | None,
+        channels: str,
+        first: int = 0,
     ) -> None:
         self._audio = self._video = None
         if "audio" in media:
@@ -187,7 +195,7 @@ class Cores:
             assert detector is not None
             from emostream.stream.cores.video import VideoCore
 
-            self._video = VideoCore(stream, detector, t0_ns)
+            self._video = VideoCore(stream, detector, t0_ns, first)
         self._count = {"chunks": 0, "frames": 0}
         self._seen = (0, 0)  # pictures and faces, when the senses were taken last
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import chain
 
 from emostream import __version__
@@ -65,6 +65,8 @@ def main(runtime: NodeRuntime) -> None:
                     recorder.label(decode_emotion(message.payload.encode()))
                 recorder.tick()
         except OSError as error:
+            with suppress(OSError):
+                recorder.close()
             raise RunError(f"{recorder.path}: cannot be written ({error.strerror}); recording ends") from error
 
 
