@@ -115,8 +115,8 @@ def test_switched_off():
 def test_a_tone_is_in_its_band():
     tone = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32)
     rows = mels(tone)
-    assert rows.shape == (100, 40)
-    assert len(set(rows[10:90].argmax(axis=1))) == 1 and 12 <= rows[50].argmax() <= 16
+    assert rows.shape == (98, 40) and mels(tone[:399]).shape == (0, 40)
+    assert len(set(rows.argmax(axis=1))) == 1 and 12 <= rows[50].argmax() <= 16
 
 
 @needs_network
@@ -128,11 +128,14 @@ def test_the_network_is_the_published_one():
     lstm, linear = torch.nn.LSTM(40, 256, 3, batch_first=True), torch.nn.Linear(256, 256)
     lstm.load_state_dict({name[5:]: value for name, value in state.items() if name.startswith("lstm.")})
     linear.load_state_dict({name[7:]: value for name, value in state.items() if name.startswith("linear.")})
-    samples = media.speech_samples(3.0)[8000:33_600].astype(np.float32) / 32768
+    rows = mels(media.speech_samples(3.0)[8000:].astype(np.float32) / 32768)[:160]
     with torch.no_grad():
-        _, (hidden, _) = lstm(torch.from_numpy(mels(samples)[None]))
+        _, (hidden, _) = lstm(torch.from_numpy(rows[None]))
         wanted = torch.relu(linear(hidden[-1]))[0].numpy()
-    np.testing.assert_allclose(SpeakerEncoder(path).encode(samples), wanted / np.linalg.norm(wanted), atol=1e-4)
+    encoder, state = SpeakerEncoder(path), speaker._nothing_read()
+    for i in range(0, 160, 7):  # as it comes
+        state = encoder.read(rows[i : i + 7], state)
+    np.testing.assert_allclose(encoder.vector(state), wanted / np.linalg.norm(wanted), atol=1e-4)
 
 
 @needs_network
@@ -146,7 +149,7 @@ def test_a_vector_does_not_depend_on_the_blocks_or_the_level():
             vector.push((samples[i : i + block] * gain).astype(np.int16))
         vectors.append(vector.value())
     assert all(each is not None and np.linalg.norm(each) == pytest.approx(1, abs=1e-4) for each in vectors)
-    assert vectors[0] @ vectors[1] > 0.99 and vectors[0] @ vectors[2] > 0.9
+    assert vectors[0] @ vectors[1] > 0.99 and vectors[0] @ vectors[2] > 0.8
 
 
 @needs_network

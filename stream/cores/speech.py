@@ -189,8 +189,7 @@ class SpeechCore:
         return events
 
     def _listen_to_voice(self, pcm: Pcm, changes: list[str]) -> None:
-        """What a voice is like is told from the sound between start and pause. The last part of that is read with the
-        block after a pause, so that what is known at the pause goes out first."""
+        """What a voice is like is told from the sound between start and pause."""
         if self._voice is None:
             return
         if "started" in changes:
@@ -199,8 +198,6 @@ class SpeechCore:
                 self._voice.push(block.samples)
         elif self._voiced or "resumed" in changes:
             self._voice.push(pcm.samples)
-        elif self._endpointer.speaking and not changes:
-            self._voice.value()
         if changes:
             self._voiced = changes[-1] in ("started", "resumed")
 

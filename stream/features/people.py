@@ -28,6 +28,7 @@ _ONE_FACE = 0.4  # boxes that overlap by more are of one face
 _NEAR = 0.05  # boxes that overlap by more hide parts of each other
 _CLEARER = 0.03  # by so much more must a look agree with one person than with another
 _LOOKS = 6  # of a person that are kept
+_MOST_GONE = 32  # people who may be back
 _ANOTHER = 0.95  # a look that agrees less with those that are known is worth keeping
 _LOOK_PIXELS, _LOOK_AROUND = 48, 1.25  # on a side; how much is seen, in sides of the crop
 
@@ -90,7 +91,9 @@ class PeopleFollower:
         self._leave([track for track in self._tracks if media_ns - track.seen_ns > PATIENCE_MS * 1_000_000])
         self._gone = [track for track in self._gone if media_ns - track.seen_ns <= KEEP_MS * 1_000_000]
         found: list[_Track] = []
-        for track in self._tracks:
+        for track in list(self._tracks):
+            if track not in self._tracks:  # by now it was recognised in another one
+                continue
             if self._find_again(track, found, media_ns, image):
                 found.append(track)
             else:
@@ -107,7 +110,7 @@ class PeopleFollower:
 
     def _leave(self, tracks: list[_Track]) -> None:
         self._tracks, leaving = [t for t in self._tracks if t not in tracks], list(tracks)
-        self._gone += [track for track in leaving if track.id and track.looks]
+        self._gone = [*self._gone, *(track for track in leaving if track.id and track.looks)][-_MOST_GONE:]
         if self._main in leaving:
             self._main = None
 

@@ -24,13 +24,16 @@ DIM = 256
 LEAST_S = 0.6  # of a voice: less tells little
 _RATE_HZ = 16_000
 _WINDOW, _HOP = 400, 160  # samples: 25 and 10 ms
-_MELS, _FRAMES = 40, 160
-_PART = _FRAMES * _HOP  # samples that are read at a time: 1.6 s
-_REST_S = 0.4  # of an utterance, after the last whole part, that are worth another
+_MELS = 40
+_ROWS = 160  # that are read at a time: 1.6 s
+_REST_ROWS = 40  # fewer, at the end of an utterance, do not count
 _LEVEL = 10 ** (-30 / 20)  # to which a voice is brought: the root mean square of the samples, of full scale
 _LAYERS = 3
 _FIRST, _HIDDEN = 269_883, 256  # byte of the first LSTM weight in the file; the others follow without a gap
 _LINEAR, _LINEAR_BIAS = 7_731, 6_699
+
+
+State = list[tuple[np.ndarray, np.ndarray]]  # hidden state and cell of each layer
 
 
 class SpeakerEncoder:
@@ -62,12 +65,17 @@ class SpeakerEncoder:
         mean = np.load(Path(__file__).with_name("speaker_mean.npy"), allow_pickle=False)
         self._mean = mean.astype(np.float32)
 
-    def encode(self, samples: np.ndarray) -> np.ndarray:
-        """(n,) float samples at 16 kHz, up to 1.6 s at one level → (256,) float32 of length 1."""
-        rows = mels(samples)
-        for inner, outer, bias in self._layers:
-            rows = _lstm(rows @ inner + bias, outer)
-        vector = np.maximum(rows[-1] @ self._linear + self._bias, 0)
+    def read(self, rows: np.ndarray, state: State) -> State:
+        """Read on: (n, 40) mel rows at one level, from a state; returns the state after them."""
+        after: State = []
+        for (inner, outer, bias), (hidden, cell) in zip(self._layers, state, strict=True):
+            rows, cell = _lstm(rows @ inner + bias, outer, hidden, cell)
+            after.append((rows[-1] if len(rows) else hidden, cell))
+        return after
+
+    def vector(self, state: State) -> np.ndarray:
+        """What was read, (256,) float32 of length 1."""
+        vector = np.maximum(state[-1][0] @ self._linear + self._bias, 0)
         unit: np.ndarray = vector / max(float(np.linalg.norm(vector)), 1e-6)
         return unit
 
@@ -78,17 +86,20 @@ class SpeakerEncoder:
         return unit.astype(np.float32)
 
 
-def _lstm(gates: np.ndarray, outer: np.ndarray) -> np.ndarray:
-    """States (n, 256) from what the input adds to the gates, (n, 1024), in torch's order."""
-    state, cell = np.zeros(_HIDDEN, np.float32), np.zeros(_HIDDEN, np.float32)
+def _nothing_read() -> State:
+    return [(np.zeros(_HIDDEN, np.float32), np.zeros(_HIDDEN, np.float32)) for _ in range(_LAYERS)]
+
+
+def _lstm(gates: np.ndarray, outer: np.ndarray, hidden: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hidden states (n, 256) and the last cell from what the input adds to the gates, (n, 1024), in torch's order."""
     states = np.empty((len(gates), _HIDDEN), np.float32)
     for t, added in enumerate(gates):
-        gate = added + state @ outer
+        gate = added + hidden @ outer
         gate[2 * _HIDDEN : 3 * _HIDDEN] *= 2  # tanh(x) = 2 / (1 + exp(-2 x)) - 1
         gate = 1 / (1 + np.exp(-np.clip(gate, -60, 60)))
         cell = gate[_HIDDEN : 2 * _HIDDEN] * cell + gate[:_HIDDEN] * (2 * gate[2 * _HIDDEN : 3 * _HIDDEN] - 1)
-        state = states[t] = gate[3 * _HIDDEN :] * np.tanh(cell)
-    return states
+        hidden = states[t] = gate[3 * _HIDDEN :] * np.tanh(cell)
+    return states, cell
 
 
 @lru_cache(maxsize=1)
@@ -106,11 +117,13 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def mels(samples: np.ndarray) -> np.ndarray:
-    """Power in mel bands, a row each 10 ms, in its middle: (n,) samples → (n // 160, 40) float32."""
+    """Power in mel bands of the windows of 25 ms that fit whole, every 10 ms: (n,) samples → (rows, 40) float32."""
+    if len(samples) < _WINDOW:
+        return np.zeros((0, _MELS), np.float32)
     window, filters = _tables()
-    padded = np.pad(samples.astype(np.float32), _WINDOW // 2)
-    count = len(samples) // _HOP
-    frames = np.ndarray((count, _WINDOW), padded.dtype, padded, strides=(_HOP * padded.itemsize, padded.itemsize))
+    samples = np.ascontiguousarray(samples, np.float32)
+    count = 1 + (len(samples) - _WINDOW) // _HOP
+    frames = np.ndarray((count, _WINDOW), samples.dtype, samples, strides=(_HOP * samples.itemsize, samples.itemsize))
     spectrum = np.fft.rfft(frames * window)
     power: np.ndarray = (spectrum.real**2 + spectrum.imag**2).astype(np.float32) @ filters
     return power
@@ -123,7 +136,11 @@ def load_speaker(config: Speech) -> SpeakerEncoder | None:
 
 
 class SpeakerVector:
-    """The vector of the utterance that is open, part by part as it is spoken, so that little is left at its end."""
+    """The vector of the utterance that is open. It is read as it is spoken, so that nothing is left to do at its end;
+    each 1.6 s begin anew, as the network was trained, and the last ones count by their length.
+
+    A voice is brought to one level, that of the utterance so far.
+    """
 
     def __init__(self, encoder: SpeakerEncoder) -> None:
         self._encoder = encoder
@@ -131,35 +148,38 @@ class SpeakerVector:
 
     def reset(self) -> None:
         """Begin another utterance."""
-        self._samples = np.zeros(0, np.float32)  # of this utterance, in [-1, 1]
-        self._sum, self._parts = np.zeros(DIM, np.float32), 0
-        self._read = 0  # samples that whole parts have read
-        self._rest: tuple[int, np.ndarray | None] = (0, None)  # of so many samples
+        self._left = np.zeros(0, np.float32)  # samples that later rows need
+        self._count, self._energy = 0, 0.0  # of all samples
+        self._state, self._rows = _nothing_read(), 0  # of the open part
+        self._sum = np.zeros(DIM, np.float32)
 
     @property
     def seconds(self) -> float:
         """How much was heard."""
-        return len(self._samples) / _RATE_HZ
+        return self._count / _RATE_HZ
 
     def push(self, samples: np.ndarray) -> None:
-        """Take (n,) int16 samples at 16 kHz, and read a part that is complete."""
-        self._samples = np.concatenate([self._samples, samples.astype(np.float32) / 32768])
-        if len(self._samples) - self._read >= _PART:
-            self._sum += self._encode(self._read)
-            self._read += _PART
-            self._parts += 1
-
-    def _encode(self, start: int) -> np.ndarray:
-        level = float(np.sqrt(np.mean(self._samples**2))) + 1e-7
-        return self._encoder.encode(self._samples[start : start + _PART] * (_LEVEL / level))
+        """Take (n,) int16 samples at 16 kHz."""
+        new = samples.astype(np.float32) / 32768
+        self._count += len(new)
+        self._energy += float(new @ new)
+        self._left = np.concatenate([self._left, new])
+        rows = mels(self._left)
+        self._left = self._left[_HOP * len(rows) :]
+        gain = _LEVEL / (np.sqrt(self._energy / max(1, self._count)) + 1e-7)
+        rows *= np.float32(gain * gain)
+        while len(rows):
+            part = rows[: _ROWS - self._rows]
+            rows = rows[len(part) :]
+            self._state, self._rows = self._encoder.read(part, self._state), self._rows + len(part)
+            if self._rows == _ROWS:
+                self._sum += self._encoder.vector(self._state)
+                self._state, self._rows = _nothing_read(), 0
 
     def value(self) -> np.ndarray | None:
         """The vector so far: (256,) float32 of length 1; None after less than 0.6 s."""
         if self.seconds < LEAST_S:
             return None
-        if self._rest[0] != len(self._samples):
-            total, parts = self._sum, self._parts
-            if not parts or (len(self._samples) - self._read) / _RATE_HZ >= _REST_S:
-                total, parts = total + self._encode(max(0, len(self._samples) - _PART)), parts + 1
-            self._rest = len(self._samples), self._encoder.telling(total)
-        return self._rest[1]
+        if self._rows < _REST_ROWS and self._sum.any():
+            return self._encoder.telling(self._sum)
+        return self._encoder.telling(self._sum + self._rows / _ROWS * self._encoder.vector(self._state))
