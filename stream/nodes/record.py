@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from itertools import chain
 
 from emostream import __version__
@@ -39,7 +40,7 @@ def main(runtime: NodeRuntime) -> None:
     runtime.counters = lambda: {"messages": recorder.messages}
     connected: set[str] = set()
     inbox = runtime.open_inbox({FUSION: [LABEL]})
-    with closing(recorder):
+    with closing(recorder), _deaf(runtime):
         try:
             runtime.wait_for_go()
             heard_ns = runtime.clock.now_ns()
@@ -68,6 +69,15 @@ def main(runtime: NodeRuntime) -> None:
             with suppress(OSError):
                 recorder.close()
             raise RunError(f"{recorder.path}: cannot be written ({error.strerror}); recording ends") from error
+
+
+@contextmanager
+def _deaf(runtime: NodeRuntime) -> Iterator[None]:
+    """No status is written after the end: some come while the process says goodbye."""
+    try:
+        yield
+    finally:
+        runtime.on_status = lambda payload: None
 
 
 def _nodes(runtime: NodeRuntime) -> set[str]:
