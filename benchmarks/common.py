@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from emostream import commands
+from emostream.errors import ConfigError
 from emostream.machine import cpu_name, package_versions
 
 if TYPE_CHECKING:
@@ -157,6 +158,20 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="a look in under a minute; too few samples to quote")
     return parser
+
+
+def add_data(parser: argparse.ArgumentParser, holds: str) -> None:
+    """The option of a benchmark that needs recordings. ``holds``: what the folder has to have."""
+    default = os.environ.get(DATA)
+    parser.add_argument(
+        "--data", type=Path, default=default, metavar="DIR", help=f"folder with {holds} (default: {DATA})"
+    )
+
+
+def check_data(options: argparse.Namespace) -> None:
+    """Raises ConfigError if no folder was given."""
+    if options.data is None:
+        raise ConfigError(f"where are the recordings? give --data DIR or set {DATA}")
 
 
 def finish(out: Path, result: Result, tables: str, plot: Callable[[Path], None]) -> int:

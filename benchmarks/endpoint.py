@@ -16,7 +16,6 @@ judged on those with even ones.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ import numpy as np
 from benchmarks import common
 from benchmarks.script import LEVEL_FRAME, RATE_HZ, levels, ravdess_clips, read_sound
 from emostream.commands import exit_code
-from emostream.errors import ConfigError
 from emostream.stream.config import Speech
 from emostream.stream.speech.endpoint import Endpointer
 from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES
@@ -154,13 +152,9 @@ def plot(path: Path, figures: dict[str, common.Figures]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = common.make_parser(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=os.environ.get(common.DATA), metavar="DIR",
-        help=f"folder with ravdess/ and, if there, clips/ (default: {common.DATA})",
-    )  # fmt: skip
+    common.add_data(parser, "ravdess/ and, if there, clips/")
     options = parser.parse_args(arguments)
-    if options.data is None:
-        raise ConfigError(f"where are the recordings? give --data DIR or set {common.DATA}")
+    common.check_data(options)
     return _run(options)
 
 

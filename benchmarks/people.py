@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -247,13 +246,9 @@ def tables(figures: common.Figures) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = common.make_parser(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=os.environ.get(common.DATA), metavar="DIR",
-        help=f"folder with clips/ (default: {common.DATA})",
-    )  # fmt: skip
+    common.add_data(parser, "clips/ and, if there, ravdess/, emodb/, nemo/ and meetings/")
     options = parser.parse_args(arguments)
-    if options.data is None:
-        raise ConfigError(f"where are the recordings? give --data DIR or set {common.DATA}")
+    common.check_data(options)
     return _run(options)
 
 

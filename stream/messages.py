@@ -97,6 +97,13 @@ class Face(Media):
         """Whether a face is seen."""
         return self.crop.size > 0
 
+    @property
+    def people(self) -> list[FaceInFrame]:
+        """All faces that are followed, the main one first."""
+        if not self.found:
+            return []
+        return [FaceInFrame(self.person, self.crop, self.box, self.score, self.mouth), *self.others]
+
 
 class Word(msgspec.Struct):
     """A recognised word; times in seconds on the stream's timeline, confidence in [0, 1]."""

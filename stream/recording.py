@@ -184,13 +184,12 @@ class Recorder:
 
     def see(self, face: Face) -> None:
         at_ns = self._wall_ns(face.captured_ns)
-        main = FaceInFrame(person=face.person, crop=face.crop, box=face.box, score=face.score, mouth=face.mouth)
         people = [
             {
                 "id": each.person, "box": each.box, "score": each.score, "mouth": each.mouth,
                 "crop": _encoded(each.crop),
             }
-            for each in ([main, *face.others] if face.found else [])
+            for each in face.people
         ]  # fmt: skip
         times = {"timestamp": _timestamp(at_ns), "media_ns": face.media_start_ns}
         content = msgspec.json.encode({**times, "faces": face.faces, "people": people})

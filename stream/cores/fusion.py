@@ -387,6 +387,7 @@ class FusionCore:
         shown = [
             (face, self._faces(stream, job, face.id))
             for (stream, job), choice in zip(ready, choices, strict=True)
+            if job.kind != "pause"  # of which nothing is published
             for face in choice.seen
         ]
         shown = [(face, rows) for face, rows in shown if len(rows)]

@@ -16,7 +16,7 @@ from emostream.stream.config import Who
 from emostream.stream.cores.window import SlidingWindow
 from emostream.stream.features.face import CROP
 from emostream.stream.features.mouth import LAGS_MS, LEAST_MS, MEASURES, USUAL_LAG_MS, agreement, match
-from emostream.stream.messages import Face, FaceInFrame, SeenFace
+from emostream.stream.messages import Face, SeenFace
 
 MATCH = 0.325  # over two seconds, for a face to be the speaker's; more over less time, since chance has more room
 LEAST_MATCH, MOST_MATCH = 0.18, 0.42
@@ -85,10 +85,7 @@ class People:
     def push(self, face: Face) -> None:
         """Take what a frame shows. Raises ValueError for a frame that is not later than the last one."""
         self._faces.append(np.array([face.media_start_ns]), np.array([[face.faces]]))
-        if not face.found:
-            return
-        main = FaceInFrame(person=face.person, crop=face.crop, box=face.box, score=face.score, mouth=face.mouth)
-        for each in [main, *face.others]:
+        for i, each in enumerate(face.people):
             if each.person not in self._people:
                 self._people[each.person] = _Person(
                     SlidingWindow((CROP, CROP), np.uint8),
@@ -98,7 +95,7 @@ class People:
             person, at_ns = self._people[each.person], np.array([face.media_start_ns])
             person.crops.append(at_ns, each.crop[None])
             mouth, box = each.mouth or (0.0,) * MEASURES, each.box or (0.0,) * 4
-            person.mouths.append(at_ns, np.array([[*mouth, *box, each is main]], np.float32))
+            person.mouths.append(at_ns, np.array([[*mouth, *box, i == 0]], np.float32))
 
     def forget_before(self, time_ns: int) -> None:
         """Drop what was before, and those of whom nothing is left."""

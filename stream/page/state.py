@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from emostream.stream.messages import Emotion, Face, FaceInFrame, Pcm, decode_emotion
+from emostream.stream.messages import Emotion, Face, Pcm, decode_emotion
 from emostream.stream.status import Status, decode_status
 
 KEPT = 500  # labels
@@ -85,10 +85,9 @@ class PageState:
     def see(self, face: Face) -> None:
         with self._lock:
             heard = self._heard.setdefault(face.stream, Heard())
-            main = FaceInFrame(person=face.person, crop=face.crop, box=face.box)
             heard.faces = [
                 {"id": each.person, "box": each.box, "crop": base64.b64encode(each.crop.tobytes()).decode()}
-                for each in ([main, *face.others] if face.found else [])
+                for each in face.people
             ]
 
     def forget_senses(self) -> None:
