@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Hundreds of short-lived processes are started by the tests: compile our modules once
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run check test test-long lint install-check image-check audit bench chaos fuzz gpu-check lock demo bundle clean
 

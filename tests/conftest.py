@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -87,3 +88,7 @@ def short_path():
     """A short path, as sockets need; pytest's folders are longer."""
     with tempfile.TemporaryDirectory(prefix="e") as folder:
         yield Path(folder)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests live to the end: no collection need look at them

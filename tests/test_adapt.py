@@ -44,6 +44,7 @@ def test_only_rest_counts():
     assert 0 < person.known < 0.05
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=200))
 def test_it_follows_a_person_who_changes_and_its_memory_is_bounded(weights):
     person = baseline()

@@ -81,6 +81,7 @@ def test_messages_do_not_depend_on_the_chunks(rate, data):
     np.testing.assert_allclose(rows, cut_rows, atol=0.05 if rate != 16_000 else 1e-3)
 
 
+@pytest.mark.slow
 @given(cuts=st.lists(st.integers(0, 16_000), max_size=40))
 def test_at_16_khz_messages_are_identical_for_any_chunks(cuts):
     sound = _sound(16_000, 1.0)

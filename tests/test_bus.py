@@ -215,6 +215,7 @@ def test_speech_events_and_order_are_kept_whenever_messages_come(rounds):
 # Fast pace: nothing is lost
 
 
+@pytest.mark.slow
 def test_a_publisher_waits_for_a_subscriber_that_does_not_read(context):
     publisher, inbox = _join(context, queue=8, capacity=8, lossless=True)
     accepted = 0

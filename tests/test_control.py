@@ -111,6 +111,7 @@ def test_a_request_that_is_too_large_is_not_read(run):
     assert raw(run, request(command="status")).ok
 
 
+@pytest.mark.slow
 def test_the_answer_comes_when_all_nodes_follow(run):
     run.late = ["audio.desk"]
     with zmq.Context() as context, context.socket(zmq.DEALER) as one, context.socket(zmq.DEALER) as other:

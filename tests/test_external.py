@@ -150,6 +150,7 @@ def test_it_ends_when_it_says_so(robot):
     assert list(robot.items) == []
 
 
+@pytest.mark.slow
 def test_what_it_does_not_send_is_missing_two_seconds_later(robot):
     robot.send(sound(), BLOCK.tobytes())
     robot.get()
@@ -215,6 +216,7 @@ def test_what_is_refused_is_counted_told_once_and_costs_nothing_else(robot, capl
     assert len(caplog.records) == 1 and "was refused" in caplog.text and len(caplog.records[0].message) < 1000
 
 
+@pytest.mark.slow
 def test_a_flood_is_dropped_and_counted(robot):
     for _ in range(15):  # 22 s of sound at once
         robot.send(sound(), bytes(48_000))

@@ -54,6 +54,7 @@ def _place(image: np.ndarray) -> tuple[float, float]:
     return float((x * image).sum() / image.sum()), float((y * image).sum() / image.sum())
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     distance=st.floats(12, 180),
@@ -73,6 +74,7 @@ def test_eyes_land_at_their_places(distance, degrees, at):
         np.testing.assert_allclose(_place(crop.astype(float)), np.array(place) * CROP, atol=1.0)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     x=st.floats(-100, 900),
@@ -203,6 +205,7 @@ def test_haar_searches_near_a_face_only_if_asked():
     assert find_faces(detector, pair, face)[0].overlap(face) > 0.6
 
 
+@pytest.mark.slow
 def test_haar_finds_nobody_in_an_empty_scene():
     detector = HaarCascade()
     assert all(not find_faces(detector, media.gray(image)) for image in media.faceless_frames(20))

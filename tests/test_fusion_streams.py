@@ -28,6 +28,7 @@ from tests.fusion import (
 _span = st.integers(0, 300_000_000)
 
 
+@pytest.mark.slow
 @given(_span, _span, _span, _span, _span, _span)
 def test_the_parts_of_the_latency_sum_to_the_total(endpoint, receive, recognition, send, encode, classify):
     run = Run(encode_ns=encode, classify_ns=classify)
@@ -245,6 +246,7 @@ def _minutes(run: Run, minutes: float, spoken_s: float, speech: bool = True) -> 
     return most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimates", [True, False])
 def test_ten_minutes_of_silence_are_forgotten(estimates):
     run = Run(estimates=estimates)
@@ -252,6 +254,7 @@ def test_ten_minutes_of_silence_are_forgotten(estimates):
     assert run.published == []
 
 
+@pytest.mark.slow
 def test_ten_minutes_of_speech_are_forgotten():
     run = Run(estimates=True, window={"hop_ms": 1000})
     assert _minutes(run, 10, 15) < 100 * (15 + 5)

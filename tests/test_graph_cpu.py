@@ -13,6 +13,7 @@ from emostream.train.graphs.cpu import cpu_graph
 from tests.nets import small
 
 
+@pytest.mark.slow
 def test_a_wrong_graph_is_refused(tmp_path):
     model = small()
     broken = cpu_graph(model)

@@ -261,6 +261,7 @@ def test_the_papers_gradient_is_finite_and_reaches_every_parameter(attention, mo
         assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.slow
 def test_the_papers_dropout():
     model, given = paper("both")
     given["text"] = torch.ones(2, 5, 4) + torch.arange(4)

@@ -271,6 +271,7 @@ def test_all_that_is_wrong_is_said_in_one_list(recordings, tmp_path, capsys):
     assert all(text in errors for text in ("column 'size'", "row 1: label 'odd' has one clip", "row 4: ")), errors
 
 
+@pytest.mark.slow
 def test_evaluate_asks_only_for_labels_that_occur(recordings, tmp_path, capsys):
     rows = list(csv.DictReader(recordings.open()))
     rows = [dict(row, label={"calm": "sadness", "wild": "anger"}[row["label"]]) for row in rows]

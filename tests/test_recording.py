@@ -126,6 +126,7 @@ def test_foxgloves_schemas_and_times(tmp_path):
     assert Recording.of(path).facts["run"] == FACTS["run"]
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_byte_costs_the_end_alone(tmp_path):
     path = written(tmp_path, 120)
     data, whole = path.read_bytes(), content(path)

@@ -172,6 +172,7 @@ def test_heartbeats_carry_what_a_bus_observer_counts(monkeypatch, request):
     assert not meter.within
 
 
+@pytest.mark.slow
 def test_running_behind_is_told_once_and_again_when_it_is_over(runtime, supervisor, monkeypatch):
     class Waiting:
         def __init__(self) -> None:

@@ -38,6 +38,7 @@ def test_constant_values_are_flat_and_growing_ones_are_not(noise):
     assert not flat(series(20.0, noise))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.floats(-500, 500))
 def test_the_slope_is_that_of_the_line(per_hour):
@@ -97,6 +98,7 @@ def test_nothing_seen_is_a_fault():
 # The loop
 
 
+@pytest.mark.slow
 def test_sound_and_picture_loop_without_a_gap(tmp_path):
     """Each packet holds 32 ms and each frame 100, or counting them would not tell the time."""
     script, times = soak.make_loop(tmp_path, 2, 30.0)

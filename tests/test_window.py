@@ -56,7 +56,7 @@ class AgainstAList(RuleBasedStateMachine):
         assert len(self.window) == len(self.model)
 
 
-TestAgainstAList = AgainstAList.TestCase
+TestAgainstAList = pytest.mark.slow(AgainstAList.TestCase)
 
 
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=6).filter(lambda times: min(np.diff(times)) <= 0))
