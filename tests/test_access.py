@@ -222,11 +222,12 @@ def test_other_lists_from_a_server_are_refused(servers, text):
 @process
 def test_a_user_and_a_password_are_told_to_the_source_alone(servers, segment, monkeypatch):
     one, other = servers
-    seen: list[str | None] = []
+    seen: dict[str, list[str | None]] = {one.host: [], other.host: []}
 
     def guarded(handler: http.server.BaseHTTPRequestHandler) -> None:
-        seen.append(handler.headers["Authorization"])
-        if seen[-1] is None:
+        told = handler.headers["Authorization"]
+        seen[f"127.0.0.1:{handler.server.server_port}"].append(told)
+        if told is None:
             handler.send_response(401)
             handler.send_header("WWW-Authenticate", 'Basic realm="x"')
             handler.end_headers()
@@ -237,12 +238,11 @@ def test_a_user_and_a_password_are_told_to_the_source_alone(servers, segment, mo
 
     one.files["/sound.ts"] = other.files["/sound.ts"] = guarded
     assert is_heard(f"http://me:p%40ss@{one.host}/sound.ts", monkeypatch)
-    assert seen[-1] == "Basic " + base64.b64encode(b"me:p@ss").decode()
+    assert seen[one.host][-1] == "Basic " + base64.b64encode(b"me:p@ss").decode()
     one.files["/away"] = f"{other.url}/sound.ts"
-    seen.clear()
     with pytest.raises(SourceError, match="HTTP status 401"):
         opened(f"http://me:p%40ss@{one.host}/away", other.host)
-    assert set(seen) == {None}
+    assert set(seen[other.host]) == {None}
 
 
 @process
