@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -251,10 +252,10 @@ def test_a_recording_has_the_labels_of_what_was_recorded(tmp_path):
     one.close()
     source.close()
     with Labeller(config) as labeller:
-        before = list(labeller.label(DEMO_TWO))
-        after = list(labeller.label_recording(str(one.path)))
+        before = list(itertools.islice(labeller.label(DEMO_TWO), 2))  # one of each voice
+        after = list(itertools.islice(labeller.label_recording(str(one.path)), 2))
     facts = ("label", "probabilities", "text", "start_s", "end_s", "modalities", "speaker", "face", "speaking", "faces")
-    assert len(before) == 4
+    assert len(before) == 2
     assert [[getattr(label, fact) for fact in facts] for label in after] == [
         [getattr(label, fact) for fact in facts] for label in before
     ]
