@@ -130,6 +130,7 @@ class Fusion(_Section):
     backend: str = "auto"
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     wait_ms: Annotated[int, Field(ge=0, le=5000)] = 150
+    early: bool = False
     prior: priors.PriorName | dict[str, float] = "training"
     adapt: bool = True
     adapt_s: Annotated[float, Field(gt=0, le=86_400)] = 120

@@ -375,6 +375,7 @@ class Emotion(msgspec.Struct, kw_only=True):
     empty where a recording was labelled without one. ``source``: the path of a recording as it was given; empty in live
     runs. Numbers are without gaps, but go on at a later thousand after fusion had to be started again.
     ``speaker``: which voice spoke, by a name within the run (s1, s2, …), null where that is not told.
+    ``final``: false where ``[fusion] early`` asks for labels at a pause, which may not be the end; the final one follows.
     ``face``: the id of the face that the label is of, null for none; ``speaking``: that whose mouth surely moved with
     the sound; ``faces``: those in view; ``faces_seen``: how many there were at a time, followed or not."""
 
@@ -402,6 +403,7 @@ class Emotion(msgspec.Struct, kw_only=True):
     adapted: float = 0.0
     run: str = ""
     source: str = ""
+    final: bool = True
     speaker: str | None = None
     face: int | None = None
     speaking: int | None = None

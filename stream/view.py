@@ -53,7 +53,7 @@ class View(Protocol):
 
 
 def plain_line(message: Emotion) -> str:
-    """A label as one line of text."""
+    """A label as one line of text; … at its end: the speaker may go on."""
     late = f"{message.latency_ms.total:5.0f} ms" if message.latency_ms else "        "
     sure = "?" if message.uncertain else " "
     parts = "".join(
@@ -63,7 +63,7 @@ def plain_line(message: Emotion) -> str:
     return (
         f"{message.stream}  {message.start_s:7.2f}-{message.end_s:6.2f} s  {message.label:8}{sure} "
         f"{message.confidence:4.0%}  {late}  [{parts}]  {message.text}"
-    ).rstrip()
+    ).rstrip() + ("" if message.final else " …")
 
 
 def now() -> str:

@@ -206,6 +206,22 @@ def test_the_label_of_the_pause_goes_out_at_the_end():
     assert run.labels[0].modalities["audio"].contribution == 0.125
 
 
+def test_whoever_cannot_wait_gets_the_label_of_the_pause():
+    run = _paused(Run(fusion={"early": True}))
+    run.at(2.3).push(speech_message("words", 2.3, 1, 1.0, 2.3, "so good")).step()
+    run.at(2.8).push(speech_message("paused", 2.8, 1, 1.0, 2.6, "so good too")).step()
+    run.at(3.0).push(speech_message("ended", 3.0, 1, 1.0, 2.6, "so good too")).step()
+    assert [(label.final, label.text, label.end_s) for label in run.labels] == [
+        (False, "so good", 2.0), (False, "so good too", 2.6), (True, "so good too", 2.6),
+    ]  # fmt: skip
+    first, second, last = run.labels
+    assert first.probabilities != second.probabilities == last.probabilities
+    assert [label.seq for label in run.labels] == [0, 1, 2] and {label.utterance for label in run.labels} == {1}
+    assert first.latency_ms is not None and first.latency_ms.total == pytest.approx(200, abs=1)
+    assert len(run.classifier.batches) == 2  # the last label is that of the pause before it
+    assert (run.core.counters["early_out"], run.core.counters["utterances_out"]) == (2, 1)
+
+
 @pytest.mark.parametrize("change", ["words", "end", "video"])
 def test_news_since_the_pause_make_a_new_label(change):
     if change == "video":  # too late for the pause, in time for the end

@@ -129,6 +129,7 @@ def test_lines_of_different_labels_are_aligned():
 
 def test_a_label_without_words_ends_without_blanks():
     assert plain_line(_emotion(text="")).endswith("[a-t]")
+    assert plain_line(_emotion(final=False)) == plain_line(_emotion()) + " …"
 
 
 def _consoles(**options: Any) -> tuple[Console, Console]:

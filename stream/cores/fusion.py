@@ -35,6 +35,8 @@ _RESTING = 8  # faces of one rest
 _LAG_NS = 500_000_000  # by which a camera may be behind
 _BEFORE_NS, _AFTER_NS = 150_000_000, 300_000_000  # before and after an utterance, faces are those of someone who speaks
 
+_OUT = {"window": "windows_out", "pause": "early_out", "utterance": "utterances_out"}
+
 _Provisional = tuple[tuple[object, ...], Result]  # what a label depends on (see _key), and the result
 
 
@@ -253,7 +255,8 @@ class FusionCore:
                 continue
             if job.kind == "pause":
                 stream.provisional = (keys[i], results[i])
-                continue
+                if not self._config.fusion.early:
+                    continue
             now_ns = self._clock.now_ns()
             adapted = stream.known.known(features[i].present(), choices[i].face)
             published.append(
@@ -263,7 +266,7 @@ class FusionCore:
             )
             if job.kind == "utterance":
                 self._learn(stream, job, results[i], choices[i])
-            self.counters["utterances_out" if job.kind == "utterance" else "windows_out"] += 1
+            self.counters[_OUT[job.kind]] += 1
         return published
 
     def _results(

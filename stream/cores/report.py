@@ -91,6 +91,7 @@ class Reporter:
             arousal=arousal,
             adapted=round(adapted, 3),
             run=self._run,
+            final=job.kind != "pause",
             speaker=speaker,
             face=choice.face,
             speaking=choice.speaking,

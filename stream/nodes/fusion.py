@@ -125,7 +125,9 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
     step_by_ns = 0
 
     def publish(emotion: Emotion, send: Callable[[Message], None]) -> None:
-        send(Label(stream=emotion.stream, payload=public.send(emotion).decode()))
+        payload = public.send(emotion)
+        if emotion.final:  # what may be taken back is for subscribers alone
+            send(Label(stream=emotion.stream, payload=payload.decode()))
 
     while not core.done:
         runtime.tick()
