@@ -138,12 +138,18 @@ def test_fast_run_and_stream_label_agree_twice(talk, tmp_path):
 
 
 def test_two_streams_at_once(talk, tmp_path):
-    """Two streams share one fusion process; each is labelled as if it were alone."""
+    """Two streams share one fusion process; each is labelled as if it were alone. Labels at a pause reach subscribers
+    alone."""
     out = tmp_path / "labels.jsonl"
     streams = ("--stream", f"left=file:{talk}", "--stream", f"right=file:{talk}")
-    with Pipeline(*streams, "--jsonl", out) as run:
+    with Pipeline(*streams, "--jsonl", out, "--set", "fusion.early=true") as run:
         assert run.finish(60) == 0, run.output
+        heard = run.subscriber.of("utterance")
     labels = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [label for label in heard if label["final"]] == labels
+    for label in labels:
+        early = [one for one in heard if one["stream"] == label["stream"] and one["seq"] < label["seq"]]
+        assert early and early[-1]["utterance"] == label["utterance"] and not early[-1]["final"]
     by_stream = {name: [label for label in labels if label["stream"] == name] for name in ("left", "right")}
     assert len(by_stream["left"]) >= 1
     for one, other in zip(by_stream["left"], by_stream["right"], strict=True):
