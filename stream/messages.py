@@ -375,7 +375,7 @@ class Emotion(msgspec.Struct, kw_only=True):
     empty where a recording was labelled without one. ``source``: the path of a recording as it was given; empty in live
     runs. Numbers are without gaps, but go on at a later thousand after fusion had to be started again.
     ``speaker``: which voice spoke, by a name within the run (s1, s2, …), null where that is not told.
-    ``final``: false where ``[fusion] early`` asks for labels at a pause, which may not be the end; the final one follows.
+    ``final``: false where ``[fusion] early`` asks for labels at a pause, which may not be the end; a final one follows.
     ``face``: the id of the face that the label is of, null for none; ``speaking``: that whose mouth surely moved with
     the sound; ``faces``: those in view; ``faces_seen``: how many there were at a time, followed or not."""
 

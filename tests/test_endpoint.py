@@ -236,12 +236,26 @@ def test_the_benchmark_judges_waits_splits_and_losses():
         endpoint.Clip("pause", np.array(quiet + SPEECH + [0.0] * 10 + SPEECH + quiet), 20 * 0.032, 50 * 0.032),
         endpoint.Clip("whispered", np.array(quiet * 4), 0.8, 1.5),
     ]
-    fixed = endpoint.judge(clips, 400, 400)
-    adaptive = endpoint.judge(clips, 400, 256)
+    fixed = endpoint.judge(clips, (400, 400))
+    adaptive = endpoint.judge(clips, (400, 256))
     assert (fixed["cut"], adaptive["cut"]) == (0, 1)
     assert fixed["unheard"] == adaptive["unheard"] == 1
     assert fixed["wait"]["p50"] == 416 and adaptive["wait"]["p50"] == 256
     assert fixed["cut_early"] == 0 and adaptive["cut_early"] == 0.5
+
+
+def test_the_benchmark_judges_ends_in_talk_by_who_goes_on():
+    """One goes on after 320 ms; another answers her at once; he is the last to speak, and his turn ends before his
+    breath does."""
+    frames = [0.0] * 20 + SPEECH + [0.0] * 10 + SPEECH + [0.0] * 10 + SPEECH + [0.0] * 60
+    ends_s = [(20 + 10 + 20 * i) * 0.032 for i in range(3)]
+    turns = ((0.64, ends_s[0], "her"), (ends_s[0] + 0.3, ends_s[1], "her"), (ends_s[1] + 0.3, ends_s[2] - 0.1, "him"))
+    clip = endpoint.Clip("talk", np.array(frames), 0.0, len(frames) * 0.032, turns)
+    hasty = endpoint.judge_talk([clip], (192, 192))
+    assert (hasty["utterances"], hasty["cut"]) == (3, 1) and hasty["delay"]["n"] == 1
+    assert hasty["delay"]["p50"] == pytest.approx(192 + 100, abs=1)
+    patient = endpoint.judge_talk([clip], (512, 512))
+    assert (patient["utterances"], patient["cut"]) == (1, 0)
 
 
 # As configured

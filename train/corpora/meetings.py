@@ -24,6 +24,20 @@ PAUSE_S = 0.5
 def load(folder: Path) -> list[Item]:
     """The turns in ``folder``. Raises CorpusError if there is no list of turns, a line of it cannot be read, or no
     excerpt that it names is there."""
+    items = []
+    for excerpt, spoken in sorted(turns_of(folder).items()):
+        path = folder / f"{excerpt}.opus"
+        if path.is_file():
+            split = "val" if excerpt in HELD_OUT else "train"
+            items += [Item(path, "neutral", split, f"ami-{speaker}", (), span) for span, speaker in alone(spoken)]
+    if not items:
+        raise CorpusError(f"{folder}: none of the excerpts that turns.rttm names is there")
+    return items
+
+
+def turns_of(folder: Path) -> dict[str, list[tuple[float, float, str]]]:
+    """By excerpt, start and end in seconds and the speaker of each turn. Raises CorpusError if there is no list of
+    turns, or a line of it cannot be read."""
     table = folder / "turns.rttm"
     if not table.is_file():
         raise CorpusError(f"{table}: no such file; expected the turns of AMI's excerpts")
@@ -35,15 +49,7 @@ def load(folder: Path) -> list[Item]:
         except (IndexError, ValueError) as error:
             raise CorpusError(f"{table}: line {number}: not a turn (SPEAKER excerpt 1 start length …)") from error
         turns.setdefault(excerpt, []).append((start, start + length, speaker))
-    items = []
-    for excerpt, spoken in sorted(turns.items()):
-        path = folder / f"{excerpt}.opus"
-        if path.is_file():
-            split = "val" if excerpt in HELD_OUT else "train"
-            items += [Item(path, "neutral", split, f"ami-{speaker}", (), span) for span, speaker in alone(spoken)]
-    if not items:
-        raise CorpusError(f"{folder}: none of the excerpts that {table.name} names is there")
-    return items
+    return turns
 
 
 def alone(turns: list[tuple[float, float, str]]) -> list[tuple[tuple[float, float], str]]:
