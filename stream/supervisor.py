@@ -286,8 +286,9 @@ class Supervisor:
             self._lines.append(Log(node=node, level=level, text=text, at_ns=self._clock.now_ns()))
 
     def _pass_on(self, control: Publisher) -> None:
-        """Send lines to the recording, once it is there; those of the start wait for it."""
-        if RECORD not in self._nodes or not self._nodes[RECORD].ready:
+        """Send lines to the recording, once it is there; those of the start wait for it, and that it crashed."""
+        node = self._nodes.get(RECORD)
+        if node is None or node.process is None or not node.ready:
             return
         for _ in range(min(_LINES_AT_ONCE, len(self._lines))):
             control.send(self._lines.popleft())
