@@ -18,7 +18,7 @@ import pyrage
 import pytest
 from mcap.reader import make_reader
 
-from emostream.errors import ConfigError, EmostreamError, SourceError
+from emostream.errors import ConfigError, EmostreamError, ModelError, SourceError
 from emostream.stream.config import Config, Record, load_config
 from emostream.stream.encryption import recipients
 from emostream.stream.recorded import Recording, files_of, labels, sound_and_faces
@@ -332,6 +332,12 @@ def test_a_run_is_recorded_encrypted_with_pictures_and_a_kill_costs_what_was_hel
     assert any(boxes["points"] for boxes in found["/desk/boxes"])
     done = command("stream-replay", folder, "--identity", key.file)
     assert done.returncode == 0 and "would change" in done.stderr, done.stderr
+
+
+def test_without_the_package_it_is_told_how_to_get_it(key, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyrage", None)
+    with pytest.raises(ModelError, match=r"pip install 'emostream\[record\]'"):
+        recipients(key.public)
 
 
 def test_without_a_key_the_settings_are_as_they_were():
