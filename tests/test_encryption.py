@@ -306,7 +306,7 @@ def test_a_run_is_recorded_encrypted_with_pictures_and_a_kill_costs_what_was_hel
     folder = tmp_path / "r"
     settings = {"public_key": key.public, "video": "true", "minutes": "0.03"}
     changes = [text for name, value in settings.items() for text in ("--set", f"record.{name}={value}")]
-    with Pipeline("--stream", "desk=demo", "--record", folder, *changes) as run:
+    with Pipeline("--stream", "desk=demo", "--record", folder, "--set", "speech.recognizer=none", *changes) as run:
         run.subscriber.wait_for("utterance", 1, 40)
         os.kill(run.node("record"), signal.SIGKILL)
         before = set(folder.glob("*.age"))
@@ -330,7 +330,7 @@ def test_a_run_is_recorded_encrypted_with_pictures_and_a_kill_costs_what_was_hel
     pictures = [picture["media_ns"] for picture in found["/desk/picture"]]
     assert len({at_ns // 200_000_000 for at_ns in pictures}) == len(pictures) > 3
     assert any(boxes["points"] for boxes in found["/desk/boxes"])
-    done = command("stream-replay", folder, "--identity", key.file)
+    done = command("stream-replay", folder, "--identity", key.file, "--set", "speech.recognizer=none")
     assert done.returncode == 0 and "would change" in done.stderr, done.stderr
 
 
