@@ -24,7 +24,7 @@ import zmq
 from emostream.errors import BusError
 from emostream.files import user_path
 from emostream.stream.clock import Clock
-from emostream.stream.messages import AudioRows, Codec, End, Face, Media, Message, Pcm
+from emostream.stream.messages import AudioRows, Codec, End, Face, Media, Message, Pcm, Picture
 
 try:
     import fcntl
@@ -40,7 +40,7 @@ _RUN_DIR = "emostream-"
 _LOCK = "in-use"
 _LONGEST_DIR = 70  # the path of a Unix socket has at most 107 bytes, of which 35 are added here
 SEND_TIMEOUT_MS = 100  # of one attempt, at fast pace: between two attempts a node checks whether it has to stop
-_DROPPABLE = (Pcm, AudioRows, Face)
+_DROPPABLE = (Pcm, AudioRows, Face, Picture)
 
 
 class BusObserver(Protocol):

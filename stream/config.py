@@ -198,9 +198,19 @@ class Page(_Section):
 
 class Record(_Section):
     folder: str = ""
+    video: bool = False
+    public_key: str = ""
+    identity: str = ""
     minutes: Annotated[float, Field(gt=0, le=1440)] = 10
     max_gb: Annotated[float, Field(gt=0, le=100_000)] = 10
     max_days: Annotated[float, Field(gt=0, le=3650)] = 30
+
+    @field_validator("public_key")
+    @classmethod
+    def _public(cls, value: str) -> str:
+        if value.upper().startswith("AGE-SECRET-KEY-"):
+            raise ValueError("is a secret key; give the public one that belongs to it, age1…")
+        return value
 
 
 class Privacy(_Section):

@@ -116,10 +116,11 @@ class Labeller:
     def label_recording(self, location: str, progress: Progress = lambda part: None) -> Iterator[Emotion]:
         """Yield the labels that this configuration gives to the recording of a run, from its sound and faces.
 
-        ``location``: the file's path, with ``#NAME`` for a stream that is not its first. Raises SourceError if it is no
-        recording, and ModelError if the package that reads them is missing.
+        ``location``: the file's path, with ``#NAME`` for a stream that is not its first; ``record.identity`` names the
+        key of an encrypted one. Raises SourceError if it is no recording, ConfigError for a key that is none, and
+        ModelError if the package that reads them is missing.
         """
-        source = ReplaySource(location, frozenset({"audio", "video"}))
+        source = ReplaySource(location, frozenset({"audio", "video"}), self._config.record.identity)
         source.open()
         yield from self._label(source, source.stream, progress)
 

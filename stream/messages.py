@@ -105,6 +105,19 @@ class Face(Media):
         return [FaceInFrame(self.person, self.crop, self.box, self.score, self.mouth), *self.others]
 
 
+class Picture(Media):
+    """A picture as it is recorded, and only while somebody records. ``jpeg``: (n,) uint8; ``width`` and ``height`` in
+    pixels."""
+
+    jpeg: np.ndarray
+    width: int
+    height: int
+
+    @property
+    def topic(self) -> str:
+        return topics.stream_topic("picture", self.stream)
+
+
 class Word(msgspec.Struct):
     """A recognised word; times in seconds on the stream's timeline, confidence in [0, 1]."""
 
@@ -193,11 +206,13 @@ class Health(Message):
 
 
 class Log(Message):
-    """One line for the user, from a node."""
+    """One line for the user, from a node; and from the supervisor, to whoever records, all lines of the run, with the
+    time of each (``at_ns``)."""
 
     node: str
     level: str
     text: str
+    at_ns: int = 0
 
     @property
     def topic(self) -> str:
@@ -278,7 +293,8 @@ class StatusReport(Message):
 
 
 _NUMBERS = re.compile(r"[<>|=]?[biufc][0-9]{1,2}")  # numpy would parse, and make, far more than types of numbers
-_ANY = Pcm | AudioRows | Face | Words | SpeechEvent | End | Health | Log | Control | Orders | Label | StatusReport
+_Seen = Face | Picture
+_ANY = Pcm | AudioRows | _Seen | Words | SpeechEvent | End | Health | Log | Control | Orders | Label | StatusReport
 
 
 class Codec:

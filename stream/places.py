@@ -7,7 +7,7 @@ from typing import Any
 
 _SETTINGS = (
     ("speech", "vosk_model"), ("speech", "vad_model"), ("video", "yunet_model"), ("video", "blazeface_models"),
-    ("fusion", "profile"), ("bus", "keys"), ("bus", "run_dir"), ("record", "folder"),
+    ("fusion", "profile"), ("bus", "keys"), ("bus", "run_dir"), ("record", "folder"), ("record", "identity"),
 )  # fmt: skip
 
 
@@ -21,6 +21,9 @@ def rebase(data: dict[str, Any], folder: Path) -> None:
         _change(fusion, "bundle", folder, bare=True)
     if isinstance(bus, dict) and bus.get("control") not in ("auto", "off"):
         _change(bus, "control", folder, bare=True)
+    record = data.get("record")
+    if isinstance(record, dict) and not str(record.get("public_key", "")).startswith("age1"):  # else it is a key
+        _change(record, "public_key", folder, bare=True)
     streams = data.get("streams")
     for stream in streams if isinstance(streams, list) else ():
         for key in ("source", "audio", "video"):

@@ -19,6 +19,7 @@ from emostream.stream import models
 from emostream.stream.bus import bind_xpub
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Bus, Config, Stream
+from emostream.stream.encryption import recipients
 from emostream.stream.gate import closed
 from emostream.stream.keys import Keys
 from emostream.stream.nodes.runtime import NodeSpec
@@ -62,6 +63,8 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
     if config.record.folder and config.pace == "fast":
         plan.notes.append("recording is for runs in real time; going on without")
     elif config.record.folder:
+        if config.record.public_key:
+            recipients(config.record.public_key)
         plan.specs.append(replace(fusion, kind="record", name=RECORD))
     return plan
 
@@ -73,7 +76,7 @@ def plan_stream(plan: Plan, stream: Stream, config: Config, run_dir: Path, clock
     """
     node = partial(NodeSpec, config=config, run_dir=str(run_dir), clock_offset_ns=clock.offset_ns)
     modalities: set[str] = set()
-    for kind, (source, media) in _captures(stream, plan.notes).items():
+    for kind, (source, media) in _captures(stream, config, plan.notes).items():
         name = node_name(kind, stream.name)
         plan.specs.append(node("capture", name, stream.name, source=source, media=media, tracks=stream.tracks or ""))
         modalities |= media
@@ -89,7 +92,7 @@ def plan_stream(plan: Plan, stream: Stream, config: Config, run_dir: Path, clock
     return frozenset(modalities)
 
 
-def _captures(stream: Stream, notes: list[str]) -> dict[NodeKind, tuple[SourceSpec, frozenset[Medium]]]:
+def _captures(stream: Stream, config: Config, notes: list[str]) -> dict[NodeKind, tuple[SourceSpec, frozenset[Medium]]]:
     """Capture nodes of a stream, by kind: their source and media. Sound and picture of a file, or of two sources, are
     read by two processes; a network source is opened once, so one process reads both."""
     captures: dict[NodeKind, tuple[SourceSpec, frozenset[Medium]]] = {}
@@ -104,7 +107,7 @@ def _captures(stream: Stream, notes: list[str]) -> dict[NodeKind, tuple[SourceSp
             captures["capture" if both else medium] = (source, source.media if both else frozenset({medium}))
         elif stream.source is not None and source.kind in ("url", "zmq"):
             captures["capture"] = (source, source.media)
-        elif source.is_live or medium in file_tracks(source):
+        elif source.is_live or medium in file_tracks(source, config.record.identity):
             captures[medium] = (source, frozenset({medium}))
         else:
             notes.append(f"{stream.name}: {source} has no {medium} track; going on without {medium}")

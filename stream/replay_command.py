@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -19,26 +20,37 @@ def replay() -> int:
     parser = make_parser(
         "stream-replay", "Label a recording of stream-run --record again, from its sound and faces, and compare."
     )
-    parser.add_argument("recording", metavar="FILE.mcap", help="with #NAME: a stream that is not the first")
+    parser.add_argument(
+        "recording",
+        metavar="FILE",
+        help="or a folder, or a pattern, 'DIR/*RUN*'; with #NAME: a stream that is not the first",
+    )
     parser.add_argument(
         "--compare",
         metavar="BUNDLE",
         help="label it with this bundle; else with the one that is configured, and the settings that are given",
     )
+    parser.add_argument(
+        "--identity", metavar="FILE", help="secret key of an encrypted recording, of age-keygen (record.identity)"
+    )
     add_config_options(parser)
     options = parser.parse_args()
-    changes = [*options.set, *([] if options.compare is None else [f"fusion.bundle={options.compare}"])]
+    changes = list(options.set)
+    if options.compare is not None:
+        changes.append(f"fusion.bundle={options.compare}")
+    if options.identity is not None:
+        changes.append(f"record.identity={json.dumps(options.identity)}")
     config = load_config(options.config, changes)
     logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        from emostream.stream.recording import labels
+        from emostream.stream.recorded import labels
     except ImportError as error:
         raise ModelError(f"recordings need packages ({error.name}): pip install 'emostream[record]'") from error
     from emostream.stream.sources.replay import ReplaySource
 
-    source = ReplaySource(options.recording, frozenset())
+    source = ReplaySource(options.recording, frozenset(), config.record.identity)
     source.open()
-    before = labels(source.path, source.stream)
+    before = labels(source.paths, source.stream, config.record.identity)
     with Labeller(config) as labeller:
         after = list(labeller.label_recording(options.recording))
     rows = pairs(before, after, source.first_ns / 1e9)

@@ -51,6 +51,9 @@ def run() -> int:
         metavar="DIR",
         help="keep sound, faces, words and labels in DIR (record.folder); --stream replay:FILE",
     )
+    parser.add_argument(
+        "--identity", metavar="FILE", help="secret key for an encrypted replay:FILE, of age-keygen (record.identity)"
+    )
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     parser.add_argument(
         "--report",
@@ -67,6 +70,8 @@ def run() -> int:
         changes.append(f"log.format={options.log_format}")
     if options.record is not None:
         changes.append(f"record.folder={json.dumps(str(Path(options.record).absolute()))}")
+    if options.identity is not None:
+        changes.append(f"record.identity={json.dumps(options.identity)}")
     if options.page:
         changes.append("page.on=true")
     no_core_dumps()

@@ -25,13 +25,14 @@ _USER = re.compile(r"(://)([^/?#\s]*)@")
 _SECRET = re.compile(  # in linear time: a name is looked over once for its =, then once for such a word
     r"([?&](?=[^=&?\s]*+=)[^=&?\s]*?(?:key|pass|pwd|secret|token|auth|sig)[^=&?\s]*+=)[^&\s#]*", re.IGNORECASE
 )
+_AGE_KEY = re.compile(r"AGE-SECRET-KEY-[0-9A-Z]+", re.IGNORECASE)
 _VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def masked(text: str) -> str:
-    """A text in which the passwords and tokens of URLs are ``***``."""
+    """A text in which the passwords and tokens of URLs, and secret keys of age, are ``***``."""
     text = _USER.sub(lambda match: f"{match[1]}{match[2].partition(':')[0]}{':***' if ':' in match[2] else ''}@", text)
-    return _SECRET.sub(r"\1***", text)
+    return _AGE_KEY.sub("AGE-SECRET-KEY-***", _SECRET.sub(r"\1***", text))
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from emostream.stream.messages import Emotion, Health, decode_public
-from emostream.stream.topics import FUSION, node_name, parse_node
+from emostream.stream.topics import FUSION, RECORD, node_name, parse_node
 
 BEHIND_S = 2.0  # from which a run counts as too slow
 SILENT_S = 3.0  # of a live source, from which it counts as away
@@ -86,6 +86,11 @@ class Status(msgspec.Struct, kw_only=True):
     uptime_s: float = 0.0
     streams: dict[str, StreamStatus] = {}
     nodes: dict[str, NodeStatus] = {}
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether what is heard and seen is being written down (``stream-run --record``)."""
+        return RECORD in self.nodes and self.nodes[RECORD].state == "running"
 
 
 _encoder = msgspec.json.Encoder()

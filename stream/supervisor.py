@@ -39,6 +39,7 @@ _EXIT_S = 1.0
 _RECORD_NS = 2_000_000_000  # for a recording to be finished once all else is over
 _SUSPENDED_NS = 2_000_000_000
 _STATUS_NS = 1_000_000_000
+_LINES, _LINES_AT_ONCE = 1000, 20  # of the log, that wait for a recording; and that are sent between two looks around
 _POLL_MS = 100  # between two checks of the processes, while no message comes
 
 
@@ -83,7 +84,8 @@ class Supervisor:
     ) -> None:
         self._config, self._stop, self._notifier = config, stop, notifier
         self._status_line = ""
-        self._on_emotion, self._on_health, self._on_log = on_emotion, on_health, on_log
+        self._on_emotion, self._on_health, self._tell = on_emotion, on_health, on_log
+        self._lines: deque[Log] = deque(maxlen=_LINES)  # on their way into a recording
         self._on_status = on_status
         self._clock = SystemClock()
         self._run_dir = make_run_dir(config.bus.run_dir)
@@ -153,6 +155,7 @@ class Supervisor:
                 if self._unfollowed(self._steering.orders.serial):
                     control.send(self._steering.orders)  # again and again, as with ``stop``
                 self._report(control)
+                self._pass_on(control)
                 self._notify()
                 if self._look_after(control) or self._out_of_time() or self._fatal:
                     break
@@ -172,6 +175,7 @@ class Supervisor:
         process = self._nodes[RECORD].process if RECORD in self._nodes else None
         until_ns = self._clock.now_ns() + _RECORD_NS
         while process is not None and process.exitcode is None and self._clock.now_ns() < until_ns:
+            self._pass_on(control)
             control.send(Control(command="stop"))
             process.join(0.05)
 
@@ -274,6 +278,20 @@ class Supervisor:
             if message.level == "error":
                 self._nodes[message.node].error = message.text
             self._on_log(message.node, message.level, message.text)
+
+    def _on_log(self, node: str, level: str, text: str) -> None:
+        """Give a line to the user, and to a recording."""
+        self._tell(node, level, text)
+        if self._config.record.folder:
+            self._lines.append(Log(node=node, level=level, text=text, at_ns=self._clock.now_ns()))
+
+    def _pass_on(self, control: Publisher) -> None:
+        """Send lines to the recording, once it is there; those of the start wait for it, and that it crashed."""
+        node = self._nodes.get(RECORD)
+        if node is None or node.process is None or not node.ready:
+            return
+        for _ in range(min(_LINES_AT_ONCE, len(self._lines))):
+            control.send(self._lines.popleft())
 
     def _notify(self) -> None:
         """Tell the service manager that the run has begun, is ending or goes on, and what it has done so far."""

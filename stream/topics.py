@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 Medium = Literal["audio", "video"]
-Content = Literal["pcm", "audio", "face", "speech", "words"]
+Content = Literal["pcm", "audio", "face", "picture", "speech", "words"]
 NodeKind = Literal["audio", "video", "capture", "speech", "fusion", "page", "record"]
 
+LOGS = "log."  # a subscription to this prefix gets the lines of all nodes
 CONTROL = "control"  # a topic, and the name of the supervisor's publisher
 LABEL = "label"  # fusion's labels on their way to the supervisor
 STATUS = "status"  # public; and, from the supervisor to fusion, its content
@@ -55,7 +56,7 @@ def health_topic(node: str) -> str:
 
 def log_topic(node: str) -> str:
     """Topic of a node's log lines."""
-    return f"log.{node}"
+    return f"{LOGS}{node}"
 
 
 def media_topics(media: Iterable[Medium], stream: str) -> list[str]:

@@ -224,7 +224,9 @@ class LiveView:
         small = len(names) * _STREAM_LINES + 4 > self._console.height
         streams = [self._stream(name, self._now.get(name), small) for name in names]
         legend = Text(LEGEND, style="dim", overflow="ellipsis", no_wrap=True)
-        return Panel(Group(*streams, self._nodes(), legend), title=self._title, border_style="dim")
+        recording = ("  ● recording", "bold red") if self._status.is_recorded else ""
+        title = Text.assemble(self._title, recording)
+        return Panel(Group(*streams, self._nodes(), legend), title=title, border_style="dim")
 
     def _stream(self, name: str, message: Emotion | None, small: bool) -> Group:
         status = self._status.streams.get(name, StreamStatus())

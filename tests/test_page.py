@@ -268,7 +268,8 @@ def test_a_browser_shows_the_demo_and_comes_back_when_the_page_does(tmp_path):
     from playwright.sync_api import sync_playwright
 
     port = free_port()
-    with Pipeline("--config", "config.toml", "--page", "--set", f"page.port={port}") as run, sync_playwright() as play:
+    options = ("--config", "config.toml", "--page", "--set", f"page.port={port}", "--record", tmp_path / "r")
+    with Pipeline(*options) as run, sync_playwright() as play:
         url = address(run)
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 844})
@@ -283,6 +284,7 @@ def test_a_browser_shows_the_demo_and_comes_back_when_the_page_does(tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert "joy" in page.inner_text("#said li >> nth=0")
         assert page.inner_text(".facing") == "a face"
+        assert page.inner_text("#recording:not([hidden])") == "● recording"
         page.keyboard.press("Tab")
         for _ in range(12):  # to the utterance, by keyboard
             if page.evaluate("document.activeElement.tagName") == "SUMMARY":

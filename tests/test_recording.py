@@ -20,7 +20,8 @@ from emostream.stream.cores.audio import AudioCore
 from emostream.stream.cores.video import VideoCore, make_detector
 from emostream.stream.label import Labeller
 from emostream.stream.messages import Face, FaceInFrame, Pcm, SpeechEvent, Word
-from emostream.stream.recording import Recorder, Recording, labels, sound_and_faces
+from emostream.stream.recorded import Recording, labels, sound_and_faces
+from emostream.stream.recording import Recorder
 from emostream.stream.sources import DEMO_TWO
 from emostream.stream.sources.base import AudioChunk, NoTrack
 from emostream.stream.sources.file import FileSource

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from emostream.errors import ModelError, SourceError
-from emostream.stream.messages import End, Message, Word, Words, within
+from emostream.stream.messages import End, Face, Message, Word, Words, within
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped
 from emostream.stream.sources import make_source
 from emostream.stream.sources.base import AudioChunk, HeardWords, NoTrack, SeenFaces, Source, VideoFrame
 from emostream.stream.sources.file import FileSource
 from emostream.stream.sources.replay import ReplaySource
-from emostream.stream.topics import PUBLISHED, Medium, media_topics
+from emostream.stream.topics import PUBLISHED, Medium, media_topics, stream_topic
 
 if TYPE_CHECKING:
     from emostream.stream.features.face import Detector
@@ -84,6 +84,7 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
     if started_again and t0_ns is not None and isinstance(source, (FileSource, ReplaySource)):
         source.seek(runtime.clock.now_ns() - t0_ns)  # what came while the node was away is gone
     stream = runtime.spec.stream
+    pictures = _pictures(runtime)
     delay_ns: int | None = None
     if source.live:
         runtime.heard_ns = runtime.clock.now_ns()
@@ -124,6 +125,24 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
             continue
         for message in cores.push(item, getattr(source, "delay_ns", 0)):
             runtime.send(message)
+            if pictures is not None and isinstance(message, Face) and isinstance(item, VideoFrame):
+                pictures(item, message)
+
+
+def _pictures(runtime: NodeRuntime) -> Callable[[VideoFrame, Face], None] | None:
+    """Sends pictures, where the run's are recorded, and only as long as somebody does record: else none is made."""
+    spec = runtime.spec
+    if not (spec.config.record.video and spec.config.record.folder and spec.realtime and "video" in spec.media):
+        return None
+    from emostream.stream.cores.picture import PictureCore
+
+    core, topics = PictureCore(), [stream_topic("picture", spec.stream)]
+
+    def send(frame: VideoFrame, face: Face) -> None:
+        if runtime.publisher.has_subscribers(topics) and (picture := core.push(frame.image, face)) is not None:
+            runtime.send(picture)
+
+    return send
 
 
 def _on_timeline(words: Sequence[Word], t0_ns: int) -> list[Word]:

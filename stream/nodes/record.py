@@ -10,10 +10,10 @@ from itertools import chain
 
 from emostream import __version__
 from emostream.errors import ModelError, RunError
-from emostream.stream.messages import Face, Label, Pcm, SpeechEvent, decode_emotion
+from emostream.stream.messages import Face, Label, Pcm, Picture, SpeechEvent, decode_emotion
 from emostream.stream.nodes.runtime import NodeRuntime, ipc_of
 from emostream.stream.source_spec import masked
-from emostream.stream.topics import FUSION, LABEL, parse_node, stream_topic
+from emostream.stream.topics import FUSION, LABEL, Content, parse_node, stream_topic
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,12 @@ def main(runtime: NodeRuntime) -> None:
         "config": masked(json.dumps(config.model_dump(mode="json"))), "bundle": config.fusion.bundle,
     }  # fmt: skip
     recorder = Recorder(config.record, facts, runtime.clock.wall_ns)
-    log.info("recording sound and faces: %s", recorder.path)
+    contents: list[Content] = ["pcm", "face", "speech"]
+    if config.record.video:
+        contents.append("picture")
+    what = "sound, faces and pictures" if config.record.video else "sound and faces"
+    log.info("recording %s%s: %s", what, ", encrypted" if config.record.public_key else "", recorder.path)
+    runtime.on_log = recorder.log
     runtime.on_status = lambda payload: recorder.status(payload, runtime.clock.wall_ns(runtime.clock.now_ns()))
     runtime.counters = lambda: {"messages": recorder.messages}
     connected: set[str] = set()
@@ -49,7 +54,7 @@ def main(runtime: NodeRuntime) -> None:
                 for node in _nodes(runtime) - connected:
                     connected.add(node)
                     _, stream = parse_node(node)
-                    topics = [stream_topic(content, stream) for content in ("pcm", "face", "speech")]
+                    topics = [stream_topic(content, stream) for content in contents]
                     inbox.connect(ipc_of(runtime.spec, node), topics)
                 message = inbox.receive(_IDLE_MS)
                 heard_ns = runtime.clock.now_ns() if message is not None else heard_ns
@@ -60,6 +65,8 @@ def main(runtime: NodeRuntime) -> None:
                     recorder.hear(message)
                 elif isinstance(message, Face):
                     recorder.see(message)
+                elif isinstance(message, Picture):
+                    recorder.look(message)
                 elif isinstance(message, SpeechEvent):
                     recorder.note(message, keep_text)
                 elif isinstance(message, Label):
@@ -73,11 +80,11 @@ def main(runtime: NodeRuntime) -> None:
 
 @contextmanager
 def _deaf(runtime: NodeRuntime) -> Iterator[None]:
-    """No status is written after the end: some come while the process says goodbye."""
+    """Neither status nor log is written after the end: some come while the process says goodbye."""
     try:
         yield
     finally:
-        runtime.on_status = lambda payload: None
+        runtime.on_status, runtime.on_log = lambda payload: None, lambda line: None
 
 
 def _nodes(runtime: NodeRuntime) -> set[str]:

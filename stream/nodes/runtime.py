@@ -21,7 +21,17 @@ from emostream.stream.config import Config
 from emostream.stream.messages import Control, End, Health, Log, Message, Orders, StatusReport
 from emostream.stream.source_spec import SourceSpec
 from emostream.stream.status import BEHIND_S
-from emostream.stream.topics import BESIDE, CONTROL, FUSION, STATUS, Medium, health_topic, log_topic
+from emostream.stream.topics import (
+    BESIDE,
+    CONTROL,
+    FUSION,
+    LOGS,
+    RECORD,
+    STATUS,
+    Medium,
+    health_topic,
+    log_topic,
+)  # fmt: skip
 
 _HEARTBEAT_NS = 1_000_000_000
 _DUTIES_NS = 50_000_000
@@ -79,8 +89,9 @@ class _LogQueue(logging.Handler):
 
 class NodeRuntime:
     """Sockets and duties of a node. ``counters``, ``senses`` and ``by_stream`` are called for each heartbeat,
-    ``on_status``, of fusion, with each status of the run, ``on_orders`` with each new ``orders``. ``heard_ns``: when a
-    live source last gave something; None without one.
+    ``on_status``, of fusion and of nodes beside the run, with each status of the run, ``on_log``, of a recording, with
+    each line for the user, ``on_orders`` with each new ``orders``. ``heard_ns``: when a live source last gave
+    something; None without one.
 
     Raises BusError if its endpoint cannot be bound.
     """
@@ -93,6 +104,7 @@ class NodeRuntime:
         self.by_stream: Callable[[], dict[str, dict[str, int]]] = dict
         self.senses: Callable[[], dict[str, float]] = dict
         self.on_status: Callable[[str], object] = lambda payload: None
+        self.on_log: Callable[[Log], object] = lambda line: None
         self.on_orders: Callable[[Orders], object] = lambda orders: None
         self.orders = spec.orders
         self.heard_ns: int | None = None
@@ -116,9 +128,8 @@ class NodeRuntime:
                 observer=self.observer,
             )
             self._control = Inbox(self.context, 100, lossless=False, observer=self.observer)
-            self._control.connect(
-                ipc_of(spec, CONTROL), [CONTROL, STATUS] if spec.kind in (FUSION, *BESIDE) else [CONTROL]
-            )
+            news = [*([STATUS] if spec.kind in (FUSION, *BESIDE) else []), *([LOGS] if spec.kind == RECORD else [])]
+            self._control.connect(ipc_of(spec, CONTROL), [CONTROL, *news])
         except BaseException:
             self.context.destroy(0)
             raise
@@ -185,6 +196,8 @@ class NodeRuntime:
         while (message := self._control.receive(0)) is not None:
             if isinstance(message, StatusReport):
                 self.on_status(message.payload)
+            elif isinstance(message, Log):
+                self.on_log(message)
             elif isinstance(message, Control):
                 if message.command == "stop":
                     self.stop()

@@ -27,7 +27,7 @@ def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config
     if spec.kind == "replay":
         from emostream.stream.sources.replay import ReplaySource
 
-        return ReplaySource(spec.location, media)
+        return ReplaySource(spec.location, media, config.record.identity)
     if not spec.is_live:
         from emostream.stream.sources.file import FileSource
 
@@ -77,13 +77,17 @@ def of_this_process(spec: SourceSpec) -> SourceSpec:
     return SourceSpec(f"file:{there}", "file", there)
 
 
-def file_tracks(spec: SourceSpec) -> frozenset[Medium]:
-    """Media of a file or recording. Raises SourceError if it cannot be opened."""
+def file_tracks(spec: SourceSpec, identity: str) -> frozenset[Medium]:
+    """Media of a file or recording, of which ``identity`` is the file of the key. Raises SourceError if it cannot be
+    opened, and ConfigError for a key that is none."""
     from emostream.stream.sources.file import FileSource
     from emostream.stream.sources.replay import ReplaySource
 
-    replayed = spec.kind == "replay"
-    file = ReplaySource(spec.location, frozenset()) if replayed else FileSource(file_path(spec), frozenset(), 1.0)
+    file: ReplaySource | FileSource
+    if spec.kind == "replay":
+        file = ReplaySource(spec.location, frozenset(), identity)
+    else:
+        file = FileSource(file_path(spec), frozenset(), 1.0)
     file.open()
     try:
         return file.tracks()

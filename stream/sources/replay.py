@@ -16,7 +16,7 @@ from emostream.stream.sources.base import AudioChunk, SeenFaces
 from emostream.stream.topics import Medium
 
 if TYPE_CHECKING:
-    from emostream.stream.recording import Recording
+    from emostream.stream.recorded import Recording
 
 log = logging.getLogger(__name__)
 
@@ -24,36 +24,39 @@ _MEDIA: dict[str, Medium] = {"sound": "audio", "faces": "video"}
 
 
 class ReplaySource:
-    """Sound and faces of a recorded stream. ``location``: the file's path, with ``#NAME`` for a stream that is not the
-    first. Media time 0 is the first of the file."""
+    """Sound and faces of a recorded stream. ``location``: as ``recorded.files_of`` takes it, with ``#NAME`` for a
+    stream that is not the first. Media time 0 is the first of the files. ``identity``: the file of the key of encrypted
+    ones."""
 
     live = False
 
-    def __init__(self, location: str, media: frozenset[Medium]) -> None:
+    def __init__(self, location: str, media: frozenset[Medium], identity: str = "") -> None:
         path, mark, stream = location.rpartition("#")
         if not mark or Path(location).exists():
             path, stream = location, ""
         self.path, self.stream = Path(path).expanduser(), stream
         self.name = printable(self.path)
-        self._media = media
+        self.paths: list[Path] = []
+        self._media, self._identity = media, identity
         self._from_ns = 0
         self._recording: Recording | None = None
         self.counters: Counter[str] = Counter()
 
     def open(self) -> None:
-        """Raises SourceError, and ModelError if the package that reads recordings is missing."""
+        """Raises SourceError, ConfigError for a key that is none, and ModelError if a package is missing."""
         try:
-            from emostream.stream.recording import Recording
+            from emostream.stream.recorded import Recording, files_of
         except ImportError as error:
             raise ModelError(f"recordings need packages ({error.name}): pip install 'emostream[record]'") from error
-        self._recording = recording = Recording.of(self.path)
+        self.paths = files_of(self.path)
+        self._recording = recording = Recording.of(self.paths, self._identity)
         if not recording.streams:
             raise SourceError(f"{self.name}: holds neither sound nor faces")
         self.stream = self.stream or next(iter(recording.streams))
         if self.stream not in recording.streams:
             raise SourceError(f"{self.name}: has no stream {self.stream}; it has {', '.join(recording.streams)}")
         if recording.cut_short:
-            log.warning("%s: has no end, as after a crash; what was written before is read", self.name)
+            log.warning("%s: a file has no end, as after a crash; what was written before is read", self.name)
 
     def tracks(self) -> frozenset[Medium]:
         """The media of the opened recording."""
@@ -78,9 +81,10 @@ class ReplaySource:
         self._from_ns = media_ns
 
     def items(self) -> Iterator[AudioChunk | SeenFaces]:
-        from emostream.stream.recording import RATE_HZ, sound_and_faces
+        from emostream.stream.recorded import sound_and_faces
+        from emostream.stream.recording import RATE_HZ
 
-        for item in sound_and_faces(self.path, self.stream):
+        for item in sound_and_faces(self.paths, self.stream, self._identity):
             if isinstance(item, tuple):
                 at_ns = item[0] - self.first_ns
                 if "audio" in self._media and at_ns >= self._from_ns:

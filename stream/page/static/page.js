@@ -208,6 +208,8 @@ function showStatus(status) {
   const line = $("#state");
   line.textContent = `run ${status.run} · ${status.state} · ${clock(status.uptime_s)}`;
   line.classList.remove("bad");
+  const recorder = status.nodes.record;
+  $("#recording").hidden = !recorder || recorder.state !== "running";
   const trouble = [];
   for (const [name, one] of Object.entries(status.streams)) {
     stream(name);
@@ -251,6 +253,7 @@ function connect() {
   socket.onclose = () => {
     $("#state").textContent = "the run is away; trying again …";
     $("#state").classList.add("bad");
+    $("#recording").hidden = true;
     setTimeout(connect, wait);
     wait = Math.min(4000, 2 * wait);
   };
