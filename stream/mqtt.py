@@ -143,7 +143,7 @@ class Bridge:
         with self._lock:
             while self._has_room() and self._waiting:
                 topic, content = self._waiting.popleft()
-                info = self._client.publish(topic, content, qos=1, retain=True)
+                info: Any = self._client.publish(topic, content, qos=1, retain=True)
                 info.rc = 0  # where the connection has just been lost, paho keeps it for the next one
                 self._sent.append(info)
             return not self._waiting and not self._sent

@@ -181,7 +181,9 @@ def test_a_broker_with_a_password(tmp_path, caplog, monkeypatch):
     broker.stop()
 
 
-@pytest.mark.parametrize("address", ["http://x", "mqtt://", "x", "mqtt://h:99999", "mqtt://u:secret@", "mqtt://:secret@h"])
+@pytest.mark.parametrize(
+    "address", ["http://x", "mqtt://", "x", "mqtt://h:99999", "mqtt://u:secret@", "mqtt://:secret@h"]
+)
 def test_what_is_no_broker(address):
     with pytest.raises(ConfigError) as error:
         Bridge(address, "e", words=False, discovery=False)
@@ -192,7 +194,8 @@ def test_what_is_no_broker(address):
 def test_a_wrong_endpoint_is_one_line_and_a_code(endpoint):
     done = command("stream-mqtt", "mqtt://127.0.0.1:1", endpoint)
     errors = [line for line in done.stderr.splitlines() if "cannot be reached" not in line]
-    assert done.returncode == 2 and len(errors) == 1 and errors[0].startswith(f"error: {endpoint}: not a valid endpoint")
+    assert done.returncode == 2 and len(errors) == 1
+    assert errors[0].startswith(f"error: {endpoint}: not a valid endpoint")
 
 
 def test_a_run_that_dies_shows_as_offline(broker, reader):
