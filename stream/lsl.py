@@ -89,8 +89,8 @@ class Outlets:
         if not -_EARLY_S <= late_s <= _LATE_S:
             self._warn_once(
                 self._endpoint,
-                f"by this machine's clock, messages arrive {late_s:.1f} s after they were published; if the run is on a "
-                "machine with another time, time stamps are off by that: use stream-lsl there",
+                f"by this machine's clock, messages arrive {late_s:.1f} s after they were published; if the run is on "
+                "a machine with another time, time stamps are off by that: use stream-lsl there",
             )
         if not emotion.captured_ns:
             self._warn_once(emotion.stream, "not captured live (--pace fast); samples get the time of publishing")

@@ -39,8 +39,8 @@ class Sink(Protocol):
 
 
 def sink_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line of a sink: its own arguments, which ``parser`` has, and those that all sinks have. From then
-    on log lines go to stderr."""
+    """Parse the command line of a sink: its own arguments, which ``parser`` has, and those that all sinks have. From
+    then on log lines go to stderr."""
     parser.add_argument(
         "endpoint", nargs="?", default=DEFAULT_ENDPOINT, help=f"of the run (default: {DEFAULT_ENDPOINT})"
     )
