@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -27,11 +28,11 @@ class Clock(Protocol):
         ...
 
 
-def take_offset_ns() -> int:
-    """Unix time minus monotonic time, now."""
+def take_offset_ns(monotonic_ns: Callable[[], int] = time.monotonic_ns) -> int:
+    """Unix time minus monotonic time, now. ``monotonic_ns``: another clock that does not step."""
     best_ns, offset_ns = 1 << 62, 0
     for _ in range(3):  # the process may be interrupted between two readings
-        before_ns, wall_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        before_ns, wall_ns, after_ns = monotonic_ns(), time.time_ns(), monotonic_ns()
         if after_ns - before_ns < best_ns:
             best_ns, offset_ns = after_ns - before_ns, wall_ns - (before_ns + after_ns) // 2
     return offset_ns

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,20 +74,47 @@ def listen_status(
     return _messages(endpoint, STATUS, decode_status, key, timeout_s)
 
 
+def listen_run(
+    endpoint: str, *, key: str | Path | None, estimates: bool, silent_s: float
+) -> Iterator[Emotion | Status | None]:
+    """Yield all that the run at ``endpoint`` publishes: labels, running estimates if asked for, its status; and None
+    whenever nothing came for ``silent_s``: the run is not there. Never ends. Parameters and errors as ``listen``."""
+    with _subscribe(endpoint, (EMOTION if estimates else UTTERANCE, STATUS), key) as subscriber:
+        while True:
+            parts = subscriber.receive(silent_s)
+            if parts is None:
+                yield None
+                continue
+            try:
+                yield decode_status(parts[-1]) if parts[0] == STATUS.encode() else decode_emotion(parts[-1])
+            except msgspec.DecodeError as error:
+                _skipped(endpoint, error)
+
+
 def _messages(
     endpoint: str, topic: str, decode: Callable[[bytes], _M], key: str | Path | None, timeout_s: float | None
 ) -> Iterator[tuple[bytes, _M]]:
+    with _subscribe(endpoint, (topic,), key) as subscriber:
+        while (parts := subscriber.receive(timeout_s)) is not None:
+            try:
+                yield parts[-1], decode(parts[-1])
+            except msgspec.DecodeError as error:
+                _skipped(endpoint, error)
+
+
+def _skipped(endpoint: str, error: msgspec.DecodeError) -> None:
+    log.warning("%s: skipped a message that is not emostream's (%s)", endpoint, error)
+
+
+@contextmanager
+def _subscribe(endpoint: str, topics: tuple[str, ...], key: str | Path | None) -> Iterator[_Subscriber]:
     if not (address := re.fullmatch(r"ipc://.+|tcp://[^:].*:(\d+)", endpoint)):
         raise ConfigError(f"{endpoint}: not a valid endpoint (it is tcp://HOST:PORT or ipc://PATH)")
     if address[1] and not 0 < int(address[1]) < 65536:
         raise ConfigError(f"{endpoint}: not a valid endpoint (ports are 1 to 65535)")
     pair = None if key is None else read_client(key)
-    with zmq.Context() as context, closing(_Subscriber(context, endpoint, topic, pair)) as subscriber:
-        while (payload := subscriber.receive(timeout_s)) is not None:
-            try:
-                yield payload, decode(payload)
-            except msgspec.DecodeError as error:
-                log.warning("%s: skipped a message that is not emostream's (%s)", endpoint, error)
+    with zmq.Context() as context, closing(_Subscriber(context, endpoint, topics, pair)) as subscriber:
+        yield subscriber
 
 
 class _Subscriber:
@@ -96,9 +123,9 @@ class _Subscriber:
     Raises ConfigError if the address is not valid."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, topic: str, pair: KeyPair | None
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, topics: tuple[str, ...], pair: KeyPair | None
     ) -> None:
-        self._context, self._endpoint, self._topic, self._pair = context, endpoint, topic, pair
+        self._context, self._endpoint, self._topics, self._pair = context, endpoint, topics, pair
         self._opened = 0
         self._failures = 0  # one after another
         self._told: set[str] = set()  # since labels could come last
@@ -113,7 +140,8 @@ class _Subscriber:
         try:
             for socket in (self._socket, self._monitor):
                 socket.setsockopt(zmq.LINGER, 0)
-            self._socket.setsockopt(zmq.SUBSCRIBE, self._topic.encode())
+            for topic in self._topics:
+                self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
             self._socket.setsockopt(zmq.IPV6, int("[" in self._endpoint))
             if self._pair is not None:
                 self._socket.setsockopt(zmq.CURVE_PUBLICKEY, self._pair.public.encode())
@@ -130,8 +158,8 @@ class _Subscriber:
         for socket in (self._socket, self._monitor):
             self._poller.register(socket, zmq.POLLIN)
 
-    def receive(self, timeout_s: float | None) -> bytes | None:
-        """The last part of the next message; None after so many seconds without one."""
+    def receive(self, timeout_s: float | None) -> list[bytes] | None:
+        """The parts of the next message; None after so many seconds without one."""
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             if self._again_s is not None and time.monotonic() >= self._again_s:
@@ -143,7 +171,7 @@ class _Subscriber:
             if self._monitor in ready:
                 self._take_event(*self._monitor_event())
             if self._socket in ready:
-                return self._socket.recv_multipart()[-1]
+                return self._socket.recv_multipart()
             if end_s is not None and time.monotonic() >= end_s:
                 return None
 

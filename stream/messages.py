@@ -382,8 +382,9 @@ class Latency(msgspec.Struct):
 class Emotion(msgspec.Struct, kw_only=True):
     """The public message of ``emotion.utterance.<stream>`` (the label, once per utterance) and
     ``emotion.window.<stream>`` (a running estimate while someone speaks). Times in seconds on the stream's timeline;
-    ``captured_ns`` and ``published_ns`` are Unix time. ``latency_ms`` is null where there is no live capture to
-    measure from: running estimates, and files read as fast as possible. ``valence`` and ``arousal``, in [-1, 1], are
+    ``captured_ns``, when what is at ``end_s`` was captured, and ``published_ns`` are Unix time. ``latency_ms`` is null
+    where there is no live capture to measure from: running estimates, and files read as fast as possible, of which
+    ``captured_ns`` is 0. ``valence`` and ``arousal``, in [-1, 1], are
     derived from the probabilities, not measured: the mean under them of the labels' coordinates, those of the bundle's
     training data or else published ones; null for labels without, and in messages from before they existed.
     ``adapted``, 0 to 1: how much of what is just this person's resting face or voice was told from the mood.

@@ -1,35 +1,32 @@
-"""The command ``stream-mqtt``: labels to an MQTT broker, with discovery for Home Assistant.
-
-A process of its own beside the run, which it listens to as anybody does: if the broker is slow or away, that costs
-nobody else anything.
-"""
+"""The command ``stream-mqtt``: labels to an MQTT broker, with discovery for Home Assistant."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import re
 import socket
-import sys
 import threading
-from pathlib import Path
+import time
+from collections import deque
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from emostream import __version__
 from emostream.commands import make_parser
 from emostream.errors import ConfigError
-from emostream.stream.listen import DEFAULT_ENDPOINT, listen_raw, listen_status
-from emostream.stream.messages import Emotion, encode_emotion
+from emostream.stream.messages import Emotion
+from emostream.stream.sink import message_json, run_sink, sink_options
 from emostream.stream.source_spec import masked
 from emostream.stream.status import Status
 
 log = logging.getLogger(__name__)
 
-_QUEUED = 200  # messages that wait for a broker that is away; then the oldest go
+_WAITING = 200  # messages that wait for a broker that is away or slow; then the oldest go
+_UNCONFIRMED = 200  # messages that paho has and the broker has not confirmed; with more it is slow
 _RETRY_S = (1, 30)
+_GOODBYE_S = 1.0
 
 
 def mqtt() -> int:
@@ -40,45 +37,27 @@ def mqtt() -> int:
         metavar="mqtt://[USER[:PASSWORD]@]HOST[:PORT]",
         help="or mqtts:// for TLS; the password may be in the environment, EMOSTREAM_MQTT_PASSWORD",
     )
-    parser.add_argument(
-        "endpoint", nargs="?", default=DEFAULT_ENDPOINT, help=f"of the run (default: {DEFAULT_ENDPOINT})"
-    )
     parser.add_argument("--prefix", default="emostream", help="of its topics (default: %(default)s)")
-    parser.add_argument("--words", action="store_true", help="send what was said, too; without this, labels alone")
     parser.add_argument("--windows", action="store_true", help="send running estimates, too")
     parser.add_argument("--no-discovery", action="store_true", help="do not announce the streams to Home Assistant")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="of stream-keys new client, for another machine's run")
-    options = parser.parse_args()
-    logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
+    options = sink_options(parser)
     if not re.fullmatch(r"[^#+\0/]+(/[^#+\0/]+)*", options.prefix):
         raise ConfigError(f"--prefix {options.prefix!r}: a topic without #, + and empty parts")
     bridge = Bridge(options.broker, options.prefix, options.words, not options.no_discovery)
-    try:
-        threading.Thread(target=_follow_status, args=(bridge, options.endpoint, options.key), daemon=True).start()
-        for _, emotion in listen_raw(options.endpoint, key=options.key, estimates=options.windows):
-            bridge.send(emotion)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        bridge.close()
+    run_sink(bridge, options.endpoint, options.key, estimates=options.windows)
     return 0
 
 
-def _follow_status(bridge: Bridge, endpoint: str, key: Path | None) -> None:
-    while True:
-        for _, status in listen_status(endpoint, key=key, timeout_s=5):
-            bridge.set_status(status)
-        bridge.set_status(None)
-
-
 class Bridge:
-    """A connection to a broker, which is made again whenever it is lost. Topics, below ``prefix``:
+    """A sink: a connection to a broker, which is made again whenever it is lost. Topics, below ``prefix``:
 
         availability              online while labels can come, else offline; retained
         STREAM/label              the last label; retained
         STREAM/utterance          its message, as JSON; retained. Without ``words``, text and words are empty
         STREAM/window             running estimates, as JSON
         STREAM/state              of the stream: running, away, …; retained
+
+    What is retained waits for a broker that is away or slow, the newest 200; running estimates are left out meanwhile.
 
     Raises ConfigError if the address cannot be one, or the package for it is missing."""
 
@@ -91,11 +70,13 @@ class Bridge:
         self._prefix, self._words, self._discovery = prefix, words, discovery
         self._announced: set[str] = set()
         self._states: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._waiting: deque[tuple[str, str]] = deque(maxlen=_WAITING)  # topic and content, oldest first
+        self._sent: deque[Any] = deque()  # what paho has, which may not be confirmed yet
+        self._lock = threading.RLock()  # paho's thread calls us; it holds none of its own locks then
+        self._told_away = False
         parts = _split(broker)
         self._name = masked(broker)
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
-        self._client.max_queued_messages_set(_QUEUED)
         self._client.reconnect_delay_set(*_RETRY_S)
         password = unquote(parts.password) if parts.password is not None else os.environ.get("EMOSTREAM_MQTT_PASSWORD")
         if parts.username:
@@ -104,6 +85,7 @@ class Bridge:
             self._client.tls_set()
         self._client.will_set(f"{prefix}/availability", "offline", qos=1, retain=True)
         self._client.on_connect = self._on_connect
+        self._client.on_connect_fail = self._on_connect_fail
         self._client.on_disconnect = self._on_disconnect
         assert parts.hostname is not None
         self._client.connect_async(
@@ -114,13 +96,15 @@ class Bridge:
     def send(self, emotion: Emotion) -> None:
         """A label or a running estimate."""
         self._announce(emotion.stream)
-        content = json.loads(encode_emotion(emotion))
-        if not self._words:
-            content |= {"text": "", "words": []}
-        utterance = emotion.kind == "utterance"
-        self._publish(f"{emotion.stream}/{emotion.kind}", json.dumps(content), retain=utterance)
-        if utterance:
-            self._publish(f"{emotion.stream}/label", emotion.label, retain=True)
+        topic, content = f"{self._prefix}/{emotion.stream}/{emotion.kind}", message_json(emotion, self._words)
+        if emotion.kind == "utterance":
+            self._retain(topic, content)
+            self._retain(f"{self._prefix}/{emotion.stream}/label", emotion.label)
+        else:
+            with self._lock:
+                if self._has_room() and (info := self._client.publish(topic, content)).rc == 0:
+                    self._sent.append(info)
+        self._flush()
 
     def set_status(self, status: Status | None) -> None:
         """The state of the run; None: it is not there."""
@@ -130,24 +114,44 @@ class Bridge:
         with self._lock:
             news = {name: state for name, state in states.items() if self._states.get(name) != state}
             self._states |= states
-        for name, state in news.items():
-            if name == "availability":
-                self._publish("availability", state, retain=True)
-            else:
-                self._announce(name)
-                self._publish(f"{name}/state", state, retain=True)
+            self._retain_states(news)
+        self._flush()
 
     def close(self) -> None:
         """Say goodbye."""
-        info = self._publish("availability", "offline", retain=True)
-        if self._client.is_connected():
-            with contextlib.suppress(ValueError, RuntimeError):  # a queue that is full takes no goodbye
-                info.wait_for_publish(1)
+        self._retain(f"{self._prefix}/availability", "offline")
+        until_s = time.monotonic() + _GOODBYE_S
+        while self._client.is_connected() and not self._flush() and time.monotonic() < until_s:
+            time.sleep(0.01)
         self._client.disconnect()
         self._client.loop_stop()
 
-    def _publish(self, topic: str, content: str, retain: bool = False) -> Any:
-        return self._client.publish(f"{self._prefix}/{topic}", content, qos=1 if retain else 0, retain=retain)
+    def _retain_states(self, states: dict[str, str]) -> None:
+        for name, state in states.items():
+            if name == "availability":
+                self._retain(f"{self._prefix}/availability", state)
+            else:
+                self._announce(name)
+                self._retain(f"{self._prefix}/{name}/state", state)
+
+    def _retain(self, topic: str, content: str) -> None:
+        with self._lock:
+            self._waiting.append((topic, content))
+
+    def _flush(self) -> bool:
+        """Send what waits, as far as the broker confirms it. Returns whether all is confirmed."""
+        with self._lock:
+            while self._has_room() and self._waiting:
+                topic, content = self._waiting.popleft()
+                info: Any = self._client.publish(topic, content, qos=1, retain=True)
+                info.rc = 0  # where the connection has just been lost, paho keeps it for the next one
+                self._sent.append(info)
+            return not self._waiting and not self._sent
+
+    def _has_room(self) -> bool:
+        """Whether paho should be given more: it would keep the oldest of too many messages, and refuse the newest."""
+        self._sent = deque(info for info in self._sent if not info.is_published())
+        return self._client.is_connected() and len(self._sent) < _UNCONFIRMED
 
     def _announce(self, stream: str) -> None:
         """Tell Home Assistant of a stream, once."""
@@ -171,21 +175,24 @@ class Bridge:
             "state_topic": f"{self._prefix}/{stream}/state",
         }  # fmt: skip
         for kind, content in (("label", label), ("state", state)):
-            topic = f"homeassistant/sensor/{name}_{kind}/config"
-            self._client.publish(topic, json.dumps(content), qos=1, retain=True)
+            self._retain(f"homeassistant/sensor/{name}_{kind}/config", json.dumps(content))
 
     def _on_connect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             log.warning("%s: does not let us in (%s)", self._name, reason)
             return
         log.info("%s: connected", self._name)
+        self._told_away = False
         with self._lock:
             self._announced.clear()  # a broker that was started again may have forgotten
-            states, self._states = self._states, {}
-        for name, state in states.items():
-            self._publish("availability" if name == "availability" else f"{name}/state", state, retain=True)
-        with self._lock:
-            self._states = states | self._states
+            self._retain_states(self._states)
+            if not self._sent:  # else paho sends these again first, after this, and older would overwrite newer
+                self._flush()
+
+    def _on_connect_fail(self, client: Any, data: Any) -> None:
+        if not self._told_away:
+            self._told_away = True
+            log.warning("%s: cannot be reached; trying again", self._name)
 
     def _on_disconnect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
@@ -200,4 +207,6 @@ def _split(broker: str) -> Any:
         fine = False
     if not fine:
         raise ConfigError(f"{masked(broker)}: write the broker as mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
+    if parts.password and not parts.username:
+        raise ConfigError(f"{masked(broker)}: a password, but no user; write mqtt://USER@HOST")
     return parts

@@ -32,10 +32,11 @@ from emostream.stream.topics import FUSION, PAGE, RECORD, Medium, NodeKind, node
 
 @dataclass
 class Plan:
-    """The nodes that a configuration asks for, and notes about its files for the user."""
+    """The nodes that a configuration asks for, the bundle's labels, and notes about files for the user."""
 
     specs: list[NodeSpec] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
 
 def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
@@ -47,7 +48,7 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
     log_ratios(config.fusion.prior, bundle.manifest)
     if config.fusion.profile:
         Profile(user_path(config.fusion.profile), bundle).check_writable()
-    plan = Plan()
+    plan = Plan(labels=bundle.manifest.labels)
     options = _check_keys(config.bus, plan.notes) if config.bus.needs_keys else {}
     _try_endpoint(config.bus.emotion, options)
     expected = tuple((stream.name, plan_stream(plan, stream, config, run_dir, clock)) for stream in config.streams)

@@ -77,7 +77,7 @@ class StreamStatus(msgspec.Struct, kw_only=True):
 
 class Status(msgspec.Struct, kw_only=True):
     """The public message of the topic ``status``. ``run``: as in the labels; ``published_ns``: Unix time; ``uptime_s``:
-    since the run began."""
+    since the run began; ``labels``: those that the run can give, in the order of the labels' ``probabilities``."""
 
     schema: Literal["emostream-status/1"] = "emostream-status/1"
     run: str = ""
@@ -86,6 +86,7 @@ class Status(msgspec.Struct, kw_only=True):
     uptime_s: float = 0.0
     streams: dict[str, StreamStatus] = {}
     nodes: dict[str, NodeStatus] = {}
+    labels: list[str] = []
 
     @property
     def is_recorded(self) -> bool:
@@ -159,10 +160,11 @@ class _Record:
 
 
 class StatusBoard:
-    """Collects what the supervisor knows. ``nodes``: the nodes' names; times are those of the run's clock."""
+    """Collects what the supervisor knows. ``nodes``: the nodes' names; ``labels``: as in the status; times are those of
+    the run's clock."""
 
-    def __init__(self, run: str, nodes: list[str]) -> None:
-        self._run = run
+    def __init__(self, run: str, nodes: list[str], labels: list[str] | None = None) -> None:
+        self._run, self._labels = run, labels or []
         self._nodes: dict[str, _Record] = {}
         self._nodes_of: dict[str, list[str]] = {}  # by stream
         self._labelled: Counter[str] = Counter()
@@ -254,6 +256,7 @@ class StatusBoard:
             uptime_s=round(uptime_s, 3),
             streams=streams,
             nodes=nodes,
+            labels=self._labels,
         )
 
     @staticmethod

@@ -115,7 +115,7 @@ class Supervisor:
                 self._on_log("run", "warning", note)
             self._nodes = {spec.name: _Node(spec) for spec in plan.specs}
             check_files(len(self._nodes))
-            self._board = StatusBoard(self._run_id, list(self._nodes))
+            self._board = StatusBoard(self._run_id, list(self._nodes), plan.labels)
             resource_tracker.ensure_running()  # a process of multiprocessing's own: not with a node's name
             self._serve()
         finally:

@@ -54,6 +54,7 @@ def test_paths_in_the_steps_of_contributing_exist():
     [
         ("stream/sources/base.py", ("class Source(Protocol)", "open", "items", "close", "name", "live", "counters")),
         ("stream/sources/__init__.py", ("def make_source",)),
+        ("stream/sink.py", ("class Sink(Protocol)", "send", "set_status", "close", "def sink_options", "def run_sink")),
         ("stream/speech/recognizer.py", ("class Recognizer(Protocol)", "begin", "push", "partial", "finish", "reset")),
         ("stream/speech/recognizer.py", ("def make_recognizer",)),
         ("stream/models.py", ("MODELS = ",)),

@@ -63,6 +63,8 @@ class Reporter:
         coordinates = valence_and_arousal(labels, result.probabilities, self._classifier.coordinates)
         valence, arousal = (round(value, 3) for value in coordinates) if coordinates else (None, None)
         captured_ns = job.cause.speech_captured_ns
+        if captured_ns:  # an estimate may end before the sound that caused it
+            captured_ns -= job.cause.end_ns - job.end_ns
         set_by_ns = self._clock.wall_ns(published_ns) - published_ns  # since the run began
         words = job.words if self._keep_text else []
         kind: Literal["utterance", "window"] = "window" if job.kind == "window" else "utterance"
