@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 import emostream
+
+for package in ("mkdocs", "material", "mkdocstrings"):
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install '.[docs]'")
 from tools import check_site, site_pages
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +47,10 @@ def test_every_document_is_a_page(site):
     documents = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in ROOT.glob("docs/**/*.md")}
     assert {str(path).replace("README.html", "index.html") for path in documents} < pages
     assert {"readme.html", "security.html", "contributing.html", "changelog.html", "examples.html"} < pages
+    for path in site.rglob(
+        "*.html"
+    ):  # which Python-Markdown makes of lists and tables without an empty line before them
+        assert not re.search(r"<p>(?:(?!</p>).)*\n(?:- |\|)", path.read_text(encoding="utf-8"), re.DOTALL), path
     assert "files/examples/produce.cpp.html" in pages and "files/config.toml.html" in pages
 
 

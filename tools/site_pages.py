@@ -26,6 +26,7 @@ PAGES = {
 }
 _DOCUMENTS = {page: document for document, page in PAGES.items()}
 _LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#])")
+_NESTED = re.compile(r"^  (?=- )", re.M)  # a list within a list: Python-Markdown wants four spaces, as of code
 _LANGUAGES = {
     ".py": "python", ".c": "c", ".cpp": "cpp", ".js": "js", ".json": "json", ".toml": "toml", ".yml": "yaml",
     ".yaml": "yaml", ".sh": "bash",
@@ -57,7 +58,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             log.warning("%s: links to %s, which is no file of the repository", here, match[0])
         return posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or ".")
 
-    return markdown if page.file.src_uri.startswith("files/") else _LINK.sub(link, markdown)
+    if page.file.src_uri.startswith("files/"):
+        return markdown
+    return _NESTED.sub("    ", _LINK.sub(link, markdown))
 
 
 def _document(file: File) -> str:
