@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Hundreds of short-lived processes are started by the tests: compile our modules once
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check test test-long lint install-check image-check audit bench chaos fuzz gpu-check lock demo bundle clean
+.PHONY: run check test test-long lint site install-check image-check audit bench chaos fuzz gpu-check lock demo bundle clean
 
 run: $(VENV)/.ready-to-run
 	$(BIN)/stream-run --config config.toml $(RUN)
@@ -29,6 +29,13 @@ lint: $(VENV)/.ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documents as a site, in SITE; any warning, broken link or missing anchor fails, and so does what another host would
+# have to send
+SITE ?= build/site
+site: $(VENV)/.ready-to-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --site-dir $(abspath $(SITE))
+	$(BIN)/python tools/check_site.py $(SITE)
 
 # The wheel on each supported Python that is found, with the newest versions of everything; all forms: FORMS=
 FORMS ?= --form wheel
@@ -92,7 +99,7 @@ lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet --upgrade pip
 	build/lock/bin/pip install --quiet '.[offline,page,record]'
 	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements.lock
-	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,page,record,export,mqtt,lsl,train,ray,openvino,engines,bench,dev]' tensorrt-rtx-cu13
+	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,page,record,export,mqtt,lsl,train,ray,openvino,engines,bench,docs,dev]' tensorrt-rtx-cu13
 	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements-dev.lock
 	rm -rf build/lock
 
