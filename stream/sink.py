@@ -57,7 +57,8 @@ def run_sink(sink: Sink, endpoint: str, key: Path | None, estimates: bool) -> No
         try:
             for message in listen_run(endpoint, key=key, estimates=estimates, silent_s=_SILENT_S):
                 if isinstance(message, Emotion):
-                    sink.send(message)
+                    if message.final:  # a recorder or a home cannot take a label back
+                        sink.send(message)
                 else:
                     sink.set_status(message)
         except KeyboardInterrupt:

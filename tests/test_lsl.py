@@ -21,6 +21,7 @@ from emostream.stream.listen import listen_run
 from emostream.stream.lsl import Outlets
 from emostream.stream.messages import Emotion
 from emostream.stream.public import EmotionPublisher
+from emostream.stream.sink import run_sink
 from emostream.stream.status import Status, StreamStatus, encode_status
 from tests.emotions import emotion_message
 from tests.processes import BIN, Pipeline, command, environment, free_port, patience
@@ -206,6 +207,23 @@ def test_a_real_run(endpoint, lsl_environment):
     for values, at_s in first:
         assert min(abs(at_s - zero_s - end_s) for end_s in windows) < 0.005  # hops are 250 ms apart
         assert sum(values[:-2]) == pytest.approx(1, abs=1e-5)
+
+
+def test_sinks_get_no_label_that_may_be_taken_back(monkeypatch):
+    early, last = (emotion_message(final=final) for final in (False, True))
+
+    class Collected:
+        def __init__(self) -> None:
+            self.sent: list[object] = []
+            self.send = self.set_status = self.sent.append
+
+        def close(self) -> None:
+            self.sent.append("closed")
+
+    sink = Collected()
+    monkeypatch.setattr("emostream.stream.sink.listen_run", lambda *_, **__: iter([None, early, last]))
+    run_sink(sink, "tcp://127.0.0.1:1", None, estimates=False)
+    assert sink.sent == [None, last, "closed"]
 
 
 def test_a_run_s_messages_come_in_one_subscription(endpoint, publisher):
