@@ -205,15 +205,13 @@ def tables(figures: dict[str, common.Figures]) -> str:
             continue
         rows = [
             [
-                f"**{name}**" if name == DEFAULT else name, rule["delay"]["p50"], rule["delay"]["p90"], rule["cut"],
-                f"{rule['cut_early']:.1%}",
+                f"**{name}**" if name == DEFAULT else name, rule.get("utterances", rule["clips"]), rule["delay"]["p50"],
+                rule["delay"]["p90"], rule["cut"], f"{rule['cut_early']:.1%}",
             ]
             for name, rule in rules.items()
             if name in (DEFAULT, *COMPARED)
         ]  # fmt: skip
-        first = next(iter(rules.values()))
-        title = f"{where}: {first.get('utterances', first['clips'])} utterances"
-        parts.append(common.table([title, "delay p50, ms", "p90", "cut", "cut early"], rows))
+        parts.append(common.table([where, "utterances", "delay p50, ms", "p90", "cut", "cut early"], rows))
     return "\n\n".join(parts)
 
 
