@@ -36,7 +36,7 @@ from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, SileroVad, load
 
 RULES = {  # name → (hangover_ms, min_hangover_ms)
     **{f"fixed {ms} ms": (ms, ms) for ms in (96, 192, 256, 320, 400, 512, 800)},
-    **{f"{ms} ms if sure, else 400 ms": (400, ms) for ms in (128, 160, 192, 224, 256, 288)},
+    **{f"{ms} ms if sure, else 400 ms": (400, ms) for ms in (160, 192, 224, 256, 288)},
 }
 DEFAULT = "192 ms if sure, else 400 ms"
 COMPARED = ("fixed 192 ms", "fixed 400 ms", "fixed 800 ms")
@@ -225,8 +225,8 @@ def plot(path: Path, figures: dict[str, common.Figures]) -> None:
             axes.plot(*zip(*points, strict=True), "o-", color=colour)
             for name, point in zip(rules, points, strict=True):
                 axes.annotate(re.findall(r"[\d.]+", name)[0], point, xytext=(5, 5), **beside)
-            text = "always this long" if kind == "fixed" else "this long if sure, else 400 ms"
-            axes.annotate(text, points[-1], color=colour, xytext=(0, -16), ha="right", **beside)
+            text = "always this long" if kind == "fixed" else "this long if sure,\nelse 400 ms"
+            axes.annotate(text, points[-1], color=colour, xytext=(0, -8), ha="right", va="top", **beside)
         axes.axhline(2, color=common.ORANGE, linewidth=1)
         axes.set_xlabel("true end of speech → end confirmed, p50, ms")
         axes.set_ylabel("utterances cut early, %")

