@@ -21,6 +21,7 @@ from emostream.stream.topics import Medium
 
 TRACK = r"(audio|video):([1-9][0-9]?|[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})?)"
 TRACKS = rf"^({TRACK}(,\s*{TRACK})?)?$"
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")  # where the page needs no TLS
 _MOST_STREAMS = 256  # of which each has processes of its own
 _ENDPOINT = re.compile(r"ipc://.+|tcp://(?P<host>[^\s:;/\[\]]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]):(?P<port>[0-9]+)")
 
@@ -191,9 +192,23 @@ class Supervision(_Section):
 
 class Page(_Section):
     on: bool = False
-    host: Annotated[str, Field(pattern=r"^(127\.0\.0\.1|localhost|\[::1\])$")] = "127.0.0.1"
+    host: Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\])$")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65_535)] = 8800
     token: Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{16,128})?$")] = ""
+    certificate: str = ""
+    key: str = ""
+
+    @model_validator(mode="after")
+    def _private(self) -> Self:
+        if self.key and not self.certificate:
+            raise ValueError("key goes with certificate; a file that holds both is named as certificate")
+        if self.host not in LOOPBACK and not self.certificate:
+            raise ValueError(
+                f"host = {self.host!r}: what other machines can reach needs TLS, --set page.certificate=CERT.pem --set "
+                f"page.key=KEY.pem (docs/page.md); or leave 127.0.0.1, and type there: "
+                f"ssh -L {self.port}:127.0.0.1:{self.port} THIS_MACHINE"
+            )
+        return self
 
 
 class Record(_Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def to_csv(labels: Sequence[Emotion]) -> bytes:
 
 def to_parquet(labels: Sequence[Emotion]) -> bytes:
     """As ``table``. Raises ConfigError if pyarrow is missing."""
-    arrow, parquet = _need("pyarrow"), _need("pyarrow.parquet")
+    arrow, parquet = need("pyarrow"), need("pyarrow.parquet")
     out = arrow.BufferOutputStream()
     rows = table(labels) or [dict.fromkeys(COLUMNS)]
     parquet.write_table(arrow.Table.from_pylist(rows).slice(0, len(labels)), out)
@@ -73,7 +74,7 @@ def to_vtt(labels: Sequence[Emotion]) -> bytes:
 def to_eaf(labels: Sequence[Emotion]) -> bytes:
     """An ELAN annotation file with tiers ``emotion``, ``words``, ``confidence`` and ``speaker``. Raises ConfigError if
     pympi-ling is missing."""
-    elan = _need("pympi").Elan
+    elan = need("pympi").Elan
     document = elan.Eaf()
     document.remove_tier("default")
     for tier in ("emotion", "words", "confidence", "speaker"):
@@ -94,7 +95,7 @@ def to_eaf(labels: Sequence[Emotion]) -> bytes:
 def to_textgrid(labels: Sequence[Emotion]) -> bytes:
     """A Praat TextGrid with interval tiers ``emotion``, ``words`` and ``speaker``. Raises ConfigError if praatio is
     missing."""
-    textgrid = _need("praatio.textgrid")
+    textgrid = need("praatio.textgrid")
     grid = textgrid.Textgrid()
     end_s = max((label.end_s for label in labels), default=0.1)
     for tier in ("emotion", "words", "speaker"):
@@ -128,16 +129,40 @@ def form_of(path: Path) -> str:
     return form
 
 
+def file_names(recordings: Sequence[Path]) -> dict[Path, str]:
+    """A name for what is made of each recording, in one folder: its file's, after as many of the folders above it as
+    tell it from the others, "a_talk.mp4". Two paths of one file have the same name."""
+    parts = {path: Path(os.path.abspath(path)).parts[1:] for path in recordings}
+    depths = dict.fromkeys(recordings, 1)
+    while True:
+        names = {path: "_".join(parts[path][-depth:]) for path, depth in depths.items()}
+        files: dict[str, set[tuple[str, ...]]] = {}
+        for path, name in names.items():
+            files.setdefault(name.casefold(), set()).add(parts[path])  # some disks do not tell letters' cases apart
+        deeper = [
+            path for path, name in names.items() if len(files[name.casefold()]) > 1 and depths[path] < len(parts[path])
+        ]
+        if not deeper:
+            break
+        for path in deeper:
+            depths[path] += 1
+    for number, path in enumerate(recordings):  # a_b/talk.mp4 and a/b/talk.mp4, from the root on
+        if len(files[names[path].casefold()]) > 1:
+            names[path] = f"{number + 1}_{names[path]}"
+    return names
+
+
 class Export:
     """Labels of several recordings, written into one file when all are done, or one for each recording when that is.
 
-    ``path``: a file, or of ``OF_ONE`` a folder for several recordings. Raises ConfigError at once if it cannot be
+    ``path``: a file, or of ``OF_ONE`` a folder for several ``recordings``. Raises ConfigError at once if it cannot be
     written, or a package for the format is missing."""
 
-    def __init__(self, path: Path, form: str, recordings: int) -> None:
+    def __init__(self, path: Path, form: str, recordings: Sequence[Path]) -> None:
         self._path, self._form = path, form
         self._labels: list[Emotion] = []
-        self._folder = path if form in OF_ONE and (recordings > 1 or path.is_dir()) else None
+        self._names = file_names(recordings)
+        self._folder = path if form in OF_ONE and (len(recordings) > 1 or path.is_dir()) else None
         if self._folder is not None and path.suffix:
             raise ConfigError(f"{path}: .{form} is for one recording; name a folder and --format {form}")
         WRITERS[form]([])
@@ -152,11 +177,12 @@ class Export:
     def add(self, label: Emotion) -> None:
         self._labels.append(label)
 
-    def end_recording(self, name: Path) -> None:
+    def end_recording(self, recording: Path) -> None:
         """A recording is done. Raises OSError."""
         if self._folder is not None:
             suffix = "TextGrid" if self._form == "textgrid" else self._form
-            write_atomically(self._folder / f"{name.name}.{suffix}", WRITERS[self._form](self._labels), OWNER_ONLY)
+            name = f"{self._names[recording]}.{suffix}"
+            write_atomically(self._folder / name, WRITERS[self._form](self._labels), OWNER_ONLY)
             self._labels = []
 
     def close(self) -> None:
@@ -165,7 +191,8 @@ class Export:
             write_atomically(self._path, WRITERS[self._form](self._labels), OWNER_ONLY)
 
 
-def _need(name: str) -> Any:
+def need(name: str) -> Any:
+    """A package for one of the formats. Raises ConfigError if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

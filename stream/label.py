@@ -22,6 +22,7 @@ from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.cores.video import VideoCore, make_detector
 from emostream.stream.messages import Emotion, End, Message, Pcm
 from emostream.stream.profile import Profile
+from emostream.stream.sheet.collect import Sheet
 from emostream.stream.sources.arrays import ArraySource
 from emostream.stream.sources.base import AudioChunk, NoTrack, SeenFaces
 from emostream.stream.sources.file import FileSource
@@ -59,11 +60,19 @@ class Labeller:
         self._detector = make_detector(self._config.video)
         self._speaker = load_speaker(self._config.speech)
 
-    def label(self, path: str | Path, progress: Progress = lambda part: None, *, tracks: str = "") -> Iterator[Emotion]:
+    def label(
+        self,
+        path: str | Path,
+        progress: Progress = lambda part: None,
+        *,
+        tracks: str = "",
+        sheet: Sheet | None = None,
+    ) -> Iterator[Emotion]:
         """Yield the label of each utterance of a media file, as it becomes known.
 
         ``path``: anything that FFmpeg reads. ``progress`` is called with the part of the file that is done, 0 to 1.
-        ``tracks``: which ones, where it has several: "audio:2,video:1", or by language, "audio:deu".
+        ``tracks``: which ones, where it has several: "audio:2,video:1", or by language, "audio:deu". ``sheet``: is
+        given all that a contact sheet shows, running estimates too, which take longer; labels are the same.
 
         Raises ConfigError for ``tracks`` of another form, and SourceError if the file cannot be opened. A file that
         turns out to be damaged yields the labels up to there, and a warning in the log.
@@ -75,7 +84,7 @@ class Labeller:
         source = FileSource(path, frozenset({"audio", "video"}), self._config.video.fps, tracks)
         source.open()
         try:
-            for emotion in self._label(source, printable(path.name), progress):
+            for emotion in self._label(source, printable(path.name), progress, sheet):
                 emotion.source = printable(path)
                 yield emotion
         finally:
@@ -125,7 +134,11 @@ class Labeller:
         yield from self._label(source, source.stream, progress)
 
     def _label(
-        self, source: FileSource | ArraySource | ReplaySource, name: str, progress: Progress
+        self,
+        source: FileSource | ArraySource | ReplaySource,
+        name: str,
+        progress: Progress,
+        sheet: Sheet | None = None,
     ) -> Iterator[Emotion]:
         tracks = source.tracks()
         if not tracks:
@@ -142,18 +155,29 @@ class Labeller:
         voice = None if self._speaker is None else SpeakerVector(self._speaker)
         speech = SpeechCore(name, self._vad, self._recognizer, self._config.speech, self._clock, quiet_vad, voice)
         fusion = FusionCore(
-            {name: expected}, self._classifier, self._config, self._clock, realtime=False, estimates=False
+            {name: expected}, self._classifier, self._config, self._clock, realtime=False, estimates=sheet is not None
         )
         if self._profile is not None:
             self._profile.restore(fusion.baselines)
 
+        def labels() -> Iterator[Emotion]:
+            for emotion in fusion.step():
+                if sheet is not None:
+                    sheet.add(emotion)
+                if emotion.kind == "utterance":
+                    yield emotion
+            if sheet is not None:
+                sheet.forget_before(fusion.needed_from_ns(name))
+
         def take(messages: list[Message]) -> Iterator[Emotion]:
             for message in messages:
+                if sheet is not None:
+                    sheet.take(message)
                 if isinstance(message, Pcm):
                     yield from take(speech.push(message))
                 else:
                     fusion.push(message)
-            yield from fusion.step()
+            yield from labels()
 
         try:
             for item in source.items():
@@ -171,4 +195,4 @@ class Labeller:
         yield from take(speech.finish())
         for content in FUSED:
             fusion.push(End(stream=name, content=content, reason="end"))
-        yield from fusion.step()
+        yield from labels()

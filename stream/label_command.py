@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import glob
 import logging
@@ -9,6 +10,7 @@ import mimetypes
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +20,7 @@ from emostream.files import printable
 from emostream.stream.cli import add_config_options
 from emostream.stream.config import Config, check_tracks, load_config
 from emostream.stream.export import WRITERS, Export, form_of
+from emostream.stream.sheet.folder import Sheets
 
 # what mimetypes does not know everywhere
 _SUFFIXES = {".mkv", ".mka", ".flac", ".opus", ".m4a", ".webm", ".ts", ".mts", ".m2ts", ".caf", ".amr", ".mxf", ".3gp"}
@@ -40,18 +43,25 @@ def label() -> int:
     )
     parser.add_argument("--format", choices=WRITERS, help="of --out, if its name does not say so")
     parser.add_argument(
+        "--sheets",
+        type=Path,
+        metavar="DIR",
+        help="draw a contact sheet of each recording into a folder, NAME.png: its sound, its utterances with their "
+        "labels, words and faces, and how probable each label was",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="go on with the file that --out names: leave out recordings (told apart by their path as given) that it "
-        "has labels of, but for the last of these",
+        "has labels of, but for the last of these; and with --sheets: draw those that are missing",
     )
     parser.add_argument(
         "--tracks", default="", metavar="TRACKS", help='of several: "audio:2,video:1", or by language: "audio:deu"'
     )
     add_config_options(parser)
     options = parser.parse_args()
-    if options.resume and not options.out:
-        parser.error("--resume is for the file that --out names")
+    if options.resume and not (options.out or options.sheets):
+        parser.error("--resume is for what --out and --sheets name")
     form = options.format or (form_of(options.out) if options.out else "jsonl")
     if options.resume and form != "jsonl":
         parser.error("--resume is for JSON lines")
@@ -60,18 +70,46 @@ def label() -> int:
     logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
     files = named_files(options.files)
     with contextlib.ExitStack() as stack:
-        out: BinaryIO | None = None
-        export = Export(options.out, form, len(files)) if form != "jsonl" and options.out else None
+        outputs = _Outputs()
+        if options.sheets:
+            outputs.sheets = Sheets(options.sheets, files)
+        if form != "jsonl" and options.out:
+            outputs.export = Export(options.out, form, files)
+        elif options.resume and options.out:
+            outputs.lines, done = resume_labels(options.out, [printable(path) for path in files])
+            outputs.written = {path for path in files if printable(path) in done}
+        elif options.out:
+            outputs.lines = open_labels(options.out)
+        if outputs.lines is not None:
+            stack.enter_context(outputs.lines)
         if options.resume:
-            out, done = resume_labels(options.out, [printable(path) for path in files])
-            stack.enter_context(out)
-            files = [path for path in files if printable(path) not in done]
-            if done:
-                print(f"note: {options.out} has the labels of {len(done)} of them already", file=sys.stderr)
-        elif options.out and export is None:
-            out = stack.enter_context(open_labels(options.out))
-        failed = _label_files(config, files, out, export, options.tracks)
+            files = _left(files, outputs, options)
+        failed = _label_files(config, files, outputs, options.tracks)
     return 1 if failed else 0
+
+
+@dataclass
+class _Outputs:
+    """Where labels go, besides the terminal. ``written``: the recordings of which ``lines`` has all labels already,
+    ``drawn``: those that have a sheet."""
+
+    lines: BinaryIO | None = None
+    export: Export | None = None
+    sheets: Sheets | None = None
+    written: set[Path] = field(default_factory=set)
+    drawn: set[Path] = field(default_factory=set)
+
+
+def _left(files: list[Path], outputs: _Outputs, options: argparse.Namespace) -> list[Path]:
+    """The recordings of which something is missing yet, where a call goes on with what another one left."""
+    if outputs.written:
+        print(f"note: {options.out} has the labels of {len(outputs.written)} of them already", file=sys.stderr)
+    if outputs.sheets is not None:
+        outputs.drawn = {path for path in files if outputs.sheets.path(path).exists()}
+    if outputs.drawn:
+        print(f"note: {options.sheets} has the sheets of {len(outputs.drawn)} of them already", file=sys.stderr)
+    done = [each for each, there in ((outputs.written, options.out), (outputs.drawn, options.sheets)) if there]
+    return [path for path in files if not all(path in each for each in done)]
 
 
 def named_files(names: Sequence[str]) -> list[Path]:
@@ -101,13 +139,14 @@ def is_media(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES or (kind or "").startswith(("audio/", "video/"))
 
 
-def _label_files(config: Config, files: list[Path], out: BinaryIO | None, export: Export | None, tracks: str) -> int:
-    """Label files one after another, whatever happens to one of them; returns how many could not be read."""
+def _label_files(config: Config, files: list[Path], outputs: _Outputs, tracks: str) -> int:
+    """Label files one after another, whatever happens to one of them; returns how many could not be read or drawn."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from emostream.stream.label import Labeller
     from emostream.stream.messages import Emotion, encode_emotion
+    from emostream.stream.sheet.collect import Sheet
     from emostream.stream.view import plain_line
 
     errors = Console(stderr=True)
@@ -119,35 +158,39 @@ def _label_files(config: Config, files: list[Path], out: BinaryIO | None, export
     ):
         task = progress.add_task("labelling", total=len(files))
 
-        def labels_of(path: Path, done: int) -> Iterator[Emotion | Exception]:
-            """The labels of a file, and at last why there are no more, if something went wrong."""
+        def labels_of(path: Path, done: int, sheet: Sheet | None) -> Iterator[Emotion | Exception]:
+            """The labels of a file, and at last why there are no more, or no sheet, if something went wrong."""
 
             def show(part: float) -> None:
                 progress.update(task, completed=done + part)
 
             try:
-                yield from labeller.label(path, show, tracks=tracks)
+                yield from labeller.label(path, show, tracks=tracks, sheet=sheet)
+                if sheet is not None and outputs.sheets is not None:
+                    outputs.sheets.write(path, sheet)
             except Exception as error:
                 yield error
 
         for done, path in enumerate(files):
             progress.update(task, description=printable(path.name), completed=done)
+            sheet = Sheet(path.name) if outputs.sheets is not None and path not in outputs.drawn else None
+            lines = outputs.lines if path not in outputs.written else None
             labels = 0
             error: Exception | None = None
-            for emotion in labels_of(path, done):
+            for emotion in labels_of(path, done, sheet):
                 if isinstance(emotion, Exception):
                     error = emotion
                     break
                 labels += 1
-                if out is not None:
-                    out.write(encode_emotion(emotion) + b"\n")
-                if export is not None:
-                    export.add(emotion)
+                if lines is not None:
+                    lines.write(encode_emotion(emotion) + b"\n")
+                if outputs.export is not None:
+                    outputs.export.add(emotion)
                 print(plain_line(emotion), flush=True)
-            if out is not None:
-                out.flush()
-            if export is not None:
-                export.end_recording(path)
+            if lines is not None:
+                lines.flush()
+            if outputs.export is not None:
+                outputs.export.end_recording(path)
             if error is not None:
                 failed += 1
                 text = str(error) if isinstance(error, EmostreamError) else f"{path}: {type(error).__name__}: {error}"
@@ -155,6 +198,6 @@ def _label_files(config: Config, files: list[Path], out: BinaryIO | None, export
                 print(f"error: {printable(text)}", file=sys.stderr)
             elif not labels:
                 print(f"note: {printable(path)}: no utterance in it", file=sys.stderr)
-    if export is not None:
-        export.close()
+    if outputs.export is not None:
+        outputs.export.close()
     return failed

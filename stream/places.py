@@ -8,6 +8,7 @@ from typing import Any
 _SETTINGS = (
     ("speech", "vosk_model"), ("speech", "vad_model"), ("video", "yunet_model"), ("video", "blazeface_models"),
     ("fusion", "profile"), ("bus", "keys"), ("bus", "run_dir"), ("record", "folder"), ("record", "identity"),
+    ("page", "certificate"), ("page", "key"),
 )  # fmt: skip
 
 

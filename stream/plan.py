@@ -18,7 +18,7 @@ from emostream.files import user_path
 from emostream.stream import models
 from emostream.stream.bus import bind_xpub
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Bus, Config, Stream
+from emostream.stream.config import Bus, Config, Page, Stream
 from emostream.stream.encryption import recipients
 from emostream.stream.gate import closed
 from emostream.stream.keys import Keys
@@ -58,6 +58,8 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
     if config.page.on and config.pace == "fast":
         plan.notes.append("the page is for runs in real time; going on without")
     elif config.page.on:
+        if config.page.certificate:
+            _check_certificate(config.page, plan.notes)
         token = config.page.token or secrets.token_urlsafe(16)  # the same if the page is started again
         page = config.model_copy(update={"page": config.page.model_copy(update={"token": token})})
         plan.specs.append(replace(fusion, kind="page", name=PAGE, config=page))
@@ -124,6 +126,15 @@ def _check_keys(bus: Bus, notes: list[str]) -> Mapping[zmq.SocketOption, Any]:
     if not keys.allowed():
         notes.append(f"{bus.emotion}: nobody may listen yet; type {keys.command('allow PUBLIC_KEY NAME')}")
     return closed(server)
+
+
+def _check_certificate(page: Page, notes: list[str]) -> None:
+    """Raises ConfigError if the page's certificate cannot be used."""
+    from emostream.stream.page.tls import Certificate
+
+    if Certificate(page.certificate, page.key).is_open():
+        path = page.key or page.certificate
+        notes.append(f"{path}: every user of this machine can read the page's key; type chmod o= {path}")
 
 
 def _try_endpoint(endpoint: str, options: Mapping[zmq.SocketOption, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import subprocess
+from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pympi
@@ -12,7 +13,7 @@ import pytest
 from praatio import textgrid
 
 from emostream.errors import ConfigError
-from emostream.stream.export import WRITERS, Export, form_of
+from emostream.stream.export import WRITERS, Export, file_names, form_of
 from tests import media
 from tests.emotions import emotion_message
 from tests.processes import BIN, environment
@@ -73,9 +74,32 @@ def test_forms_of_names(tmp_path):
 
 def test_what_cannot_be_written_is_said_before_anything_is_labelled(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
-        Export(tmp_path / "no" / "x.csv", "csv", 1)
+        Export(tmp_path / "no" / "x.csv", "csv", [tmp_path / "a"])
     with pytest.raises(ConfigError, match="is for one recording; name a folder"):
-        Export(tmp_path / "x.vtt", "vtt", 2)
+        Export(tmp_path / "x.vtt", "vtt", [tmp_path / "a", tmp_path / "b"])
+
+
+def test_recordings_of_one_name_in_two_folders_do_not_overwrite_each_other(tmp_path):
+    first, second, other = tmp_path / "a" / "talk.mp4", tmp_path / "b" / "talk.mp4", tmp_path / "b" / "more.mp4"
+    export = Export(tmp_path / "out", "vtt", [first, second, other])
+    for path, text in ((first, "one"), (second, "two"), (other, "three")):
+        export.add(emotion_message(text=text))
+        export.end_recording(path)
+    written = {path.name: path.read_text().split("] ")[1].strip() for path in (tmp_path / "out").iterdir()}
+    assert written == {"a_talk.mp4.vtt": "one", "b_talk.mp4.vtt": "two", "more.mp4.vtt": "three"}
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/x/a/t.wav", "/y/a/t.wav", "/z/b/t.wav"], ["x_a_t.wav", "y_a_t.wav", "b_t.wav"]),
+        (["/a/t.wav", "/a/T.wav"], ["1_a_t.wav", "2_a_T.wav"]),
+        (["/a/t.wav", "/t.wav", "/a_t.wav"], ["1_a_t.wav", "t.wav", "3_a_t.wav"]),
+        (["t.wav", "./x/../t.wav"], ["t.wav", "t.wav"]),
+    ],
+)
+def test_names_of_what_is_made_of_recordings(paths, names):
+    assert list(file_names([Path(path) for path in paths]).values()) == names
 
 
 @pytest.mark.process

@@ -150,6 +150,10 @@ class FusionCore:
         """How far video is ahead of speech, in media time; 0 if either does not come (any more)."""
         return self._streams[stream].schedule.ahead_ns
 
+    def needed_from_ns(self, stream: str) -> int:
+        """The media time before which nothing of a stream will be in a further label."""
+        return self._streams[stream].schedule.needed_from_ns
+
     def push(self, message: Message) -> None:
         """Take a message of a producer. ``step`` returns the labels that it makes possible."""
         stream = self._streams.get(message.stream)

@@ -1,20 +1,24 @@
-"""Page process: a web server on this machine, beside the run. Where it dies, labels go on."""
+"""Page process: a web server beside the run, of this machine alone or with TLS. Where it dies, labels go on."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import socket
+import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from emostream.errors import ModelError, RunError
 from emostream.stream.bus import Inbox
+from emostream.stream.config import LOOPBACK
+from emostream.stream.config import Page as PageConfig
 from emostream.stream.control import Control, Request, control_path
 from emostream.stream.messages import Face, Label, Pcm
 from emostream.stream.nodes.runtime import NodeRuntime, ipc_of
+from emostream.stream.page.tls import Certificate
 from emostream.stream.topics import LABEL, parse_node, stream_topic
 
 if TYPE_CHECKING:
@@ -24,12 +28,12 @@ log = logging.getLogger(__name__)
 
 _IDLE_MS = 100
 _LOOKING_MS = 20
-_LOCAL = ("127.0.0.1", "localhost", "[::1]")
+_ANY = ("0.0.0.0", "[::]")
 
 
 def main(runtime: NodeRuntime) -> None:
-    """Serve the page until ``stop`` comes. Raises ModelError if packages for it are missing, and RunError if its port
-    cannot be bound."""
+    """Serve the page until ``stop`` comes. Raises ModelError if packages for it are missing, ConfigError if its
+    certificate cannot be used (any more), and RunError if its port cannot be bound."""
     try:
         from emostream.stream.page.server import make_app
         from emostream.stream.page.state import PageState
@@ -46,19 +50,38 @@ def main(runtime: NodeRuntime) -> None:
         with Control(config.bus.emotion, path=path) as control:
             return control.ask(request)
 
-    hosts = frozenset(f"{host}:{config.page.port}" for host in (*_LOCAL, config.page.host))
-    app = make_app(state, token, hosts, None if path is None else steer)
-    with _served(app, config.page.host, config.page.port):
-        log.info("http://%s:%d/%s/", config.page.host, config.page.port, token)
+    page = config.page
+    certificate = Certificate(page.certificate, page.key) if page.certificate else None
+    names = certificate.names if certificate is not None else []
+    app = make_app(state, token, _hosts(page, names), None if path is None else steer, secure=certificate is not None)
+    with _served(app, page, None if certificate is None else certificate.context):
+        log.info("%s/%s/", address(page, names), token)
         runtime.wait_for_go()
         with contextlib.closing(_Senses(runtime, state)) as senses:
             while not runtime.stopping:
                 runtime.tick()
+                if certificate is not None:
+                    certificate.tick()
                 senses.take(looking := state.viewers > 0)
                 while (message := labels.receive(0)) is not None:
                     if isinstance(message, Label):
                         state.add(message.payload)
                 labels.wait(_LOOKING_MS if looking else _IDLE_MS)
+
+
+def address(page: PageConfig, names: Sequence[str]) -> str:
+    """Where the page is, without the token. ``names``: the hosts of its certificate, of which a browser wants one."""
+    scheme = "https" if page.certificate else "http"
+    plain = [name for name in names if not name.startswith("*")]
+    host = page.host if page.host in names or not plain else plain[0]
+    return f"{scheme}://{host}:{page.port}"
+
+
+def _hosts(page: PageConfig, names: Sequence[str]) -> frozenset[str]:
+    """What a request may name as its host: browsers leave out the usual port."""
+    hosts = {*LOOPBACK, *names, page.host.lower()} - {*_ANY}
+    usual = page.port == (443 if page.certificate else 80)
+    return frozenset({f"{host}:{page.port}" for host in hosts} | (hosts if usual else set()))
 
 
 class _Senses:
@@ -102,10 +125,11 @@ class _Senses:
 
 
 @contextlib.contextmanager
-def _served(app: Any, host: str, port: int) -> Iterator[None]:
+def _served(app: Any, page: PageConfig, tls: ssl.SSLContext | None) -> Iterator[None]:
     """Run the server in a thread. Raises RunError if the port is not free."""
     import uvicorn
 
+    host, port = page.host, page.port
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -117,6 +141,8 @@ def _served(app: Any, host: str, port: int) -> Iterator[None]:
         app, log_config=None, access_log=False, lifespan="off", ws="websockets-sansio", ws_max_size=65_536,
         limit_concurrency=64, timeout_graceful_shutdown=1, server_header=False,
     )  # fmt: skip
+    settings.load()
+    settings.ssl = tls  # of our own making: uvicorn's takes older ciphers
     server = uvicorn.Server(settings)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("websockets").setLevel(logging.CRITICAL)

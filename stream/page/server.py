@@ -46,8 +46,9 @@ Steer = Callable[[ControlRequest], str]
 class Guard:
     """Lets requests in that name this server as their host, come from no other page, and know the token."""
 
-    def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str], secure: bool) -> None:
         self._app, self._token, self._hosts = app, token, hosts
+        self._scheme = "https" if secure else "http"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -55,7 +56,7 @@ class Guard:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         origin = headers.get("origin")
-        allowed = headers.get("host", "") in self._hosts and (origin is None or urlsplit(origin).netloc in self._hosts)
+        allowed = self._is_here(headers.get("host", "")) and (origin is None or self._is_ours(origin))
         first, _, rest = scope["path"].removeprefix("/").partition("/")
         if allowed and scope["path"] == "/healthz":
             await self._app(scope, receive, send)
@@ -68,10 +69,25 @@ class Guard:
             status, text = (404, "not found\n") if allowed else (403, "not from here\n")
             await PlainTextResponse(text, status)(scope, receive, send)
 
+    def _is_here(self, host: str) -> bool:
+        """Whether a host is this server; "*.example.org" stands for each name right below example.org."""
+        host = host.lower()
+        return host in self._hosts or f"*.{host.partition('.')[2]}" in self._hosts
 
-def make_app(state: PageState, token: str, hosts: frozenset[str], steer: Steer | None) -> ASGIApp:
+    def _is_ours(self, origin: str) -> bool:
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # no address at all
+            return False
+        return parts.scheme == self._scheme and self._is_here(parts.netloc)
+
+
+def make_app(
+    state: PageState, token: str, hosts: frozenset[str], steer: Steer | None, *, secure: bool = False
+) -> ASGIApp:
     """The page's application. ``hosts``: what a request may name as its host, as "127.0.0.1:8800"; ``steer``: carries
-    out a request to the run and gives its answer; without it, nothing can be changed."""
+    out a request to the run and gives its answer; without it, nothing can be changed; ``secure``: it is served by
+    https."""
     metrics = RunMetrics(state)
     content = {
         path: (files(__package__).joinpath("static", name).read_bytes(), kind) for path, (name, kind) in _STATIC.items()
@@ -156,6 +172,7 @@ def make_app(state: PageState, token: str, hosts: frozenset[str], steer: Steer |
         ),
         token,
         hosts,
+        secure,
     )
 
 
