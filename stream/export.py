@@ -191,12 +191,12 @@ class Export:
             write_atomically(self._path, WRITERS[self._form](self._labels), OWNER_ONLY)
 
 
-def need(name: str) -> Any:
-    """A package for one of the formats. Raises ConfigError if it is missing."""
+def need(name: str, what: str = "this format") -> Any:
+    """A package that ``what`` is made with. Raises ConfigError if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"this format needs a package ({error.name}): pip install 'emostream[export]'") from error
+        raise ConfigError(f"{what} needs a package ({error.name}): pip install 'emostream[export]'") from error
 
 
 def _word(label: Emotion) -> str:

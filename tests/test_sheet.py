@@ -185,7 +185,7 @@ def test_a_folder_that_cannot_be_and_a_package_that_is_missing(tmp_path, monkeyp
     with pytest.raises(ConfigError, match="cannot be written"):
         Sheets(tmp_path / "file", [Path("a.wav")])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"needs a package \(matplotlib\): pip install 'emostream\[export\]'"):
+    with pytest.raises(ConfigError, match=r"contact sheet needs a package \(matplotlib\): pip install 'emo"):
         Sheets(tmp_path / "out", [Path("a.wav")])
     assert not (tmp_path / "out").exists()
 

@@ -134,6 +134,7 @@ def _served(app: Any, page: PageConfig, tls: ssl.SSLContext | None) -> Iterator[
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host.strip("[]"), port))
+        listening.listen()  # before the address is told, though the server's thread may take a while to begin
     except OSError as error:
         listening.close()
         raise RunError(f"the page cannot have {host}:{port} ({error.strerror}); see page.port") from error

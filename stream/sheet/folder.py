@@ -18,7 +18,7 @@ class Sheets:
     Raises ConfigError if the folder cannot be written, or matplotlib is missing."""
 
     def __init__(self, folder: Path, recordings: Sequence[Path]) -> None:
-        need("matplotlib")
+        need("matplotlib", "a contact sheet")
         self._folder, self._names = folder, file_names(recordings)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,7 @@ class Layout:
         for each, x, next_x in zip(said, lefts, [*lefts, WIDTH - 1][1:], strict=True):
             width = max(1.0, (min(each.label.end_s, end_s) - each.label.start_s) * self.points_per_s)
             room = max(width, next_x - x - 6)
-            words = self.ruler.wrapped(each.label.text, room, WORDS, _MOST_WORD_LINES) if room > _LEAST_ROOM else []
+            words = self.ruler.wrapped(each.label.text, room - 6, WORDS, _MOST_WORD_LINES) if room > _LEAST_ROOM else []
             places.append(Place(each, x, width, room, words))
         return Row(start_s, end_s, places)
 
