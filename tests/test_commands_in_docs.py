@@ -35,6 +35,8 @@ UNASKED = {
     "./subscribe": "made by cc; it listens for ever",
     "./produce": "made by g++; run in tests/test_external.py",
     "age-keygen": "of the program age; run in tests/test_encryption.py, where it is installed",
+    "openssl": "runs in tests/test_page_tls.py",
+    "curl": "asks a page that runs; tests/test_page_tls.py does as it does",
     "npm": "fetches packages",
     "node": "runs in tests/test_readme.py, where the package zeromq is; examples/subscribe.js listens for ever",
     "docker": "needs a container engine",
@@ -115,7 +117,7 @@ def in_blocks() -> list[Command]:
         Command(document, line.strip(), words)
         for document in DOCUMENTS
         for block in blocks(document.read_text(encoding="utf-8"))
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
         for words in commands_of(line)
     ]
 
