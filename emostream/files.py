@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -24,9 +25,16 @@ def write_atomically(path: Path, data: bytes | str, mode: int = 0o666) -> None:
     """
     content = data.encode() if isinstance(data, str) else data
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # same folder: os.replace needs one file system
+    with becoming(part, path), open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def becoming(part: Path, path: Path) -> Iterator[None]:
+    """``part``, which the block writes, becomes ``path`` at its end, or is gone if that fails. Raises OSError that
+    names ``path``."""
     try:
-        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(content)
+        yield
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)

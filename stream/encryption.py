@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from emostream.errors import ConfigError, ModelError, SourceError
-from emostream.files import OWNER_ONLY, user_path
+from emostream.files import OWNER_ONLY, becoming, user_path
 
 SUFFIX = ".age"
 _HEADER = b"age-encryption.org/"
@@ -65,23 +65,15 @@ def seal(content: io.BytesIO, path: Path, readers: list[Any]) -> None:
     part = part_of(path)
     content.seek(0)
     file = _Kept(part)
-    try:
-        with file.raw:
-            try:
-                _pyrage().encrypt_io(content, file, readers)
-            except Exception as error:
-                if file.error is not None:  # which says that the disk is full
-                    raise file.error from error
-                raise
-            os.fsync(file.raw.fileno())
-        os.rename(part, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with becoming(part, path), file.raw:
+        try:
+            _pyrage().encrypt_io(content, file, readers)
+        except Exception as error:
+            if file.error is not None:  # which says that the disk is full
+                raise file.error from error
+            raise
+        os.fsync(file.raw.fileno())
+    _sync_folder(path.parent)
 
 
 def part_of(path: Path) -> Path:
