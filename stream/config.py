@@ -197,6 +197,7 @@ class Page(_Section):
     token: Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{16,128})?$")] = ""
     certificate: str = ""
     key: str = ""
+    picture: bool = False
 
     @model_validator(mode="after")
     def _private(self) -> Self:

@@ -106,8 +106,8 @@ class Face(Media):
 
 
 class Picture(Media):
-    """A picture as it is recorded, and only while somebody records. ``jpeg``: (n,) uint8; ``width`` and ``height`` in
-    pixels."""
+    """A picture as it is recorded or shown, and only while somebody records or looks. ``jpeg``: (n,) uint8; ``width``
+    and ``height`` in pixels."""
 
     jpeg: np.ndarray
     width: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from starlette.websockets import WebSocketDisconnect
 from emostream.errors import ConfigError, ControlError
 from emostream.stream.config import Config
 from emostream.stream.control import Control, Request
-from emostream.stream.messages import Face, Pcm, encode_emotion
+from emostream.stream.messages import Face, Pcm, Picture, encode_emotion
 from emostream.stream.page.server import make_app
 from emostream.stream.page.state import KEPT, PageState
 from emostream.stream.status import NodeStatus, Status, StreamStatus, encode_status
@@ -199,6 +200,25 @@ def test_sound_and_faces_come_only_while_somebody_looks(client, state):
         time.sleep(0.01)
 
 
+def test_pictures_come_once_each_and_only_while_somebody_looks(client, state):
+    picture = Picture(
+        stream="a",
+        media_start_ns=0,
+        media_end_ns=0,
+        captured_ns=0,
+        jpeg=np.arange(9, dtype=np.uint8),
+        width=64,
+        height=48,
+    )
+    with client.websocket_connect(f"{SOCKET}/ws?format=page") as socket:
+        assert socket.receive_json()["pictures"] == {}
+        state.show(picture)
+        shown = [pictures for _ in range(5) if (pictures := socket.receive_json()["pictures"])]
+        assert shown == [{"a": {"width": 64, "height": 48, "jpeg": base64.b64encode(bytes(range(9))).decode()}}]
+    state.forget_senses()
+    assert state.pictures() == {}
+
+
 def test_metrics_are_what_prometheus_reads(client, state):
     for _ in range(3):
         state.add(payload())
@@ -251,6 +271,9 @@ def test_it_is_for_this_machine_alone(page):
 # In a run
 
 
+# gray levels in the middle of the picture, and in its corner
+SHADES = """() => { const scene = document.querySelector(".scene"), draw = scene.getContext("2d");
+  return [[scene.width / 2, scene.height / 2], [4, 4]].map(([x, y]) => draw.getImageData(x, y, 1, 1).data[0]); }"""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -269,6 +292,7 @@ def test_a_browser_shows_the_demo_and_comes_back_when_the_page_does(tmp_path):
 
     port = free_port()
     options = ("--config", "config.toml", "--page", "--set", f"page.port={port}", "--record", tmp_path / "r")
+    options += ("--set", "page.picture=true")
     with Pipeline(*options) as run, sync_playwright() as play:
         url = address(run)
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -284,6 +308,9 @@ def test_a_browser_shows_the_demo_and_comes_back_when_the_page_does(tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert "joy" in page.inner_text("#said li >> nth=0")
         assert page.inner_text(".facing") == "a face"
+        page.wait_for_selector(".scene.whole")
+        middle, corner = page.evaluate(SHADES)
+        assert abs(middle - corner) > 20  # the drawn face, and what is behind it
         assert page.inner_text("#recording:not([hidden])") == "● recording"
         page.keyboard.press("Tab")
         for _ in range(12):  # to the utterance, by keyboard

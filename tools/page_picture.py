@@ -1,6 +1,6 @@
 """docs/page.png: the live page while the demo is labelled, in a real browser (Debian: apt-get install chromium).
 
-python tools/page_picture.py [docs/page.png [SOURCE]]
+python tools/page_picture.py [docs/page.png [SOURCE [SECTION.KEY=VALUE]]]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def main() -> int:
         "--page",
         "--set",
         "page.port=8899",
+        *(option for setting in sys.argv[3:] for option in ("--set", setting)),
     ]
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:

@@ -1,4 +1,4 @@
-"""Core that makes the pictures of a recording: few, small and compressed."""
+"""Core that makes the pictures of a recording and of the page: few, small and compressed."""
 
 from __future__ import annotations
 

@@ -130,9 +130,12 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
 
 
 def _pictures(runtime: NodeRuntime) -> Callable[[VideoFrame, Face], None] | None:
-    """Sends pictures, where the run's are recorded, and only as long as somebody does record: else none is made."""
+    """Sends pictures, where they may be recorded or shown, and only as long as somebody does or looks: else none is
+    made."""
     spec = runtime.spec
-    if not (spec.config.record.video and spec.config.record.folder and spec.realtime and "video" in spec.media):
+    record, page = spec.config.record, spec.config.page
+    wanted = (record.video and record.folder) or (page.picture and page.on)
+    if not (wanted and spec.realtime and "video" in spec.media):
         return None
     from emostream.stream.cores.picture import PictureCore
 

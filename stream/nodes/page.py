@@ -16,10 +16,10 @@ from emostream.stream.bus import Inbox
 from emostream.stream.config import LOOPBACK
 from emostream.stream.config import Page as PageConfig
 from emostream.stream.control import Control, Request, control_path
-from emostream.stream.messages import Face, Label, Pcm
+from emostream.stream.messages import Face, Label, Pcm, Picture
 from emostream.stream.nodes.runtime import NodeRuntime, ipc_of
 from emostream.stream.page.tls import Certificate
-from emostream.stream.topics import LABEL, parse_node, stream_topic
+from emostream.stream.topics import LABEL, Content, parse_node, stream_topic
 
 if TYPE_CHECKING:
     from emostream.stream.page.state import PageState
@@ -85,12 +85,15 @@ def _hosts(page: PageConfig, names: Sequence[str]) -> frozenset[str]:
 
 
 class _Senses:
-    """The sound and faces of all streams, while somebody looks."""
+    """The sound and faces of all streams, and their pictures where that is asked for, while somebody looks."""
 
     def __init__(self, runtime: NodeRuntime, state: PageState) -> None:
         self._runtime, self._state = runtime, state
         self._inbox: Inbox | None = None
         self._connected: set[str] = set()
+        self._contents: list[Content] = ["pcm", "face"]
+        if runtime.spec.config.page.picture:
+            self._contents.append("picture")
 
     def take(self, looking: bool) -> None:
         spec = self._runtime.spec
@@ -104,12 +107,14 @@ class _Senses:
         for node in self._nodes() - self._connected:
             self._connected.add(node)
             _, stream = parse_node(node)
-            self._inbox.connect(ipc_of(spec, node), [stream_topic("pcm", stream), stream_topic("face", stream)])
+            self._inbox.connect(ipc_of(spec, node), [stream_topic(content, stream) for content in self._contents])
         while (message := self._inbox.receive(0)) is not None:
             if isinstance(message, Pcm):
                 self._state.hear(message)
             elif isinstance(message, Face):
                 self._state.see(message)
+            elif isinstance(message, Picture):
+                self._state.show(message)
 
     def _nodes(self) -> set[str]:
         """All that capture, of streams added later too. One that is added again has the same endpoint."""

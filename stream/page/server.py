@@ -228,6 +228,7 @@ async def _page(websocket: WebSocket, state: PageState) -> None:
             f'"windows":[{",".join(payload for payload, _ in windows)}]',
             f'"status":{found[0] if found else "null"}',
             f'"senses":{json.dumps(state.senses())}',
+            f'"pictures":{json.dumps(state.pictures(before))}',
         ]
         await websocket.send_text("{" + ",".join(parts) + "}")
         await asyncio.sleep(PERIOD_S)

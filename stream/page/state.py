@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from emostream.stream.messages import Emotion, Face, Pcm, decode_emotion
+from emostream.stream.messages import Emotion, Face, Pcm, Picture, decode_emotion
 from emostream.stream.status import Status, decode_status
 
 KEPT = 500  # labels
@@ -35,6 +35,7 @@ class Heard:
     waiting: list[np.ndarray] = field(default_factory=list)
     waiting_samples: int = 0
     faces: list[dict[str, object]] = field(default_factory=list)  # id; box; crop: 48 x 48 gray pixels, base64
+    picture: tuple[int, dict[str, object]] | None = None  # its version; width; height; jpeg, base64
 
 
 class PageState:
@@ -90,6 +91,14 @@ class PageState:
                 for each in face.people
             ]
 
+    def show(self, picture: Picture) -> None:
+        shown = {
+            "width": picture.width, "height": picture.height, "jpeg": base64.b64encode(picture.jpeg.tobytes()).decode(),
+        }  # fmt: skip
+        with self._lock:
+            self._version += 1
+            self._heard.setdefault(picture.stream, Heard()).picture = self._version, shown
+
     def forget_senses(self) -> None:
         """Nobody looks any more."""
         with self._lock:
@@ -116,6 +125,15 @@ class PageState:
         with self._lock:
             return {
                 name: {"envelope": list(heard.envelope), "faces": heard.faces} for name, heard in self._heard.items()
+            }
+
+    def pictures(self, since: int = 0) -> dict[str, dict[str, object]]:
+        """The newest picture of each stream, if it is newer than ``since``."""
+        with self._lock:
+            return {
+                name: heard.picture[1]
+                for name, heard in self._heard.items()
+                if heard.picture is not None and heard.picture[0] > since
             }
 
     def look(self, by: int) -> None:

@@ -31,6 +31,7 @@ class LiveStream extends HTMLElement {
     ].filter(Boolean).join(" · ");
     this.used = message.face;
     this.speaking = message.speaking;
+    this.moods = new Map(message.faces.map((face) => [face.id, face.label ?? (face.id === message.face ? message.label : "")]));
     this.bars(message);
     if (message.valence !== null && message.valence !== undefined) this.wander(message.valence, message.arousal);
   }
@@ -91,30 +92,49 @@ class LiveStream extends HTMLElement {
     this.look(senses.faces);
   }
 
-  // The faces at their places: what is between them is never sent. The frame has the picture's shape, since boxes are square.
+  show({ jpeg }) {
+    const image = new Image();
+    image.onload = () => { this.picture = image; };
+    image.src = `data:image/jpeg;base64,${jpeg}`;
+  }
+
+  // The faces at their places, in the picture if it is sent; else nothing is between them, and since boxes are square
+  // they tell its shape.
   look(faces) {
-    const scene = $(".scene", this), draw = scene.getContext("2d"), first = faces[0];
-    const shape = first && first.box && first.box[2] > 0 ? first.box[3] / first.box[2] : 4 / 3;
+    const scene = $(".scene", this), draw = scene.getContext("2d"), first = faces[0], picture = this.picture;
+    scene.classList.toggle("whole", Boolean(picture));
+    const height = picture ? Math.min(480, picture.height) : 180;
+    if (scene.height !== height) scene.height = height;
+    const square = first && first.box && first.box[2] > 0 ? first.box[3] / first.box[2] : 4 / 3;
+    const shape = picture ? picture.width / picture.height : square;
     const width = Math.round(Math.min(2.4, Math.max(0.5, shape)) * scene.height);
     if (scene.width !== width) scene.width = width;
     draw.clearRect(0, 0, width, scene.height);
+    if (picture) draw.drawImage(picture, 0, 0, width, scene.height);
     draw.font = "bold 15px system-ui, sans-serif";
     for (const { id, box, crop } of faces) {
       const [x, y, wide, tall] = box ?? [0.3, 0.25, 0.4, 0.5];
       const place = [x * width, y * scene.height, wide * width, tall * scene.height];
-      const bytes = Uint8Array.from(atob(crop), (letter) => letter.charCodeAt(0)), image = new ImageData(48, 48);
-      bytes.forEach((value, i) => image.data.set([value, value, value, 255], 4 * i));
-      const crops = new OffscreenCanvas(48, 48);
-      crops.getContext("2d").putImageData(image, 0, 0);
-      draw.drawImage(crops, ...place);
+      if (!picture) {
+        const bytes = Uint8Array.from(atob(crop), (letter) => letter.charCodeAt(0)), image = new ImageData(48, 48);
+        bytes.forEach((value, i) => image.data.set([value, value, value, 255], 4 * i));
+        const crops = new OffscreenCanvas(48, 48);
+        crops.getContext("2d").putImageData(image, 0, 0);
+        draw.drawImage(crops, ...place);
+      }
       const used = id === this.used;
       draw.strokeStyle = colour(used ? "accent" : "quiet");
       draw.lineWidth = used ? 4 : 1.5;
       draw.strokeRect(...place);
-      if (faces.length > 1) {
-        draw.fillStyle = colour(used ? "accent" : "quiet");
-        draw.fillText(id, place[0] + 3, place[1] - 5);
+      const mood = picture && this.moods && this.moods.get(id);
+      const text = [faces.length > 1 ? id : "", mood].filter(Boolean).join(" ");
+      if (!text) continue;
+      if (picture) {
+        draw.fillStyle = colour("card");
+        draw.fillRect(place[0], place[1] - 21, draw.measureText(text).width + 8, 20);
       }
+      draw.fillStyle = colour(used ? "accent" : "quiet");
+      draw.fillText(text, place[0] + 4, place[1] - 6);
     }
     const many = faces.length === 0 ? "no face" : faces.length === 1 ? "a face" : `${faces.length} faces`;
     const speaks = faces.length > 1 && this.speaking ? `, ${this.speaking} speaks` : "";
@@ -239,6 +259,7 @@ function take(news) {
   }
   if (news.labels.length) drawLatency();
   for (const message of news.windows) stream(message.stream).estimate(message);
+  for (const [name, picture] of Object.entries(news.pictures)) stream(name).show(picture);
   for (const [name, senses] of Object.entries(news.senses)) stream(name).sense(senses, lastStatus && lastStatus.streams[name]);
 }
 
