@@ -17,8 +17,8 @@ _AHEAD = 512  # chunks on the way in one direction
 
 class BadLine:
     """Listens on a free ``port`` of 127.0.0.1 and passes on to another one. Each packet takes ``delay_s``. A share of
-    ``loss`` is lost, so TCP would send it again after ``resend_s``; what comes behind it waits, as it does in TCP. While
-    ``away`` is set nothing passes, and nothing is closed: as with a cable that was pulled.
+    ``loss`` is lost, so TCP would send it again after ``resend_s``; what comes behind it waits, as it does in TCP.
+    While ``away`` is set nothing passes, and nothing is closed: as with a cable that was pulled.
 
     ``sent`` and ``returned``: bytes from whoever connects, and to it. A context manager, with a thread of its own."""
 

@@ -81,7 +81,11 @@ class RealBox:
         self._publisher = EmotionPublisher(self._context, endpoint)
         words = ["stream-uplink", router, endpoint, "--site", _SITE, "--box", self.name]
         self.process = _start(words, None)
-        _wait(lambda: (self.tell(), self._publisher.requests >= 2)[1], "the uplink subscribes to no run")
+        _wait(self._is_heard, "the uplink subscribes to no run")
+
+    def _is_heard(self) -> bool:
+        self.tell()
+        return self._publisher.requests >= 2
 
     def say(self, label: Emotion) -> None:
         self._publisher.send(_another(label, self.seq))
@@ -127,7 +131,7 @@ class HubProcess:
         """How many labels are in its journal and its files."""
         import pyarrow.parquet as parquet
 
-        in_files = sum(parquet.read_metadata(path).num_rows for path in self.out.glob("day=*/*.parquet"))
+        in_files: int = sum(parquet.read_metadata(path).num_rows for path in self.out.glob("day=*/*.parquet"))
         return in_files + sum(path.read_bytes().count(b"\n") for path in self.out.glob("journal-*"))
 
 
@@ -153,16 +157,13 @@ def main() -> int:
                     box.close()
         hub.interrupt()
         faults = _faults(hub.out, boxes)
-        stored = sum(path.stat().st_size for path in hub.out.glob("day=*/*.parquet"))
-        figures["stored_bytes_per_label"] = round(stored / sum(box.seq for box in boxes), 1)
     bias = ["Boxes, hub and benchmark share one machine and its loopback: no network is between them."]
     bias += [common.QUICK_BIAS] * options.quick
     settings: dict[str, object] = {"boxes": options.boxes, "seconds": seconds, "flood": flood}
     result = common.Result("uplink", settings, bias, figures, faults)
     rows = [[name.replace("_", " "), f"{value:,}"] for name, value in figures.items()]
-    return common.finish(
-        options.out, result, common.table(["figure", "value"], rows), lambda path: _plot(path, figures)
-    )
+    tables = common.table(["figure", "value"], rows)
+    return common.finish(options.out, result, tables, lambda path: _plot(path, figures))
 
 
 def _measure(
@@ -262,15 +263,13 @@ def _faults(out: Path, boxes: list[Box]) -> list[str]:
 
 
 def _another(label: Emotion, seq: int) -> Emotion:
-    return msgspec.structs.replace(
-        label, stream=STREAM, seq=seq, utterance=seq, run="bench", published_ns=time.time_ns()
-    )
+    at_ns = time.time_ns()
+    return msgspec.structs.replace(label, stream=STREAM, seq=seq, utterance=seq, run="bench", published_ns=at_ns)
 
 
 def _status() -> Status:
-    return Status(
-        run="bench", state="running", published_ns=time.time_ns(), streams={STREAM: StreamStatus(state="running")}
-    )
+    streams = {STREAM: StreamStatus(state="running")}
+    return Status(run="bench", state="running", published_ns=time.time_ns(), streams=streams)
 
 
 def _cpu_s(before: Any, process: psutil.Process) -> float:

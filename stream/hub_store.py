@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -26,6 +26,7 @@ Mark = tuple[str, str, str, str]  # site, box, run, stream
 
 _RUNS = 512  # of a box, whose numbers are known: more than a delivery can hold
 _AGAIN_S = 10.0
+_GROUP = 2000  # labels of a row group
 _MARKS = "marks.json"
 _decoder = msgspec.json.Decoder(tuple[str, str, int, msgspec.Raw])
 
@@ -141,18 +142,19 @@ class HubStore:
     def _close_journal(self, path: Path) -> None:
         """Make files of a journal. Where this was cut short, doing it again writes the same files."""
         number = int(path.stem.partition("-")[2])
-        days: dict[str, list[Kept]] = {}
+        days: dict[str, _Part] = {}
         marks: dict[Mark, int] = {}
         for label in _read_journal(path):
             day = datetime.fromtimestamp(label.emotion.published_ns / 1e9, UTC).strftime("%Y-%m-%d")
-            days.setdefault(day, []).append(label)
+            if day not in days:
+                days[day] = _Jsonl() if self._form == "jsonl" else _Parquet()
+            days[day].add(label)
             mark = (label.site, label.box, label.emotion.run, label.emotion.stream)
             marks[mark] = max(label.emotion.seq, marks.get(mark, -1))
-        for day, labels in days.items():
+        for day, part in days.items():
             folder = self._folder / f"day={day}"
             folder.mkdir(mode=0o700, exist_ok=True)
-            content = b"".join(map(_line, labels)) if self._form == "jsonl" else _parquet(labels)
-            write_atomically(folder / f"part-{number:06}.{self._form}", content, OWNER_ONLY)
+            write_atomically(folder / f"part-{number:06}.{self._form}", part.finish(), OWNER_ONLY)
             _sync(folder)
         self._marks.raise_to(marks)
         self._marks.save(number)
@@ -207,31 +209,61 @@ def _read_journal(path: Path) -> Iterator[Kept]:
                 yield Kept(site, box, received_ns, bytes(raw), decode_emotion(bytes(raw)))
 
 
-def _parquet(labels: list[Kept]) -> bytes:
+class _Part(Protocol):
+    """The content of a file: labels are added to it, and ``finish`` gives its bytes."""
+
+    def add(self, label: Kept) -> None: ...
+
+    def finish(self) -> bytes: ...
+
+
+class _Jsonl:
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+
+    def add(self, label: Kept) -> None:
+        self._lines.append(_line(label))
+
+    def finish(self) -> bytes:
+        return b"".join(self._lines)
+
+
+class _Parquet:
     """A table with the same columns whatever the bundles: ``site``, ``box``, times, those of ``stream-label --out``,
-    ``probabilities`` as a map, and ``message``, the JSON as it came."""
-    arrow, parquet = need("pyarrow"), need("pyarrow.parquet")
-    time_type = arrow.timestamp("us", "UTC")  # of nanoseconds, Python makes no datetime
-    kinds: dict[str, Any] = {
-        "start_s": arrow.float64(), "end_s": arrow.float64(), "confidence": arrow.float64(),
-        "valence": arrow.float64(), "arousal": arrow.float64(), "uncertain": arrow.bool_(),
-        "utterance": arrow.int64(), "face": arrow.int64(),
-    }  # fmt: skip
-    fields = {"site": arrow.string(), "box": arrow.string(), "received": time_type, "published": time_type}
-    fields |= {"seq": arrow.int64(), "bundle": arrow.string()}
-    fields |= {column: kinds.get(column, arrow.string()) for column in COLUMNS if column != "source"}
-    fields |= {"probabilities": arrow.map_(arrow.string(), arrow.float64()), "message": arrow.string()}
-    rows = [
-        {name: getattr(label.emotion, name, None) for name in fields}
-        | {"site": label.site, "box": label.box, "received": label.received_ns // 1000}
-        | {"published": label.emotion.published_ns // 1000, "probabilities": list(label.emotion.probabilities.items())}
-        | {"message": label.json.decode(errors="replace")}
-        for label in labels
-    ]
-    out = arrow.BufferOutputStream()
-    table = arrow.Table.from_pylist(rows, arrow.schema(list(fields.items())))
-    parquet.write_table(table, out, compression="zstd")
-    return bytes(out.getvalue().to_pybytes())
+    ``probabilities`` as a map, and ``message``, the JSON as it came. Labels become columns in groups: as objects of
+    Python, those of a whole file took 1 GB."""
+
+    def __init__(self) -> None:
+        arrow, parquet = need("pyarrow"), need("pyarrow.parquet")
+        text, number, real = arrow.string(), arrow.int64(), arrow.float64()
+        moment = arrow.timestamp("us", "UTC")  # of nanoseconds, Python makes no datetime
+        kinds: dict[str, Any] = {"uncertain": arrow.bool_(), "utterance": number, "face": number}
+        kinds |= dict.fromkeys(("start_s", "end_s", "confidence", "valence", "arousal"), real)
+        fields = {"site": text, "box": text, "received": moment, "published": moment, "seq": number, "bundle": text}
+        fields |= {column: kinds.get(column, text) for column in COLUMNS if column != "source"}
+        fields |= {"probabilities": arrow.map_(text, real), "message": text}
+        self._arrow, self._schema = arrow, arrow.schema(list(fields.items()))
+        self._rows: list[dict[str, Any]] = []
+        self._out = arrow.BufferOutputStream()
+        self._writer = parquet.ParquetWriter(self._out, self._schema, compression="zstd")
+
+    def add(self, label: Kept) -> None:
+        row = {name: getattr(label.emotion, name, None) for name in self._schema.names}
+        row |= {"site": label.site, "box": label.box, "received": label.received_ns // 1000}
+        row |= {"published": label.emotion.published_ns // 1000, "message": label.json.decode(errors="replace")}
+        self._rows.append(row | {"probabilities": list(label.emotion.probabilities.items())})
+        if len(self._rows) >= _GROUP:
+            self._write()
+
+    def finish(self) -> bytes:
+        self._write()
+        self._writer.close()
+        return bytes(self._out.getvalue().to_pybytes())
+
+    def _write(self) -> None:
+        if self._rows:
+            self._writer.write_table(self._arrow.Table.from_pylist(self._rows, self._schema))
+            self._rows.clear()
 
 
 def _sync(folder: Path) -> None:

@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import pytest
 from emostream.errors import BusError, ConfigError
 from emostream.stream.boxes import make_session_config, open_session
 from emostream.stream.bus import Context
+from emostream.stream.hub import hub
 from emostream.stream.messages import encode_emotion
 from emostream.stream.public import EmotionPublisher
 from emostream.stream.status import Status, StreamStatus, encode_status
+from emostream.stream.uplink import uplink
 from tests.emotions import emotion_message
 from tests.processes import BIN, command, environment, free_port, patience
 
@@ -34,11 +36,14 @@ pytestmark = pytest.mark.process
 class Program:
     """A command that runs, and what it has printed. A context manager."""
 
-    def __init__(self, folder: Path, *words: object) -> None:
+    def __init__(self, folder: Path, *words: object, prefix: Sequence[str] = ()) -> None:
         self._printed = folder / f"printed-{random.randrange(1 << 40):x}"
         with self._printed.open("wb") as out:
             self.process = subprocess.Popen(
-                [BIN / str(words[0]), *map(str, words[1:])], stdout=out, stderr=subprocess.STDOUT, env=environment()
+                [*prefix, BIN / str(words[0]), *map(str, words[1:])],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment(),
             )
 
     @property
@@ -316,17 +321,34 @@ def test_nonsense_is_refused_and_does_no_harm(tmp_path, router):
     assert len(stored(tmp_path / "out")) == 1 and "Traceback" not in hub.printed
 
 
-def test_tls_lets_in_whom_the_hub_s_authority_has_signed(tmp_path, boxes):
+ONLY_ITS_OWN_KEYS = {
+    "enabled": True,
+    "default_permission": "deny",
+    "rules": [
+        {"id": "box", "permission": "allow", "flows": ["ingress", "egress"], "key_exprs": ["emostream/lab/box/**"],
+         "messages": ["put", "query", "reply", "declare_queryable", "declare_subscriber", "liveliness_token"]},
+        {"id": "hub", "permission": "allow", "flows": ["egress"], "key_exprs": ["emostream/*/*/**"],
+         "messages": ["declare_queryable", "declare_subscriber"]},
+    ],
+    "subjects": [{"id": "box", "cert_common_names": ["box"]}],
+    "policies": [{"rules": ["box", "hub"], "subjects": ["box"]}],
+}  # fmt: skip
+
+
+def test_tls_lets_in_whom_the_hub_s_authority_has_signed_and_each_box_to_its_own_keys(tmp_path, boxes):
     certificates(tmp_path)
     router = f"tls/127.0.0.1:{free_port()}"
     for side in ("hub", "box", "stranger"):
-        own = f"{side}.pem", f"{side}.key"
-        tls: dict[str, Any] = {"root_ca_certificate": str(tmp_path / "ca.pem"), "verify_name_on_connect": True}
         kind = "listen" if side == "hub" else "connect"
-        tls |= {f"{kind}_certificate": str(tmp_path / own[0]), f"{kind}_private_key": str(tmp_path / own[1])}
-        tls |= {"enable_mtls": True}
-        (tmp_path / f"{side}.json5").write_text(json.dumps({"transport": {"link": {"tls": tls}}}))
-    box = boxes("box")
+        tls: dict[str, Any] = {
+            "root_ca_certificate": str(tmp_path / "ca.pem"), "enable_mtls": True,
+            f"{kind}_certificate": str(tmp_path / f"{side}.pem"), f"{kind}_private_key": str(tmp_path / f"{side}.key"),
+        }  # fmt: skip
+        content: dict[str, Any] = {"transport": {"link": {"tls": tls}}}
+        if side == "hub":
+            content["access_control"] = ONLY_ITS_OWN_KEYS
+        (tmp_path / f"{side}.json5").write_text(json.dumps(content))
+    box, false = boxes("box"), boxes("another")
     words = ("stream-hub", "--listen", router, "--out", tmp_path / "out", "--config", tmp_path / "hub.json5")
     with Program(tmp_path, *words) as hub:
         hub.wait_for("waiting")
@@ -335,9 +357,17 @@ def test_tls_lets_in_whom_the_hub_s_authority_has_signed(tmp_path, boxes):
             config.insert_json5("connect/timeout_ms", "700")
             with pytest.raises(BusError):
                 open_session(config)
-        with start_uplink(tmp_path, router, box, "--config", tmp_path / "box.json5"):
+        its_own = ("--config", tmp_path / "box.json5")
+        with start_uplink(tmp_path, router, false, *its_own) as liar, start_uplink(tmp_path, router, box, *its_own):
+            false.say("desk")
+            liar.wait_for("labels wait for the hub")
             box.say("desk")
+            hub.wait_for("lab/box: appeared")
             until(lambda: hub.printed.count("joy") == 1, 15, lambda: hub.printed)
+            time.sleep(0.3)
+            assert "another" not in hub.printed
+            assert hub.interrupt() == 0
+    check_all_kept(tmp_path / "out", box)
 
 
 def certificates(folder: Path) -> None:
@@ -371,10 +401,12 @@ def certificates(folder: Path) -> None:
         (("stream-hub", "tcp/a:1", "--out", "/proc/out"), "/proc/out: labels cannot be kept there"),
     ],
 )
-def test_wrong_usage_is_one_line_and_a_code(tmp_path, words, said):
-    done = command(*[str(tmp_path / word) if word == "OUT" else word for word in words])
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert done.returncode == 2 and "Traceback" not in done.stderr and len(errors) == 1 and said in errors[0], done
+def test_wrong_usage_is_said(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", list(words))
+    with pytest.raises(ConfigError) as error:
+        {"stream-uplink": uplink, "stream-hub": hub}[words[0]]()
+    assert said in str(error.value)
 
 
 def test_a_taken_address_and_a_second_hub(tmp_path, router):
