@@ -22,6 +22,7 @@ PREFIX = "emostream"
 NAME = r"[A-Za-z0-9_.-]{1,64}"  # of a site and of a box
 BATCH_LABELS, BATCH_BYTES = 200, 64 << 10  # of a delivery; the first label counts whatever its size
 MOST_DELIVERY_BYTES = 4 << 20  # a hub takes no larger one
+MOST_BOXES = 20_000  # of a hub
 STORED = b"stored"
 _ENDPOINT = re.compile(r"(tcp|tls|quic|ws|wss)/(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _CONNECT_MS = 3000
@@ -132,6 +133,9 @@ def make_session_config(path: Path | None, connect: Sequence[str], listen: Seque
         "connect/exit_on_failure": not listen,
         "listen/endpoints": list(listen),
         "listen/exit_on_failure": True,
+        "transport/link/rx/max_message_size": 2 * MOST_DELIVERY_BYTES,  # else a box could send 1 GB
+        "transport/shared_memory/enabled": False,  # else 16 MB for each box of the same machine, in /dev/shm
+        "transport/unicast/max_sessions": MOST_BOXES,  # else 1000
     }
     for scouting in ("scouting/multicast/enabled", "scouting/gossip/enabled"):
         if config.get_json(scouting) == "null":

@@ -15,14 +15,14 @@ import msgspec
 from emostream.commands import make_parser
 from emostream.errors import BusError, ConfigError
 from emostream.stream import boxes
-from emostream.stream.boxes import Delivery, UplinkState, key, load_zenoh, site_and_box
+from emostream.stream.boxes import MOST_BOXES, Delivery, UplinkState, key, load_zenoh, site_and_box
 from emostream.stream.hub_store import HubStore
+from emostream.stream.limits import allow_open_files, no_core_dumps
 from emostream.stream.view import plain_line
 
 log = logging.getLogger(__name__)
 
 BEHIND_S = 15.0  # of the oldest label that waits at a box, from which it is told to be behind
-MOST_BOXES = 20_000
 _WAITING = 64  # deliveries that wait for the disk; with more, zenoh lets the network wait
 _TICK_S = 0.05
 _AGAIN_S = 5.0
@@ -52,6 +52,8 @@ def hub() -> int:
         raise ConfigError("name a router, or be one with --listen; not both")
     if not (options.part_labels > 0 and 0 < options.part_minutes < 1e6):
         raise ConfigError("--part-labels and --part-minutes must be above 0")
+    no_core_dumps()
+    allow_open_files()
     store = HubStore(options.out, options.format, options.part_labels, options.part_minutes * 60)
     config = boxes.make_session_config(options.config, [options.router] if options.router else [], options.listen)
     with closing(store), suppress(KeyboardInterrupt):

@@ -17,6 +17,7 @@ from emostream.errors import BusError, ConfigError
 from emostream.stream import boxes
 from emostream.stream.backlog import Backlog, Batch
 from emostream.stream.boxes import UplinkState, key
+from emostream.stream.limits import no_core_dumps
 from emostream.stream.messages import Emotion, decode_emotion
 from emostream.stream.sink import message_json, run_sink, sink_options
 from emostream.stream.status import Status, encode_status
@@ -54,6 +55,7 @@ def uplink() -> int:
     boxes.check_name("--box", options.box)
     if not (options.keep > 0 and 0 < options.keep_mb <= 100_000):
         raise ConfigError("--keep and --keep-mb must be above 0, and --keep-mb at most 100000")
+    no_core_dumps()
     config = boxes.make_session_config(options.config, [options.router])
     backlog = Backlog(options.store, options.keep, round(options.keep_mb * 1e6))
     sink = Uplink(options.router, options.site, options.box, config, options.words, backlog)
