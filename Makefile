@@ -105,7 +105,7 @@ lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet --upgrade pip
 	build/lock/bin/pip install --quiet '.[offline,page,record]'
 	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements.lock
-	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,page,record,export,mqtt,lsl,train,ray,openvino,engines,bench,docs,dev]' tensorrt-rtx-cu13
+	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[offline,page,record,export,mqtt,lsl,zenoh,train,ray,openvino,engines,bench,docs,dev]' tensorrt-rtx-cu13
 	build/lock/bin/pip freeze --exclude emostream | $(MARKERS) > requirements-dev.lock
 	rm -rf build/lock
 

@@ -24,6 +24,13 @@ def no_core_dumps() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
+def allow_open_files() -> None:
+    """Let this process open as many files and connections as it may at all: the usual limit of 1024 is far below that."""
+    if resource is not None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def check_address_space() -> None:
     """Raises RunError if there is too little of it for any run."""
     if resource is not None:

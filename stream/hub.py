@@ -1,0 +1,231 @@
+"""The command ``stream-hub``: the labels of many boxes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from emostream.commands import make_parser
+from emostream.errors import BusError, ConfigError
+from emostream.stream import boxes
+from emostream.stream.boxes import MOST_BOXES, Delivery, UplinkState, key, load_zenoh, site_and_box
+from emostream.stream.hub_store import HubStore
+from emostream.stream.limits import allow_open_files, no_core_dumps
+from emostream.stream.view import plain_line
+
+log = logging.getLogger(__name__)
+
+BEHIND_S = 15.0  # of the oldest label that waits at a box, from which it is told to be behind
+_WAITING = 64  # deliveries that wait for the disk; with more, zenoh lets the network wait
+_TICK_S = 0.05
+_AGAIN_S = 5.0
+
+
+def hub() -> int:
+    """stream-hub: print and keep the labels of all boxes."""
+    parser = make_parser("stream-hub", "Print, and keep, the labels that stream-uplink sends from many boxes.")
+    parser.add_argument("router", nargs="?", metavar="tls/HOST:PORT", help="of a zenoh router; or tcp/HOST:PORT")
+    parser.add_argument(
+        "--listen", action="append", default=[], metavar="tls/ADDRESS:PORT",
+        help="be the router, instead, and let boxes come there; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--config", type=Path, metavar="FILE", help="of zenoh, JSON5: certificates, who may send what")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="keep labels there, in files by day")
+    parser.add_argument("--format", choices=("parquet", "jsonl"), default="parquet", help="(default: %(default)s)")
+    parser.add_argument(
+        "--part-labels", type=int, default=20_000, metavar="N", help="of a file, at most (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--part-minutes", type=float, default=15, metavar="M", help="from file to file (default: %(default)s)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print no labels")
+    options = parser.parse_args()
+    logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
+    if bool(options.router) == bool(options.listen):
+        raise ConfigError("name a router, or be one with --listen; not both")
+    if not (options.part_labels > 0 and 0 < options.part_minutes < 1e6):
+        raise ConfigError("--part-labels and --part-minutes must be above 0")
+    no_core_dumps()
+    allow_open_files()
+    store = HubStore(options.out, options.format, options.part_labels, options.part_minutes * 60)
+    config = boxes.make_session_config(options.config, [options.router] if options.router else [], options.listen)
+    with closing(store), suppress(KeyboardInterrupt):
+        Hub(store, quiet=options.quiet).run(config, options.router or " ".join(options.listen))
+    return 0
+
+
+class Hub:
+    """Takes what boxes deliver, and confirms it once ``store`` has written it; prints each new label, unless ``quiet``;
+    and says which box appeared, vanished, is behind or has lost labels."""
+
+    def __init__(self, store: HubStore, quiet: bool = False) -> None:
+        self._store, self._quiet = store, quiet
+        self._boxes = Boxes()
+        self._failing = False  # whether labels cannot be written
+
+    def run(self, config: Any, name: str) -> None:
+        """Until Ctrl-C. ``config``: of ``make_session_config``; ``name``: of the router, for the user. Raises BusError
+        if an address to listen at is taken."""
+        with self._open(config, name) as session:
+            queries = session.declare_queryable(
+                key("*", "*", "deliver"), load_zenoh().handlers.FifoChannel(_WAITING), complete=True
+            )
+            alive = session.liveliness().declare_subscriber(key("*", "*", "alive"), self._presence, history=True)
+            states = session.declare_subscriber(key("*", "*", "uplink"), self._told_state)
+            log.info("%s: waiting for boxes", name)
+            try:
+                while True:
+                    if (query := queries.try_recv()) is None:
+                        self._tick()
+                        time.sleep(_TICK_S)
+                        continue
+                    waiting = [query]  # all that is there is written at once
+                    while len(waiting) < _WAITING and (query := queries.try_recv()) is not None:
+                        waiting.append(query)
+                    self._take(waiting)
+                    self._tick()
+            finally:
+                for declared in (queries, alive, states):
+                    declared.undeclare()
+
+    def _open(self, config: Any, name: str) -> Any:
+        listens = config.get_json("mode") == '"router"'
+        told = False
+        while True:
+            try:
+                return boxes.open_session(config)
+            except BusError as error:
+                if listens:
+                    raise BusError(f"{name}: cannot listen there ({error})") from error
+                if not told:
+                    log.warning("%s: cannot be reached, trying again (%s)", name, error)
+                told = True
+                time.sleep(_AGAIN_S)
+
+    def _take(self, queries: list[Any]) -> None:
+        """Keep some deliveries, and answer them."""
+        deliveries: list[tuple[Any, Delivery]] = []
+        for query in queries:
+            try:
+                site, box = site_and_box(query.key_expr)
+                if not self._boxes.has_room_for(site, box):
+                    raise ValueError(f"more than {MOST_BOXES} boxes")
+                delivery = boxes.decode_delivery(site, box, b"" if query.payload is None else query.payload.to_bytes())
+                deliveries.append((query, delivery))
+            except (msgspec.DecodeError, ValueError) as error:
+                log.warning("%s: a delivery was refused (%s)", query.key_expr, error)
+                _answer(query, f"refused: {error}")
+        try:
+            kept = self._store.add([delivery for _, delivery in deliveries])
+        except OSError as error:
+            self._tell_failing(error)
+            for query, _ in deliveries:
+                _answer(query, f"labels cannot be written ({error.strerror})")
+            return
+        self._failing = False
+        for query, delivery in deliveries:
+            _answer(query, None)
+            self._tell(self._boxes.update(delivery.site, delivery.box, delivery.state, len(delivery.labels)))
+        if not self._quiet:
+            for label in kept:
+                print(f"{label.site}/{label.box}  {plain_line(label.emotion)}")
+            sys.stdout.flush()
+
+    def _tick(self) -> None:
+        try:
+            self._store.tick()
+        except OSError as error:
+            self._tell_failing(error)
+
+    def _tell_failing(self, error: OSError) -> None:
+        if not self._failing:
+            where = error.filename or "--out"
+            log.warning("%s: cannot be written (%s); boxes keep their labels", where, error.strerror)
+        self._failing = True
+
+    def _presence(self, sample: Any) -> None:
+        """A box's token came or went; called by zenoh's thread."""
+        is_there = sample.kind == load_zenoh().SampleKind.PUT
+        with suppress(ValueError):
+            self._tell(self._boxes.presence(*site_and_box(sample.key_expr), is_there))
+
+    def _told_state(self, sample: Any) -> None:
+        """What a box says of itself; called by zenoh's thread."""
+        with suppress(msgspec.DecodeError, ValueError):  # any box can send what it likes
+            site, box = site_and_box(sample.key_expr)
+            self._tell(self._boxes.update(site, box, boxes.decode_state(sample.payload.to_bytes())))
+
+    def _tell(self, lines: list[str]) -> None:
+        for line in lines:
+            log.info("%s", line)
+
+
+class _Box(msgspec.Struct):
+    is_there: bool = False
+    behind: bool = False
+    lost: int | None = None  # None: it has not told yet
+    run_there: bool | None = None
+
+
+class Boxes:
+    """What is known of each box, ``MOST_BOXES`` at most; methods return what is news for the user, one line each.
+    Several threads may use it."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[tuple[str, str], _Box] = {}
+        self._lock = threading.Lock()
+
+    def has_room_for(self, site: str, box: str) -> bool:
+        """Whether this box is known, or can be."""
+        return (site, box) in self._boxes or len(self._boxes) < MOST_BOXES
+
+    def presence(self, site: str, box: str, is_there: bool) -> list[str]:
+        """A box's uplink can be reached from now on, or no longer."""
+        with self._lock:
+            known = self._get(site, box)
+            if known is None or known.is_there == is_there:
+                return []
+            known.is_there = is_there
+            there = sum(other.is_there for other in self._boxes.values())
+        return [f"{site}/{box}: {'appeared' if is_there else 'vanished'}; {there} there"]
+
+    def update(self, site: str, box: str, state: UplinkState, taken: int = 0) -> list[str]:
+        """A box told its state; ``taken``: of the labels that wait by it, those that are here now."""
+        news = []
+        with self._lock:
+            known = self._get(site, box)
+            if known is None:
+                return []
+            behind = state.waiting > taken and state.behind_s >= BEHIND_S
+            if behind and not known.behind:
+                news.append(f"behind, {state.waiting - taken} labels wait, the oldest for {state.behind_s:.0f} s")
+            elif known.behind and state.waiting <= taken:
+                news.append("has caught up")
+            known.behind = behind or (known.behind and state.waiting > taken)
+            if state.lost > (known.lost or 0):
+                news.append(f"{state.lost} labels fell out of its store and are lost")
+            if state.run_there != known.run_there and (known.run_there is not None or not state.run_there):
+                news.append("a run is there" if state.run_there else "no run is there")
+            known.lost, known.run_there = state.lost, state.run_there
+        return [f"{site}/{box}: {line}" for line in news]
+
+    def _get(self, site: str, box: str) -> _Box | None:
+        if not self.has_room_for(site, box):
+            return None
+        return self._boxes.setdefault((site, box), _Box())
+
+
+def _answer(query: Any, refused: str | None) -> None:
+    """Answer a delivery: it is kept, or why not."""
+    with query:
+        if refused is None:
+            query.reply(query.key_expr, boxes.STORED)
+        else:
+            query.reply_err(refused)

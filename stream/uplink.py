@@ -1,0 +1,217 @@
+"""The command ``stream-uplink``: labels to a zenoh router, where ``stream-hub`` keeps them."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import socket
+import sqlite3
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from emostream.commands import make_parser
+from emostream.errors import BusError, ConfigError
+from emostream.stream import boxes
+from emostream.stream.backlog import Backlog, Batch
+from emostream.stream.boxes import UplinkState, key
+from emostream.stream.limits import no_core_dumps
+from emostream.stream.messages import Emotion, decode_emotion
+from emostream.stream.sink import message_json, run_sink, sink_options
+from emostream.stream.status import Status, encode_status
+
+log = logging.getLogger(__name__)
+
+_KEPT, _KEPT_MB = 10_000, 20
+_STATUS_S = 10.0  # from a status to the next, where no state changes: one a second would be most of what a box sends
+_ANSWER_S = 10.0  # how long the hub may take: a minute of labels on a bad line is more than this
+_RETRY_S = (0.5, 5.0)  # after a delivery that nobody confirmed: at first, at most
+_GOODBYE_S = 3.0
+
+
+def uplink() -> int:
+    """stream-uplink: labels to a hub of many boxes."""
+    parser = make_parser("stream-uplink", "Send the labels that stream-run publishes to a zenoh router and stream-hub.")
+    parser.add_argument("router", metavar="tls/HOST:PORT", help="or tcp/HOST:PORT, without encryption")
+    parser.add_argument("--site", default="main", help="where this box stands (default: %(default)s)")
+    parser.add_argument("--box", default=_host(), help="its name there (default: this machine's, %(default)s)")
+    parser.add_argument("--windows", action="store_true", help="send running estimates, too; they wait for nobody")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="of zenoh, JSON5: certificates")
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=_KEPT,
+        metavar="N",
+        help="labels that wait for the hub, at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep-mb", type=float, default=_KEPT_MB, metavar="MB", help="and of what size, at most (default: %(default)s)"
+    )
+    parser.add_argument("--store", type=Path, metavar="DIR", help="keep them there, not in memory: for a restart")
+    options = sink_options(parser)
+    boxes.check_name("--site", options.site)
+    boxes.check_name("--box", options.box)
+    if not (options.keep > 0 and 0 < options.keep_mb <= 100_000):
+        raise ConfigError("--keep and --keep-mb must be above 0, and --keep-mb at most 100000")
+    no_core_dumps()
+    config = boxes.make_session_config(options.config, [options.router])
+    backlog = Backlog(options.store, options.keep, round(options.keep_mb * 1e6))
+    sink = Uplink(options.router, options.site, options.box, config, options.words, backlog)
+    run_sink(sink, options.endpoint, options.key, estimates=options.windows)
+    return 0
+
+
+class Uplink:
+    """A sink: labels for the hub, kept in ``backlog`` until it has them; and all messages, as they come, for whoever
+    subscribes to their keys (zenoh sends nothing where nobody does).
+
+    Labels are delivered by queries, a batch at a time and the oldest first, which the hub answers when it has written
+    them. So their order stays, a hub gets no more than it can write, and a batch whose answer was lost comes again; the
+    hub tells by ``run`` and ``seq`` what it has. zenoh's AdvancedPublisher has a cache for late subscribers too, but it
+    is bound by number alone, gone with the process, and does not know what a subscriber has got.
+
+    ``config``: of ``make_session_config``."""
+
+    def __init__(self, router: str, site: str, box: str, config: Any, words: bool, backlog: Backlog) -> None:
+        self._router, self._site, self._box = router, site, box
+        self._config, self._words, self._backlog = config, words, backlog
+        self._session: Any = None
+        self._publishers: dict[str, Any] = {}
+        self._states: object = None  # of the status that was sent last
+        self._sent_s = 0.0  # when that was
+        self._run_there = False
+        self._told: str | None = None  # what is wrong with the way to the hub; None: nothing
+        self._told_lost = backlog.lost
+        self._news, self._stop = threading.Event(), threading.Event()
+        if backlog.waiting:
+            if not words:  # they may have been kept by an uplink that sends words
+                backlog.rewrite(lambda label: message_json(decode_emotion(label), words=False).encode())
+            log.info("%d labels of an earlier uplink wait for the hub", backlog.waiting)
+        self._thread = threading.Thread(target=self._deliver_all, name="deliver", daemon=True)
+        self._thread.start()
+
+    def send(self, emotion: Emotion) -> None:
+        """A label or a running estimate."""
+        content = message_json(emotion, self._words).encode()
+        self._publish(f"{emotion.stream}/{emotion.kind}", content)
+        if emotion.kind == "utterance":
+            try:
+                self._backlog.add(content, emotion.published_ns)
+            except sqlite3.Error as error:
+                log.warning("a label cannot be kept for the hub, and is lost (%s)", error)
+            self._tell_lost()
+            self._news.set()
+
+    def set_status(self, status: Status | None) -> None:
+        """The state of the run; None: it is not there."""
+        self._run_there = status is not None
+        states = status and (status.run, status.state, {name: s.state for name, s in status.streams.items()})
+        if states != self._states or time.monotonic() - self._sent_s >= _STATUS_S:
+            self._states, self._sent_s = states, time.monotonic()
+            if status is not None:
+                self._publish("status", encode_status(status))
+            self._publish("uplink", boxes.encode_state(self._state()))
+
+    def close(self) -> None:
+        """Say goodbye: the hub gets what it takes within seconds. A store on the disk keeps what still waits."""
+        self._stop.set()
+        self._news.set()
+        self._thread.join(_GOODBYE_S + 1)
+        if self._backlog.waiting:
+            log.warning("%d labels still wait for the hub; without --store they are lost now", self._backlog.waiting)
+        if self._session is not None and not self._thread.is_alive():
+            self._session.close()
+
+    def _state(self) -> UplinkState:
+        oldest_ns = self._backlog.oldest_ns()
+        return UplinkState(
+            waiting=self._backlog.waiting,
+            waiting_bytes=self._backlog.waiting_bytes,
+            behind_s=0.0 if oldest_ns is None else max(0.0, (time.time_ns() - oldest_ns) / 1e9),
+            lost=self._backlog.lost,
+            run_there=self._run_there,
+        )
+
+    def _publish(self, name: str, content: bytes) -> None:
+        """To whoever is there and listens."""
+        session = self._session
+        if session is None:
+            return
+        if name not in self._publishers:
+            self._publishers[name] = session.declare_publisher(key(self._site, self._box, name))
+        self._publishers[name].put(content, encoding="application/json")
+
+    def _deliver_all(self) -> None:
+        """The thread that delivers: what waits, whenever something does."""
+        if not self._connect():
+            return
+        pause_s = _RETRY_S[0]
+        until_s = float("inf")
+        while not self._stop.is_set() or (self._backlog.waiting and time.monotonic() < until_s):
+            if self._stop.is_set() and until_s == float("inf"):
+                until_s = time.monotonic() + _GOODBYE_S
+            batch = self._backlog.first(boxes.BATCH_LABELS, boxes.BATCH_BYTES)
+            if batch is None:
+                self._news.wait()
+                self._news.clear()
+            elif self._deliver(batch):
+                self._backlog.remove(batch)
+                pause_s = _RETRY_S[0]
+            else:  # not all boxes at once, after the hub was away
+                wait_s = pause_s * random.uniform(0.5, 1)
+                self._stop.wait(wait_s) if not self._stop.is_set() else time.sleep(0.1)
+                pause_s = min(pause_s * 2, _RETRY_S[1])
+
+    def _connect(self) -> bool:
+        """Open the session, as soon as the router is there; from then on zenoh itself connects again. False: the end
+        came first."""
+        while not self._stop.is_set():
+            try:
+                session = boxes.open_session(self._config)
+            except BusError as error:
+                self._tell(f"{self._router}: cannot be reached, trying again ({error})")
+                self._stop.wait(random.uniform(1, 3))
+                continue
+            self._token = session.liveliness().declare_token(key(self._site, self._box, "alive"))
+            self._session = session
+            log.info("%s: connected, as %s/%s", self._router, self._site, self._box)
+            return True
+        return False
+
+    def _deliver(self, batch: Batch) -> bool:
+        """Whether the hub has these labels now."""
+        content = boxes.encode_delivery(self._state(), batch.labels)
+        why = "no hub is there"
+        timeout_s = _GOODBYE_S if self._stop.is_set() else _ANSWER_S
+        try:
+            for reply in self._session.get(key(self._site, self._box, "deliver"), payload=content, timeout=timeout_s):
+                if reply.ok is not None and bytes(reply.ok.payload) == boxes.STORED:
+                    if self._told is not None:
+                        log.info("the hub takes labels again")
+                    self._told = None
+                    return True
+                why = f"the hub does not take them: {bytes(reply.err.payload).decode(errors='replace')}"
+        except boxes.load_zenoh().ZError as error:
+            why = str(error)
+        self._tell(f"labels wait for the hub, {self._backlog.waiting} now ({why})", about=why)
+        return False
+
+    def _tell(self, text: str, about: str = "") -> None:
+        """Warn, unless that was said last."""
+        if self._told != (about or text):
+            self._told = about or text
+            log.warning(text)
+
+    def _tell_lost(self) -> None:
+        """Say how many labels fell out: the first, and then each time it is twice as many."""
+        lost = self._backlog.lost
+        if lost > self._told_lost and (lost >= 2 * self._told_lost or self._told_lost == 0):
+            log.warning("the store is full: the oldest labels fall out before the hub has them, %d so far", lost)
+            self._told_lost = lost
+
+
+def _host() -> str:
+    """This machine's name as that of a box."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", socket.gethostname())[:64] or "box"

@@ -1,0 +1,435 @@
+"""stream-uplink and stream-hub: real processes, zenoh sessions and ZeroMQ sockets on the same machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from emostream.errors import BusError, ConfigError
+from emostream.stream.boxes import make_session_config, open_session
+from emostream.stream.bus import Context
+from emostream.stream.hub import hub
+from emostream.stream.messages import encode_emotion
+from emostream.stream.public import EmotionPublisher
+from emostream.stream.status import Status, StreamStatus, encode_status
+from emostream.stream.uplink import uplink
+from tests.emotions import emotion_message
+from tests.processes import BIN, command, environment, free_port, patience
+
+zenoh = pytest.importorskip("zenoh")
+pytest.importorskip("pyarrow")
+import pyarrow.dataset as dataset
+
+pytestmark = pytest.mark.process
+
+
+class Program:
+    """A command that runs, and what it has printed. A context manager."""
+
+    def __init__(self, folder: Path, *words: object, prefix: Sequence[str] = ()) -> None:
+        self._printed = folder / f"printed-{random.randrange(1 << 40):x}"
+        with self._printed.open("wb") as out:
+            self.process = subprocess.Popen(
+                [*prefix, BIN / str(words[0]), *map(str, words[1:])],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+            )
+
+    @property
+    def printed(self) -> str:
+        return self._printed.read_text()
+
+    def wait_for(self, text: str, seconds: float = 15) -> None:
+        until(lambda: text in self.printed, seconds, lambda: f"{text!r} is not in:\n{self.printed}")
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(patience(15))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+class Box:
+    """The public socket of a run, as fusion has it, whose labels the test makes."""
+
+    def __init__(self, name: str, run: str = "run1") -> None:
+        self.name, self.run = name, run
+        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
+        self._context = Context()
+        self._publisher = EmotionPublisher(self._context, self.endpoint)
+        self.sent: list[tuple[str, str, int]] = []  # run, stream, seq
+        self._seq: dict[str, int] = {}
+
+    def say(self, *streams: str, text: str = "so happy") -> None:
+        """A label of each of the streams."""
+        for stream in streams:
+            seq = self._seq.get(stream, -1) + 1
+            self._seq[stream] = seq
+            message = emotion_message(
+                stream=stream, seq=seq, utterance=seq, run=self.run, text=text, published_ns=time.time_ns()
+            )
+            self._publisher.send(message)
+            self.sent.append((self.run, stream, seq))
+
+    def tell(self, state: str = "running") -> None:
+        self._publisher.tick()
+        streams = {"desk": StreamStatus(state=state)}  # type: ignore[arg-type]
+        self._publisher.forward("status", encode_status(Status(run=self.run, state="running", streams=streams)))
+
+    @property
+    def requests(self) -> int:
+        """Subscriptions so far, ends of them too. An uplink makes two: labels, and the status."""
+        self.tell()
+        return self._publisher.requests
+
+    def estimate(self, stream: str) -> None:
+        self._publisher.send(emotion_message(kind="window", stream=stream, run=self.run))
+
+    def close(self) -> None:
+        self._publisher.close()
+        self._context.term()
+
+
+def until(reached: Callable[[], object], seconds: float, else_say: Callable[[], str] = str) -> None:
+    end_s = time.monotonic() + patience(seconds)
+    while not reached():
+        assert time.monotonic() < end_s, else_say()[-2000:]
+        time.sleep(0.03)
+
+
+@pytest.fixture
+def router() -> str:
+    return f"tcp/127.0.0.1:{free_port()}"
+
+
+@pytest.fixture
+def boxes() -> Iterator[Callable[..., Box]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(name: str, run: str = "run1") -> Box:
+            box = Box(name, run)
+            stack.callback(box.close)
+            return box
+
+        yield make
+
+
+def start_uplink(folder: Path, router: str, box: Box, *words: object) -> Program:
+    until(lambda: box.requests % 4 == 0, 5)  # an earlier uplink's have ended
+    before = box.requests
+    program = Program(folder, "stream-uplink", router, box.endpoint, "--site", "lab", "--box", box.name, *words)
+    until(lambda: box.requests == before + 2, 15)
+    return program
+
+
+def stored(out: Path) -> list[dict[str, Any]]:
+    """Everything that a hub has kept, in files and in its journal, in that order."""
+    rows: list[dict[str, Any]] = []
+    parts = sorted(out.glob("day=*/*.parquet"), key=lambda path: path.name)
+    for path in parts:
+        rows += dataset.dataset(path).to_table().to_pylist()
+    for path in [*sorted(out.glob("day=*/*.jsonl"), key=lambda path: path.name), *sorted(out.glob("journal-*"))]:
+        for line in path.read_bytes().splitlines():
+            site, box, _, message = json.loads(line)
+            rows.append(message | {"site": site, "box": box, "message": json.dumps(message)})
+    return rows
+
+
+def check_all_kept(out: Path, *boxes: Box) -> None:
+    """Nothing lost, nothing doubled, in the order of each box."""
+    rows = stored(out)
+    for box in boxes:
+        for stream in {stream for _, stream, _ in box.sent}:
+            got = [(r["run"], r["stream"], r["seq"]) for r in rows if r["box"] == box.name and r["stream"] == stream]
+            assert got == [label for label in box.sent if label[1] == stream], (box.name, stream)
+    assert len(rows) == sum(len(box.sent) for box in boxes)
+
+
+def test_labels_of_two_boxes_are_printed_and_kept_by_day(tmp_path, router, boxes):
+    desk, hall = boxes("desk-box"), boxes("hall-box")
+    with Program(tmp_path, "stream-hub", "--listen", router, "--out", tmp_path / "out") as hub:
+        hub.wait_for("waiting for boxes")
+        with start_uplink(tmp_path, router, desk) as first, start_uplink(tmp_path, router, hall, "--words") as second:
+            hub.wait_for("lab/desk-box: appeared")
+            hub.wait_for("lab/hall-box: appeared")
+            for _ in range(3):
+                desk.say("desk", "door")
+                hall.say("hall")
+            until(lambda: hub.printed.count("joy") == 9, 10, lambda: hub.printed)
+            sockets = [c for p in (first, second) for c in psutil.Process(p.process.pid).net_connections("inet")]
+            port = int(router.rpartition(":")[2])
+            runs = [int(box.endpoint.rpartition(":")[2]) for box in (desk, hall)]
+            assert all(c.raddr and c.raddr.port in (port, *runs) for c in sockets), sockets  # none listens, none is UDP
+            of_hub = psutil.Process(hub.process.pid).net_connections("inet")
+            assert {c.laddr for c in of_hub} == {("127.0.0.1", port)}, of_hub
+            assert first.interrupt() == 0
+            hub.wait_for("lab/desk-box: vanished; 1 there")
+        assert hub.interrupt() == 0
+    assert "lab/hall-box  hall     0.50-  3.00 s  joy" in hub.printed and "Traceback" not in hub.printed
+    check_all_kept(tmp_path / "out", desk, hall)
+    day = time.strftime("%Y-%m-%d", time.gmtime(stored(tmp_path / "out")[0]["published"].timestamp()))
+    (part,) = (tmp_path / "out").glob("day=*/*")
+    assert part == tmp_path / "out" / f"day={day}" / "part-000001.parquet"
+    assert part.stat().st_mode & 0o777 == 0o600
+    for row in stored(tmp_path / "out"):
+        said = "so happy" if row["box"] == "hall-box" else ""
+        assert (row["text"], json.loads(row["message"])["text"]) == (said, said)
+        assert dict(row["probabilities"]) == {"joy": 0.75, "anger": 0.25} and row["site"] == "lab"
+    table = dataset.dataset(tmp_path / "out", partitioning="hive", exclude_invalid_files=True).to_table()
+    assert set(map(str, table["day"].to_pylist())) == {day}
+
+
+def test_hub_uplink_and_run_are_killed_and_come_back_and_nothing_is_lost_or_doubled(tmp_path, router, boxes):
+    box, other = boxes("a"), boxes("b")
+    out = tmp_path / "out"
+    hub_words = ("stream-hub", "--listen", router, "--out", out, "--part-labels", 7)
+    with contextlib.ExitStack() as stack:
+        hub = stack.enter_context(Program(tmp_path, *hub_words))
+        hub.wait_for("waiting")
+        link = stack.enter_context(start_uplink(tmp_path, router, box, "--store", tmp_path / "store"))
+        stack.enter_context(start_uplink(tmp_path, router, other))
+        for _ in range(10):
+            box.say("desk", "door")
+            other.say("desk")
+        until(lambda: hub.printed.count("joy") == 30, 10, lambda: hub.printed)
+        box.say("desk")
+        hub.kill()  # perhaps with that label, perhaps without
+        for _ in range(20):
+            box.say("door", "desk")
+        for _ in range(300):  # more than a delivery holds
+            other.say("desk")
+            time.sleep(0.001)
+        link.wait_for("labels wait for the hub")
+        file = tmp_path / "store/uplink.sqlite3"
+        until(lambda: time.time() - file.stat().st_mtime > 0.7, 20)  # the uplink has read its socket
+        link.kill()
+        stack.enter_context(start_uplink(tmp_path, router, box, "--store", tmp_path / "store"))
+        box.say("desk")
+        hub = stack.enter_context(Program(tmp_path, *hub_words))
+        until(lambda: len(stored(out)) >= 30 + 1 + 340 + 1, 25, lambda: f"{hub.printed}\n{len(stored(out))}")
+        box.say("door")
+        until(lambda: len(stored(out)) >= 373, 10, lambda: f"{hub.printed}\n{len(stored(out))}")
+        time.sleep(0.3)
+        assert hub.interrupt() == 0
+    check_all_kept(out, box, other)
+    assert list(out.glob("journal-*")) == [] and len(list(out.glob("day=*/*"))) > 3
+
+
+def test_what_falls_out_is_counted_and_told_on_both_sides(tmp_path, router, boxes):
+    box = boxes("small")
+    with start_uplink(tmp_path, router, box, "--keep", 5) as link:
+        for _ in range(12):
+            box.say("desk")
+        link.wait_for("the oldest labels fall out before the hub has them")
+        link.wait_for("cannot be reached")
+        with Program(tmp_path, "stream-hub", "--listen", router, "--out", tmp_path / "out", "--format", "jsonl") as hub:
+            hub.wait_for("lab/small: 7 labels fell out of its store and are lost", 20)
+            until(lambda: hub.printed.count("joy") == 5, 10, lambda: hub.printed)
+            assert hub.interrupt() == 0
+    assert [row["seq"] for row in stored(tmp_path / "out")] == [7, 8, 9, 10, 11]
+    (part,) = (tmp_path / "out").glob("day=*/part-000001.jsonl")
+    assert part.stat().st_mode & 0o777 == 0o600
+
+
+def test_others_can_subscribe_to_labels_estimates_and_status(tmp_path, router, boxes):
+    box = boxes("desk-box")
+    config = make_session_config(None, [], [router])
+    got: list[tuple[str, dict[str, Any]]] = []
+    with open_session(config) as session:
+        keep = session.declare_subscriber(
+            "emostream/**", lambda sample: got.append((str(sample.key_expr), json.loads(sample.payload.to_bytes())))
+        )
+        with start_uplink(tmp_path, router, box, "--windows", "--words"):
+            until(lambda: (box.tell(), got)[1], 15)
+            box.estimate("desk")
+            box.say("desk")
+            box.tell("away")
+            until(lambda: len({key for key, _ in got}) >= 4, 10, lambda: str(got))
+            until(lambda: [m for k, m in got if k.endswith("/status")][-1]["streams"]["desk"]["state"] == "away", 5)
+            statuses = [message for key, message in got if key.endswith("/status")]
+        keep.undeclare()
+    of = dict(got)
+    assert set(of) == {
+        f"emostream/lab/desk-box/{name}" for name in ("desk/utterance", "desk/window", "status", "uplink")
+    }
+    assert of["emostream/lab/desk-box/desk/utterance"]["text"] == "so happy"
+    assert of["emostream/lab/desk-box/desk/window"]["kind"] == "window"
+    assert of["emostream/lab/desk-box/uplink"]["schema"] == "emostream-uplink/1"
+    assert statuses[0]["run"] == "run1" and len(statuses) <= 3  # not each second: where something changed
+
+
+def test_labels_that_were_kept_with_words_leave_without_them_unless_they_are_asked_for(tmp_path, router, boxes):
+    box = boxes("box")
+    with start_uplink(tmp_path, router, box, "--words", "--store", tmp_path / "store"):
+        box.say("desk", text="a secret")
+        until(lambda: b"a secret" in (tmp_path / "store/uplink.sqlite3").read_bytes(), 10)
+    with (
+        start_uplink(tmp_path, router, box, "--store", tmp_path / "store") as link,
+        Program(tmp_path, "stream-hub", "--listen", router, "--out", tmp_path / "out") as hub,
+    ):
+        link.wait_for("1 labels of an earlier uplink")
+        until(lambda: hub.printed.count("joy") == 1, 15, lambda: hub.printed)
+        hub.interrupt()
+    assert [json.loads(row["message"])["text"] for row in stored(tmp_path / "out")] == [""]
+
+
+def test_nonsense_is_refused_and_does_no_harm(tmp_path, router):
+    good = encode_emotion(emotion_message(run="r", stream="s", seq=1))
+    bad = [
+        b"", b"nonsense", b"{}\n{", b'{"waiting":"x"}', b"{" * 100_000, b"\xff\xfe", b"{}" + b"\n" * (5 << 20),
+        b"{}\n" + good.replace(b'"seq":1', b'"seq":36893488147419103232'),
+        b"{}\n" + encode_emotion(emotion_message(kind="window")),
+    ]  # fmt: skip
+    with Program(tmp_path, "stream-hub", "--listen", router, "--out", tmp_path / "out") as hub:
+        hub.wait_for("waiting")
+        with open_session(make_session_config(None, [router])) as session:
+
+            def answer(key: str, content: bytes) -> list[str]:
+                replies = list(session.get(key, payload=content, timeout=5))
+                return ["stored" if r.ok is not None else r.err.payload.to_string() for r in replies]
+
+            for content in bad:
+                (said,) = answer("emostream/a/b/deliver", content)
+                assert said.startswith("refused"), content[:50]
+            assert answer("emostream/*/b/deliver", b"{}\n" + good)[0].startswith(
+                "refused: emostream/*/b/deliver: no key"
+            )
+            session.put("emostream/a/b/uplink", b"nonsense")
+            session.put("emostream/a/*/uplink", b"{}")
+            assert answer("emostream/a/b/deliver", b"{}\n" + good) == ["stored"]
+            assert answer("emostream/a/b/deliver", b"{}\n" + good) == ["stored"]  # the answer was lost, say
+        assert hub.interrupt() == 0
+    assert len(stored(tmp_path / "out")) == 1 and "Traceback" not in hub.printed
+
+
+ONLY_ITS_OWN_KEYS = {
+    "enabled": True,
+    "default_permission": "deny",
+    "rules": [
+        {"id": "box", "permission": "allow", "flows": ["ingress", "egress"], "key_exprs": ["emostream/lab/box/**"],
+         "messages": ["put", "query", "reply", "declare_queryable", "declare_subscriber", "liveliness_token"]},
+        {"id": "hub", "permission": "allow", "flows": ["egress"], "key_exprs": ["emostream/*/*/**"],
+         "messages": ["declare_queryable", "declare_subscriber"]},
+    ],
+    "subjects": [{"id": "box", "cert_common_names": ["box"]}],
+    "policies": [{"rules": ["box", "hub"], "subjects": ["box"]}],
+}  # fmt: skip
+
+
+def test_tls_lets_in_whom_the_hub_s_authority_has_signed_and_each_box_to_its_own_keys(tmp_path, boxes):
+    certificates(tmp_path)
+    router = f"tls/127.0.0.1:{free_port()}"
+    for side in ("hub", "box", "stranger"):
+        kind = "listen" if side == "hub" else "connect"
+        tls: dict[str, Any] = {
+            "root_ca_certificate": str(tmp_path / "ca.pem"), "enable_mtls": True,
+            f"{kind}_certificate": str(tmp_path / f"{side}.pem"), f"{kind}_private_key": str(tmp_path / f"{side}.key"),
+        }  # fmt: skip
+        content: dict[str, Any] = {"transport": {"link": {"tls": tls}}}
+        if side == "hub":
+            content["access_control"] = ONLY_ITS_OWN_KEYS
+        (tmp_path / f"{side}.json5").write_text(json.dumps(content))
+    box, false = boxes("box"), boxes("another")
+    words = ("stream-hub", "--listen", router, "--out", tmp_path / "out", "--config", tmp_path / "hub.json5")
+    with Program(tmp_path, *words) as hub:
+        hub.wait_for("waiting")
+        for path in (tmp_path / "stranger.json5", None):
+            config = make_session_config(path, [router])
+            config.insert_json5("connect/timeout_ms", "700")
+            with pytest.raises(BusError):
+                open_session(config)
+        its_own = ("--config", tmp_path / "box.json5")
+        with start_uplink(tmp_path, router, false, *its_own) as liar, start_uplink(tmp_path, router, box, *its_own):
+            false.say("desk")
+            liar.wait_for("labels wait for the hub")
+            box.say("desk")
+            hub.wait_for("lab/box: appeared")
+            until(lambda: hub.printed.count("joy") == 1, 15, lambda: hub.printed)
+            time.sleep(0.3)
+            assert "another" not in hub.printed
+            assert hub.interrupt() == 0
+    check_all_kept(tmp_path / "out", box)
+
+
+def certificates(folder: Path) -> None:
+    """An authority, a hub and a box of it, and a stranger of another authority."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    ours, theirs = ("ca.pem", "ca.key"), ("other.pem", "other.key")
+    for cert, key in (ours, theirs):
+        openssl(*new, "-subj", "/CN=authority", "-keyout", key, "-out", cert)
+    for name, (cert, key) in (("hub", ours), ("box", ours), ("stranger", theirs)):
+        openssl(
+            *new, "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-addext",
+            "basicConstraints=critical,CA:FALSE", "-CA", cert, "-CAkey", key, "-keyout", f"{name}.key", "-out",
+            f"{name}.pem",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("stream-uplink", "localhost"), "localhost: write it as tls/HOST:PORT or tcp/HOST:PORT"),
+        (("stream-uplink", "tcp/a:0"), "tcp/a:0: write it as"),
+        (("stream-uplink", "tcp/a:1", "--box", "a/b"), "--box 'a/b': up to 64 letters"),
+        (("stream-uplink", "tcp/a:1", "--keep", "0"), "--keep and --keep-mb must be above 0"),
+        (("stream-uplink", "tcp/a:1", "--config", "/nowhere"), "/nowhere: not a configuration of zenoh"),
+        (("stream-hub", "--out", "OUT"), "name a router, or be one with --listen; not both"),
+        (("stream-hub", "tcp/a:1", "--out", "OUT", "--part-labels", "0"), "--part-labels and --part-minutes"),
+        (("stream-hub", "tcp/a:1", "--out", "/proc/out"), "/proc/out: labels cannot be kept there"),
+    ],
+)
+def test_wrong_usage_is_said(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", list(words))
+    with pytest.raises(ConfigError) as error:
+        {"stream-uplink": uplink, "stream-hub": hub}[words[0]]()
+    assert said in str(error.value)
+
+
+def test_a_taken_address_and_a_second_hub(tmp_path, router):
+    words = ("stream-hub", "--listen", router, "--out")
+    with Program(tmp_path, *words, tmp_path / "out") as hub:
+        hub.wait_for("waiting")
+        done = command(*map(str, (*words, tmp_path / "other")))
+        assert done.returncode == 1 and f"error: {router}: cannot listen there" in done.stderr
+        done = command(*map(str, (*words, tmp_path / "out")))
+        assert done.returncode == 2 and "another stream-hub uses it" in done.stderr
+
+
+def test_scouting_is_off_unless_the_file_turns_it_on(tmp_path):
+    (tmp_path / "zenoh.json5").write_text(
+        "{listen: {endpoints: ['tcp/0.0.0.0:1']}, scouting: {multicast: {enabled: true}}}"
+    )
+    plain, asked = (make_session_config(path, ["tcp/a:1"]) for path in (None, tmp_path / "zenoh.json5"))
+    names = ("mode", "scouting/multicast/enabled", "scouting/gossip/enabled", "listen/endpoints")
+    assert [plain.get_json(name) for name in names] == ['"client"', "false", "false", "[]"]
+    assert [asked.get_json(name) for name in names] == ['"client"', "true", "false", "[]"]
+
+
+def test_the_package_is_asked_for(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "zenoh", None)
+    with pytest.raises(ConfigError, match=r"pip install 'emostream\[zenoh\]'"):
+        make_session_config(None, ["tcp/a:1"])
