@@ -25,7 +25,7 @@ def no_core_dumps() -> None:
 
 
 def allow_open_files() -> None:
-    """Let this process open as many files and connections as it may at all: the usual limit, 1024, is far lower."""
+    """Let this process open as many files and connections as it may at all, which is far above the usual 1024."""
     if resource is not None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

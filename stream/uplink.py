@@ -107,6 +107,8 @@ class Uplink:
     def set_status(self, status: Status | None) -> None:
         """The state of the run; None: it is not there."""
         self._run_there = status is not None
+        if self._session is None:
+            return
         states = status and (status.run, status.state, {name: s.state for name, s in status.streams.items()})
         if states != self._states or time.monotonic() - self._sent_s >= _STATUS_S:
             self._states, self._sent_s = states, time.monotonic()
