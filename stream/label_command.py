@@ -10,15 +10,21 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from emostream.commands import make_parser
-from emostream.errors import ConfigError, EmostreamError
+from emostream.errors import ConfigError
 from emostream.files import printable
 from emostream.stream.cli import add_config_options
 from emostream.stream.config import Config, check_tracks, load_config
 from emostream.stream.export import WRITERS, Export, form_of
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from emostream.stream.messages import Emotion
+
+_ESTIMATE_S = 600.0  # the time left is told from the speed of so long: a recording may take minutes
 # what mimetypes does not know everywhere
 _SUFFIXES = {".mkv", ".mka", ".flac", ".opus", ".m4a", ".webm", ".ts", ".mts", ".m2ts", ".caf", ".amr", ".mxf", ".3gp"}
 
@@ -48,8 +54,17 @@ def label() -> int:
     parser.add_argument(
         "--tracks", default="", metavar="TRACKS", help='of several: "audio:2,video:1", or by language: "audio:deu"'
     )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help='label on this Ray cluster: HOST:PORT, "auto" for the one of this machine; "local" starts one here '
+        "(docs/scale.md)",
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="with --ray: so many files at a time (default: its CPUs)")
     add_config_options(parser)
     options = parser.parse_args()
+    if options.jobs is not None and (options.ray is None or options.jobs < 1):
+        parser.error("--jobs is for --ray, and at least 1")
     if options.resume and not options.out:
         parser.error("--resume is for the file that --out names")
     form = options.format or (form_of(options.out) if options.out else "jsonl")
@@ -70,8 +85,14 @@ def label() -> int:
                 print(f"note: {options.out} has the labels of {len(done)} of them already", file=sys.stderr)
         elif options.out and export is None:
             out = stack.enter_context(open_labels(options.out))
-        failed = _label_files(config, files, out, export, options.tracks)
-    return 1 if failed else 0
+        labels = _Labels(out, export)
+        if options.ray is None:
+            _label_files(config, files, labels, options.tracks)
+        else:
+            _label_on_cluster(config, files, labels, options.tracks, options.ray, options.jobs)
+        if export is not None:
+            export.close()
+    return 1 if labels.failed else 0
 
 
 def named_files(names: Sequence[str]) -> list[Path]:
@@ -101,22 +122,57 @@ def is_media(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES or (kind or "").startswith(("audio/", "video/"))
 
 
-def _label_files(config: Config, files: list[Path], out: BinaryIO | None, export: Export | None, tracks: str) -> int:
-    """Label files one after another, whatever happens to one of them; returns how many could not be read."""
+class _Labels:
+    """Where labels go: standard output, and the file or files that --out names. ``failed``: recordings with an error."""
+
+    def __init__(self, out: BinaryIO | None, export: Export | None) -> None:
+        from emostream.stream.messages import encode_emotion
+        from emostream.stream.view import plain_line
+
+        self.failed = 0
+        self._out, self._export, self._labels = out, export, 0
+        self._encode, self._line = encode_emotion, plain_line
+
+    def add(self, emotion: Emotion) -> None:
+        """The next label of a recording."""
+        self._labels += 1
+        if self._out is not None:
+            self._out.write(self._encode(emotion) + b"\n")
+        if self._export is not None:
+            self._export.add(emotion)
+        print(self._line(emotion), flush=True)
+
+    def end(self, path: Path, error: str) -> None:
+        """A recording is done. ``error``: why it has no more labels, if something went wrong."""
+        if self._out is not None:
+            self._out.flush()
+        if self._export is not None:
+            self._export.end_recording(path)
+        if error:
+            self.failed += 1
+            print(f"error: {error}", file=sys.stderr)
+        elif not self._labels:
+            print(f"note: {printable(path)}: no utterance in it", file=sys.stderr)
+        self._labels = 0
+
+
+def _progress() -> Progress:
+    """A bar on stderr, with the time left; nothing where that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from emostream.stream.label import Labeller
-    from emostream.stream.messages import Emotion, encode_emotion
-    from emostream.stream.view import plain_line
-
     errors = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    failed = 0
-    with (
-        Labeller(config) as labeller,
-        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress,
-    ):
+    return Progress(
+        *columns, console=errors, transient=True, disable=not errors.is_terminal, speed_estimate_period=_ESTIMATE_S
+    )
+
+
+def _label_files(config: Config, files: list[Path], labels: _Labels, tracks: str) -> None:
+    """Label files one after another, whatever happens to one of them."""
+    from emostream.stream.label import Labeller, error_line
+
+    with Labeller(config) as labeller, _progress() as progress:
         task = progress.add_task("labelling", total=len(files))
 
         def labels_of(path: Path, done: int) -> Iterator[Emotion | Exception]:
@@ -132,29 +188,37 @@ def _label_files(config: Config, files: list[Path], out: BinaryIO | None, export
 
         for done, path in enumerate(files):
             progress.update(task, description=printable(path.name), completed=done)
-            labels = 0
-            error: Exception | None = None
+            error = ""
             for emotion in labels_of(path, done):
                 if isinstance(emotion, Exception):
-                    error = emotion
+                    error = error_line(path, emotion)
                     break
-                labels += 1
-                if out is not None:
-                    out.write(encode_emotion(emotion) + b"\n")
-                if export is not None:
-                    export.add(emotion)
-                print(plain_line(emotion), flush=True)
-            if out is not None:
-                out.flush()
-            if export is not None:
-                export.end_recording(path)
-            if error is not None:
-                failed += 1
-                text = str(error) if isinstance(error, EmostreamError) else f"{path}: {type(error).__name__}: {error}"
-                logging.debug("%s", text, exc_info=error)
-                print(f"error: {printable(text)}", file=sys.stderr)
-            elif not labels:
-                print(f"note: {printable(path)}: no utterance in it", file=sys.stderr)
-    if export is not None:
-        export.close()
-    return failed
+                labels.add(emotion)
+            labels.end(path, error)
+
+
+def _label_on_cluster(
+    config: Config, files: list[Path], labels: _Labels, tracks: str, address: str, jobs: int | None
+) -> None:
+    """Label files on a Ray cluster. Progress is by their sizes: their lengths are not known before they are read."""
+    from emostream.stream.cluster.label import ClusterLabeller
+    from emostream.stream.messages import decode_emotion
+
+    sizes = {path: _size(path) for path in files}
+    with _progress() as progress:
+        task = progress.add_task(f"labelling {len(files):,} files", total=sum(sizes.values()))
+        labeller = ClusterLabeller(config, address, jobs, lambda path: progress.advance(task, sizes[path]))
+        for path, outcome in labeller.label(files, tracks):
+            for name, level, text in outcome.records:
+                logging.getLogger(name).log(level, "%s", text)
+            for label in outcome.labels:
+                labels.add(decode_emotion(label))
+            labels.end(path, outcome.error)
+    print(f"note: {labeller.tally.line(len(files))}", file=sys.stderr)
+
+
+def _size(path: Path) -> int:
+    """In bytes; a file that is not there, or is empty, counts as one."""
+    with contextlib.suppress(OSError, ValueError):
+        return max(1, path.stat().st_size)
+    return 1

@@ -1,0 +1,123 @@
+"""A Ray cluster, joined for a while: nothing of Ray's is sent anywhere or shown, and its errors are ours."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, TextIO
+
+from emostream.errors import ClusterError, ConfigError
+
+OBJECT_STORE_BYTES = 256 * 1024**2  # of a Ray started here: more spills to disk
+_PROBE_S = 5.0  # Ray itself waits for a minute for an address where nobody answers
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def joined(address: str, cpus: int) -> Iterator[ModuleType]:
+    """Ray, connected: ``address`` is "local" (one is started here, with ``cpus`` CPUs, and ended again), "auto" (the
+    one that this machine belongs to) or HOST:PORT.
+
+    While it lasts, Ray's own lines go to the log, at level debug. A Ray started here asks for a token that only its own
+    processes know, since Ray listens on all addresses of a machine. Raises ConfigError for another form of address, and
+    ClusterError if Ray is not installed or the cluster cannot be reached.
+    """
+    _check(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: emostream sends nothing anywhere
+    if address == "local" and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    try:
+        import ray
+    except ImportError as error:
+        raise ClusterError("Ray is not installed; get it with: pip install 'emostream[ray]'") from error
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        options |= {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    # Ray prints what it has to say of workers and machines that died, whatever it is told
+    with contextlib.redirect_stdout(_WithoutRay(sys.stdout)):
+        try:
+            with _nothing_printed():
+                ray.init(address, **options)
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise ClusterError(f"Ray cannot be reached at {address!r} ({_why(error)})") from error
+        try:
+            if address != "local" and _sends_statistics():
+                print(
+                    "note: this Ray cluster sends usage statistics to its makers; start its head with "
+                    "RAY_USAGE_STATS_ENABLED=0",
+                    file=sys.stderr,
+                )
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _check(address: str) -> None:
+    if address in ("local", "auto"):
+        return
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([\w.-]+)):(\d{1,5})", address)
+    if match is None:
+        raise ConfigError(f'Ray\'s address {address!r} is neither "local" nor "auto" nor HOST:PORT')
+    try:
+        socket.create_connection((match[1] or match[2], int(match[3])), _PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"Ray cannot be reached at {address!r} ({error}); start it with: ray start --head"
+        ) from error
+
+
+def _why(error: BaseException) -> str:
+    """One line of Ray's many."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if any("InvalidAuthToken" in line or "uthentication" in line for line in lines):
+        return "it wants another token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
+    return (lines or [type(error).__name__])[-1].strip()
+
+
+def _sends_statistics() -> bool:
+    """Whether the head of a cluster was started with Ray's usage statistics: it then keeps more facts to send."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return b"session_start_timestamp_ms" in (_internal_kv_get(b"CLUSTER_METADATA", namespace=b"cluster") or b"")
+
+
+@contextlib.contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Nothing reaches stderr, that of Ray's C++ included: what went wrong comes as an exception."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+class _WithoutRay:
+    """Standard output for all but Ray's threads, whose lines go to the log."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._output, name)
+
+    def write(self, text: str) -> int:
+        if not threading.current_thread().name.startswith("ray_"):
+            return self._output.write(text)
+        for line in filter(str.strip, text.splitlines()):
+            log.debug("Ray: %s", line)
+        return len(text)
