@@ -123,7 +123,7 @@ def is_media(path: Path) -> bool:
 
 
 class _Labels:
-    """Where labels go: standard output, and the file or files that --out names. ``failed``: recordings with an error."""
+    """Where labels go: standard output, and what --out names. ``failed``: how many recordings had an error."""
 
     def __init__(self, out: BinaryIO | None, export: Export | None) -> None:
         from emostream.stream.messages import encode_emotion

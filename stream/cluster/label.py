@@ -191,9 +191,7 @@ class ClusterLabeller:
         else:
             self._missed[hand.node] += 1
             if self._missed[hand.node] == 1:
-                _note(
-                    f"{hand.host} does not see {printable(path)}, which another machine gets; do they share a folder?"
-                )
+                _note(f"{hand.host} does not see {printable(path)}; another machine gets it")
             self._ledger.unseen(index, hand.node)
             if self._missed[hand.node] >= _BLIND and not self._saw[hand.node]:
                 self._refuse(hand.node, hand.host, f"it sees none of {_BLIND} files")

@@ -1,4 +1,4 @@
-"""Which file is where: each is handed out until it has one outcome, whatever dies; outcomes come in the files' order."""
+"""Which file is where: each is handed out until it has one outcome, whatever dies. Outcomes come in order."""
 
 from __future__ import annotations
 

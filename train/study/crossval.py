@@ -128,8 +128,8 @@ def complete(
 
     ``jobs``: number of processes, or with ``ray`` = "local" of CPUs of a Ray started here; any other ``ray`` is the
     address of a cluster, whose machines have this package and are sent the features. ``done`` is called with each run
-    as it ends. Raises ClusterError if Ray is asked for and not available. Up to rounding, results do not depend on where
-    runs are made.
+    as it ends. Raises ClusterError if Ray is asked for and not available. Up to rounding, results do not depend on
+    where runs are made.
     """
     todo = [spec for spec in specs if not path_of(out, spec, training, folds).is_file()]
     if not todo:
