@@ -18,6 +18,7 @@ from emostream.errors import ClusterError, ConfigError
 
 OBJECT_STORE_BYTES = 256 * 1024**2  # of a Ray started here: more spills to disk
 _PROBE_S = 5.0  # Ray itself waits for a minute for an address where nobody answers
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
 
 log = logging.getLogger(__name__)
 
@@ -58,21 +59,27 @@ def joined(address: str, cpus: int) -> Iterator[ModuleType]:
                 )
             yield ray
         finally:
-            ray.shutdown()
+            with _nothing_printed():
+                ray.shutdown()
 
 
 def _check(address: str) -> None:
     if address in ("local", "auto"):
         return
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([\w.-]+)):(\d{1,5})", address)
-    if match is None:
+    if not _ADDRESS.fullmatch(address):
         raise ConfigError(f'Ray\'s address {address!r} is neither "local" nor "auto" nor HOST:PORT')
+    if not reachable(address):
+        raise ClusterError(f"Ray cannot be reached at {address!r}; start it with: ray start --head")
+
+
+def reachable(address: str) -> bool:
+    """Whether somebody answers at HOST:PORT."""
+    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((match[1] or match[2], int(match[3])), _PROBE_S).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(
-            f"Ray cannot be reached at {address!r} ({error}); start it with: ray start --head"
-        ) from error
+        socket.create_connection((host.strip("[]"), int(port)), _PROBE_S).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _why(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from emostream.errors import ClusterError
 from emostream.files import printable
-from emostream.stream.cluster.connect import joined
+from emostream.stream.cluster.connect import joined, reachable
 from emostream.stream.cluster.ledger import Ledger, Outcome
 from emostream.stream.cluster.worker import Started, Worker
 from emostream.stream.config import Config
@@ -24,6 +24,7 @@ from emostream.stream.label import Labeller
 _SECTIONS = {"audio", "speech", "video", "fusion", "privacy", "log"}  # of the configuration, that labels depend on
 _LOOK_S = 2.0  # how often nodes are counted
 _PATIENCE_S = 60.0  # how long a core that is not free yet is waited for, where no other can do the work
+_HEAD_S = 20.0  # how long a cluster may be without its head; Ray ends the process after 60
 _FAILED_STARTS = 3  # in a row
 _BLIND = 20  # files that a node did not see, and none that it did
 
@@ -96,6 +97,7 @@ class ClusterLabeller:
         with joined(self._address, self._jobs or os.cpu_count() or 1) as self._ray:
             remote = self._ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")
             self._class = remote(Worker)
+            self._head, self._head_seen_s = self._ray.get_runtime_context().gcs_address, time.monotonic()
             self._arguments = (self._config.model_dump(include=_SECTIONS, exclude_none=True), os.getcwd(), tracks)
             while self._ledger.open:
                 if time.monotonic() > looked_s + _LOOK_S:
@@ -110,7 +112,12 @@ class ClusterLabeller:
                 self._dismiss(hand)
 
     def _look(self) -> None:
-        """Count the nodes that are there. Raises ClusterError if none of them can be used."""
+        """Count the nodes that are there. Raises ClusterError if none of them can be used, or nobody can tell."""
+        if not reachable(self._head):
+            if time.monotonic() > self._head_seen_s + _HEAD_S:
+                raise ClusterError(f"the head of the cluster, {self._head}, is gone")
+            return  # Ray would wait for it, and then end this process
+        self._head_seen_s = time.monotonic()
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
         self._cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes}
         if self._cpus.keys() <= self._refused.keys():
