@@ -7,8 +7,10 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from types import ModuleType
@@ -34,7 +36,9 @@ def joined(address: str, cpus: int) -> Iterator[ModuleType]:
     """
     _check(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: emostream sends nothing anywhere
-    if address == "local" and "RAY_AUTH_MODE" not in os.environ:
+    if address != "local":
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # each takes up to 40 s; of 20
+    elif "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         import ray
@@ -44,11 +48,15 @@ def joined(address: str, cpus: int) -> Iterator[ModuleType]:
     if address == "local":
         options |= {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     # Ray prints what it has to say of workers and machines that died, whatever it is told
-    with contextlib.redirect_stdout(_WithoutRay(sys.stdout)):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(_WithoutRay(sys.stdout)))
+        if address == "local":
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="er-", ignore_cleanup_errors=True))
+            options["_temp_dir"] = f"{folder}/ray"  # which Ray opens to all users, while the folder above is ours
         try:
-            with _nothing_printed():
+            with _nothing_printed(), _no_dashboard():
                 ray.init(address, **options)
-        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise ClusterError(f"Ray cannot be reached at {address!r} ({_why(error)})") from error
         try:
             if address != "local" and _sends_statistics():
@@ -57,7 +65,8 @@ def joined(address: str, cpus: int) -> Iterator[ModuleType]:
                     "RAY_USAGE_STATS_ENABLED=0",
                     file=sys.stderr,
                 )
-            yield ray
+            with _orderly_end():
+                yield ray
         finally:
             with _nothing_printed():
                 ray.shutdown()
@@ -111,6 +120,33 @@ def _nothing_printed() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextlib.contextmanager
+def _no_dashboard() -> Iterator[None]:
+    """A Ray that is started here starts no dashboard. Without its pages, that process is there for usage statistics
+    alone, and it asks three makers of clouds whether the machine is theirs, whether or not statistics are wanted."""
+    from ray._private import services
+
+    before = services.start_api_server
+    services.start_api_server = lambda *args, **kwargs: (None, None)
+    try:
+        yield
+    finally:
+        services.start_api_server = before
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """SIGTERM ends the cluster's work as Ctrl-C does; Ray's own handler would print a stack."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _WithoutRay:

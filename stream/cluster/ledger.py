@@ -17,12 +17,13 @@ ALL_DEATHS = 10  # of workers that had the file, for whatever reason
 class Outcome(msgspec.Struct):
     """What became of a file. ``labels``: the public messages, as JSON; ``error``: why there are no more, or empty;
     ``records``: name of the logger, level and text of each line of the log; ``media_s``: how much of the file was
-    read, in seconds."""
+    read, and ``cpu_s``: how much processor time that took, in seconds."""
 
     labels: list[bytes] = []
     error: str = ""
     records: list[tuple[str, int, str]] = []
     media_s: float = 0.0
+    cpu_s: float = 0.0
 
 
 class Ledger:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,13 @@ class Worker:
         if not os.path.exists(path):
             return None
         outcome = Outcome()
-        self._records.taken = outcome.records
+        self._records.taken, before_s = outcome.records, time.process_time()
         try:
             for emotion in self._labeller.label(path, tracks=self._tracks):
                 outcome.labels.append(encode_emotion(emotion))
         except Exception as error:
             outcome.error = error_line(path, error)
-        outcome.media_s = self._labeller.media_s
+        outcome.media_s, outcome.cpu_s = self._labeller.media_s, time.process_time() - before_s
         return outcome
 
 
