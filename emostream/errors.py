@@ -4,6 +4,7 @@
     ├── ConfigError       a setting, an option or a path given by the user cannot be used
     ├── RunError          a live run cannot begin, or cannot go on
     ├── SourceError       a file, device or URL cannot be opened or read
+    ├── ClusterError      Ray is missing, or its cluster cannot be reached or used
     ├── BusError          a ZeroMQ endpoint cannot be used
     ├── ControlError      a run cannot be steered, or cannot do what was asked
     ├── ModelError        a third-party model is missing or damaged
@@ -41,6 +42,10 @@ class RunError(EmostreamError):
 
 class SourceError(EmostreamError):
     """A source cannot be opened or read."""
+
+
+class ClusterError(EmostreamError):
+    """A cluster cannot be reached or used, or the package for it is missing."""
 
 
 class BusError(EmostreamError):

@@ -10,8 +10,9 @@ from typing import Self
 
 import numpy as np
 
+from emostream import __version__
 from emostream.engines.bundle import open_bundle
-from emostream.errors import SourceError
+from emostream.errors import EmostreamError, SourceError
 from emostream.files import printable, user_path
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config, as_config, check_tracks
@@ -45,6 +46,8 @@ class Labeller:
     read, for a stream of the recording's name, and never written. Use it in one thread; ``close`` it, or use it in a
     ``with``.
 
+    ``media_s``: how much of the recording that is being labelled, or was last, has been read, in seconds.
+
     Raises BundleError, BackendError or ModelError if something that the configuration asks for cannot be loaded, and
     ConfigError if its prior is not of the bundle's labels or its profile is none.
     """
@@ -59,6 +62,15 @@ class Labeller:
         self._recognizer = make_recognizer(self._config.speech)
         self._detector = make_detector(self._config.video)
         self._speaker = load_speaker(self._config.speech)
+        self.media_s = 0.0
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What labels depend on, beside the configuration: what was found on this machine. Empty: there is none."""
+        parts = {"recogniser": self._recognizer, "face detector": self._detector, "speaker network": self._speaker}
+        return {"emostream": __version__, "bundle": self._classifier.bundle_id} | {
+            name: "" if part is None else type(part).__name__ for name, part in parts.items()
+        }
 
     def label(
         self,
@@ -140,6 +152,7 @@ class Labeller:
         progress: Progress,
         sheet: Sheet | None = None,
     ) -> Iterator[Emotion]:
+        self.media_s = 0.0
         tracks = source.tracks()
         if not tracks:
             raise SourceError(f"{source.name}: has neither sound nor picture")
@@ -187,8 +200,9 @@ class Labeller:
                     yield from take(audio.push(item))
                 else:
                     yield from take(video.repeat(item) if isinstance(item, SeenFaces) else video.push(item))
+                self.media_s = max(self.media_s, item.media_end_ns / 1e9)
                 if source.length_s:
-                    progress(min(1.0, item.media_end_ns / 1e9 / source.length_s))
+                    progress(min(1.0, self.media_s / source.length_s))
         except SourceError as error:
             log.warning("%s", error)
         yield from take(audio.flush())
@@ -196,3 +210,10 @@ class Labeller:
         for content in FUSED:
             fusion.push(End(stream=name, content=content, reason="end"))
         yield from labels()
+
+
+def error_line(path: Path, error: Exception) -> str:
+    """Why a file has no more labels, as one line; where that is a fault of ours, the log has the rest, at debug."""
+    text = printable(str(error) if isinstance(error, EmostreamError) else f"{path}: {type(error).__name__}: {error}")
+    log.debug("%s", text, exc_info=error)
+    return text

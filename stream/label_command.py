@@ -12,16 +12,23 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from emostream.commands import make_parser
-from emostream.errors import ConfigError, EmostreamError
+from emostream.errors import ConfigError
 from emostream.files import printable
 from emostream.stream.cli import add_config_options
 from emostream.stream.config import Config, check_tracks, load_config
 from emostream.stream.export import WRITERS, Export, form_of
 from emostream.stream.sheet.folder import Sheets
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from emostream.stream.messages import Emotion
+    from emostream.stream.sheet.collect import Sheet
+
+_ESTIMATE_S = 600.0  # the time left is told from the speed of so long: a recording may take minutes
 # what mimetypes does not know everywhere
 _SUFFIXES = {".mkv", ".mka", ".flac", ".opus", ".m4a", ".webm", ".ts", ".mts", ".m2ts", ".caf", ".amr", ".mxf", ".3gp"}
 
@@ -58,8 +65,19 @@ def label() -> int:
     parser.add_argument(
         "--tracks", default="", metavar="TRACKS", help='of several: "audio:2,video:1", or by language: "audio:deu"'
     )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help='label on this Ray cluster: HOST:PORT, "auto" for the one of this machine; "local" starts one here '
+        "(docs/scale.md)",
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="with --ray: so many files at a time (default: its CPUs)")
     add_config_options(parser)
     options = parser.parse_args()
+    if options.jobs is not None and (options.ray is None or options.jobs < 1):
+        parser.error("--jobs is for --ray, and at least 1")
+    if options.ray is not None and options.sheets:
+        parser.error("--sheets are drawn where the labels are made: leave out --ray")
     if options.resume and not (options.out or options.sheets):
         parser.error("--resume is for what --out and --sheets name")
     form = options.format or (form_of(options.out) if options.out else "jsonl")
@@ -84,8 +102,14 @@ def label() -> int:
             stack.enter_context(outputs.lines)
         if options.resume:
             files = _left(files, outputs, options)
-        failed = _label_files(config, files, outputs, options.tracks)
-    return 1 if failed else 0
+        labels = _Labels(outputs)
+        if options.ray is None:
+            _label_files(config, files, labels, outputs, options.tracks)
+        else:
+            _label_on_cluster(config, files, labels, options.tracks, options.ray, options.jobs)
+        if outputs.export is not None:
+            outputs.export.close()
+    return 1 if labels.failed else 0
 
 
 @dataclass
@@ -139,23 +163,58 @@ def is_media(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES or (kind or "").startswith(("audio/", "video/"))
 
 
-def _label_files(config: Config, files: list[Path], outputs: _Outputs, tracks: str) -> int:
-    """Label files one after another, whatever happens to one of them; returns how many could not be read or drawn."""
+class _Labels:
+    """Labels on their way to standard output and to what --out names. ``failed``: how many recordings had an error."""
+
+    def __init__(self, outputs: _Outputs) -> None:
+        from emostream.stream.messages import encode_emotion
+        from emostream.stream.view import plain_line
+
+        self.failed = 0
+        self._outputs, self._labels = outputs, 0
+        self._encode, self._line = encode_emotion, plain_line
+
+    def add(self, path: Path, emotion: Emotion) -> None:
+        """The next label of a recording."""
+        self._labels += 1
+        if self._outputs.lines is not None and path not in self._outputs.written:
+            self._outputs.lines.write(self._encode(emotion) + b"\n")
+        if self._outputs.export is not None:
+            self._outputs.export.add(emotion)
+        print(self._line(emotion), flush=True)
+
+    def end(self, path: Path, error: str) -> None:
+        """A recording is done. ``error``: why it has no more labels, if something went wrong."""
+        if self._outputs.lines is not None:
+            self._outputs.lines.flush()
+        if self._outputs.export is not None:
+            self._outputs.export.end_recording(path)
+        if error:
+            self.failed += 1
+            print(f"error: {error}", file=sys.stderr)
+        elif not self._labels:
+            print(f"note: {printable(path)}: no utterance in it", file=sys.stderr)
+        self._labels = 0
+
+
+def _progress() -> Progress:
+    """A bar on stderr, with the time left; nothing where that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from emostream.stream.label import Labeller
-    from emostream.stream.messages import Emotion, encode_emotion
-    from emostream.stream.sheet.collect import Sheet
-    from emostream.stream.view import plain_line
-
     errors = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    failed = 0
-    with (
-        Labeller(config) as labeller,
-        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress,
-    ):
+    return Progress(
+        *columns, console=errors, transient=True, disable=not errors.is_terminal, speed_estimate_period=_ESTIMATE_S
+    )
+
+
+def _label_files(config: Config, files: list[Path], labels: _Labels, outputs: _Outputs, tracks: str) -> None:
+    """Label files one after another, whatever happens to one of them."""
+    from emostream.stream.label import Labeller, error_line
+    from emostream.stream.sheet.collect import Sheet
+
+    with Labeller(config) as labeller, _progress() as progress:
         task = progress.add_task("labelling", total=len(files))
 
         def labels_of(path: Path, done: int, sheet: Sheet | None) -> Iterator[Emotion | Exception]:
@@ -174,30 +233,37 @@ def _label_files(config: Config, files: list[Path], outputs: _Outputs, tracks: s
         for done, path in enumerate(files):
             progress.update(task, description=printable(path.name), completed=done)
             sheet = Sheet(path.name) if outputs.sheets is not None and path not in outputs.drawn else None
-            lines = outputs.lines if path not in outputs.written else None
-            labels = 0
-            error: Exception | None = None
+            error = ""
             for emotion in labels_of(path, done, sheet):
                 if isinstance(emotion, Exception):
-                    error = emotion
+                    error = error_line(path, emotion)
                     break
-                labels += 1
-                if lines is not None:
-                    lines.write(encode_emotion(emotion) + b"\n")
-                if outputs.export is not None:
-                    outputs.export.add(emotion)
-                print(plain_line(emotion), flush=True)
-            if lines is not None:
-                lines.flush()
-            if outputs.export is not None:
-                outputs.export.end_recording(path)
-            if error is not None:
-                failed += 1
-                text = str(error) if isinstance(error, EmostreamError) else f"{path}: {type(error).__name__}: {error}"
-                logging.debug("%s", text, exc_info=error)
-                print(f"error: {printable(text)}", file=sys.stderr)
-            elif not labels:
-                print(f"note: {printable(path)}: no utterance in it", file=sys.stderr)
-    if outputs.export is not None:
-        outputs.export.close()
-    return failed
+                labels.add(path, emotion)
+            labels.end(path, error)
+
+
+def _label_on_cluster(
+    config: Config, files: list[Path], labels: _Labels, tracks: str, address: str, jobs: int | None
+) -> None:
+    """Label files on a Ray cluster. Progress is by their sizes: their lengths are not known before they are read."""
+    from emostream.stream.cluster.label import ClusterLabeller
+    from emostream.stream.messages import decode_emotion
+
+    sizes = {path: _size(path) for path in files}
+    with _progress() as progress:
+        task = progress.add_task(f"labelling {len(files):,} files", total=sum(sizes.values()))
+        labeller = ClusterLabeller(config, address, jobs, lambda path: progress.advance(task, sizes[path]))
+        for path, outcome in labeller.label(files, tracks):
+            for name, level, text in outcome.records:
+                logging.getLogger(name).log(level, "%s", text)
+            for label in outcome.labels:
+                labels.add(path, decode_emotion(label))
+            labels.end(path, outcome.error)
+    print(f"note: {labeller.tally.line(len(files))}", file=sys.stderr)
+
+
+def _size(path: Path) -> int:
+    """In bytes; a file that is not there, or is empty, counts as one."""
+    with contextlib.suppress(OSError, ValueError):
+        return max(1, path.stat().st_size)
+    return 1

@@ -143,6 +143,19 @@ def test_no_command_sends_or_leaves_anything_but_what_is_documented(tmp_path, na
     assert report == {"names": [], "packets": [], "sent": [], "found": {}}
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_ray_that_is_started_here_asks_nobody_and_leaves_nothing(tmp_path):
+    pytest.importorskip("ray")
+    (tmp_path / "trap").mkdir()
+    words = ["stream-label", DEMO, "--ray", "local", "--jobs", "1", "--set", "speech.recognizer=none"]
+    report = Trap(tmp_path / "trap", BIN / words[0], *words[1:]).report()
+    assert (report["names"], report["sent"], report["left"]) == ([], [], {})
+    assert all(re.fullmatch(r"tcp 127\.0\.0\.1 \d{4,5}", packet) for packet in report["packets"])
+    modes = {path: mode for path, mode in report["seen"].items() if re.fullmatch(r"/tmp/[^/]+", path)}
+    assert len(modes) == 1 and set(modes.values()) == {"0o700"}
+
+
 def unlike(files: dict[str, str], patterns: dict[str, str]) -> dict[str, str]:
     """Those of the files, with their modes, that no pattern allows."""
 

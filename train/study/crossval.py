@@ -7,19 +7,18 @@ exists is not made again, so an interrupted study goes on.
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from emostream.engines.bundle import MODALITIES
 from emostream.errors import ConfigError, CorpusError, Problems
+from emostream.stream.cluster.connect import joined
 from emostream.train.model import ATTENTION, build
 from emostream.train.pool import submit, worker_pool
 from emostream.train.study.dataset import Folds
@@ -37,7 +36,6 @@ GROUPS = {
     "ablation": ABLATION,
     "paper-table": (*UNIMODAL, *BIMODAL, *TRIMODAL, *ABLATION),  # the paper's two tables of results
 }
-OBJECT_STORE_BYTES = 256 * 1024**2  # of a Ray started here: a corpus's features fit; more spills to disk
 Outcomes = Generator[tuple[Spec, Result | str], None, None]  # each run's result, or why it has none
 
 
@@ -130,8 +128,8 @@ def complete(
 
     ``jobs``: number of processes, or with ``ray`` = "local" of CPUs of a Ray started here; any other ``ray`` is the
     address of a cluster, whose machines have this package and are sent the features. ``done`` is called with each run
-    as it ends. Raises CorpusError if Ray is asked for and not available. Up to rounding, results do not depend on where
-    runs are made.
+    as it ends. Raises ClusterError if Ray is asked for and not available. Up to rounding, results do not depend on
+    where runs are made.
     """
     todo = [spec for spec in specs if not path_of(out, spec, training, folds).is_file()]
     if not todo:
@@ -184,19 +182,7 @@ def _in_processes(todo: Sequence[Spec], training: Training, folds: Folds, jobs: 
 
 
 def _on_ray(todo: Sequence[Spec], training: Training, folds: Folds, address: str, jobs: int) -> Outcomes:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: emostream sends nothing anywhere
-    try:
-        import ray
-    except ImportError as error:
-        raise CorpusError("Ray is not installed; get it with: pip install 'emostream[ray]'") from error
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address == "local":
-        options |= {"num_cpus": jobs, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-    try:
-        ray.init(address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise CorpusError(f"Ray cannot be reached at {address!r} ({error}); start it with: ray start --head") from error
-    try:
+    with joined(address, jobs) as ray:
         attempt, features = ray.remote(num_cpus=1)(_attempt), ray.put(folds)
         pending = {attempt.remote(spec, training, features): spec for spec in todo}
         while pending:
@@ -206,5 +192,3 @@ def _on_ray(todo: Sequence[Spec], training: Training, folds: Folds, address: str
                     yield spec, ray.get(ref)
                 except ray.exceptions.RayError as error:
                     yield spec, f"its Ray worker died ({error})"
-    finally:
-        ray.shutdown()
