@@ -55,7 +55,6 @@ UNPINNED = {
 # Indented blocks that are no commands, by how they begin
 NO_COMMANDS = {
     "audio ──pcm──▶": "a picture",
-    "microphone ─▶ stream-run": "a picture",
     "path,label,speaker": "a table",
     "IEMOCAP_full_release/": "a tree of files",
     "[[streams]]": "a configuration",
