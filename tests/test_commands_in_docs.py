@@ -109,7 +109,7 @@ def commands_of(line: str) -> Iterator[tuple[str, ...]]:
         elif skip or (not words and (word == "sudo" or re.fullmatch(r"[A-Z_]+=.*", word))):
             skip = False
         else:
-            words.append(word.removeprefix(".venv/bin/").removeprefix("/opt/emostream/bin/") if not words else word)
+            words.append(re.sub(r"^(\.venv|/opt/emostream|~/emostream)/bin/", "", word) if not words else word)
 
 
 def in_blocks() -> list[Command]:
