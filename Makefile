@@ -45,7 +45,7 @@ install-check: $(BIN)/python
 # On 64-bit ARM Linux: has every dependency a wheel for each supported Python? The demo too, emulated (root, debootstrap,
 # QEMU): EMULATE=--emulate
 arm-check: $(VENV)/.ready-to-run
-	$(BIN)/python tools/check_arm.py $(EMULATE)
+	$(BIN)/python -m tools.check_arm $(EMULATE)
 
 # Known vulnerabilities of what requirements.lock names; a line says so where nobody can be asked
 audit: $(BIN)/python
