@@ -39,7 +39,9 @@ def joined(address: str, cpus: int) -> Iterator[ModuleType]:
     if address != "local":
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # each takes up to 40 s; of 20
     elif "RAY_AUTH_MODE" not in os.environ:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        if "ray" not in sys.modules:  # it reads this when it is imported; from 2.60 on, token is what it takes anyway
+            os.environ["RAY_AUTH_MODE"] = "token"
     try:
         import ray
     except ImportError as error:
