@@ -13,8 +13,11 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from benchmarks.bad_line import BadLine
+from tests.boxes import Box, Program, check_all_kept, start_uplink, stored, until
 from tests.processes import free_port
-from tests.test_uplink import Box, Program, check_all_kept, start_uplink, stored, until
+
+pytest.importorskip("zenoh")
+pytest.importorskip("pyarrow")
 
 pytestmark = pytest.mark.process
 

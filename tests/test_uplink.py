@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,103 +15,18 @@ import pytest
 
 from emostream.errors import BusError, ConfigError
 from emostream.stream.boxes import make_session_config, open_session
-from emostream.stream.bus import Context
 from emostream.stream.hub import hub
 from emostream.stream.messages import encode_emotion
-from emostream.stream.public import EmotionPublisher
-from emostream.stream.status import Status, StreamStatus, encode_status
 from emostream.stream.uplink import uplink
+from tests.boxes import Box, Program, check_all_kept, start_uplink, stored, until
 from tests.emotions import emotion_message
-from tests.processes import BIN, command, environment, free_port, patience
+from tests.processes import command, free_port
 
 zenoh = pytest.importorskip("zenoh")
 pytest.importorskip("pyarrow")
 import pyarrow.dataset as dataset
 
 pytestmark = pytest.mark.process
-
-
-class Program:
-    """A command that runs, and what it has printed. A context manager."""
-
-    def __init__(self, folder: Path, *words: object, prefix: Sequence[str] = ()) -> None:
-        self._printed = folder / f"printed-{random.randrange(1 << 40):x}"
-        with self._printed.open("wb") as out:
-            self.process = subprocess.Popen(
-                [*prefix, BIN / str(words[0]), *map(str, words[1:])],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment(),
-            )
-
-    @property
-    def printed(self) -> str:
-        return self._printed.read_text()
-
-    def wait_for(self, text: str, seconds: float = 15) -> None:
-        until(lambda: text in self.printed, seconds, lambda: f"{text!r} is not in:\n{self.printed}")
-
-    def interrupt(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(patience(15))
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-
-class Box:
-    """The public socket of a run, as fusion has it, whose labels the test makes."""
-
-    def __init__(self, name: str, run: str = "run1") -> None:
-        self.name, self.run = name, run
-        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
-        self._context = Context()
-        self._publisher = EmotionPublisher(self._context, self.endpoint)
-        self.sent: list[tuple[str, str, int]] = []  # run, stream, seq
-        self._seq: dict[str, int] = {}
-
-    def say(self, *streams: str, text: str = "so happy") -> None:
-        """A label of each of the streams."""
-        for stream in streams:
-            seq = self._seq.get(stream, -1) + 1
-            self._seq[stream] = seq
-            message = emotion_message(
-                stream=stream, seq=seq, utterance=seq, run=self.run, text=text, published_ns=time.time_ns()
-            )
-            self._publisher.send(message)
-            self.sent.append((self.run, stream, seq))
-
-    def tell(self, state: str = "running") -> None:
-        self._publisher.tick()
-        streams = {"desk": StreamStatus(state=state)}  # type: ignore[arg-type]
-        self._publisher.forward("status", encode_status(Status(run=self.run, state="running", streams=streams)))
-
-    @property
-    def requests(self) -> int:
-        """Subscriptions so far, ends of them too. An uplink makes two: labels, and the status."""
-        self.tell()
-        return self._publisher.requests
-
-    def estimate(self, stream: str) -> None:
-        self._publisher.send(emotion_message(kind="window", stream=stream, run=self.run))
-
-    def close(self) -> None:
-        self._publisher.close()
-        self._context.term()
-
-
-def until(reached: Callable[[], object], seconds: float, else_say: Callable[[], str] = str) -> None:
-    end_s = time.monotonic() + patience(seconds)
-    while not reached():
-        assert time.monotonic() < end_s, else_say()[-2000:]
-        time.sleep(0.03)
 
 
 @pytest.fixture
@@ -131,37 +44,6 @@ def boxes() -> Iterator[Callable[..., Box]]:
             return box
 
         yield make
-
-
-def start_uplink(folder: Path, router: str, box: Box, *words: object) -> Program:
-    until(lambda: box.requests % 4 == 0, 5)  # an earlier uplink's have ended
-    before = box.requests
-    program = Program(folder, "stream-uplink", router, box.endpoint, "--site", "lab", "--box", box.name, *words)
-    until(lambda: box.requests == before + 2, 15)
-    return program
-
-
-def stored(out: Path) -> list[dict[str, Any]]:
-    """Everything that a hub has kept, in files and in its journal, in that order."""
-    rows: list[dict[str, Any]] = []
-    parts = sorted(out.glob("day=*/*.parquet"), key=lambda path: path.name)
-    for path in parts:
-        rows += dataset.dataset(path).to_table().to_pylist()
-    for path in [*sorted(out.glob("day=*/*.jsonl"), key=lambda path: path.name), *sorted(out.glob("journal-*"))]:
-        for line in path.read_bytes().splitlines():
-            site, box, _, message = json.loads(line)
-            rows.append(message | {"site": site, "box": box, "message": json.dumps(message)})
-    return rows
-
-
-def check_all_kept(out: Path, *boxes: Box) -> None:
-    """Nothing lost, nothing doubled, in the order of each box."""
-    rows = stored(out)
-    for box in boxes:
-        for stream in {stream for _, stream, _ in box.sent}:
-            got = [(r["run"], r["stream"], r["seq"]) for r in rows if r["box"] == box.name and r["stream"] == stream]
-            assert got == [label for label in box.sent if label[1] == stream], (box.name, stream)
-    assert len(rows) == sum(len(box.sent) for box in boxes)
 
 
 def test_labels_of_two_boxes_are_printed_and_kept_by_day(tmp_path, router, boxes):
