@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 
+from emostream import commands
 from emostream.commands import STOPPED, exit_code
 from emostream.errors import ConfigError, SourceError
 from tests.processes import BIN, ROOT, environment
@@ -110,3 +112,20 @@ def test_another_error_that_ctrl_c_made_is_ctrl_c(monkeypatch, capsys):
 @pytest.mark.parametrize("code", [0, 2, 3])
 def test_the_exit_of_argparse_is_a_code(code):
     assert fails(SystemExit(code)) == code
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "threads"), [("stream", "", "1"), ("stream", "2", "2"), ("train", "", None)]
+)
+def test_commands_take_one_thread_for_linear_algebra(monkeypatch, module, given, threads):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, given)  # so that it is put back
+        if not given:
+            monkeypatch.delenv(name)
+    seen: list[str | None] = []
+    loaded = SimpleNamespace(main=lambda: seen.append(os.environ.get("OMP_NUM_THREADS")) or 0)
+    monkeypatch.setitem(sys.modules, f"emostream.{module}.nothing", loaded)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        commands._script(f"{module}.nothing", "main")()
+    assert ended.value.code == 0 and seen == [threads]
