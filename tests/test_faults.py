@@ -150,7 +150,7 @@ def test_nothing_is_left_of_a_run_whose_supervisor_was_killed(short_path, after_
         children = psutil.Process(run.process.pid).children(recursive=True)
         run.process.kill()
         run.process.wait()
-        assert gone(children, 2.0) == []
+        assert gone(children, patience(2.0)) == []
     with Pipeline(*arguments, endpoint=endpoint) as again:  # the port is free
         again.subscriber.wait_for("window", 1, 30)
         assert len(list(runs.iterdir())) == 1  # and the folder that was left is swept
