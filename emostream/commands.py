@@ -25,6 +25,7 @@ from emostream import __version__
 from emostream.errors import EmostreamError
 
 STOPPED = 130  # 128 + SIGINT, as shells have it
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # of linear algebra; read when NumPy is imported
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -37,7 +38,7 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
 def _take_one_thread() -> None:
     """For linear algebra, unless the user says otherwise: matrices are small here, and a second thread mostly waits
     (``stream-label`` took 1.8 times the processor time with two, and no less time)."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when NumPy is imported
+    for name in THREADS:
         os.environ.setdefault(name, "1")
 
 

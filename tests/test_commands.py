@@ -118,7 +118,7 @@ def test_the_exit_of_argparse_is_a_code(code):
     ("module", "given", "threads"), [("stream", "", "1"), ("stream", "2", "2"), ("train", "", None)]
 )
 def test_commands_take_one_thread_for_linear_algebra(monkeypatch, module, given, threads):
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for name in commands.THREADS:
         monkeypatch.setenv(name, given)  # so that it is put back
         if not given:
             monkeypatch.delenv(name)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 
+from emostream.commands import THREADS
 from emostream.errors import EmostreamError
 from emostream.stream.limits import no_core_dumps
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec, Stopped
@@ -33,7 +34,7 @@ _STOP_COMES_S = 1.0  # whoever ends a service sends SIGTERM to all its processes
 def start_node(spec: NodeSpec) -> BaseProcess:
     """Start a node's process."""
     # one thread per numeric library and process, since several processes share few cores
-    threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    threads = {name: os.environ.get(name, "1") for name in THREADS}
     process = multiprocessing.get_context("spawn").Process(target=run_node, args=(spec,), name=spec.name, daemon=True)
     with _environment(threads | {"EMOSTREAM_NODE": spec.name}):  # tells processes apart in a process list (ps e)
         process.start()
