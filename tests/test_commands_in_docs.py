@@ -9,11 +9,13 @@ import importlib
 import re
 import shlex
 import signal
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -55,6 +57,8 @@ UNPINNED = {
     "pycuda": "is compiled by the CUDA toolkit",
     "rerun-sdk": "170 MB, for one example; tests/test_recording_views.py runs it where it is installed",
 }
+# Modules of such packages, which programs of the repository import
+ABSENT = ("rerun",)
 # Indented blocks that are no commands, by how they begin
 NO_COMMANDS = {
     "audio ──pcm──▶": "a picture",
@@ -164,6 +168,9 @@ def ask(monkeypatch, capsys):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
     monkeypatch.setenv("CAM", "user:password")
     monkeypatch.chdir(ROOT)
+    for name in ABSENT:
+        if find_spec(name) is None:
+            monkeypatch.setitem(sys.modules, name, MagicMock(name=name))
     return ask
 
 
