@@ -58,6 +58,7 @@ def decoded(seconds: float) -> tuple[np.ndarray, int, np.ndarray]:
     return samples, sound[0].sample_rate, frames
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_arrays_give_the_labels_of_their_file(labeller):
     with closing(labeller.label(DEMO)) as emotions:

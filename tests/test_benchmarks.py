@@ -332,6 +332,7 @@ def test_latency_of_the_real_pipeline(monkeypatch, tmp_path, capsys):
     assert "confirmed end → label" in (tmp_path / "latency.md").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_milestones_of_a_real_start():
     times, faults = startup.measure(to_label=False)

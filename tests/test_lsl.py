@@ -196,6 +196,7 @@ def test_another_bundle_has_other_channels():
     outlets.close()
 
 
+@pytest.mark.long
 @pytest.mark.realtime
 def test_a_real_run(endpoint, lsl_environment):
     """The demo, whose estimates and labels have the LSL times of their sound, to some milliseconds."""

@@ -8,7 +8,7 @@ import jsonschema
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -276,6 +276,7 @@ emotions = st.builds(
 
 
 @pytest.mark.slow
+@settings(max_examples=30)
 @given(emotions)
 def test_an_emotion_comes_back_equal_and_fits_the_schema(message):
     data = encode_emotion(message)

@@ -331,6 +331,7 @@ def test_a_browser_shows_the_demo_and_comes_back_when_the_page_does(tmp_path):
     assert not faults
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_port_that_is_taken_costs_the_page_alone():
     import socket
@@ -343,6 +344,7 @@ def test_a_port_that_is_taken_costs_the_page_alone():
     assert f"the page cannot have 127.0.0.1:{port}" in run.output and run.process.returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_fixed_token_lets_a_scraper_in_and_streams_that_are_added_are_seen():
     from websockets.sync.client import connect

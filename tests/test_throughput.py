@@ -176,6 +176,7 @@ def test_a_node_that_was_started_again_is_a_fault_but_not_one_that_was_slow_to_s
     assert "crashed" in step.reasons and "speech.s1 was started again" in faults[0]
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.alone
 def test_one_stream_of_the_real_pipeline(tmp_path, capsys):
