@@ -160,7 +160,7 @@ def test_listen_yields_labels_and_skips_what_is_none(caplog):
 
 
 def emostream_json(message: emostream.Emotion) -> bytes:
-    from emostream.stream.messages import encode_emotion
+    from emostream.stream.emotion import encode_emotion
 
     return encode_emotion(message)
 

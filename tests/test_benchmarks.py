@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmarks import common, endpoint, labels, latency, live_run, networks, script, startup, throughput
 from emostream.commands import exit_code
 from emostream.errors import ConfigError
-from emostream.stream.messages import Latency
+from emostream.stream.emotion import Latency
 from emostream.stream.sources.file import FileSource
 from tests import benchmark_runs
 from tests.benchmark_runs import T0_NS, beat

@@ -17,9 +17,9 @@ import pytest
 
 from emostream.errors import ConfigError
 from emostream.stream.bus import Context
+from emostream.stream.emotion import Emotion
 from emostream.stream.listen import listen_run
 from emostream.stream.lsl import Outlets
-from emostream.stream.messages import Emotion
 from emostream.stream.public import EmotionPublisher
 from emostream.stream.sink import run_sink
 from emostream.stream.status import Status, StreamStatus, encode_status

@@ -22,7 +22,8 @@ from starlette.websockets import WebSocketDisconnect
 from emostream.errors import ConfigError, ControlError
 from emostream.stream.config import Config
 from emostream.stream.control import Control, Request
-from emostream.stream.messages import Face, Pcm, Picture, encode_emotion
+from emostream.stream.emotion import encode_emotion
+from emostream.stream.messages import Face, Pcm, Picture
 from emostream.stream.page.server import make_app
 from emostream.stream.page.state import KEPT, PageState
 from emostream.stream.status import NodeStatus, Status, StreamStatus, encode_status

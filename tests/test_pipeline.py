@@ -14,7 +14,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from emostream.stream.messages import emotion_json_schema
+from emostream.stream.emotion import emotion_json_schema
 from emostream.stream.sources import DEMO
 from tests import media
 from tests.processes import BIN, ROOT, Pipeline, command, free_port, patience

@@ -18,8 +18,9 @@ from emostream.errors import RunError, SourceError
 from emostream.stream.config import Record, load_config
 from emostream.stream.cores.audio import AudioCore
 from emostream.stream.cores.video import VideoCore, make_detector
+from emostream.stream.emotion import Word
 from emostream.stream.label import Labeller
-from emostream.stream.messages import Face, FaceInFrame, Pcm, SpeechEvent, Word
+from emostream.stream.messages import Face, FaceInFrame, Pcm, SpeechEvent
 from emostream.stream.recorded import Recording, labels, sound_and_faces
 from emostream.stream.recording import Recorder
 from emostream.stream.sources import DEMO_TWO

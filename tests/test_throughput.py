@@ -13,7 +13,7 @@ from benchmarks import throughput
 from benchmarks.labels import Label
 from benchmarks.live_run import Watch
 from benchmarks.script import RATE_HZ, Script, Utterance, demo_segments
-from emostream.stream.messages import Evidence
+from emostream.stream.emotion import Evidence
 from tests import benchmark_runs
 from tests.benchmark_runs import T0_NS, beat
 
