@@ -14,6 +14,7 @@ import pytest
 
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.file import FileSource
+from emostream.stream.sources.languages import is_language
 from tests import media
 
 pytestmark = [
@@ -248,6 +249,18 @@ def test_the_default_track_or_the_one_asked_for(tones, caplog, tracks, hertz, br
     assert bool(pictures(found)[0].image.mean() > 128) is bright
     assert "audio track" in caplog.text and "of 3 is used" in caplog.text
     assert ("that can be decoded; taking another" in caplog.text) is (tracks in ("audio:9", "audio:fra"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "marked", "same"),
+    [
+        ("de", "ger", True), ("ger", "deu", True), ("es", "spa", True), ("ja", "jpn", True), ("zh", "chi", True),
+        ("de-AT", "ger", True), ("de-AT", "de-CH", False), ("EN", "eng", True), ("en", "enm", False),
+        ("gsw", "gsw", True), ("de", "", False), ("ma", "mar", False), ("en", "und", False),
+    ],
+)  # fmt: skip
+def test_a_language_has_several_codes(asked, marked, same):
+    assert is_language(asked, marked) is same
 
 
 def test_a_track_that_was_not_chosen_gives_nothing_though_it_has_gaps(clip, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 
+from emostream.stream.sources.languages import is_language
 from emostream.stream.sources.timeline import Timeline
 from emostream.stream.topics import Medium
 
@@ -57,8 +58,7 @@ def _choose(container: av.container.InputContainer, medium: Medium, asked: str, 
 def _is(track: Any, number: int, asked: str) -> bool:
     if asked.isdigit():
         return number == int(asked)
-    language = (track.language or "").lower()
-    return language == asked.lower() or (len(asked) == 2 and language.startswith(asked.lower()))
+    return is_language(asked, track.language or "")
 
 
 def _words(track: Any, number: int) -> str:
