@@ -190,7 +190,8 @@ class FileSource:
             log.warning("%s: its audio track is empty", self.name)
         end_s = max(end_ns.values(), default=0) / 1e9
         self.counters["time_jumps"] = timeline.jumps
-        if not timeline.jumps and not self._is_estimated and end_s < self.length_s - max(0.5, 0.1 * self.length_s):
+        has_length = not (timeline.jumps or timeline.outliers or self._is_estimated)
+        if has_length and end_s < self.length_s - max(0.5, 0.1 * self.length_s):
             log.warning(
                 "%s: ended after %.1f of its %.1f s; it is cut short or damaged", self.name, end_s, self.length_s
             )
