@@ -238,7 +238,24 @@ def test_metrics_are_what_prometheus_reads(client, state):
     assert [value for key, value in sorted(within.items(), key=lambda item: float(dict(item[0][1:])["le"]))][-6:] == [
         3.0
     ] * 6
+    assert samples["emostream_coverage", ("modality", "audio"), ("stream", "a")] == pytest.approx(
+        emotion_message().modalities["audio"].coverage
+    )
     assert "joy" not in text
+
+
+def test_labels_are_counted_by_name_if_that_is_asked_for(state):
+    app = make_app(state, TOKEN, frozenset({HOST}), None, count_labels=True)
+    for label in ("joy", "joy", "anger"):
+        state.add(payload(label=label))
+    text = TestClient(app, base_url=f"http://{HOST}").get(f"/{TOKEN}/metrics").text
+    counted = {
+        sample.labels["label"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "emostream_labels_total"
+    }
+    assert counted == {"joy": 2, "anger": 1}
 
 
 @pytest.mark.parametrize(

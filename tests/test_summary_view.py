@@ -113,6 +113,12 @@ def test_losses_are_named_by_node_and_stream():
 # One line a label
 
 
+def test_what_came_too_late_is_told():
+    nodes = {"capture.a": NodeStatus(counters={"late_chunks": 3, "late_frames": 2}), "fusion": NodeStatus()}
+    assert "came too late to be used: 5 (capture.a 5)" in Summary(status=Status(nodes=nodes)).lines()
+    assert not any("too late" in line for line in Summary(status=Status(nodes={"fusion": NodeStatus()})).lines())
+
+
 def test_a_label_as_a_line():
     line = plain_line(_emotion())
     assert line.split() == ["demo", "0.50-", "3.00", "s", "joy", "71%", "431", "ms", "[a-t]", "so", "happy", "[today]"]
