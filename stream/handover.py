@@ -19,16 +19,26 @@ class Handover:
 
     def __init__(self, topics: Iterable[str]) -> None:
         self.topics = frozenset(topics)
-        self.queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.at_rest = False
+        self.queue: queue.SimpleQueue[list[Message]] = queue.SimpleQueue()
+        self._bundle: list[Message] = []
+        self.at_rest = self.bundling = False
         self.ended = False  # the last message was put
         self.thread = 0
         self.cpu_s = 0.0
 
     def put(self, message: Message) -> None:
-        """Hand a message over. It must not be changed any more."""
+        """Hand a message over, which must not be changed any more. If ``bundling``, those at rest stay until ``flush``,
+        so that the taker wakes up once for several."""
         self.ended = self.ended or isinstance(message, End)
-        self.queue.put(message)
+        self._bundle.append(message)
+        if self.ended or not (self.bundling and self.at_rest):
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over what stayed."""
+        if self._bundle:
+            self.queue.put(self._bundle)
+            self._bundle = []
 
 
 class HandoverInbox(Inbox):
@@ -44,10 +54,10 @@ class HandoverInbox(Inbox):
         if self._observer is not None:
             self._observer.begin()
         try:
-            message = self._handover.queue.get(timeout_ms > 0, timeout_ms / 1000)
+            messages = self._handover.queue.get(timeout_ms > 0, timeout_ms / 1000)
             while True:
-                self._queue.append((message.topic, message))
-                message = self._handover.queue.get_nowait()
+                self._queue.extend((message.topic, message) for message in messages)
+                messages = self._handover.queue.get_nowait()
         except queue.Empty:
             self._bound()
         if self._observer is not None:

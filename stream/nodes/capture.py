@@ -188,8 +188,9 @@ def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
     file is by now."""
     if started_again and runtime.clock.now_ns() - due_ns > _SKIP_NS:
         return True
-    if runtime.at_rest and due_ns > runtime.clock.now_ns():
-        due_ns += int(REST_S * 1e9)
+    if due_ns > runtime.clock.now_ns():
+        runtime.flush()
+        due_ns += int(REST_S * 1e9) if runtime.at_rest else 0
     while (left_ns := due_ns - runtime.clock.now_ns()) > 0:
         runtime.clock.wait_until_ns(runtime.clock.now_ns() + min(left_ns, _TICK_NS), runtime.stop_event)
         runtime.tick()

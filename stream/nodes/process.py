@@ -82,14 +82,21 @@ def run_node(spec: NodeSpec, guest: NodeSpec | None = None) -> None:
     beside = partial(_run_guest, guest, partial(NodeRuntime, guest, context, inlet=handover), runtimes)
     thread = threading.Thread(target=beside, name=guest.name, daemon=True)
 
+    def make_runtime() -> NodeRuntime:
+        runtime = NodeRuntime(spec, context, outlet=handover)  # sets up the log, so that the guest's lines come after
+        thread.start()
+        return runtime
+
     def wait_for_guest(runtime: NodeRuntime) -> None:
         while thread.is_alive():
             thread.join(_LOOK_S)
             runtime.tick()
 
-    thread.start()
-    code = _run(spec, partial(NodeRuntime, spec, context, outlet=handover), runtimes, wait_for_guest)
-    context.destroy(LINGER_MS)
+    code = _run(spec, make_runtime, runtimes, wait_for_guest)
+    if thread.is_alive():  # its sockets are its own
+        time.sleep(_LOOK_S)
+    else:
+        context.destroy(LINGER_MS)
     _end(code)
 
 
@@ -130,7 +137,7 @@ def _run(
 def _run_guest(spec: NodeSpec, make_runtime: Callable[[], NodeRuntime], runtimes: list[NodeRuntime]) -> None:
     """One that fails takes the process along, as its host would take it along."""
     if code := _run(spec, make_runtime, runtimes):
-        time.sleep(_LOOK_S)  # for its last lines
+        time.sleep(_LOOK_S)  # for its last lines to be sent
         _end(GUEST + code)
 
 

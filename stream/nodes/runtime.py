@@ -189,6 +189,12 @@ class NodeRuntime:
         """Whether several messages may be handed over at once, since nobody waits for the next one."""
         return self._outlet is not None and self._outlet.at_rest
 
+    def flush(self) -> None:
+        """Hand over what stays at rest until this is called: from the first call on, it does."""
+        if self._outlet is not None:
+            self._outlet.bundling = True
+            self._outlet.flush()
+
     def rest(self, resting: bool) -> None:
         """Say whether this node waits for its next message. While it does not, several are taken at once, which costs
         less than one by one."""
