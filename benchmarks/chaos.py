@@ -150,7 +150,7 @@ def disturb(seen: Seen, begun: threading.Event, over: threading.Event, length_s:
 def _process(node: str) -> psutil.Process | None:
     for child in psutil.Process().children():
         try:
-            if child.environ().get("EMOSTREAM_NODE") == node and child.status() != "zombie":
+            if node in child.environ().get("EMOSTREAM_NODE", "").split() and child.status() != "zombie":
                 return child
         except psutil.Error:
             continue

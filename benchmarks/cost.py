@@ -30,6 +30,7 @@ from benchmarks.script import RATE_HZ, Segment, demo_segments, make_script
 from benchmarks.throughput import KINDS
 from benchmarks.timed_run import COUNTER
 from emostream.commands import exit_code
+from emostream.stream.messages import Health
 
 STREAM = "cost"
 CASES = {  # name → whether someone speaks, medium of the script
@@ -45,7 +46,8 @@ _LAST_S = 1.0  # the second look comes this long before the end, while all proce
 
 @dataclass(frozen=True)
 class Look:
-    """Processor time so far. ``processes``: name → seconds of all its threads, seconds of ZeroMQ's among them."""
+    """Processor time so far. ``processes``: names of its nodes → seconds of all its threads, and of ZeroMQ's among
+    them."""
 
     passed_s: float  # since go
     processes: Mapping[str, tuple[float, float]]
@@ -100,11 +102,9 @@ def judge(watch: Watch, looks: Sequence[Look], speaks: bool) -> tuple[common.Fig
         kind = node.partition(".")[0]
         own, zeromq = (b - a for a, b in zip(first.processes[node], last.processes[node], strict=True))
         cpu[kind] += own / seconds
-        beats = [beat for beat in watch.beats.get(node, []) if beat.state == "running" and COUNTER in beat.counters]
-        if len(beats) > 1:
-            passed_s = (beats[-1].sent_ns - beats[0].sent_ns) / 1e9
-            counted = (beats[-1].counters[COUNTER] - beats[0].counters[COUNTER]) / 1e6 / passed_s
-            bus[kind] = bus.get(kind, 0.0) + counted + zeromq / seconds
+        counted = [_counted(watch.beats.get(name, [])) for name in node.split()]  # two nodes may share a process
+        if any(counted):
+            bus[kind] = bus.get(kind, 0.0) + sum(counted) + zeromq / seconds
     nodes = sum(value for kind, value in cpu.items() if kind != "supervisor")
     return {
         "seconds": round(seconds, 2),
@@ -113,6 +113,15 @@ def judge(watch: Watch, looks: Sequence[Look], speaks: bool) -> tuple[common.Fig
         "messages": {kind: round(value, 5) for kind, value in bus.items()},
         "part of messages": round(sum(bus.values()) / nodes, 4) if nodes else 0.0,
     }, faults
+
+
+def _counted(beats: Sequence[Health]) -> float:
+    """Processor seconds per second that a node's own thread spent sending and receiving."""
+    counting = [beat for beat in beats if beat.state == "running" and COUNTER in beat.counters]
+    if len(counting) < 2:
+        return 0.0
+    first, last = counting[0], counting[-1]
+    return (last.counters[COUNTER] - first.counters[COUNTER]) / 1e6 / ((last.sent_ns - first.sent_ns) / 1e9)
 
 
 def tables(figures: Mapping[str, common.Figures]) -> str:

@@ -9,6 +9,7 @@ module, as ``__mp_main__``, before it starts its node.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 
 from emostream.stream import bus
@@ -16,8 +17,9 @@ from emostream.stream import bus
 COUNTER = "bus_us"
 
 
-class CpuMeter:
-    """Adds up the processor time of the node's own thread while it uses its sockets."""
+class CpuMeter(threading.local):
+    """Adds up the processor time of the node's own thread while it uses its sockets; where two nodes share a process,
+    each has its own sum."""
 
     def __init__(self) -> None:
         self._begun_ns = self._spent_ns = 0

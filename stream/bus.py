@@ -44,7 +44,7 @@ _DROPPABLE = (Pcm, AudioRows, Face, Picture)
 
 
 class BusObserver(Protocol):
-    """Measures what messages cost a node. All calls come from the thread that owns the sockets, and do not nest."""
+    """Measures what messages cost a node. Calls come from the thread that owns the sockets, and do not nest."""
 
     def begin(self) -> None:
         """A publisher or an inbox starts to use its sockets: to send, receive, wait or read subscriptions."""
@@ -168,6 +168,10 @@ class Publisher:
         if self._observer is not None:
             self._observer.end()
         return self._subscribed >= set(topics)
+
+    def is_wanted(self, topic: str) -> bool:
+        """Whether the topic had a subscriber when subscriptions were read last."""
+        return topic in self._subscribed
 
     def was_heard(self, topics: Iterable[str]) -> bool:
         """Whether nobody subscribes to these topics any more: an inbox unsubscribes from a topic when its End comes."""
@@ -304,10 +308,13 @@ class Inbox:
                 except zmq.Again:
                     break
                 self._take(endpoint, parts)
-        while not self._lossless and len(self._queue) > self._capacity:
-            self._drop_oldest()
+        self._bound()
         if self._observer is not None:
             self._observer.end()
+
+    def _bound(self) -> None:
+        while not self._lossless and len(self._queue) > self._capacity:
+            self._drop_oldest()
 
     def _take(self, endpoint: str, parts: list[bytes]) -> None:
         topic = parts[0].decode(errors="replace")

@@ -96,6 +96,7 @@ class Speech(_Section):
     hangover_ms: Annotated[int, Field(ge=64, le=5000)] = 400
     min_hangover_ms: Annotated[int, Field(ge=64, le=5000)] = 192
     max_utterance_s: Annotated[float, Field(ge=1, le=15)] = 15
+    process: Literal["auto", "own"] = "auto"
     speakers: Literal["auto", "off"] = "auto"
     speaker_s: Annotated[float, Field(gt=0, le=86_400)] = 600
 

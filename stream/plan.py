@@ -84,15 +84,24 @@ def plan_stream(plan: Plan, stream: Stream, config: Config, run_dir: Path, clock
         plan.specs.append(node("capture", name, stream.name, source=source, media=media, tracks=stream.tracks or ""))
         modalities |= media
         if "audio" in media:
-            sound = name
+            sound, shared = name, _shares(config, kind, source)
     if "video" in modalities:
         models.face_detector(config.video)
     if "audio" in modalities:
         models.need("silero-vad", config.speech.vad_model)
         name = node_name("speech", stream.name)
-        plan.specs.append(node("speech", name, stream.name, inputs=(sound,)))
+        plan.specs.append(node("speech", name, stream.name, inputs=(sound,), host=sound if shared else ""))
         modalities.add("speech")
     return frozenset(modalities)
+
+
+def _shares(config: Config, kind: NodeKind, source: SourceSpec) -> bool:
+    """Whether speech shares the process that captures its sound. Not at fast pace, where sound has to wait for speech;
+    not with a connection, which would be lost whenever a recogniser crashes; and not with a microphone where
+    PocketSphinx may run, which lets no other thread run meanwhile, for longer than a sound card waits."""
+    if config.speech.process == "own" or config.pace == "fast" or kind != "audio":
+        return False
+    return not source.is_live or (source.kind == "microphone" and config.speech.recognizer in ("none", "vosk"))
 
 
 def _captures(stream: Stream, config: Config, notes: list[str]) -> dict[NodeKind, tuple[SourceSpec, frozenset[Medium]]]:

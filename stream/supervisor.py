@@ -24,7 +24,7 @@ from emostream.stream.emotion import Emotion, decode_emotion
 from emostream.stream.exits import Exit, judge
 from emostream.stream.limits import check_address_space, check_files
 from emostream.stream.messages import Control, Health, Label, Log, Message, StatusReport
-from emostream.stream.nodes.process import start_node
+from emostream.stream.nodes.process import code_of, start_node
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.notify import Notifier
 from emostream.stream.plan import Plan, make_plan, plan_stream
@@ -186,7 +186,8 @@ class Supervisor:
         name = node.spec.name
         topics = [health_topic(name), log_topic(name), *([LABEL] if name == FUSION else [])]
         self._inbox.connect(ipc(self._run_dir, name), topics)
-        self._start(node)
+        if not node.spec.host:
+            self._start(node)
 
     def _open_control(self, stack: ExitStack, context: zmq.Context[zmq.Socket[bytes]]) -> Waiting | None:
         """Let the user's other programs steer the run. Without a place for the socket it goes on without."""
@@ -241,9 +242,9 @@ class Supervisor:
             inputs=(*(name for name in fusion.spec.inputs if name not in names), *names),
             streams=(*(each for each in fusion.spec.streams if each[0] != stream.name), (stream.name, modalities)),
         )
-        for spec in plan.specs:
-            node = self._nodes[spec.name] = _Node(spec)
-            self._begin(node)
+        self._nodes |= {spec.name: _Node(spec) for spec in plan.specs}
+        for name in names:
+            self._begin(self._nodes[name])
         return stream.name
 
     def _unfollowed(self, serial: int) -> list[str]:
@@ -314,18 +315,23 @@ class Supervisor:
         node.gone_ns = None
 
     def _start(self, node: _Node) -> None:
+        """Start a node's process, with the node that shares it."""
+        nodes = [node, *(other for other in self._nodes.values() if other.spec.host == node.spec.name)]
+        process = start_node(*map(self._starting, nodes))
+        for each in nodes:
+            each.process, each.ready, each.seen_ns = process, False, self._clock.now_ns()
+
+    def _starting(self, node: _Node) -> NodeSpec:
+        """What a node's process that starts now has to know."""
         first = self._first_number() if node.starts else 0
         if node.spec.name == FUSION and node.starts:
             self._steering.ended(name for name, other in self._nodes.items() if other.done and other.spec.stream)
         node.starts += 1
         self._board.started(node.spec.name)
         node.orders = self._steering.orders.serial
-        spec = replace(
+        return replace(
             node.spec, t0_ns=node.t0_ns, run=self._run_id, first=first, parent=os.getpid(), orders=self._steering.orders
         )
-        node.process = start_node(spec)
-        node.ready = False
-        node.seen_ns = self._clock.now_ns()
 
     def _notice_suspension(self) -> None:
         """A supervisor that did not run (Ctrl-Z, a laptop's lid, a paused machine) has heard nobody's heartbeat."""
@@ -345,7 +351,8 @@ class Supervisor:
         now_ns = self._clock.now_ns()
         for node in self._nodes.values():
             if node.done or node.process is None:
-                if not node.done and now_ns >= node.restart_ns and self._stop_by_ns is None:
+                due = now_ns >= node.restart_ns and self._stop_by_ns is None
+                if due and not node.done and not node.spec.host:
                     self._start(node)
                 continue
             limit_ns = _SILENT_NS if node.ready else _READY_TIMEOUT_NS
@@ -353,8 +360,7 @@ class Supervisor:
                 self._on_log(node.spec.name, "error", "sent no heartbeat; killed")
                 node.process.kill()
                 node.process.join()
-            if node.process.exitcode is not None:
-                self._on_exit(node, node.process.exitcode)
+            self._follow_process(node)
         waiting = [node for node in self._nodes.values() if not node.done and node.spec.kind not in BESIDE]
         if not waiting:
             return True
@@ -364,9 +370,16 @@ class Supervisor:
         for node in waiting:  # fusion has their ends, so they are about to exit; their exit codes count
             if node.process is not None and self._stop_by_ns is None and not self._fatal:
                 node.process.join(_EXIT_S)
-                if node.process.exitcode is not None:
-                    self._on_exit(node, node.process.exitcode)
+                self._follow_process(node)
         return True
+
+    def _follow_process(self, node: _Node) -> None:
+        """See whether a node's process has ended; of two nodes that share one, for its host first."""
+        assert node.process is not None
+        host = self._nodes.get(node.spec.host)
+        if node.process.exitcode is None or (host is not None and not host.done and host.process is node.process):
+            return
+        self._on_exit(node, code_of(node.process.exitcode, is_guest=host is not None))
 
     def _go(self, control: Publisher) -> None:
         """Set the moment at which media begin: of all nodes at first, later of each further stream, once the nodes are
@@ -443,7 +456,10 @@ class Supervisor:
         if verdict.fatal:
             self._fatal, self._fatal_code = verdict.fatal, verdict.fatal_code
             self._fatal_node = node if verdict.reason else self._fatal_node
-        if verdict.wait_ns is None:
+        host = self._nodes.get(node.spec.host)
+        if host is not None and not host.done:
+            node.process = None  # it will be started with its host
+        elif verdict.wait_ns is None:
             node.done = True
         else:
             node.process, node.restart_ns = None, now_ns + verdict.wait_ns

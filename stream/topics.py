@@ -34,6 +34,9 @@ PUBLISHED: Mapping[NodeKind, tuple[Content, ...]] = {
 FUSED: tuple[Content, ...] = ("speech", "audio", "face")  # what fusion subscribes to
 
 
+HEARD: tuple[Content, ...] = ("pcm", "words")  # what a speech node subscribes to
+
+
 def stream_topic(content: Content, stream: str) -> str:
     """Topic of one stream's samples, features or events."""
     return f"{content}.{stream}"

@@ -86,9 +86,10 @@ def test_a_run_ends_though_fusion_is_killed_after_the_ends_of_streams(tmp_path):
 def nodes(run: Pipeline) -> set[str]:
     """Those that have a process now."""
     return {
-        child.environ().get("EMOSTREAM_NODE", "")
+        name
         for child in psutil.Process(run.process.pid).children()
         if child.status() != psutil.STATUS_ZOMBIE
+        for name in child.environ().get("EMOSTREAM_NODE", "").split()
     }
 
 

@@ -44,4 +44,4 @@ def test_health_says_whether_labels_can_come():
         label = run.subscriber.wait_for("utterance", 1, 20)[0]
         assert back.run == label["run"]
         run.interrupt()
-    assert "started again: 1 (speech.demo 1)" in run.output
+    assert "started again: 2 (audio.demo 1, speech.demo 1)" in run.output  # they share a process

@@ -154,6 +154,9 @@ class ScriptedVad:
     def push(self, samples: np.ndarray) -> float:
         return samples[1] / 1000
 
+    def push_both(self, samples: np.ndarray, twin: ScriptedVad, raised: np.ndarray) -> tuple[float, float]:
+        return self.push(samples), twin.push(raised)
+
     def reset(self) -> None:
         pass
 

@@ -11,7 +11,8 @@ import uvicorn
 from emostream.errors import ControlError
 from emostream.stream.config import Config
 from emostream.stream.control import Request
-from emostream.stream.messages import Latency, Orders, encode_emotion
+from emostream.stream.emotion import Latency, encode_emotion
+from emostream.stream.messages import Orders
 from emostream.stream.nodes.page import settings_of
 from emostream.stream.page.server import make_app
 from emostream.stream.page.state import PageState

@@ -131,11 +131,9 @@ class SpeechCore:
         if newest is not None and pcm.media_start_ns - newest.media_end_ns > 0:
             events += self._release(received_ns)
             events += self._gap(pcm, received_ns)
-        probability = self._vad.push(pcm.samples)
         self._loudest = max(self._loudest, int(pcm.samples.max(initial=0)), -int(pcm.samples.min(initial=0)))
-        self._likeliest = max(self._likeliest, probability)
         if self._quiet_vad is None:
-            return events + self._take(pcm, probability, received_ns)
+            return events + self._take(pcm, self._listen(pcm), received_ns)
         was_quiet = self._quiet
         self._level.push(pcm.samples)
         self._quiet = self._level.quiet and (was_quiet or not self._endpointer.speaking)
@@ -145,11 +143,13 @@ class SpeechCore:
             held, self._held = self._held, []
             for heard in held:
                 events += self._take(heard.pcm, heard.probability, received_ns)
-            return events + self._take(pcm, probability, received_ns)
+            return events + self._take(pcm, self._listen(pcm), received_ns)
         if not was_quiet:
             self._quiet_vad.reset()
         raised = msgspec.structs.replace(pcm, samples=self._level.raised(pcm.samples))
-        heard = _Heard(pcm, probability, raised, self._quiet_vad.push(raised.samples))
+        probability, raised_probability = self._vad.push_both(pcm.samples, self._quiet_vad, raised.samples)
+        self._likeliest = max(self._likeliest, probability)
+        heard = _Heard(pcm, probability, raised, raised_probability)
         if self._endpointer.speaking:
             return events + self._take(raised, heard.raised_probability, received_ns)
         if self._held or max(probability, heard.raised_probability) >= self._threshold:
@@ -157,6 +157,11 @@ class SpeechCore:
             return events if len(self._held) < _HOLD_BLOCKS else events + self._release(received_ns)
         self._raised.append(raised)
         return events + self._take(pcm, probability, received_ns)
+
+    def _listen(self, pcm: Pcm) -> float:
+        probability = self._vad.push(pcm.samples)
+        self._likeliest = max(self._likeliest, probability)
+        return probability
 
     def _release(self, received_ns: int) -> list[Message]:
         """Take the blocks that are held back, as those of a quiet microphone."""

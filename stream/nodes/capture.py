@@ -12,7 +12,7 @@ import msgspec
 from emostream.errors import ModelError, SourceError
 from emostream.stream.emotion import Word
 from emostream.stream.messages import End, Face, Message, Words, within
-from emostream.stream.nodes.runtime import NodeRuntime, Stopped
+from emostream.stream.nodes.runtime import REST_S, NodeRuntime, Stopped
 from emostream.stream.sources import make_source
 from emostream.stream.sources.base import AudioChunk, HeardWords, NoTrack, SeenFaces, Source, VideoFrame
 from emostream.stream.sources.file import FileSource
@@ -189,6 +189,9 @@ def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
     file is by now."""
     if started_again and runtime.clock.now_ns() - due_ns > _SKIP_NS:
         return True
+    if due_ns > runtime.clock.now_ns():
+        runtime.flush()
+        due_ns += int(REST_S * 1e9) if runtime.at_rest else 0
     while (left_ns := due_ns - runtime.clock.now_ns()) > 0:
         runtime.clock.wait_until_ns(runtime.clock.now_ns() + min(left_ns, _TICK_NS), runtime.stop_event)
         runtime.tick()

@@ -1,7 +1,7 @@
 """A node's process, from start to end.
 
 Exit codes: 0: it came to its end; 3: it cannot run at all (its log line says why); 4: somebody else than the supervisor
-sent it SIGTERM; any other: it crashed.
+sent it SIGTERM; any other: it crashed. Two nodes may share a process: see ``code_of``.
 """
 
 from __future__ import annotations
@@ -15,28 +15,38 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.process import BaseProcess
+from typing import NoReturn
+
+import zmq
 
 from emostream.commands import THREADS
 from emostream.errors import EmostreamError
+from emostream.stream.bus import LINGER_MS, Context
+from emostream.stream.handover import Handover
 from emostream.stream.limits import no_core_dumps
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec, Stopped
+from emostream.stream.topics import HEARD, stream_topic
 
 CANNOT_RUN = 3
 TERMINATED = 4
+GUEST = 16  # added to the code of a node that shares another one's process
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ORPHAN_S = 1.5  # from the supervisor's death to the end of a node that does not end by itself
+_LOOK_S = 0.1
 _STOP_COMES_S = 1.0  # whoever ends a service sends SIGTERM to all its processes: the supervisor's ``stop`` follows
 
 
-def start_node(spec: NodeSpec) -> BaseProcess:
-    """Start a node's process."""
+def start_node(spec: NodeSpec, guest: NodeSpec | None = None) -> BaseProcess:
+    """Start a node's process, which ``guest`` shares."""
+    names = spec.name if guest is None else f"{spec.name} {guest.name}"
     # one thread per numeric library and process, since several processes share few cores
     threads = {name: os.environ.get(name, "1") for name in THREADS}
-    process = multiprocessing.get_context("spawn").Process(target=run_node, args=(spec,), name=spec.name, daemon=True)
-    with _environment(threads | {"EMOSTREAM_NODE": spec.name}):  # tells processes apart in a process list (ps e)
+    process = multiprocessing.get_context("spawn").Process(target=run_node, args=(spec, guest), name=names, daemon=True)
+    with _environment(threads | {"EMOSTREAM_NODE": names}):  # tells processes apart in a process list (ps e)
         process.start()
     return process
 
@@ -56,17 +66,52 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def run_node(spec: NodeSpec) -> None:
-    """A node process from start to end; the target that multiprocessing starts."""
+def run_node(spec: NodeSpec, guest: NodeSpec | None = None) -> None:
+    """A node process from start to end; the target that multiprocessing starts. ``guest`` runs in a thread of it: what
+    ``spec`` publishes of the guest's stream is handed over to it without a socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends both to all; the supervisor decides
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _end_with(spec.parent)
     no_core_dumps()
+    runtimes: list[NodeRuntime] = []
+    _watch_signals(runtimes, spec.parent)
+    if guest is None:
+        _end(_run(spec, partial(NodeRuntime, spec), runtimes))
+    handover = Handover(stream_topic(content, guest.stream) for content in HEARD)
+    context: Context = zmq.Context()
+    beside = partial(_run_guest, guest, partial(NodeRuntime, guest, context, inlet=handover), runtimes)
+    thread = threading.Thread(target=beside, name=guest.name, daemon=True)
+
+    def make_runtime() -> NodeRuntime:
+        runtime = NodeRuntime(spec, context, outlet=handover)  # sets up the log, so that the guest's lines come after
+        thread.start()
+        return runtime
+
+    def wait_for_guest(runtime: NodeRuntime) -> None:
+        while thread.is_alive():
+            thread.join(_LOOK_S)
+            runtime.tick()
+
+    code = _run(spec, make_runtime, runtimes, wait_for_guest)
+    if thread.is_alive():  # its sockets are its own
+        time.sleep(_LOOK_S)
+    else:
+        context.destroy(LINGER_MS)
+    _end(code)
+
+
+def _run(
+    spec: NodeSpec,
+    make_runtime: Callable[[], NodeRuntime],
+    runtimes: list[NodeRuntime],
+    at_end: Callable[[NodeRuntime], None] | None = None,
+) -> int:
+    """A node from start to end. Returns its exit code. ``at_end``: called before it says goodbye, unless it failed."""
     code = 0
     runtime: NodeRuntime | None = None
     try:
-        runtime = NodeRuntime(spec)
-        _watch_signals(runtime)
+        runtime = make_runtime()
+        runtimes.append(runtime)
         _main(spec.kind)(runtime)
     except Stopped:
         pass
@@ -83,11 +128,32 @@ def run_node(spec: NodeSpec) -> None:
             code = 1
     finally:
         if runtime is not None:
+            if at_end is not None and (code == 0 or runtime.has_ended):
+                at_end(runtime)
             runtime.close()
+    return code
+
+
+def _run_guest(spec: NodeSpec, make_runtime: Callable[[], NodeRuntime], runtimes: list[NodeRuntime]) -> None:
+    """One that fails takes the process along, as its host would take it along."""
+    if code := _run(spec, make_runtime, runtimes):
+        time.sleep(_LOOK_S)  # for its last lines to be sent
+        _end(GUEST + code)
+
+
+def _end(code: int) -> NoReturn:
     for output in (sys.stdout, sys.stderr):
         if output is not None:  # of a program without a terminal
             output.flush()
     os._exit(code)  # without waiting for a thread that is blocked in a read
+
+
+def code_of(code: int, is_guest: bool) -> int:
+    """What the exit code of a process that two nodes share says of one of them: a crash is both nodes' crash, but where
+    one of them cannot run, the other one has ended."""
+    if code <= 0 or code == TERMINATED or code % GUEST == 1:
+        return code % GUEST if code > 0 else code
+    return code % GUEST if is_guest == (code >= GUEST) else 0
 
 
 def _place(error: Exception) -> str:
@@ -103,8 +169,8 @@ def _end_with(parent: int) -> None:
         os._exit(TERMINATED)
 
 
-def _watch_signals(runtime: NodeRuntime) -> None:
-    """Handle SIGTERM in a thread, which runs even while the node is blocked in a read."""
+def _watch_signals(runtimes: Sequence[NodeRuntime], parent: int) -> None:
+    """Handle SIGTERM in a thread, which runs even while a node is blocked in a read."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -113,10 +179,11 @@ def _watch_signals(runtime: NodeRuntime) -> None:
     def watch() -> None:
         while os.read(reading, 1) != bytes([signal.SIGTERM]):
             pass
-        if os.getppid() != runtime.spec.parent:  # nobody else would stop this node
-            runtime.stop()
+        if os.getppid() != parent:  # nobody else would stop this node
+            for runtime in runtimes:
+                runtime.stop()
             time.sleep(_ORPHAN_S)
-        elif runtime.stop_event.wait(_STOP_COMES_S):
+        elif runtimes and runtimes[0].stop_event.wait(_STOP_COMES_S):
             return
         os._exit(TERMINATED)
 

@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ import psutil
 import zmq
 
 from emostream.stream import bus
-from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Inbox, Publisher, ipc
+from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Context, Inbox, Publisher, ipc
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config
+from emostream.stream.handover import Handover, HandoverInbox
 from emostream.stream.messages import Control, End, Health, Log, Message, Orders, StatusReport
 from emostream.stream.source_spec import SourceSpec
 from emostream.stream.status import BEHIND_S
@@ -38,17 +40,18 @@ _DUTIES_NS = 50_000_000
 _AGAIN_NS = 500_000_000
 _NEVER_NS = 1 << 62
 _STAY_S = 1.0
+REST_S = 0.1  # between two looks, at rest; less than min_hangover_ms: the label of a short utterance is not delayed
 _CAUGHT_UP_S = 0.5
 LIGHTER = "this machine is too slow for so much: fewer streams, a lower video.fps or speech.recognizer=none help"
 
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """All that a node process needs to know. ``inputs``: names of the nodes that it subscribes to; ``source``,
-    ``media`` and ``tracks``: of a capture node; ``streams``: by name, the modalities that fusion has to expect;
-    ``t0_ns``: Unix time of media time 0, if the run has begun already (the node is started again); ``run``: its name;
-    ``first``: of fusion's numbers, later ones where it is started again; ``orders``: those so far; ``parent``: the
-    supervisor's process."""
+    """All that a node needs to know. ``inputs``: names of the nodes that it subscribes to; ``source``, ``media`` and
+    ``tracks``: of a capture node; ``host``: the node whose process this one shares; ``streams``: by name, the
+    modalities that fusion has to expect; ``t0_ns``: Unix time of media time 0, if the run has begun already (the node
+    is started again); ``run``: its name; ``first``: of fusion's numbers, later ones where it is started again;
+    ``orders``: those so far; ``parent``: the supervisor's process."""
 
     kind: Literal["capture", "speech", "fusion", "page", "record"]
     name: str
@@ -60,6 +63,7 @@ class NodeSpec:
     source: SourceSpec | None = None
     media: frozenset[Medium] = frozenset()
     tracks: str = ""
+    host: str = ""
     streams: tuple[tuple[str, frozenset[str]], ...] = ()
     t0_ns: int | None = None
     run: str = ""
@@ -79,9 +83,10 @@ class Stopped(Exception):
 class _LogQueue(logging.Handler):
     """Queues log lines for the node's own thread, since sockets are not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, belongs: Callable[[logging.LogRecord], bool]) -> None:
         super().__init__()
         self.lines: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self.addFilter(belongs)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.put((record.levelname.lower(), record.getMessage()))
@@ -96,8 +101,15 @@ class NodeRuntime:
     Raises BusError if its endpoint cannot be bound.
     """
 
-    def __init__(self, spec: NodeSpec) -> None:
+    def __init__(
+        self,
+        spec: NodeSpec,
+        context: Context | None = None,
+        outlet: Handover | None = None,
+        inlet: Handover | None = None,
+    ) -> None:
         self.spec = spec
+        self._outlet, self._inlet, self._owns_context = outlet, inlet, context is None
         self.clock = SystemClock(spec.clock_offset_ns)
         self.stop_event = threading.Event()
         self.counters: Callable[[], Mapping[str, int]] = dict
@@ -115,9 +127,10 @@ class NodeRuntime:
         self.t0_ns = spec.t0_ns
         self._process = psutil.Process()
         self._next_beat_ns = self._next_duties_ns = self._stopped_ns = 0
+        self._spent_s = 0.0
         self._state: Literal["starting", "ready", "running", "done"] = "starting"
         config = spec.config
-        self.context = zmq.Context()
+        self.context = context or zmq.Context()
         try:
             self.publisher = Publisher(
                 self.context,
@@ -131,14 +144,23 @@ class NodeRuntime:
             news = [*([STATUS] if spec.kind in (FUSION, *BESIDE) else []), *([LOGS] if spec.kind == RECORD else [])]
             self._control.connect(ipc_of(spec, CONTROL), [CONTROL, *news])
         except BaseException:
-            self.context.destroy(0)
+            if context is None:
+                self.context.destroy(0)
             raise
-        self._log = _LogQueue()
-        logging.basicConfig(level=config.log.level.upper(), handlers=[self._log], force=True)
+        if inlet is None:
+            self._log = _LogQueue(lambda line: outlet is None or line.thread != outlet.thread)
+            logging.basicConfig(level=config.log.level.upper(), handlers=[self._log], force=True)
+        else:
+            inlet.thread = threading.get_ident()
+            self._log = _LogQueue(lambda line: line.thread == inlet.thread)
+            logging.getLogger().addHandler(self._log)
 
     def open_inbox(self, topics: Mapping[str, Iterable[str]]) -> Inbox:
         """Subscribe to the topics of each node, by its name."""
         spec = self.spec
+        if self._inlet is not None:
+            self.inbox = HandoverInbox(self._inlet, self.context, spec.config.bus.queue, self.observer)
+            return self.inbox
         self.inbox = Inbox(self.context, spec.config.bus.queue, lossless=not spec.realtime, observer=self.observer)
         for node, names in topics.items():
             self.inbox.connect(ipc_of(spec, node), names)
@@ -150,12 +172,36 @@ class NodeRuntime:
         return self._state != "starting"
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the last message was handed over."""
+        return self._outlet is not None and self._outlet.ended
+
+    @property
     def stopping(self) -> bool:
         return self.stop_event.is_set()
 
     def stopping_for(self, seconds: float) -> bool:
         """Whether ``stop`` came this long ago: ends that have not arrived by then are not waited for."""
         return self.stopping and self.clock.now_ns() - self._stopped_ns > seconds * 1e9
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether several messages may be handed over at once, since nobody waits for the next one."""
+        return self._outlet is not None and self._outlet.at_rest
+
+    def flush(self) -> None:
+        """Hand over what stays at rest until this is called: from the first call on, it does."""
+        if self._outlet is not None:
+            self._outlet.bundling = True
+            self._outlet.flush()
+
+    def rest(self, resting: bool) -> None:
+        """Say whether this node waits for its next message. While it does not, several are taken at once, which costs
+        less than one by one."""
+        if self._inlet is not None:
+            self._inlet.at_rest = resting
+        elif resting and self.inbox is not None and len(self.inbox) == 0:
+            self.stop_event.wait(REST_S)
 
     def stop(self, *_: object) -> None:
         if not self.stopping:
@@ -164,7 +210,8 @@ class NodeRuntime:
 
     def wait_for_subscribers(self, topics: Iterable[str]) -> None:
         """Wait until each topic, and this node's heartbeats and log, have a subscriber. Raises Stopped."""
-        wanted = [*topics, health_topic(self.spec.name), log_topic(self.spec.name)]
+        by_socket = set(topics) - (self._outlet.topics if self._outlet is not None else set())
+        wanted = [*by_socket, health_topic(self.spec.name), log_topic(self.spec.name)]
         while not self.publisher.has_subscribers(wanted):
             self.stop_event.wait(0.01)
             self.tick()
@@ -224,7 +271,7 @@ class NodeRuntime:
 
     def send(self, message: Message) -> None:
         """Publish, waiting for full subscribers at fast pace. Raises Stopped."""
-        while not self.publisher.send(message):
+        while not self._publish(message):
             self.tick()
             if self.stopping:
                 raise Stopped
@@ -232,8 +279,15 @@ class NodeRuntime:
     def send_last(self, message: Message) -> None:
         """Publish a message that must not be lost, waiting for full subscribers up to a second, even when stopping."""
         for _ in range(1000 // SEND_TIMEOUT_MS):
-            if self.publisher.send(message):
+            if self._publish(message):
                 return
+
+    def _publish(self, message: Message) -> bool:
+        if self._outlet is not None and message.topic in self._outlet.topics:
+            self._outlet.put(message)
+            if not self.publisher.is_wanted(message.topic):
+                return True
+        return self.publisher.send(message)
 
     def send_ends(self, ends: Iterable[End]) -> None:
         """Publish the last message of each topic and stay until all subscribers have it, since what they have not taken
@@ -264,12 +318,11 @@ class NodeRuntime:
             if inbox is not None:
                 inbox.close()
         self.publisher.close()
-        self.context.destroy(LINGER_MS)  # not term(), which waits for ever for a socket that was left open
+        if self._owns_context:
+            self.context.destroy(LINGER_MS)  # not term(), which waits for ever for a socket that was left open
 
     def _beat(self) -> None:
         self._next_beat_ns = self.clock.now_ns() + _HEARTBEAT_NS
-        with self._process.oneshot():
-            cpu, memory = self._process.cpu_times(), self._process.memory_info()
         inbox = self.inbox
         behind_s = 0.0
         silent_ns = 0 if self.heard_ns is None else self.clock.now_ns() - self.heard_ns
@@ -294,12 +347,22 @@ class NodeRuntime:
                 behind_s=round(behind_s, 3),
                 silent_s=round(silent_ns / 1e9, 3),
                 by_stream=self.by_stream(),
-                cpu_s=round(cpu.user + cpu.system, 3),
-                rss_bytes=memory.rss,
+                cpu_s=round(self._cpu_s(), 3),
+                rss_bytes=self._process.memory_info().rss,
                 orders=self.orders.serial,
                 senses=self.senses(),
             )
         )
+
+    def _cpu_s(self) -> float:
+        """Processor time of the process; of one that two nodes share, this one's part."""
+        if self._inlet is not None:
+            self._inlet.cpu_s = time.thread_time()
+            return self._inlet.cpu_s
+        cpu = self._process.cpu_times()
+        guest_s = self._outlet.cpu_s if self._outlet is not None else 0.0  # as of its last heartbeat
+        self._spent_s = max(self._spent_s, cpu.user + cpu.system - guest_s)
+        return self._spent_s
 
     def _tell_behind(self, behind_s: float, queued: int) -> None:
         if behind_s >= BEHIND_S and not self._told_behind:

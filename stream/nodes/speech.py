@@ -12,13 +12,12 @@ from emostream.stream.source_spec import masked
 from emostream.stream.speech.recognizer import make_recognizer
 from emostream.stream.speech.speaker import SpeakerVector, load_speaker
 from emostream.stream.speech.vad import load_vad
-from emostream.stream.topics import Content, stream_topic
+from emostream.stream.topics import HEARD, stream_topic
 
 log = logging.getLogger(__name__)
 
 _SILENT_DBFS = -90.0
 _IDLE_MS = 100
-_REST_S = 0.1  # less than min_hangover_ms: the label of a short utterance is not delayed
 _GIVE_UP_S = 1.0
 
 
@@ -57,8 +56,7 @@ def main(runtime: NodeRuntime) -> None:
     """
     spec = runtime.spec
     config = spec.config.speech
-    external = config.recognizer == "external"
-    contents: list[Content] = ["pcm", "words"] if external else ["pcm"]
+    contents = HEARD if config.recognizer == "external" else HEARD[:1]
     inbox = runtime.open_inbox({node: [stream_topic(each, spec.stream) for each in contents] for node in spec.inputs})
     vad = load_vad(config.vad_model)
     quiet_vad = vad.twin() if spec.config.audio.level == "auto" else None
@@ -93,8 +91,8 @@ def main(runtime: NodeRuntime) -> None:
         runtime.tick()
         if spec.realtime and hint.is_due(core.utterances, runtime.clock.now_ns()):
             hint.tell(runtime.peak_dbfs)
-        if spec.realtime and core.at_rest and len(inbox) == 0:  # several blocks at once cost less than one by one
-            runtime.stop_event.wait(_REST_S)
+        if spec.realtime:
+            runtime.rest(core.at_rest)
         message = inbox.receive(_IDLE_MS)
         if isinstance(message, Pcm) and not (runtime.stopping and not spec.realtime):
             for event in core.push(message):
