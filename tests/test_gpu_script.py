@@ -36,7 +36,7 @@ def test_without_a_gpu_each_part_says_what_is_missing(tmp_path):
     done = script("--from", ".", "--out", tmp_path)
     assert done.returncode == 3, done.stderr
     report = json.loads((tmp_path / "gpu-report.json").read_text())
-    assert set(report["parts"]) == {"pycuda", "tensorrt_rtx", "torch", "onnxruntime", "live"}
+    assert set(report["parts"]) == {"pycuda", "tensorrt_rtx", "torch", "torch_compiled", "onnxruntime", "live"}
     for part, found in report["parts"].items():
         assert found["state"] == "missing" and f"{part}: {found['missing']}\n" in done.stderr
     assert (tmp_path / "gpu-report.md").read_text().startswith("# No GPU was used\n")

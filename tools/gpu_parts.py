@@ -1,6 +1,6 @@
 """The parts of tools/gpu_check.sh: each a process of its own that measures and writes one JSON file.
 
-    python -m tools.gpu_parts PART FILE [--device cpu]     # pycuda, tensorrt_rtx, torch, onnxruntime, live
+    python -m tools.gpu_parts PART FILE [--device cpu]     # PART: of CHECKS
 
 tools/gpu_report.py makes the report of these files.
 
@@ -141,25 +141,32 @@ def _outcome(command: list[str], folder: str) -> str:
 
 
 def check_torch(device: str) -> Found:
-    """The torch backend one operator at a time, as CUDA graphs, and compiled; and how many streams one GPU carries."""
+    """The torch backend one operator at a time, and as CUDA graphs; and how many streams one GPU carries."""
     need_gpu(device)
     from emostream.engines.torch import Torch
-    from emostream.engines.torch_static import StaticTorch
 
     bundle = open_bundle("ekman7")
-
-    def static(how: Any) -> Callable[[str], Backend]:
-        return lambda graph: StaticTorch(
-            bundle.path(graph), of_bundle(bundle.manifest, graph, max(BATCHES)), how, device=device
-        )
-
     found = _compared(bundle, {
         "eager": (lambda graph: Torch(bundle.path(graph), device=device), CASES),
-        "graph": (static("graph"), CASES), "compiled": (static("compiled"), COMPILED),
+        "graph": (lambda graph: _static(bundle, graph, "graph", device), CASES),
     })  # fmt: skip
-    with contextlib.closing(static("graph")(FUSION)) as backend:
+    with contextlib.closing(_static(bundle, FUSION, "graph", device)) as backend:
         found["streams"] = _streams(bundle, backend)
     return found
+
+
+def check_torch_compiled(device: str) -> Found:
+    """The torch backend compiled."""
+    need_gpu(device)
+    bundle = open_bundle("ekman7")
+    return _compared(bundle, {"compiled": (lambda graph: _static(bundle, graph, "compiled", device), COMPILED)})
+
+
+def _static(bundle: Bundle, graph: str, how: Any, device: str) -> Backend:
+    from emostream.engines.torch_static import StaticTorch
+
+    profile = of_bundle(bundle.manifest, graph, max(BATCHES))
+    return StaticTorch(bundle.path(graph), profile, how, device=device)
 
 
 def check_onnxruntime(device: str) -> Found:
@@ -221,8 +228,11 @@ def _case(bundle: Bundle, case: Case, backend: Backend, reference: Any) -> tuple
     first_s = -time.perf_counter()
     (ours,), (theirs,) = backend.run(drawn[0]).values(), reference(drawn[0]).values()
     first_s += time.perf_counter()
+    begun_s = time.perf_counter()
     for inputs in drawn:
         backend.run(inputs)
+        if backend.name.endswith("/cpu") and time.perf_counter() - begun_s > CASE_S:
+            break
     seconds: list[float] = []
     for inputs in itertools.islice(itertools.cycle(drawn), ROUNDS):
         begun_s = time.perf_counter()
@@ -299,6 +309,7 @@ def check_live(device: str) -> Found:
 
 CHECKS = {
     "pycuda": check_pycuda, "tensorrt_rtx": check_tensorrt_rtx, "torch": check_torch,
+    "torch_compiled": check_torch_compiled,
     "onnxruntime": check_onnxruntime, "live": check_live,
 }  # fmt: skip
 
