@@ -5,7 +5,7 @@
 #     tools/gpu_check.sh --prepare DIR [GROUP …]    # with a network: the checkout and wheels for Python 3.12 on x86-64 Linux
 #     sh DIR/gpu_check.sh [--out FOLDER]            # on the machine with the GPU; FOLDER: docs, in the current folder
 #
-# GROUP: base and live (both, unless others are named; 60 MB), rtx (TensorRT-RTX, 300 MB), ort (ONNX Runtime with CUDA).
+# GROUP: base and live (both, unless others are named; 92 MB with the checkout), rtx (TensorRT-RTX), ort (ONNX Runtime with CUDA).
 # The machine brings Python 3.12, pip, setuptools, torch with CUDA, onnx, onnxruntime, numpy, OpenCV; PyCUDA is compiled by
 # its nvcc. Nothing of the machine is changed: all goes into a folder that is removed at the end.
 #
