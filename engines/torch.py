@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,15 @@ _TYPES: dict[int, torch.dtype] = {
 
 
 class Torch:
-    """One ONNX graph in eager PyTorch, on the GPU if torch has one. ``threads`` applies to all of torch in this
-    process. Raises BackendError if the graph cannot be read or has something that this interpreter does not know.
+    """One ONNX graph in eager PyTorch, on the GPU if torch has one, or on ``device``. ``threads`` applies to all of
+    torch in this process. Raises BackendError if the graph cannot be read, has something that this interpreter does not
+    know, or cannot be put on the device.
     """
 
-    def __init__(self, path: Path | str, threads: int = 1) -> None:
+    def __init__(self, path: Path | str, threads: int = 1, device: str | None = None) -> None:
         torch.set_num_threads(threads)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.name = f"torch/{self._device.type}"
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.name = f"torch/{self.device.type}"
         try:
             graph = onnx.load(str(path))
         except Exception as error:  # protobuf's exceptions differ between its implementations
@@ -49,9 +51,12 @@ class Torch:
         opsets = {entry.domain: entry.version for entry in graph.opset_import}
         if opsets != {"": _OPSET}:
             raise BackendError(f"{path}: operators are from {opsets}; the torch backend knows those of opset {_OPSET}")
-        self._constants, self._steps = _steps(graph.graph, self._device)
-        self._outputs = [output.name for output in graph.graph.output]
-        self._signature = {
+        try:
+            self._constants, self._steps = _steps(graph.graph, self.device)
+        except (RuntimeError, AssertionError) as error:  # no memory, no driver; a torch without CUDA asserts it
+            raise BackendError(f"{path}: torch cannot put the graph on {self.device} ({error})") from error
+        self.outputs = [output.name for output in graph.graph.output]
+        self.signature = {
             entry.name: (
                 helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type),
                 tuple(
@@ -66,34 +71,71 @@ class Torch:
         """See ``Backend.run``."""
         if not self._steps:
             raise BackendError(f"{self.name} is closed; load the graph again")
-        signature.check(inputs, self._signature)
-        values: dict[str, Any] = {"": None, **self._constants}
-        # on a GPU without TF32, whose mantissa of 10 bits would change results by more than 1e-4
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            for name, array in inputs.items():
-                values[name] = torch.tensor(array, device=self._device)
-            for step in self._steps:
-                arguments = [values[name] for name in step.inputs]
-                if step.on_one_device and len({x.device for x in arguments if x is not None}) > 1:
-                    arguments = [x if x is None else x.to(self._device) for x in arguments]
-                try:
-                    values[step.output] = step.function(*arguments, **step.attributes)
-                except (RuntimeError, TypeError, ValueError, IndexError) as error:  # torch raises all of them
-                    raise BackendError(f"{self.name}: {step.what} failed: {error}") from error
-                for name in step.last_used:
-                    del values[name]
-            return {name: values[name].cpu().numpy() for name in self._outputs}
+        signature.check(inputs, self.signature)
+        try:
+            with exact():
+                values = self.compute({name: torch.tensor(array, device=self.device) for name, array in inputs.items()})
+                return {name: value.cpu().numpy() for name, value in zip(self.outputs, values, strict=True)}
+        except RuntimeError as error:  # of a GPU: no memory, or what an earlier step did wrong
+            raise BackendError(f"{self.name} failed: {error}") from error
+
+    def compute(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """The outputs, on the device, of inputs that are there. Raises BackendError if a step fails."""
+        values: dict[str, Any] = {"": None, **self._constants, **inputs}
+        for step in self._steps:
+            values[step.output] = self._call(step, values)
+            for name in step.last_used:
+                del values[name]
+        return [values[name] for name in self.outputs]
+
+    def at_shapes_of(self, inputs: dict[str, Tensor]) -> list[Bound]:
+        """The steps for inputs of these shapes alone: what follows from shapes is computed now, so that nothing is
+        copied to a GPU or read from it between them. Raises BackendError if a step fails."""
+        values: dict[str, Any] = {"": None, **self._constants, **inputs}
+        fixed = {"", *self._constants}
+        bound = []
+        for step in self._steps:
+            values[step.output] = self._call(step, values)
+            if step.kind == "Shape" or fixed.issuperset(step.inputs):
+                fixed.add(step.output)
+                continue
+            arguments = [values[name] if name in fixed else name for name in step.inputs]
+            if step.kind in _LISTED:
+                arguments[1:] = [x.tolist() if isinstance(x, Tensor) else x for x in arguments[1:]]
+            else:  # Gather's index too: an index that is on the CPU would be copied at each run
+                arguments = [x.to(self.device) if isinstance(x, Tensor) else x for x in arguments]
+            bound.append(Bound(step.kind, step.function, arguments, step.attributes, step.output))
+        return bound
+
+    def _call(self, step: _Step, values: dict[str, Any]) -> Tensor:
+        arguments = [values[name] for name in step.inputs]
+        if step.kind in _LISTED:
+            arguments[1:] = [x if x is None else x.tolist() for x in arguments[1:]]
+        elif step.on_one_device and len({x.device for x in arguments if x is not None}) > 1:
+            arguments = [x if x is None else x.to(self.device) for x in arguments]
+        try:
+            return step.function(*arguments, **step.attributes)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:  # torch raises all of them
+            raise BackendError(f"{self.name}: {step.what} failed: {error}") from error
 
     def close(self) -> None:
         """See ``Backend.close``."""
         self._constants, self._steps = {}, []
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """On a GPU without TF32, whose mantissa of 10 bits would change results by more than 1e-4."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
 @dataclass(frozen=True)
 class _Step:
-    """One operator. ``on_one_device``: its inputs must be; otherwise all but the first are sizes or indices.
-    ``last_used``: values that no later step needs."""
+    """One operator. ``kind``: its type; ``on_one_device``: its inputs must be; otherwise all but the first are sizes or
+    indices. ``last_used``: values that no later step needs."""
 
+    kind: str
     what: str
     function: Callable[..., Tensor]
     attributes: dict[str, Any]
@@ -101,6 +143,25 @@ class _Step:
     output: str
     on_one_device: bool
     last_used: list[str]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A step at fixed shapes. ``arguments``: names of values that differ from run to run, or what is fixed."""
+
+    kind: str
+    function: Callable[..., Tensor]
+    arguments: list[Any]
+    attributes: dict[str, Any]
+    output: str
+
+    @property
+    def needs(self) -> list[str]:
+        return [name for name in self.arguments if isinstance(name, str)]
+
+    def run(self, values: dict[str, Tensor]) -> None:
+        arguments = [values[x] if isinstance(x, str) else x for x in self.arguments]
+        values[self.output] = self.function(*arguments, **self.attributes)
 
 
 def _steps(graph: onnx.GraphProto, device: torch.device) -> tuple[dict[str, Tensor], list[_Step]]:
@@ -135,7 +196,9 @@ def _steps(graph: onnx.GraphProto, device: torch.device) -> tuple[dict[str, Tens
                 constants[inputs[position]] = _gates_in_torch_order(constants[name])
         freed = {name for name in inputs if last_use.get(name) == index} - constants.keys() - outputs - {""}
         on_one_device = device.type != "cpu" and node.op_type not in _SIZED
-        steps.append(_Step(what, function, attributes, inputs, node.output[0], on_one_device, sorted(freed)))
+        steps.append(
+            _Step(node.op_type, what, function, attributes, inputs, node.output[0], on_one_device, sorted(freed))
+        )
     used = outputs.union(*(step.inputs for step in steps))
     return {name: value for name, value in constants.items() if name in used}, steps
 
@@ -188,23 +251,24 @@ def _gru(
     return torch.gru(x, start, (weight, recurrence, *biases), True, 1, 0.0, False, False, False)[0][:, None]
 
 
-def _reshape(x: Tensor, shape: Tensor, allowzero: int = 0) -> Tensor:
-    sizes = shape.tolist()
+def _reshape(x: Tensor, sizes: list[int], allowzero: int = 0) -> Tensor:
     return x.reshape(sizes if allowzero else [size or x.shape[axis] for axis, size in enumerate(sizes)])
 
 
-def _slice(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None) -> Tensor:
+def _slice(
+    x: Tensor, starts: list[int], ends: list[int], axes: list[int] | None = None, steps: list[int] | None = None
+) -> Tensor:
     slices = [slice(None)] * x.ndim
-    which = range(len(starts)) if axes is None else axes.tolist()
-    strides = [1] * len(starts) if steps is None else steps.tolist()
-    for axis, start, end, stride in zip(which, starts.tolist(), ends.tolist(), strides, strict=True):
+    for axis, start, end, stride in zip(
+        axes or range(len(starts)), starts, ends, steps or [1] * len(starts), strict=True
+    ):
         slices[axis] = slice(start, end, stride)
     return x[tuple(slices)]
 
 
-def _unsqueeze(x: Tensor, axes: Tensor) -> Tensor:
+def _unsqueeze(x: Tensor, axes: list[int]) -> Tensor:
     rank = x.ndim + len(axes)
-    for axis in sorted(axis % rank for axis in axes.tolist()):
+    for axis in sorted(axis % rank for axis in axes):
         x = x.unsqueeze(axis)
     return x
 
@@ -219,7 +283,7 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Conv": _conv,
     "Div": lambda x, y: torch.div(x, y, rounding_mode=None if x.is_floating_point() else "trunc"),
     "Equal": lambda x, y: x == y,
-    "Expand": lambda x, shape: x.expand(np.broadcast_shapes(x.shape, shape.tolist())),
+    "Expand": lambda x, shape: x.expand(np.broadcast_shapes(x.shape, tuple(shape))),
     "Flatten": lambda x, axis=1: x.reshape(math.prod(x.shape[:axis]), -1),
     "Gather": _gather,
     "GatherElements": lambda x, index, axis=0: x.gather(axis, index),
@@ -238,18 +302,20 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Range": lambda *ends: torch.arange(*(end.item() for end in ends), dtype=ends[0].dtype),
     "Reciprocal": lambda x: x.reciprocal(),
     "ReduceMean": lambda x, axes, keepdims=1: x.mean(axes, bool(keepdims)),
-    "ReduceSum": lambda x, axes, keepdims=1: x.sum(axes.tolist(), bool(keepdims)),
+    "ReduceSum": lambda x, axes, keepdims=1: x.sum(axes, bool(keepdims)),
     "Relu": lambda x: x.relu(),
     "Reshape": _reshape,
     "Shape": lambda x: torch.tensor(x.shape),
     "Slice": _slice,
     "Softmax": lambda x, axis=-1: x.softmax(axis),
     "Sqrt": lambda x: x.sqrt(),
-    "Squeeze": lambda x, axes: x.squeeze(axes.tolist()),
+    "Squeeze": lambda x, axes: x.squeeze(axes),
     "Sub": lambda x, y: x - y,
     "Transpose": lambda x, perm: x.permute(perm),
     "Unsqueeze": _unsqueeze,
     "Where": lambda keep, x, y: torch.where(keep, x, y),
 }
-# their inputs after the first are sizes or indices, read on the CPU
-_SIZED = {"ConstantOfShape", "Expand", "Gather", "Range", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+# their inputs after the first are sizes or axes, and lists
+_LISTED = {"Expand", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+# … or sizes and indices, read on the CPU
+_SIZED = _LISTED | {"ConstantOfShape", "Gather", "Range"}

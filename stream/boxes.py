@@ -2,13 +2,15 @@
 
 Keys are ``emostream/SITE/BOX/…``: ``STREAM/utterance`` and ``STREAM/window`` (the messages as published), ``status``,
 ``uplink`` (an ``UplinkState``), ``alive`` (a liveliness token) and ``deliver`` (a query: labels that the hub shall
-keep; its answer says that it has them). ``Uplink`` says why labels are both published and delivered.
+keep; its answer says that it has them). A query of ``STREAM/utterance``, ``status`` and ``uplink`` is answered with
+the last value. ``Uplink`` says why labels are both published and delivered.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,9 @@ NAME = r"[A-Za-z0-9_.-]{1,64}"  # of a site and of a box
 BATCH_LABELS, BATCH_BYTES = 200, 64 << 10  # of a delivery; the first label counts whatever its size
 MOST_DELIVERY_BYTES = 4 << 20  # a hub takes no larger one
 MOST_BOXES = 20_000  # of a hub
+BEHIND_S = 15.0  # of the oldest label that waits at a box, from which it is told to be behind
 STORED = b"stored"
+ANY_LABEL = "*/utterance"  # below a box's key: of any stream
 _ENDPOINT = re.compile(r"(tcp|tls|quic|ws|wss)/(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _CONNECT_MS = 3000
 
@@ -100,6 +104,61 @@ def decode_delivery(site: str, box: str, data: bytes) -> Delivery:
         if emotion.kind != "utterance" or not all(-(1 << 63) <= number < 1 << 63 for number in numbers):
             raise ValueError("no label, or a number that is too large")
     return Delivery(site, box, decode_state(first), emotions)
+
+
+class _Box(msgspec.Struct):
+    is_there: bool = False
+    behind: bool = False
+    lost: int | None = None  # None: it has not told yet
+    run_there: bool | None = None
+
+
+class Boxes:
+    """What is known of each box, ``MOST_BOXES`` at most; methods return what is news for the user, one line each.
+    Several threads may use it."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[tuple[str, str], _Box] = {}
+        self._lock = threading.Lock()
+
+    def has_room_for(self, site: str, box: str) -> bool:
+        """Whether this box is known, or can be."""
+        return (site, box) in self._boxes or len(self._boxes) < MOST_BOXES
+
+    def presence(self, site: str, box: str, is_there: bool) -> list[str]:
+        """A box's uplink can be reached from now on, or no longer."""
+        with self._lock:
+            known = self._get(site, box)
+            if known is None or known.is_there == is_there:
+                return []
+            known.is_there = is_there
+            there = sum(other.is_there for other in self._boxes.values())
+        return [f"{site}/{box}: {'appeared' if is_there else 'vanished'}; {there} there"]
+
+    def update(self, site: str, box: str, state: UplinkState, taken: int = 0) -> list[str]:
+        """A box told its state; ``taken``: of the labels that wait by it, those that are here now."""
+        news = []
+        with self._lock:
+            known = self._get(site, box)
+            if known is None:
+                return []
+            behind = state.waiting > taken and state.behind_s >= BEHIND_S
+            if behind and not known.behind:
+                news.append(f"behind, {state.waiting - taken} labels wait, the oldest for {state.behind_s:.0f} s")
+            elif known.behind and state.waiting <= taken:
+                news.append("has caught up")
+            known.behind = behind or (known.behind and state.waiting > taken)
+            if state.lost > (known.lost or 0):
+                news.append(f"{state.lost} labels fell out of its store and are lost")
+            if state.run_there != known.run_there and (known.run_there is not None or not state.run_there):
+                news.append("a run is there" if state.run_there else "no run is there")
+            known.lost, known.run_there = state.lost, state.run_there
+        return [f"{site}/{box}: {line}" for line in news]
+
+    def _get(self, site: str, box: str) -> _Box | None:
+        if not self.has_room_for(site, box):
+            return None
+        return self._boxes.setdefault((site, box), _Box())
 
 
 def load_zenoh() -> Any:

@@ -4,6 +4,7 @@ options that commands share."""
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import shlex
 import sys
@@ -33,28 +34,33 @@ def _add_key_option(parser: argparse.ArgumentParser) -> None:
 def listen() -> int:
     """stream-listen: print what a running pipeline publishes."""
     from emostream.stream.listen import DEFAULT_ENDPOINT, listen_raw, listen_status
-    from emostream.stream.listen import listen as listen_labels
+    from emostream.stream.listen_boxes import BoxEmotion, is_router
     from emostream.stream.view import plain_line
 
     parser = make_parser("stream-listen", "Print the labels that stream-run publishes.")
-    parser.add_argument("endpoint", nargs="?", default=DEFAULT_ENDPOINT, help=f"default: {DEFAULT_ENDPOINT}")
+    parser.add_argument(
+        "endpoint", nargs="?", default=DEFAULT_ENDPOINT,
+        help=f"default: {DEFAULT_ENDPOINT}; of boxes: zenoh[+tls]://HOST:PORT[/SITE[/BOX[/STREAM]]], * is any",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the messages as they are, one per line")
     parser.add_argument("--windows", action="store_true", help="print running estimates too")
     parser.add_argument("--status", action="store_true", help="print the status messages alone, as they are")
     _add_key_option(parser)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="of zenoh, JSON5: certificates")
     options = parser.parse_args()
-    if not (options.status or options.key):
+    where = {"key": options.key, "config": options.config}
+    if is_router(options.endpoint):
+        logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
+    elif not (options.status or options.key):
         threading.Thread(target=_tell_presence, args=(options.endpoint,), daemon=True).start()
     try:
         if options.status:
-            for payload, _ in listen_status(options.endpoint, key=options.key):
+            for payload, _ in listen_status(options.endpoint, **where):
                 print(payload.decode(), flush=True)
-        elif options.json:
-            for payload, _ in listen_raw(options.endpoint, key=options.key, estimates=options.windows):
-                print(payload.decode(), flush=True)
-        else:
-            for emotion in listen_labels(options.endpoint, key=options.key, estimates=options.windows):
-                print(plain_line(emotion), flush=True)
+            return 0
+        for payload, emotion in listen_raw(options.endpoint, **where, estimates=options.windows):
+            whose = f"{emotion.site}/{emotion.box}  " if isinstance(emotion, BoxEmotion) else ""
+            print(payload.decode() if options.json else f"{whose}{plain_line(emotion)}", flush=True)
     except KeyboardInterrupt:
         pass
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -15,14 +14,13 @@ import msgspec
 from emostream.commands import make_parser
 from emostream.errors import BusError, ConfigError
 from emostream.stream import boxes
-from emostream.stream.boxes import MOST_BOXES, Delivery, UplinkState, key, load_zenoh, site_and_box
+from emostream.stream.boxes import MOST_BOXES, Boxes, Delivery, key, load_zenoh, site_and_box
 from emostream.stream.hub_store import HubStore
 from emostream.stream.limits import allow_open_files, no_core_dumps
 from emostream.stream.view import plain_line
 
 log = logging.getLogger(__name__)
 
-BEHIND_S = 15.0  # of the oldest label that waits at a box, from which it is told to be behind
 _WAITING = 64  # deliveries that wait for the disk; with more, zenoh lets the network wait
 _TICK_S = 0.05
 _AGAIN_S = 5.0
@@ -165,61 +163,6 @@ class Hub:
     def _tell(self, lines: list[str]) -> None:
         for line in lines:
             log.info("%s", line)
-
-
-class _Box(msgspec.Struct):
-    is_there: bool = False
-    behind: bool = False
-    lost: int | None = None  # None: it has not told yet
-    run_there: bool | None = None
-
-
-class Boxes:
-    """What is known of each box, ``MOST_BOXES`` at most; methods return what is news for the user, one line each.
-    Several threads may use it."""
-
-    def __init__(self) -> None:
-        self._boxes: dict[tuple[str, str], _Box] = {}
-        self._lock = threading.Lock()
-
-    def has_room_for(self, site: str, box: str) -> bool:
-        """Whether this box is known, or can be."""
-        return (site, box) in self._boxes or len(self._boxes) < MOST_BOXES
-
-    def presence(self, site: str, box: str, is_there: bool) -> list[str]:
-        """A box's uplink can be reached from now on, or no longer."""
-        with self._lock:
-            known = self._get(site, box)
-            if known is None or known.is_there == is_there:
-                return []
-            known.is_there = is_there
-            there = sum(other.is_there for other in self._boxes.values())
-        return [f"{site}/{box}: {'appeared' if is_there else 'vanished'}; {there} there"]
-
-    def update(self, site: str, box: str, state: UplinkState, taken: int = 0) -> list[str]:
-        """A box told its state; ``taken``: of the labels that wait by it, those that are here now."""
-        news = []
-        with self._lock:
-            known = self._get(site, box)
-            if known is None:
-                return []
-            behind = state.waiting > taken and state.behind_s >= BEHIND_S
-            if behind and not known.behind:
-                news.append(f"behind, {state.waiting - taken} labels wait, the oldest for {state.behind_s:.0f} s")
-            elif known.behind and state.waiting <= taken:
-                news.append("has caught up")
-            known.behind = behind or (known.behind and state.waiting > taken)
-            if state.lost > (known.lost or 0):
-                news.append(f"{state.lost} labels fell out of its store and are lost")
-            if state.run_there != known.run_there and (known.run_there is not None or not state.run_there):
-                news.append("a run is there" if state.run_there else "no run is there")
-            known.lost, known.run_there = state.lost, state.run_there
-        return [f"{site}/{box}: {line}" for line in news]
-
-    def _get(self, site: str, box: str) -> _Box | None:
-        if not self.has_room_for(site, box):
-            return None
-        return self._boxes.setdefault((site, box), _Box())
 
 
 def _answer(query: Any, refused: str | None) -> None:

@@ -15,6 +15,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from emostream.errors import ConfigError
+from emostream.stream import listen_boxes
 from emostream.stream.emotion import Emotion, decode_emotion
 from emostream.stream.keys import KeyPair, read_client
 from emostream.stream.status import Status, decode_status
@@ -38,6 +39,7 @@ def listen(
     endpoint: str = DEFAULT_ENDPOINT,
     *,
     key: str | Path | None = None,
+    config: str | Path | None = None,
     estimates: bool = False,
     timeout_s: float | None = None,
 ) -> Iterator[Emotion]:
@@ -49,9 +51,14 @@ def listen(
     running estimates too (``kind == "window"``). ``timeout_s``: end after so many seconds without a message; by default
     never. Messages that are not emostream's are skipped with a warning.
 
-    Raises ConfigError if the address is not valid or the key file cannot be used.
+    Or many boxes, each with its ``stream-uplink``: ``zenoh://HOST:PORT/SITE/BOX/STREAM`` of a zenoh router,
+    ``zenoh+tls://…`` encrypted; of the names, those at the end may be left out, and ``*`` is any. Each ``Emotion`` then
+    has ``site`` and ``box``. The last label of each stream comes first, no label twice. ``config``: a configuration of
+    zenoh's own, for certificates. Boxes and the router may come and go, which is logged.
+
+    Raises ConfigError if the address is not valid, a file cannot be used or the package for zenoh is missing.
     """
-    for _, emotion in listen_raw(endpoint, key=key, estimates=estimates, timeout_s=timeout_s):
+    for _, emotion in listen_raw(endpoint, key=key, config=config, estimates=estimates, timeout_s=timeout_s):
         yield emotion
 
 
@@ -59,18 +66,27 @@ def listen_raw(
     endpoint: str = DEFAULT_ENDPOINT,
     *,
     key: str | Path | None = None,
+    config: str | Path | None = None,
     estimates: bool = False,
     timeout_s: float | None = None,
 ) -> Iterator[tuple[bytes, Emotion]]:
-    """As ``listen``, but yield each message's JSON as it came besides."""
+    """As ``listen``, but yield each message's JSON besides: as it came, of a box with ``site`` and ``box``."""
+    if _is_router(endpoint, key, config):
+        return listen_boxes.listen_labels(endpoint, config, estimates, timeout_s)
     return _messages(endpoint, EMOTION if estimates else UTTERANCE, decode_emotion, key, timeout_s)
 
 
 def listen_status(
-    endpoint: str = DEFAULT_ENDPOINT, *, key: str | Path | None = None, timeout_s: float | None = None
+    endpoint: str = DEFAULT_ENDPOINT,
+    *,
+    key: str | Path | None = None,
+    config: str | Path | None = None,
+    timeout_s: float | None = None,
 ) -> Iterator[tuple[bytes, Status]]:
-    """Yield each status of the run that publishes at ``endpoint``, once a second, and its JSON as it came. Parameters
-    and errors as ``listen``."""
+    """Yield each status of the run that publishes at ``endpoint``, once a second, and its JSON as it came; of boxes,
+    each 10 s and where a state changes. Parameters and errors as ``listen``."""
+    if _is_router(endpoint, key, config):
+        return listen_boxes.listen_statuses(endpoint, config, timeout_s)
     return _messages(endpoint, STATUS, decode_status, key, timeout_s)
 
 
@@ -89,6 +105,16 @@ def listen_run(
                 yield decode_status(parts[-1]) if parts[0] == STATUS.encode() else decode_emotion(parts[-1])
             except msgspec.DecodeError as error:
                 _skipped(endpoint, error)
+
+
+def _is_router(endpoint: str, key: str | Path | None, config: str | Path | None) -> bool:
+    """Whether it is a zenoh router's. Raises ConfigError if a file is given that is for the other kind of endpoint."""
+    is_router = listen_boxes.is_router(endpoint)
+    if is_router and key is not None:
+        raise ConfigError(f"{endpoint}: a key file is for tcp://; certificates are in a configuration of zenoh's")
+    if config is not None and not is_router:
+        raise ConfigError(f"{endpoint}: a configuration of zenoh's is for zenoh://")
+    return is_router
 
 
 def _messages(

@@ -29,6 +29,7 @@ _STATUS_S = 10.0  # from a status to the next, where no state changes: one a sec
 _ANSWER_S = 10.0  # how long the hub may take: a minute of labels on a bad line is more than this
 _RETRY_S = (0.5, 5.0)  # after a delivery that nobody confirmed: at first, at most
 _GOODBYE_S = 3.0
+_STATUS, _STATE = "status", "uplink"  # keys below the box's
 
 
 def uplink() -> int:
@@ -79,6 +80,9 @@ class Uplink:
         self._config, self._words, self._backlog = config, words, backlog
         self._session: Any = None
         self._publishers: dict[str, Any] = {}
+        self._queryables: list[Any] = []
+        self._last: dict[str, bytes] = {}  # the status of the run, and its last label of each stream
+        self._run = ""  # whose they are
         self._states: object = None  # of the status that was sent last
         self._sent_s = 0.0  # when that was
         self._run_there = False
@@ -95,7 +99,11 @@ class Uplink:
     def send(self, emotion: Emotion) -> None:
         """A label or a running estimate."""
         content = message_json(emotion, self._words).encode()
-        self._publish(f"{emotion.stream}/{emotion.kind}", content)
+        name = f"{emotion.stream}/{emotion.kind}"
+        if emotion.kind == "utterance":
+            self._begin_run(emotion.run)
+            self._last[name] = content
+        self._publish(name, content)
         if emotion.kind == "utterance":
             try:
                 self._backlog.add(content, emotion.published_ns)
@@ -107,14 +115,19 @@ class Uplink:
     def set_status(self, status: Status | None) -> None:
         """The state of the run; None: it is not there."""
         self._run_there = status is not None
+        if status is None:
+            self._last.pop(_STATUS, None)
+        else:
+            self._begin_run(status.run)
+            self._last[_STATUS] = encode_status(status)
         if self._session is None:
             return
         states = status and (status.run, status.state, {name: s.state for name, s in status.streams.items()})
         if states != self._states or time.monotonic() - self._sent_s >= _STATUS_S:
             self._states, self._sent_s = states, time.monotonic()
             if status is not None:
-                self._publish("status", encode_status(status))
-            self._publish("uplink", boxes.encode_state(self._state()))
+                self._publish(_STATUS, self._last[_STATUS])
+            self._publish(_STATE, boxes.encode_state(self._state()))
 
     def close(self) -> None:
         """Say goodbye: the hub gets what it takes within seconds. A store on the disk keeps what still waits."""
@@ -144,6 +157,21 @@ class Uplink:
         if name not in self._publishers:
             self._publishers[name] = session.declare_publisher(key(self._site, self._box, name))
         self._publishers[name].put(content, encoding="application/json")
+
+    def _begin_run(self, run: str) -> None:
+        """What is said from now on is of this run, perhaps another one than before."""
+        if run != self._run:
+            self._run = run
+            self._last.clear()
+
+    def _answer(self, query: Any) -> None:
+        """Give the last values to somebody who has just come; called by zenoh's thread."""
+        values = self._last | {_STATE: boxes.encode_state(self._state())}
+        with query:
+            for name, content in values.items():
+                its_key = key(self._site, self._box, name)
+                if query.key_expr.intersects(its_key):
+                    query.reply(its_key, content, encoding="application/json")
 
     def _deliver_all(self) -> None:
         """The thread that delivers: what waits, whenever something does."""
@@ -176,6 +204,9 @@ class Uplink:
                 self._tell(f"{self._router}: cannot be reached, trying again ({error})")
                 self._stop.wait(random.uniform(1, 3))
                 continue
+            for name in (boxes.ANY_LABEL, _STATUS, _STATE):
+                queryable = session.declare_queryable(key(self._site, self._box, name), self._answer)
+                self._queryables.append(queryable)
             self._token = session.liveliness().declare_token(key(self._site, self._box, "alive"))
             self._session = session
             log.info("%s: connected, as %s/%s", self._router, self._site, self._box)

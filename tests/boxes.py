@@ -78,7 +78,8 @@ class Box:
     def tell(self, state: str = "running") -> None:
         self._publisher.tick()
         streams = {"desk": StreamStatus(state=state)}  # type: ignore[arg-type]
-        self._publisher.forward("status", encode_status(Status(run=self.run, state="running", streams=streams)))
+        status = Status(run=self.run, state="running", published_ns=time.time_ns(), streams=streams)
+        self._publisher.forward("status", encode_status(status))
 
     @property
     def requests(self) -> int:
@@ -132,3 +133,21 @@ def check_all_kept(out: Path, *boxes: Box) -> None:
             got = [(r["run"], r["stream"], r["seq"]) for r in rows if r["box"] == box.name and r["stream"] == stream]
             assert got == [label for label in box.sent if label[1] == stream], (box.name, stream)
     assert len(rows) == sum(len(box.sent) for box in boxes)
+
+
+def certificates(folder: Path) -> None:
+    """An authority, a hub, a box and a listener of it, and a stranger of another authority."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    ours, theirs = ("ca.pem", "ca.key"), ("other.pem", "other.key")
+    for cert, key in (ours, theirs):
+        openssl(*new, "-subj", "/CN=authority", "-keyout", key, "-out", cert)
+    for name, (cert, key) in (("hub", ours), ("box", ours), ("listener", ours), ("stranger", theirs)):
+        openssl(
+            *new, "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-addext",
+            "basicConstraints=critical,CA:FALSE", "-CA", cert, "-CAkey", key, "-keyout", f"{name}.key", "-out",
+            f"{name}.pem",
+        )  # fmt: skip

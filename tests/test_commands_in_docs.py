@@ -195,6 +195,8 @@ def check(command: Command, ask) -> None:
 def check_settings(options: argparse.Namespace) -> None:
     """Those of --set, of files and of streams, by the real configuration."""
     config, changes = getattr(options, "config", None), getattr(options, "set", [])
+    if config is not None and config.suffix == ".json5":  # zenoh's own
+        config = None
     stream = getattr(options, "stream", [])
     load_config(config, changes, stream if isinstance(stream, list) else [stream], getattr(options, "pace", None))
 

@@ -10,9 +10,8 @@ import pytest
 
 from emostream.errors import ConfigError
 from emostream.stream import hub_store
-from emostream.stream.boxes import Delivery, UplinkState
+from emostream.stream.boxes import Boxes, Delivery, UplinkState
 from emostream.stream.emotion import encode_emotion
-from emostream.stream.hub import Boxes
 from emostream.stream.hub_store import HubStore
 from tests.emotions import emotion_message
 
@@ -165,6 +164,6 @@ def test_what_is_told_of_boxes(monkeypatch):
     assert boxes.update("a", "x", UplinkState(lost=4)) == ["a/x: no run is there"]
     assert boxes.update("a", "x", UplinkState(lost=4, run_there=True)) == ["a/x: a run is there"]
     assert boxes.presence("a", "x", False) == ["a/x: vanished; 0 there"]
-    monkeypatch.setattr("emostream.stream.hub.MOST_BOXES", 1)
+    monkeypatch.setattr("emostream.stream.boxes.MOST_BOXES", 1)
     assert boxes.has_room_for("a", "x") and not boxes.has_room_for("a", "y")
     assert boxes.presence("a", "y", True) == [] and boxes.update("a", "y", state) == []

