@@ -146,6 +146,8 @@ class Supervisor:
                 while message is not None:  # then only those that are queued: many nodes never stop sending
                     self._take(message)
                     message = inbox.receive(0)
+                if self._stop.is_set() and self._t0_ns is None:  # nothing was heard yet that could be lost
+                    break
                 if self._stop.is_set():
                     self._stop_by_ns = self._stop_by_ns or self._clock.now_ns() + _STOP_NS
                     control.send(Control(command="stop"))  # again and again: some may not have subscribed yet

@@ -6,9 +6,7 @@ sent it SIGTERM; any other: it crashed.
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -23,10 +21,10 @@ from emostream.commands import THREADS
 from emostream.errors import EmostreamError
 from emostream.stream.limits import no_core_dumps
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec, Stopped
+from emostream.stream.nodes.tether import TetheredProcess
 
 CANNOT_RUN = 3
 TERMINATED = 4
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ORPHAN_S = 1.5  # from the supervisor's death to the end of a node that does not end by itself
 _STOP_COMES_S = 1.0  # whoever ends a service sends SIGTERM to all its processes: the supervisor's ``stop`` follows
 
@@ -35,7 +33,7 @@ def start_node(spec: NodeSpec) -> BaseProcess:
     """Start a node's process."""
     # one thread per numeric library and process, since several processes share few cores
     threads = {name: os.environ.get(name, "1") for name in THREADS}
-    process = multiprocessing.get_context("spawn").Process(target=run_node, args=(spec,), name=spec.name, daemon=True)
+    process = TetheredProcess(target=run_node, args=(spec,), name=spec.name, daemon=True)
     with _environment(threads | {"EMOSTREAM_NODE": spec.name}):  # tells processes apart in a process list (ps e)
         process.start()
     return process
@@ -60,7 +58,6 @@ def run_node(spec: NodeSpec) -> None:
     """A node process from start to end; the target that multiprocessing starts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends both to all; the supervisor decides
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _end_with(spec.parent)
     no_core_dumps()
     code = 0
     runtime: NodeRuntime | None = None
@@ -93,14 +90,6 @@ def run_node(spec: NodeSpec) -> None:
 def _place(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{os.path.basename(frame.filename)}:{frame.lineno}"
-
-
-def _end_with(parent: int) -> None:
-    """Let Linux send SIGTERM when the supervisor dies; elsewhere the node's duties notice it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if parent and os.getppid() != parent:  # it died before
-        os._exit(TERMINATED)
 
 
 def _watch_signals(runtime: NodeRuntime) -> None:
