@@ -168,7 +168,8 @@ class Export:
             if self._folder is not None:
                 self._folder.mkdir(parents=True, exist_ok=True)
             else:
-                write_atomically(path, b"", OWNER_ONLY)
+                write_atomically(probe := path.with_name(f".{path.name}.try"), b"", OWNER_ONLY)
+                probe.unlink()
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 
