@@ -25,7 +25,7 @@ from emostream.stream.sheet.folder import Sheets
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from emostream.stream.messages import Emotion
+    from emostream.stream.emotion import Emotion
     from emostream.stream.sheet.collect import Sheet
 
 _ESTIMATE_S = 600.0  # the time left is told from the speed of so long: a recording may take minutes
@@ -166,7 +166,7 @@ class _Labels:
     """Labels on their way to standard output and to what --out names. ``failed``: how many recordings had an error."""
 
     def __init__(self, outputs: _Outputs) -> None:
-        from emostream.stream.messages import encode_emotion
+        from emostream.stream.emotion import encode_emotion
         from emostream.stream.view import plain_line
 
         self.failed = 0
@@ -245,7 +245,7 @@ def _label_on_cluster(
 ) -> None:
     """Label files on a Ray cluster. Progress is by their sizes: their lengths are not known before they are read."""
     from emostream.stream.cluster.label import ClusterLabeller
-    from emostream.stream.messages import decode_emotion
+    from emostream.stream.emotion import decode_emotion
 
     sizes = {path: _size(path) for path in files}
     with _progress() as progress:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emostream.stream.messages import Emotion
+from emostream.stream.emotion import Emotion
 from emostream.stream.status import NodeStatus, Status, StreamStatus, stream_line
 
 PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other")

@@ -79,6 +79,7 @@ def labelled(*arguments: object, env: dict[str, str] | None = None) -> subproces
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_batch_goes_on_whatever_one_file_is(tmp_path):
     good = media.audio_only(tmp_path / "good.wav", 4.0)

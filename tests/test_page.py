@@ -22,7 +22,8 @@ from starlette.websockets import WebSocketDisconnect
 from emostream.errors import ConfigError, ControlError
 from emostream.stream.config import Config
 from emostream.stream.control import Control, Request
-from emostream.stream.messages import Face, Pcm, Picture, encode_emotion
+from emostream.stream.emotion import encode_emotion
+from emostream.stream.messages import Face, Pcm, Picture
 from emostream.stream.page.server import make_app
 from emostream.stream.page.state import KEPT, PageState
 from emostream.stream.status import NodeStatus, Status, StreamStatus, encode_status
@@ -331,6 +332,7 @@ def test_a_browser_shows_the_demo_and_comes_back_when_the_page_does(tmp_path):
     assert not faults
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_port_that_is_taken_costs_the_page_alone():
     import socket
@@ -343,6 +345,7 @@ def test_a_port_that_is_taken_costs_the_page_alone():
     assert f"the page cannot have 127.0.0.1:{port}" in run.output and run.process.returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_fixed_token_lets_a_scraper_in_and_streams_that_are_added_are_seen():
     from websockets.sync.client import connect

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from emostream.stream.messages import Emotion, Evidence, Health, Latency
+from emostream.stream.emotion import Emotion, Evidence, Latency
+from emostream.stream.messages import Health
 from emostream.stream.status import NodeStatus, Status, StreamStatus
 from emostream.stream.summary import Summary
 from emostream.stream.view import JsonView, LiveView, PlainView, plain_line, senses_line, wrapped

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from emostream.stream.messages import Emotion, Face, Pcm, Picture, decode_emotion
+from emostream.stream.emotion import Emotion, decode_emotion
+from emostream.stream.messages import Face, Pcm, Picture
 from emostream.stream.status import Status, decode_status
 
 KEPT = 500  # labels

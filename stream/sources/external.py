@@ -22,7 +22,7 @@ import zmq
 from emostream.errors import BusError, SourceError
 from emostream.stream.bus import bind
 from emostream.stream.clock import Clock
-from emostream.stream.messages import Word
+from emostream.stream.emotion import Word
 from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources.base import GAP_NS, AudioChunk, HeardWords, NoTrack, VideoFrame
 from emostream.stream.sources.decode import Sampler
