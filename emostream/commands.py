@@ -42,8 +42,10 @@ def _take_one_thread() -> None:
         os.environ.setdefault(name, "1")
 
 
-def _script(module: str, function: str) -> Callable[[], None]:
-    """A console script: import a module of emostream and run a function of it, which returns an exit code."""
+def _script(module: str, function: str, is_service: bool = False) -> Callable[[], None]:
+    """A console script: import a module of emostream and run a function of it, which returns an exit code.
+
+    ``is_service``: SIGTERM and SIGHUP are its usual end, of which it takes care itself once it has begun."""
 
     def command() -> int:
         if module.startswith("stream."):
@@ -53,6 +55,8 @@ def _script(module: str, function: str) -> Callable[[], None]:
 
     def script() -> None:
         _note_ctrl_c()
+        if is_service:
+            _end_at_once()
         _print_anything()
         code = exit_code(command)
         if callable(signal.getsignal(signal.SIGINT)):  # Python's own end takes a while, and would print a traceback
@@ -62,7 +66,7 @@ def _script(module: str, function: str) -> Callable[[], None]:
     return script
 
 
-stream_run = _script("stream.run_command", "run")
+stream_run = _script("stream.run_command", "run", is_service=True)
 stream_listen = _script("stream.cli", "listen")
 stream_health = _script("stream.cli", "health")
 stream_label = _script("stream.label_command", "label")
@@ -99,6 +103,14 @@ def _note_ctrl_c() -> None:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, note)
+
+
+def _end_at_once() -> None:
+    """Nothing has begun yet: SIGTERM, or the terminal's end, ends the command with 0, as it does later."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, frame: os._exit(0))
 
 
 def exit_code(body: Callable[[], int]) -> int:

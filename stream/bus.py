@@ -8,10 +8,12 @@ drops its oldest samples and frames, but never speech events or ends.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
 import shutil
+import socket as sockets
 import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
@@ -113,15 +115,39 @@ def ipc(run_dir: Path, node: str) -> str:
     return f"ipc://{run_dir}/{hashlib.sha256(node.encode()).hexdigest()[:12]}"
 
 
-def bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Bind a socket. Raises BusError, which says what is wrong with the endpoint."""
+def is_listened_at(path: str | Path) -> bool:
+    """Whether a process listens at a Unix socket: one that was killed leaves its file. What cannot be asked counts as
+    listening."""
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            pass
+    return True
+
+
+def bind(socket: zmq.Socket[Any], endpoint: str, setting: str = "bus.emotion=tcp://…") -> None:
+    """Bind a socket; ``setting`` says where it is. ZeroMQ removes whatever is in a Unix socket's place: here that is
+    done only to a socket at which nobody listens any more.
+
+    Raises BusError, which says what is wrong with the endpoint."""
     try:
         socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        path = Path(endpoint.removeprefix("ipc://"))
+        if endpoint.startswith("ipc://") and path.exists():
+            if not path.is_socket():
+                raise BusError(f"{endpoint}: is a file or folder, and no socket")
+            if is_listened_at(path):
+                raise zmq.ZMQError(errno.EADDRINUSE)
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         hint = ""
         if error.errno == zmq.EADDRINUSE:
-            hint = "; another program (another stream-run?) has it; choose another with --set bus.emotion=tcp://…"
+            hint = "; another program (another stream-run?) has it"
+            hint += f"; choose another with --set {setting}" if setting else ""
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise BusError(f"{endpoint}: cannot be bound ({reason}){hint}") from error
 

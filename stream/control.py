@@ -23,12 +23,14 @@ import zmq
 
 from emostream.errors import BusError, ConfigError, ControlError
 from emostream.files import user_path
+from emostream.stream.bus import bind, is_listened_at
 from emostream.stream.listen import DEFAULT_ENDPOINT
 from emostream.stream.status import Status, decode_status
 
 _LONGEST = 65_536  # bytes of a request
 _AT_ONCE = 32  # requests read in one round: a flood costs others nothing
 _LONGEST_PATH = 100
+_FOLDER, _NAME = "emostream", "control-"
 _SOONER_NS = 5_000_000_000  # a request is at most this old
 
 Command = Literal["status", "mute", "unmute", "pause", "resume", "add", "remove", "set"]
@@ -62,11 +64,11 @@ def control_path(configured: str, emotion: str) -> Path | None:
         return None
     if configured != "auto":
         return _short(user_path(configured))
-    name = f"control-{hashlib.sha256(emotion.encode()).hexdigest()[:12]}"
+    name = f"{_NAME}{hashlib.sha256(emotion.encode()).hexdigest()[:12]}"
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime and os.access(runtime, os.W_OK):
-        return _short(Path(runtime) / "emostream" / name)
-    return _short(Path(tempfile.gettempdir()) / f"emostream-control-{os.getuid()}" / name)
+        return _short(Path(runtime) / _FOLDER / name)
+    return _short(Path(tempfile.gettempdir()) / f"{_FOLDER}-control-{os.getuid()}" / name)
 
 
 def _short(path: Path) -> Path:
@@ -86,11 +88,21 @@ def own_folder(path: Path) -> None:
         raise BusError(f"{path}: is not a folder that you alone can write to; remove it, or see bus.control")
 
 
+def _sweep(folder: Path) -> None:
+    """Remove the sockets of runs that were killed. Only in a folder that was made for such sockets."""
+    if folder.name.startswith(_FOLDER):
+        for path in folder.glob(f"{_NAME}*"):
+            if not is_listened_at(path):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
 class ControlServer:
-    """The run's end. Raises BusError if the socket cannot be made."""
+    """The run's end. Raises BusError if the socket cannot be made, as where another run has it."""
 
     def __init__(self, context: zmq.Context[Any], path: Path) -> None:
         own_folder(path.parent)
+        _sweep(path.parent)
         self.path = path
         self.socket = context.socket(zmq.ROUTER)
         self.socket.linger = 0
@@ -98,10 +110,10 @@ class ControlServer:
         self.socket.rcvhwm = self.socket.sndhwm = 100
         before = os.umask(0o177)
         try:
-            self.socket.bind(f"ipc://{path}")
-        except zmq.ZMQError as error:
+            bind(self.socket, f"ipc://{path}", setting="bus.control=…")
+        except BusError:
             self.socket.close()
-            raise BusError(f"{path}: the control socket cannot be made ({error.strerror})") from error
+            raise
         finally:
             os.umask(before)
 
@@ -130,7 +142,7 @@ class ControlServer:
         self.socket.close()
         with contextlib.suppress(OSError):
             self.path.unlink()
-        if self.path.parent.name.startswith("emostream"):  # the folder that was made for it, if no other run is there
+        if self.path.parent.name.startswith(_FOLDER):  # the folder that was made for it, if no other run is there
             with contextlib.suppress(OSError):
                 self.path.parent.rmdir()
 
@@ -258,7 +270,8 @@ class Control:
 
     def _send(self, request: Request) -> Reply:
         request.sent_ns = time.monotonic_ns()
-        if not os.path.exists(self._where):  # False too where the folder is another user's, at which Path's own raises
+        # False too where the folder is another user's, at which Path's own raises
+        if not os.path.exists(self._where) or (self._socket is None and not is_listened_at(self._where)):
             raise ControlError(f"{self._where}: no run listens there; is stream-run running, as this user?")
         own_folder(self._where.parent)
         if self._socket is None:

@@ -86,10 +86,8 @@ def to_eaf(labels: Sequence[Emotion]) -> bytes:
             }[tier]  # fmt: skip
             start_ms, end_ms = round(1000 * max(0.0, label.start_s)), round(1000 * label.end_s)
             document.add_annotation(tier, start_ms, max(start_ms + 1, end_ms), value)
-    with tempfile.TemporaryDirectory() as folder:  # pympi writes files alone
-        path = Path(folder) / "labels.eaf"
-        document.to_file(str(path))
-        return path.read_bytes()
+    text = need("pympi.Elan").to_string(document)  # to_file would keep words in a file of its own
+    return b"<?xml version='1.0' encoding='UTF-8'?>\n" + str(text).encode()
 
 
 def to_textgrid(labels: Sequence[Emotion]) -> bytes:
@@ -107,10 +105,10 @@ def to_textgrid(labels: Sequence[Emotion]) -> bytes:
                 entries.append((start_s, label.end_s, value or " "))
                 last_s = label.end_s
         grid.addTier(textgrid.IntervalTier(tier, entries or [(0.0, end_s, " ")], 0.0, end_s))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "labels.TextGrid"
-        grid.save(str(path), format="long_textgrid", includeBlankSpaces=True)
-        return path.read_bytes()
+    with tempfile.TemporaryFile() as file:  # has no name: whatever happens, no words are left in it
+        grid.save(os.dup(file.fileno()), format="long_textgrid", includeBlankSpaces=True)
+        file.seek(0)
+        return file.read()
 
 
 Writer = Callable[[Sequence[Emotion]], bytes]
@@ -170,7 +168,8 @@ class Export:
             if self._folder is not None:
                 self._folder.mkdir(parents=True, exist_ok=True)
             else:
-                write_atomically(path, b"", OWNER_ONLY)
+                write_atomically(probe := path.with_name(f".{path.name}.try"), b"", OWNER_ONLY)
+                probe.unlink()
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -98,6 +98,7 @@ def label() -> int:
             outputs.sheets = Sheets(options.sheets, files)
         if form != "jsonl" and options.out:
             outputs.export = Export(options.out, form, files)
+            stack.callback(outputs.export.close)  # when it is interrupted, too: with the labels so far
         elif options.resume and options.out:
             outputs.lines, done = resume_labels(options.out, [printable(path) for path in files])
             outputs.written = {path for path in files if printable(path) in done}
@@ -112,8 +113,6 @@ def label() -> int:
             _label_files(config, files, labels, outputs, options.tracks)
         else:
             _label_on_cluster(config, files, labels, options.tracks, options.ray, options.jobs)
-        if outputs.export is not None:
-            outputs.export.close()
     return 1 if labels.failed or unmatched else 0
 
 
@@ -188,14 +187,13 @@ class _Labels:
         self._labels += 1
         if self._outputs.lines is not None and path not in self._outputs.written:
             self._outputs.lines.write(self._encode(emotion) + b"\n")
+            self._outputs.lines.flush()  # whatever ends the command, it is in the file
         if self._outputs.export is not None:
             self._outputs.export.add(emotion)
         print(self._line(emotion), flush=True)
 
     def end(self, path: Path, error: str) -> None:
         """A recording is done. ``error``: why it has no more labels, if something went wrong."""
-        if self._outputs.lines is not None:
-            self._outputs.lines.flush()
         if self._outputs.export is not None:
             self._outputs.export.end_recording(path)
         if error:

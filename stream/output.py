@@ -25,6 +25,7 @@ from emostream.stream.status import Status
 from emostream.stream.view import View
 
 KEPT_FILES = 5
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0)  # Windows has no such pipes
 _QUEUE = 10_000
 
 
@@ -32,17 +33,21 @@ class LabelFile:
     """Appends each label as a line of JSON to a file that only its owner can read, since it holds what people said.
 
     Beyond ``most_bytes`` the file becomes FILE.1, that FILE.2, up to FILE.5, and a new one begins; 0: it grows for
-    ever. What cannot be written is counted in ``lost``; ``warn`` is called when that begins. Raises ConfigError if the
-    file cannot be opened.
+    ever. What cannot be written is counted in ``lost``; ``warn`` is called when that begins. A pipe is never waited
+    for: while nobody reads it, or it is full, labels are lost to it. Raises ConfigError if the file cannot be opened.
     """
 
     def __init__(self, path: Path, most_bytes: int, warn: Callable[[str], None]) -> None:
         self.lost = 0
         self._path, self._most_bytes, self._warn = path, most_bytes, warn
         self._failing = False
+        self._torn = False  # a pipe has taken a part of a line
+        self._file: int | None = None
         try:
-            self._file: int | None = self._open()
+            self._file = self._open()
         except OSError as error:
+            if error.errno == errno.ENXIO and path.is_fifo():  # nobody reads it yet
+                return
             raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 
     def add(self, message: Emotion) -> None:
@@ -63,20 +68,26 @@ class LabelFile:
             self._file = None
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, OWNER_ONLY)
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_WAITING, OWNER_ONLY)
 
     def _write(self, line: bytes) -> None:
         if self._file is None:  # it could not be opened anew
             self._file = self._open()
-        size = os.fstat(self._file).st_size
+        status = os.fstat(self._file)
+        size = status.st_size
         if self._most_bytes and size and size + len(line) > self._most_bytes:
             self.close()
             self._shift()
             self._file = self._open()
             size = 0
-        if os.write(self._file, line) < len(line):
-            os.ftruncate(self._file, size)  # half a line would spoil the next
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        part = os.write(self._file, b"\n" * self._torn + line) - self._torn
+        self._torn = False
+        if part < len(line):  # half a line would spoil the next
+            if stat.S_ISREG(status.st_mode):
+                os.ftruncate(self._file, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._torn = True
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def _shift(self) -> None:
         for number in range(KEPT_FILES, 0, -1):
@@ -191,10 +202,15 @@ class Background:
             self.left_out += 1
 
     def _work(self) -> None:
+        told = 0
         while (call := self._calls.get()) is not None:
             if isinstance(self.error, BrokenPipeError):
                 continue  # for good, while a disk that is full may have room again
             try:
                 call()
+                if (left_out := self.left_out - told) and self._calls.qsize() < _QUEUE // 2:
+                    told += left_out
+                    text = f"the display took nothing for a while; {left_out} lines and updates were not shown"
+                    self._view.log("run", "warning", text)
             except OSError as error:
                 self.error = error

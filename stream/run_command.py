@@ -100,6 +100,8 @@ def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool, repo
     from emostream.stream.status import Status
     from emostream.stream.view import JsonView, LiveView, PlainView, Terminal, View
 
+    stop = threading.Event()
+    _stop_by_signals(stop)
     console = Terminal()
     view: View
     if config.log.format == "json":
@@ -131,8 +133,6 @@ def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool, repo
             report.status = status
         shown.status(status)
 
-    stop = threading.Event()
-    _stop_by_signals(stop)
     lines: list[str] = []
 
     try:

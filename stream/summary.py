@@ -11,6 +11,7 @@ from emostream.stream.emotion import Emotion
 from emostream.stream.status import NodeStatus, Status, StreamStatus, stream_line
 
 PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other")
+_LOST_AT_SOURCE = ("source_dropped", "overflows", "late_chunks", "late_frames")
 _KEPT = 10_000  # latencies: a run may last for months
 
 
@@ -57,7 +58,12 @@ class Summary:
         if self.timed:
             p50, p90 = np.percentile(self.latencies[: self.timed, 0], [50, 90])
             out.append(f"latency: half came within {p50:.0f} ms of the last word, nine of ten within {p90:.0f} ms")
-        out.append("lost: " + ("; ".join(lost) if lost else "nothing"))
+        nodes = self.status.nodes
+        dropped = {name: n for name, node in nodes.items() if (n := _dropped(node))}
+        gaps = {name: node.gaps for name, node in nodes.items() if node.gaps}
+        holes = {name: n for name, node in nodes.items() if (n := node.counters.get("capture_gaps", 0))}
+        nothing = "nothing" if not (dropped or gaps or holes) else "no utterance; what was dropped or missing is below"
+        out.append("lost: " + ("; ".join(lost) if lost else nothing))
         if self.timed:
             values = self.latencies[: self.timed]
             out.append(f"latency, ms, from the last speech sample to the label (n={len(values)}):")
@@ -67,10 +73,6 @@ class Summary:
                 out.append(f"  {part:14}{p50:9.1f}{p90:9.1f}{p99:9.1f}")
             early = sum(node.counters.get("labels_ready_at_end", 0) for node in self.status.nodes.values())
             out.append(f"  labels already computed at the pause: {early} of {self.timed}")
-        nodes = self.status.nodes
-        dropped = {name: n for name, node in nodes.items() if (n := _dropped(node))}
-        gaps = {name: node.gaps for name, node in nodes.items() if node.gaps}
-        holes = {name: n for name, node in nodes.items() if (n := node.counters.get("capture_gaps", 0))}
         out.append(f"dropped: {_total(dropped)}   missed in transit: {_total(gaps)}   gaps in capture: {_total(holes)}")
         late = {
             name: n
@@ -79,6 +81,8 @@ class Summary:
         }
         if late:
             out.append(f"came too late to be used: {_total(late)}")
+        if unpublished := sum(node.counters.get("not_published", 0) for node in nodes.values()):
+            out.append(f"not published, since another program had the endpoint: {unpublished} labels and estimates")
         again = {name: node.starts - 1 for name, node in nodes.items() if node.starts > 1}
         if again:
             away_s = sum(nodes[name].away_s for name in again)
@@ -91,8 +95,8 @@ def _has_lost(stream: StreamStatus) -> bool:
 
 
 def _dropped(node: NodeStatus) -> int:
-    """Messages dropped from its full queue, and what its source lost before that."""
-    return node.dropped + sum(node.counters.get(name, 0) for name in ("source_dropped", "overflows"))
+    """Messages dropped from its full queue, what its source lost before that, and what came when its time was over."""
+    return node.dropped + sum(node.counters.get(name, 0) for name in _LOST_AT_SOURCE)
 
 
 def _total(counts: dict[str, int]) -> str:

@@ -34,7 +34,7 @@ from emostream.stream.topics import BESIDE, CONTROL, FUSION, LABEL, RECORD, heal
 
 _READY_TIMEOUT_NS = 60_000_000_000  # of a start: a recogniser's large model takes long to load
 _SILENT_NS = 15_000_000_000  # without a heartbeat, after which a node counts as hung
-_STOP_NS = 2_600_000_000  # from ``stop`` to killing the nodes that are left, so that Ctrl-C takes less than 3 s
+_STOP_NS = 2_400_000_000  # from ``stop`` to killing the nodes that are left, so that Ctrl-C takes less than 3 s
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0
 _RECORD_NS = 2_000_000_000  # for a recording to be finished once all else is over
@@ -120,10 +120,7 @@ class Supervisor:
             resource_tracker.ensure_running()  # a process of multiprocessing's own: not with a node's name
             self._serve()
         finally:
-            for node in self._nodes.values():
-                if node.process is not None and node.process.is_alive():
-                    node.process.kill()
-                    node.process.join()
+            self._kill_nodes()
             shutil.rmtree(self._run_dir, ignore_errors=True)
             self._held.close()
 
@@ -147,6 +144,8 @@ class Supervisor:
                 while message is not None:  # then only those that are queued: many nodes never stop sending
                     self._take(message)
                     message = inbox.receive(0)
+                if self._stop.is_set() and self._t0_ns is None:  # nothing was heard yet that could be lost
+                    break
                 if self._stop.is_set():
                     self._stop_by_ns = self._stop_by_ns or self._clock.now_ns() + _STOP_NS
                     control.send(Control(command="stop"))  # again and again: some may not have subscribed yet
@@ -165,11 +164,18 @@ class Supervisor:
             self._finish_recording(control)
             while (message := inbox.receive(50)) is not None:  # last log lines
                 self._take(message)
+            self._kill_nodes()  # before the sockets close, which would wait for nodes that stand still
             if self._fatal:
                 reasons = [node.error for node in self._nodes.values() if node is self._fatal_node and node.error]
                 failure = RunError(": ".join([self._fatal, *reasons]))
                 failure.exit_code = self._fatal_code
                 raise failure
+
+    def _kill_nodes(self) -> None:
+        for node in self._nodes.values():
+            if node.process is not None and node.process.is_alive():
+                node.process.kill()
+                node.process.join()
 
     def _finish_recording(self, control: Publisher) -> None:
         """Let a recording come to its end, with the last labels."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket as sockets
 import stat
 import threading
 import time
+from contextlib import closing
 
 import msgspec
 import numpy as np
@@ -411,6 +413,31 @@ def test_an_endpoint_that_cannot_be_bound(context, endpoint):
     with pytest.raises(BusError, match="cannot be bound") as caught:
         bind(context.socket(zmq.PUB), endpoint)
     assert "another program" not in str(caught.value)
+
+
+def test_a_unix_socket_is_taken_from_nobody(context, short_path):
+    """ZeroMQ itself removes whatever is in its place: another run's socket, or a file."""
+    endpoint = f"ipc://{short_path}/labels"
+    with closing(Publisher(context, endpoint, VirtualClock(), 8, lossless=False)) as first:
+        with pytest.raises(BusError, match="another program"):
+            Publisher(context, endpoint, VirtualClock(), 8, lossless=False)
+        with context.socket(zmq.SUB) as subscriber:
+            subscriber.subscribe(b"")
+            subscriber.connect(endpoint)
+            until = time.monotonic() + 5
+            while not first.has_subscribers([""]):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+    (short_path / "mine.txt").write_text("mine")
+    with pytest.raises(BusError, match="no socket"):
+        Publisher(context, f"ipc://{short_path}/mine.txt", VirtualClock(), 8, lossless=False)
+    assert (short_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_unix_socket_that_a_killed_process_left_is_taken(context, short_path):
+    with sockets.socket(sockets.AF_UNIX) as left:
+        left.bind(str(short_path / "labels"))
+    Publisher(context, f"ipc://{short_path}/labels", VirtualClock(), 8, lossless=False).close()
 
 
 @pytest.mark.parametrize("lossless", [True, False])

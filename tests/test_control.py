@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import time
@@ -162,6 +163,32 @@ def test_the_socket_is_the_users_own(run):
     assert stat.S_IMODE(run.server.path.parent.stat().st_mode) == 0o700
     run.server.close()
     assert not run.server.path.exists()
+
+
+def test_sockets_that_killed_runs_left_are_removed_and_nobodys_else(tmp_path):
+    folder = tmp_path / "emostream"
+    with zmq.Context() as context:
+        first = ControlServer(context, folder / "control-1")
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(folder / "control-2"))
+        with pytest.raises(BusError, match="another program"):
+            ControlServer(context, folder / "control-1")
+        assert [path.name for path in folder.iterdir()] == ["control-1"]
+        with (
+            Control(path=folder / "control-1", timeout_s=0.1) as control,
+            pytest.raises(ControlError, match="no answer"),
+        ):
+            control.status()
+        first.close()
+    assert not folder.exists()
+
+
+def test_a_run_that_was_killed_does_not_answer(tmp_path):
+    (folder := tmp_path / "own").mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(folder / "control"))
+    with Control(path=folder / "control") as control, pytest.raises(ControlError, match="no run listens there"):
+        control.status()
 
 
 def test_a_folder_that_others_can_write_to_is_refused(tmp_path):

@@ -162,6 +162,47 @@ def test_nothing_is_left_of_a_run_whose_supervisor_was_killed(short_path, after_
     assert list(runs.iterdir()) == []
 
 
+SLOW = """
+import os, pathlib, time
+if os.environ["PARENT"] != str(os.getpid()):
+    pathlib.Path("child").write_text(str(os.getpid()))
+    time.sleep(60)
+def work():
+    pass
+"""
+PARENT = """
+import os, pathlib, signal, time
+from emostream.stream.nodes.tether import TetheredProcess
+if __name__ == "__main__":
+    os.environ["PARENT"] = str(os.getpid())
+    import slow
+    TetheredProcess(target=slow.work).start()
+    while not pathlib.Path("child").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_node_whose_imports_take_long_ends_with_its_supervisor(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "parent.py").write_text(PARENT)
+    assert subprocess.run([sys.executable, "parent.py"], cwd=tmp_path, timeout=60).returncode == -signal.SIGKILL
+    until = time.monotonic() + patience(2.0)
+    while psutil.pid_exists(int((tmp_path / "child").read_text())):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("after_s", [0.4, *(pytest.param(s, marks=LONG) for s in (0.7, 1.0, 1.5))])
+def test_sigterm_while_a_run_is_being_loaded_is_its_end(after_s):
+    with Pipeline(*RUN) as run:
+        time.sleep(after_s)
+        run.process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        assert run.finish(patience(10)) == 0, run.output
+    assert time.monotonic() - begun < patience(3) and "Traceback" not in run.output
+
+
 @LONG
 def test_another_runs_folder_is_not_swept(short_path):
     with Pipeline("--config", "config.toml", "--set", f"bus.run_dir={short_path}") as first:

@@ -64,6 +64,41 @@ def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path):
         LabelFile(tmp_path / "no/labels.jsonl", 0, print)
 
 
+def test_a_pipe_is_never_waited_for(tmp_path):
+    path, warnings = tmp_path / "labels", []
+    os.mkfifo(path)
+    file = LabelFile(path, 0, warnings.append)
+    file.add(emotion_message(seq=0))  # nobody reads yet
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    file.add(emotion_message(seq=1))
+    wrong = 0
+    while file.lost < 3:  # nobody empties it
+        file.add(emotion_message(seq=2))
+        wrong += 1
+        assert wrong < 1000
+    with os.fdopen(reading, "rb") as pipe:
+        first = pipe.readline()
+        file.close()
+        rest = pipe.read().splitlines()
+    assert json.loads(first)["seq"] == 1 and [json.loads(line)["seq"] for line in rest] == [2] * (wrong - 2)
+    assert len(warnings) == 2 and "No such device" in warnings[0] and "temporarily unavailable" in warnings[1]
+
+
+def test_half_a_line_in_a_pipe_does_not_spoil_the_next(tmp_path, monkeypatch):
+    path = tmp_path / "labels"
+    os.mkfifo(path)
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
+        file = LabelFile(path, 0, lambda text: None)
+        write = os.write
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", lambda fd, line: write(fd, line[:20]))
+            file.add(emotion_message(seq=0))
+        file.add(emotion_message(seq=1))
+        file.close()
+        half, whole = pipe.read().splitlines()
+    assert len(half) == 20 and json.loads(whole)["seq"] == 1 and file.lost == 1
+
+
 # stream-label --out
 
 
@@ -139,15 +174,17 @@ class Stalled:
     """A view that blocks until it is let go."""
 
     def __init__(self) -> None:
-        self.go, self.shown = threading.Event(), []
+        self.go, self.shown, self.lines = threading.Event(), [], []
 
     def emotion(self, message: Emotion) -> None:
         self.go.wait(20)
         self.shown.append(message.seq)
 
     def health(self, message: object) -> None: ...
-    def log(self, node: str, level: str, text: str) -> None: ...
     def close(self) -> None: ...
+
+    def log(self, node: str, level: str, text: str) -> None:
+        self.lines.append(text)
 
 
 def test_a_stalled_view_delays_nobody():
@@ -160,6 +197,11 @@ def test_a_stalled_view_delays_nobody():
     assert not shown.close(wait_s=0.1)
     assert time.monotonic() - begun < 5
     view.go.set()
+    until = time.monotonic() + 10
+    while not view.lines:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert view.lines == [f"the display took nothing for a while; {shown.left_out} lines and updates were not shown"]
 
 
 def test_all_is_shown_in_order_and_then_the_last():

@@ -110,6 +110,16 @@ def test_losses_are_named_by_node_and_stream():
     assert "labels already computed at the pause: 2 of 1" in "\n".join(lines)
 
 
+def test_nothing_was_lost_is_said_only_where_nothing_was():
+    summary = Summary()
+    for node in (NodeStatus(dropped=1), NodeStatus(gaps=1), NodeStatus(counters={"late_frames": 1})):
+        summary.status = Status(nodes={"video.demo": node}, streams={"demo": StreamStatus(heard=1, labelled=1)})
+        assert "lost: no utterance; what was dropped or missing is below" in summary.lines()
+        assert "1 (video.demo 1)" in summary.lines()[-1]
+    summary.status = Status(nodes={"fusion": NodeStatus(counters={"not_published": 4})})
+    assert "lost: nothing" in summary.lines() and "had the endpoint: 4 labels" in summary.lines()[-1]
+
+
 # One line a label
 
 

@@ -34,13 +34,15 @@ from emostream.stream.status import decode_status
 
 FEW = settings(max_examples=15)
 MANY = settings(max_examples=3000)
+_MANY_S = 1800  # on a busy machine; an idle one takes a tenth
 _SOON_S = 3.0
 _ODD = st.one_of(st.binary(max_size=300), st.text(max_size=100).map(lambda text: text.encode(errors="surrogatepass")))
 
 
 def few_and_many(test: Callable[..., None], **strategies: st.SearchStrategy) -> tuple[Callable[..., None], ...]:
     """The test with few examples, and with many, which is a long one."""
-    return FEW(given(**strategies)(test)), pytest.mark.long(MANY(given(**strategies)(test)))
+    many = pytest.mark.timeout(_MANY_S)(pytest.mark.long(MANY(given(**strategies)(test))))
+    return FEW(given(**strategies)(test)), many
 
 
 # Configuration and names of sources

@@ -6,9 +6,7 @@ sent it SIGTERM; any other: it crashed. Two nodes may share a process: see ``cod
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -29,12 +27,12 @@ from emostream.stream.bus import LINGER_MS, Context
 from emostream.stream.handover import Handover
 from emostream.stream.limits import no_core_dumps
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec, Stopped
+from emostream.stream.nodes.tether import TetheredProcess
 from emostream.stream.topics import HEARD, stream_topic
 
 CANNOT_RUN = 3
 TERMINATED = 4
 GUEST = 16  # added to the code of a node that shares another one's process
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ORPHAN_S = 1.5  # from the supervisor's death to the end of a node that does not end by itself
 _LOOK_S = 0.1
 _STOP_COMES_S = 1.0  # whoever ends a service sends SIGTERM to all its processes: the supervisor's ``stop`` follows
@@ -45,7 +43,7 @@ def start_node(spec: NodeSpec, guest: NodeSpec | None = None) -> BaseProcess:
     names = spec.name if guest is None else f"{spec.name} {guest.name}"
     # one thread per numeric library and process, since several processes share few cores
     threads = {name: os.environ.get(name, "1") for name in THREADS}
-    process = multiprocessing.get_context("spawn").Process(target=run_node, args=(spec, guest), name=names, daemon=True)
+    process = TetheredProcess(target=run_node, args=(spec, guest), name=names, daemon=True)
     with _environment(threads | {"EMOSTREAM_NODE": names}):  # tells processes apart in a process list (ps e)
         process.start()
     return process
@@ -71,7 +69,6 @@ def run_node(spec: NodeSpec, guest: NodeSpec | None = None) -> None:
     ``spec`` publishes of the guest's stream is handed over to it without a socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends both to all; the supervisor decides
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _end_with(spec.parent)
     no_core_dumps()
     runtimes: list[NodeRuntime] = []
     _watch_signals(runtimes, spec.parent)
@@ -159,14 +156,6 @@ def code_of(code: int, is_guest: bool) -> int:
 def _place(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{os.path.basename(frame.filename)}:{frame.lineno}"
-
-
-def _end_with(parent: int) -> None:
-    """Let Linux send SIGTERM when the supervisor dies; elsewhere the node's duties notice it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if parent and os.getppid() != parent:  # it died before
-        os._exit(TERMINATED)
 
 
 def _watch_signals(runtimes: Sequence[NodeRuntime], parent: int) -> None:

@@ -19,7 +19,8 @@ import msgspec
 import numpy as np
 import zmq
 
-from emostream.errors import SourceError
+from emostream.errors import BusError, SourceError
+from emostream.stream.bus import bind
 from emostream.stream.clock import Clock
 from emostream.stream.emotion import Word
 from emostream.stream.source_spec import SourceSpec
@@ -97,10 +98,10 @@ class ExternalSource:
         self._socket = self._context.socket(zmq.PULL)
         self._socket.linger, self._socket.rcvhwm, self._socket.maxmsgsize = 0, _QUEUE, _LARGEST
         try:
-            self._socket.bind(self._endpoint)
-        except zmq.ZMQError as error:
+            bind(self._socket, self._endpoint, setting="")
+        except BusError as error:
             self.close()
-            raise SourceError(f"{self.name} cannot be opened ({error.strerror})") from error
+            raise SourceError(f"{self.name} cannot be opened: {error}") from error
 
     def items(self) -> Iterator[AudioChunk | VideoFrame | HeardWords | NoTrack | None]:
         assert self._socket is not None

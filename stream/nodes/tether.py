@@ -1,0 +1,28 @@
+"""A process that ends with its parent from its first moments on, before anything that it needs is imported."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class TetheredProcess(SpawnProcess):
+    """Linux sends it SIGTERM when its parent dies, which is its end until it handles that."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickle calls the function before it reads the state, which names what is to be imported
+        return _begin, (os.getpid(),), self.__dict__
+
+
+def _begin(parent: int) -> TetheredProcess:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before
+        os._exit(1)
+    return TetheredProcess.__new__(TetheredProcess)
