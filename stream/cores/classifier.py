@@ -113,6 +113,7 @@ class Head:
         self.modalities = manifest.modalities
         self.uncertain_below = manifest.uncertain_below
         self.coordinates = manifest.coordinates
+        self.dims = manifest.audio.dim, manifest.video.dim, manifest.text.dim
         self.face_dim = manifest.video.dim
         self._manifest = manifest
         self.rest = {name: np.array(vector, np.float32) for name, vector in manifest.rest.items()}
@@ -225,8 +226,12 @@ class Classifier(Head):
 
     def run(self, call: Encode | Classify) -> Encoded | list[Result]:
         """See ``Head.run``."""
-        if isinstance(call, Classify):
-            return self.results(call, self.logits(call.rows()))
+        if isinstance(call, Encode):
+            return self.encode(call)
+        return self.results(call, self.logits(call.rows()))
+
+    def encode(self, call: Encode) -> Encoded:
+        """Run the encoders."""
         return Encoded(
             self.encode_faces(call.crops),
             [self._run_voice(rows) for rows in call.rows],
