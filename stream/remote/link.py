@@ -137,7 +137,7 @@ class Link:
     # For the loop
 
     def wait(self, tick: Callable[[], None], seconds: float) -> None:
-        """At the start, wait until every stream has a place. Raises ClusterError if one is refused or nobody answers."""
+        """At the start, wait until all streams have places. Raises ClusterError if one is refused or nobody answers."""
         until_s = time.monotonic() + seconds
         while not self.settled or self.refusal is not None:
             if self.refusal is not None:

@@ -14,7 +14,9 @@ Stream = tuple[bytes, int]
 MOST_WAITING = 4  # calls of a stream; a box sends one at a time
 GONE_S = 10.0  # after so long without a word from its box, a stream's place is free
 _ACTIVE_S = 1.0
-_MOST_CALLS, _MOST_COST = 64, 512  # of a batch; one call counts whatever its cost
+_MOST_CALLS = 64  # of a batch
+_BATCH_S = 0.03  # of work in a batch, about: what a call that comes meanwhile waits for
+_COSTS = (4.0, 4096.0)  # of a batch, whatever was measured
 
 
 @dataclass
@@ -31,9 +33,9 @@ class Waiting:
     def cost(self) -> float:
         """About how long it takes, in faces to encode."""
         if isinstance(self.call, Classify):
-            return 8.0 * len(self.call.rows())
+            return 0.1 * len(self.call.rows())
         sound, words = (sum(each.shape[1] for each in some) for some in (self.call.rows, self.call.pieces))
-        return float(1 + len(self.call.crops) + sound / 8 + words)
+        return float(0.1 + len(self.call.crops) + sound / 200 + words / 20)
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Queue:
     def __init__(self, most: int, wait_s: float) -> None:
         self.most, self._wait_s = most, wait_s
         self._places: dict[Stream, _Place] = {}
+        self._most_cost = 16.0  # of a batch
         self._used = 0.0  # by the stream that was taken last: where one begins that comes now
 
     def __len__(self) -> int:
@@ -105,13 +108,20 @@ class Queue:
         place.asked_s = place.seen_s = call.since_s
         return ""
 
+    def learn(self, calls: list[Waiting], run_s: float) -> None:
+        """A batch took so long: later ones are as large as fits this machine."""
+        speed = sum(call.cost for call in calls) / max(run_s, 1e-4)
+        least, most = _COSTS
+        self._most_cost = min(max((self._most_cost + speed * _BATCH_S) / 2, least), most)
+
     def take(self, now_s: float) -> Batch:
         """The next batch, if it is time for one."""
         batch = Batch()
         for place in self._places.values():
             batch.expired += [call for call in place.waiting if call.until_s <= now_s]
             place.waiting = deque(call for call in place.waiting if call.until_s > now_s)
-        waiting = sorted((place for place in self._places.values() if place.waiting), key=lambda place: place.used)
+        waiting = [place for place in self._places.values() if place.waiting]
+        waiting.sort(key=lambda place: (place.used, place.waiting[0].cost))
         if not waiting:
             return batch
         others = sum(now_s - place.asked_s < _ACTIVE_S for place in self._places.values())
@@ -122,7 +132,7 @@ class Queue:
         cost = 0.0
         for place in waiting[:_MOST_CALLS]:
             call = place.waiting[0]
-            if batch.calls and cost + call.cost > _MOST_COST:
+            if batch.calls and cost + call.cost > self._most_cost:
                 continue
             cost += call.cost
             self._used = place.used

@@ -191,6 +191,8 @@ class Replica:
                     parts = wire.encode_answer(header, result)
                 self._done.append((call.stream[0], parts))
             if batch.calls:
+                with self._ready:
+                    self._queue.learn(batch.calls, run_ms / 1000)
                 self.counters["batches"] += 1
                 self.counters["calls"] += len(batch.calls)
             self._wake.send(b"")

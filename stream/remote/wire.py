@@ -23,7 +23,7 @@ from emostream.stream.features.logmel import DIM as MELS
 from emostream.stream.features.text import MAX_ROWS
 
 MOST_BYTES = 8 << 20  # of a message; ZeroMQ closes the connection that sends a larger one
-MOST_CROPS = 512  # of a call, of all faces
+MOST_CROPS = 64  # of a call, of all faces: what others wait for while it runs
 MOST_SOUND = 2000  # log-mel rows of a call: 20 s
 MOST_ITEMS = 32  # of a call: the faces in view, each by itself
 MOST_VECTORS = 4096  # rows of one modality of an item
