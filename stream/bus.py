@@ -280,6 +280,10 @@ class Inbox:
         """Let ``receive`` return at once when another socket, which the inbox does not read, has something to read."""
         self._poller.register(socket, zmq.POLLIN)
 
+    def forget(self, socket: zmq.Socket[Any]) -> None:
+        """Take back ``wake_on``, before that socket is closed."""
+        self._poller.unregister(socket)
+
     def hold(self, endpoint: str, hold: bool) -> None:
         """Stop reading one publisher, or resume: at fast pace a publisher that is not read waits."""
         if hold and endpoint not in self._held:

@@ -137,6 +137,8 @@ class Fusion(_Section):
     adapt: bool = True
     adapt_s: Annotated[float, Field(gt=0, le=86_400)] = 120
     profile: str = ""
+    remote: Annotated[str, Field(pattern=r"^(tcp://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5})?$")] = ""
+    without: Literal["local", "late"] = "local"
 
     @model_validator(mode="after")
     def _profile_adapts(self) -> Self:

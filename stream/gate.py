@@ -54,10 +54,13 @@ def closed(server: KeyPair) -> dict[zmq.SocketOption, Any]:
 
 class Gate:
     """A ZeroMQ context of its own, so that what strangers send is decrypted by a thread that serves no other socket.
-    ``allowed``: public keys; ``counters``: where to count those who were not let in.
+    ``allowed``: public keys; ``counters``: where to count those who were not let in; ``what``: that is behind it.
     """
 
-    def __init__(self, server: KeyPair, allowed: frozenset[str], counters: Counter[str]) -> None:
+    def __init__(
+        self, server: KeyPair, allowed: frozenset[str], counters: Counter[str], what: str = "the labels"
+    ) -> None:
+        self._what = what
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._allowed, self._lock = allowed, threading.Lock()
         self._admitted: set[str] = set()  # keys of clients that got in
@@ -146,7 +149,7 @@ class Gate:
         told_s = self._told.get((peer, counter))
         if len(self._told) < _MOST_PEERS and (told_s is None or now_s - told_s >= _QUIET_S):
             self._told[peer, counter] = now_s
-            log.warning("%s was not let in to the labels: %s", peer, reason)
+            log.warning("%s was not let in to %s: %s", peer, self._what, reason)
 
 
 def _peer(descriptor: int) -> str:

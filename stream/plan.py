@@ -21,7 +21,7 @@ from emostream.stream.clock import SystemClock
 from emostream.stream.config import Bus, Config, Page, Stream
 from emostream.stream.encryption import recipients
 from emostream.stream.gate import closed
-from emostream.stream.keys import Keys
+from emostream.stream.keys import Keys, read_client
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.prior import log_ratios
 from emostream.stream.profile import Profile
@@ -49,6 +49,10 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
     if config.fusion.profile:
         Profile(user_path(config.fusion.profile), bundle).check_writable()
     plan = Plan(labels=bundle.manifest.labels)
+    if config.fusion.remote and config.pace == "fast":
+        plan.notes.append("fusion.remote is for runs in real time; the networks run here")
+    elif config.fusion.remote:
+        read_client(Keys(config.bus.keys).client_file)
     options = _check_keys(config.bus, plan.notes) if config.bus.needs_keys else {}
     _try_endpoint(config.bus.emotion, options)
     expected = tuple((stream.name, plan_stream(plan, stream, config, run_dir, clock)) for stream in config.streams)

@@ -10,7 +10,7 @@ import numpy as np
 
 from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
-from emostream.stream.cores.classifier import Features, Result
+from emostream.stream.cores.classifier import Classify, Encode, Encoded, Features, Result
 from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.emotion import Emotion, Word
 from emostream.stream.messages import AudioRows, End, Face, Media, Message, SpeechEvent
@@ -28,8 +28,27 @@ class FakeVoice:
     def reset(self) -> None:
         self.resets = getattr(self, "resets", 0) + 1
 
+    def begin(self, rows: np.ndarray) -> np.ndarray | None:
+        return rows[None] if len(rows) else None
+
+    def finish(self, computed: np.ndarray | None) -> np.ndarray:
+        return np.zeros((0, 4), np.float32) if computed is None else computed[0]
+
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(rows, np.arange(0, len(rows), 8))[:, :4] if len(rows) else np.zeros((0, 4), np.float32)
+        return self.finish(self.begin(rows))
+
+
+class FakeWords:
+    """Two numbers for each word."""
+
+    def begin(self, words: Sequence[str]) -> np.ndarray | None:
+        return np.array([[[len(word), ord(word[0])] for word in words]], np.float32) if words else None
+
+    def finish(self, words: Sequence[str], computed: np.ndarray | None) -> np.ndarray:
+        return np.zeros((0, 2), np.float32) if computed is None else computed[0]
+
+    def encode(self, words: Sequence[str]) -> np.ndarray:
+        return self.finish(words, self.begin(words))
 
 
 class FakeClassifier:
@@ -42,6 +61,7 @@ class FakeClassifier:
     coordinates: ClassVar[dict[str, tuple[float, float]]] = {}
     modalities = ("audio", "video", "text")
     rest: ClassVar[dict[str, np.ndarray]] = {}
+    face_dim = 4
 
     def __init__(self, clock: VirtualClock, encode_ns: int = 0, classify_ns: int = 0) -> None:
         self._clock, self._encode_ns, self._classify_ns = clock, encode_ns, classify_ns
@@ -57,8 +77,14 @@ class FakeClassifier:
             self._clock.advance_ns(self._encode_ns)
         return crops[:, 0, :4].astype(np.float32)
 
-    def encode_words(self, words: Sequence[str]) -> np.ndarray:
-        return np.array([[len(word), ord(word[0])] for word in words], np.float32).reshape(-1, 2)
+    def text_encoder(self) -> FakeWords:
+        return FakeWords()
+
+    def run(self, call: Encode | Classify) -> Encoded | list[Result]:
+        if isinstance(call, Classify):
+            return self.classify(call.items, call.contributions)
+        voices = [np.add.reduceat(rows[0], np.arange(0, len(rows[0]), 8))[None, :, :4] for rows in call.rows]
+        return Encoded(self.encode_faces(call.crops), voices, call.pieces)
 
     def classify(self, batch: Sequence[Features], contributions: Sequence[bool]) -> list[Result]:
         self._clock.advance_ns(self._classify_ns)

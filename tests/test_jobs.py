@@ -14,7 +14,12 @@ def _schedule(realtime: bool = True, estimates: bool = True) -> Schedule:
 
 
 def _take_all(schedule: Schedule, now_ns: int = T0, flush: bool = True) -> list[Job]:
-    return list(iter(lambda: schedule.take_ready(now_ns, flush), None))
+    jobs = []
+    while (job := schedule.take_ready(now_ns, flush)) is not None:
+        assert not schedule.done and schedule.take_ready(now_ns, flush) is None  # one at a time
+        schedule.finish()
+        jobs.append(job)
+    return jobs
 
 
 def test_an_utterance_in_real_time_makes_estimates_a_provisional_label_and_a_label():

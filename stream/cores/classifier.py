@@ -38,20 +38,63 @@ class Features:
 
 @dataclass(frozen=True)
 class Result:
-    """``probabilities``: (labels,) float64, of sum 1. ``contributions``: by modality, see emotion.Evidence."""
+    """``probabilities``: (labels,) float64, of sum 1. ``contributions``: by modality, see emotion.Evidence.
+    ``backend``: which one ran the network, if it was not the classifier's own."""
 
     probabilities: np.ndarray
     contributions: dict[str, float]
+    backend: str = ""
 
 
-class Classifier:
-    """A bundle's networks, loaded once. ``prior``: how often each label occurs where they are used.
+@dataclass(frozen=True)
+class Encode:
+    """A run of the encoders. ``crops``: (n, 48, 48) uint8; ``rows``: of ``VoiceEncoder.begin``; ``pieces``: of
+    ``TextEncoder.begin``."""
 
-    Raises BundleError if they were trained on other features than this version computes, ConfigError if the prior is
-    not of the bundle's labels, and BackendError if the backend cannot load them.
+    crops: np.ndarray
+    rows: Sequence[np.ndarray] = ()
+    pieces: Sequence[np.ndarray] = ()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The vectors of an ``Encode``: (n, dim), and for each of its rows and pieces (1, m, dim), all float32."""
+
+    faces: np.ndarray
+    voices: Sequence[np.ndarray] = ()
+    texts: Sequence[np.ndarray] = ()
+
+
+@dataclass(frozen=True)
+class Classify:
+    """A run of the fusion network. At least one modality of each item must be present. ``contributions``: of which
+    items the contribution of each modality is wanted."""
+
+    items: Sequence[Features]
+    contributions: Sequence[bool]
+
+    def rows(self) -> list[Features]:
+        """What the network reads: each item, and, where it is needed, the item without each modality in turn."""
+        rows: list[Features] = []
+        for item, wanted in zip(self.items, self.contributions, strict=True):
+            rows.append(item)
+            present = item.present()
+            if wanted and len(present) > 1:
+                rows += [_without(item, name) for name in present]
+        return rows
+
+
+class Head:
+    """What needs no network: what a bundle says of its labels, and probabilities from logits. ``prior``: how often each
+    label occurs where the bundle is used.
+
+    Raises BundleError if it was trained on other features than this version computes, and ConfigError if the prior is
+    not of its labels.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = "auto", threads: int = 1, prior: Prior = "training") -> None:
+    backend = ""
+
+    def __init__(self, bundle: Bundle, prior: Prior = "training") -> None:
         manifest = bundle.manifest
         for name, ours in (
             ("audio", logmel.SETTINGS | voice.SETTINGS),
@@ -70,18 +113,77 @@ class Classifier:
         self.modalities = manifest.modalities
         self.uncertain_below = manifest.uncertain_below
         self.coordinates = manifest.coordinates
+        self.dims = manifest.audio.dim, manifest.video.dim, manifest.text.dim
+        self.face_dim = manifest.video.dim
         self._manifest = manifest
         self.rest = {name: np.array(vector, np.float32) for name, vector in manifest.rest.items()}
         self._log_ratios = log_ratios(prior, manifest)
+        self._pieces = WordPieces.load(bundle.path(PIECES))
+
+    def correct_for(self, prior: Prior) -> None:
+        """Take another prior from now on. Raises ConfigError if it is not of the bundle's labels."""
+        self._log_ratios = log_ratios(prior, self._manifest)
+
+    def voice_encoder(self) -> VoiceEncoder:
+        """The encoder for the sound of one stream's utterances."""
+        return VoiceEncoder(self._run_voice)
+
+    def text_encoder(self) -> TextEncoder:
+        """The encoder for the words of one stream."""
+        return TextEncoder(self._run_text, self._pieces, self._manifest.text.dim)
+
+    def _run_voice(self, rows: np.ndarray) -> np.ndarray:
+        raise NotImplementedError("the networks are elsewhere")
+
+    def _run_text(self, pieces: np.ndarray) -> np.ndarray:
+        raise NotImplementedError("the networks are elsewhere")
+
+    def run(self, call: Encode | Classify) -> Encoded | list[Result]:
+        """Run the networks for a call."""
+        raise NotImplementedError("the networks are elsewhere")
+
+    def results(self, call: Classify, logits: np.ndarray, backend: str = "") -> list[Result]:
+        """The result of each item, from what the network says of ``call.rows()``: (rows, labels). ``backend``: which
+        one ran it, if that is not ``self.backend``."""
+        rows_left = iter(self._probabilities(call.rows(), logits))
+        results = []
+        for item, wanted in zip(call.items, call.contributions, strict=True):
+            full = next(rows_left)
+            label = int(full.argmax())
+            present = item.present()
+            shares = dict.fromkeys(MODALITIES, 0.0)
+            if wanted and len(present) == 1:
+                shares[present[0]] = float(full[label] - 1 / len(self.labels))
+            elif wanted:
+                for name in present:
+                    shares[name] = float(full[label] - next(rows_left)[label])
+            results.append(Result(full, shares, backend))
+        return results
+
+    def _probabilities(self, rows: Sequence[Features], logits: np.ndarray) -> np.ndarray:
+        """(rows, labels) probabilities, calibrated and corrected for the prior."""
+        subsets = ["+".join(row.present()) for row in rows]
+        temperature = np.array([self._manifest.temperature[subset] for subset in subsets])
+        logits = logits.astype(np.float64) / temperature[:, None]
+        logits += np.stack([self._log_ratios[subset] for subset in subsets])
+        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: np.ndarray = exp / exp.sum(axis=1, keepdims=True)
+        return probabilities
+
+
+class Classifier(Head):
+    """A bundle's networks, loaded once. ``prior``: how often each label occurs where they are used.
+
+    Raises what ``Head`` raises, and BackendError if the backend cannot load the networks.
+    """
+
+    def __init__(self, bundle: Bundle, backend: str = "auto", threads: int = 1, prior: Prior = "training") -> None:
+        super().__init__(bundle, prior)
         self._voice = load(bundle, VOICE, "onnxruntime", threads)  # rows come few at a time: a GPU would not pay
         self._face = load(bundle, FACE, backend, threads)
         self._fusion = load(bundle, FUSION, backend, threads)
         self._text = load(bundle, TEXT, "onnxruntime", threads)  # its int8 products are for processors
-        self._words = TextEncoder(
-            lambda pieces: self._text.run({"pieces": pieces})["vectors"],
-            WordPieces.load(bundle.path(PIECES)),
-            manifest.text.dim,
-        )
+        self._words = self.text_encoder()
         self.backend = self._fusion.name
 
     def warm_up(self) -> None:
@@ -91,10 +193,6 @@ class Classifier:
         item = Features(sound, faces, self.encode_words(["one", "two", "three"]))
         self.classify([item], [True])
 
-    def correct_for(self, prior: Prior) -> None:
-        """Take another prior from now on. Raises ConfigError if it is not of the bundle's labels."""
-        self._log_ratios = log_ratios(prior, self._manifest)
-
     def close(self) -> None:
         """Release the networks; the classifier cannot be used afterwards."""
         self._voice.close()
@@ -102,14 +200,16 @@ class Classifier:
         self._text.close()
         self._fusion.close()
 
-    def voice_encoder(self) -> VoiceEncoder:
-        """The encoder for the sound of one stream's utterances."""
-        return VoiceEncoder(lambda rows: self._voice.run({"rows": rows})["vectors"])
+    def _run_voice(self, rows: np.ndarray) -> np.ndarray:
+        return self._voice.run({"rows": rows})["vectors"]
+
+    def _run_text(self, pieces: np.ndarray) -> np.ndarray:
+        return self._text.run({"pieces": pieces})["vectors"]
 
     def encode_faces(self, crops: np.ndarray) -> np.ndarray:
         """Vectors of (n, 48, 48) uint8 crops: (n, dim) float32."""
         if not len(crops):
-            return np.zeros((0, self._manifest.video.dim), np.float32)
+            return np.zeros((0, self.face_dim), np.float32)
         parts = [crops[i : i + _MAX_CROPS] for i in range(0, len(crops), _MAX_CROPS)]
         return np.concatenate([self._face.run({"crops": np.ascontiguousarray(part)})["vectors"] for part in parts])
 
@@ -121,43 +221,32 @@ class Classifier:
         """Probabilities of each item and, where ``contributions`` is True, the contribution of each modality, in one
         run of the network. At least one modality of each item must be present.
         """
-        rows: list[Features] = []
-        for item, wanted in zip(batch, contributions, strict=True):
-            rows.append(item)
-            present = item.present()
-            if wanted and len(present) > 1:
-                rows += [_without(item, name) for name in present]
-        probabilities = self._run(rows)
-        results = []
-        rows_left = iter(probabilities)
-        for item, wanted in zip(batch, contributions, strict=True):
-            full = next(rows_left)
-            label = int(full.argmax())
-            present = item.present()
-            shares = dict.fromkeys(MODALITIES, 0.0)
-            if wanted and len(present) == 1:
-                shares[present[0]] = float(full[label] - 1 / len(self.labels))
-            elif wanted:
-                for name in present:
-                    shares[name] = float(full[label] - next(rows_left)[label])
-            results.append(Result(full, shares))
-        return results
+        call = Classify(batch, contributions)
+        return self.results(call, self.logits(call.rows()))
 
-    def _run(self, rows: Sequence[Features]) -> np.ndarray:
-        """(rows, labels) probabilities, calibrated and corrected for the prior."""
+    def run(self, call: Encode | Classify) -> Encoded | list[Result]:
+        """See ``Head.run``."""
+        if isinstance(call, Encode):
+            return self.encode(call)
+        return self.results(call, self.logits(call.rows()))
+
+    def encode(self, call: Encode) -> Encoded:
+        """Run the encoders."""
+        return Encoded(
+            self.encode_faces(call.crops),
+            [self._run_voice(rows) for rows in call.rows],
+            [self._run_text(pieces) for pieces in call.pieces],
+        )
+
+    def logits(self, rows: Sequence[Features]) -> np.ndarray:
+        """What the fusion network says of each row, in one run: (rows, labels) float32."""
         inputs: dict[str, np.ndarray] = {}
         for name in MODALITIES:
             max_rows = getattr(self._manifest, name).max_rows
             inputs[name], inputs[f"{name}_len"] = pad(
                 [getattr(row, name) for row in rows], max_rows
             )  # (B, T, dim), (B,)
-        subsets = ["+".join(row.present()) for row in rows]
-        temperature = np.array([self._manifest.temperature[subset] for subset in subsets])
-        logits = self._fusion.run(inputs)["logits"].astype(np.float64) / temperature[:, None]
-        logits += np.stack([self._log_ratios[subset] for subset in subsets])
-        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities: np.ndarray = exp / exp.sum(axis=1, keepdims=True)
-        return probabilities
+        return self._fusion.run(inputs)["logits"]
 
 
 def _without(item: Features, name: str) -> Features:

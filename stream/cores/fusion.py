@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from emostream.stream.clock import Clock
 from emostream.stream.config import Config
 from emostream.stream.cores.adapt import Adaptation, Baseline
-from emostream.stream.cores.classifier import Classifier, Features, Result
+from emostream.stream.cores.classifier import Classify, Encode, Encoded, Features, Head, Result
 from emostream.stream.cores.face_endpoint import FaceEndpointer
 from emostream.stream.cores.jobs import REST_NS, Job, Rules, Schedule
-from emostream.stream.cores.people import AFTER_NS, BEFORE_NS, Choice, People
+from emostream.stream.cores.people import AFTER_NS, BEFORE_NS, Choice, People, Person
 from emostream.stream.cores.report import Reporter, RunTimes
+from emostream.stream.cores.runs import Call, Elsewhere, GaveUp, Runs, Steps
 from emostream.stream.cores.speakers import Speakers
 from emostream.stream.cores.window import SlidingWindow
 from emostream.stream.emotion import Emotion
 from emostream.stream.features.face import CROP
 from emostream.stream.features.logmel import DIM, FRAME_NS, HOP_NS
+from emostream.stream.features.text import TextEncoder
 from emostream.stream.features.voice import VECTOR_NS, VoiceEncoder
 from emostream.stream.messages import AudioRows, End, Face, Message, SpeechEvent
 
@@ -49,6 +52,7 @@ class _Stream:
     schedule: Schedule
     audio: SlidingWindow  # log-mel rows
     voice: VoiceEncoder
+    words: TextEncoder
     people: People  # their faces
     speakers: Speakers  # their voices
     endpointer: FaceEndpointer | None  # of a stream without sound
@@ -64,20 +68,23 @@ class _Stream:
 class FusionCore:
     """``streams``: by name, which of ``audio``, ``video`` and ``speech`` to expect. ``realtime``: wait for late
     modalities no longer than configured; ``estimates``: publish running estimates too; ``run``: its name in messages;
-    ``first``: what ``seq`` begins at, and one less than the first utterance's number."""
+    ``first``: what ``seq`` begins at, and one less than the first utterance's number; ``elsewhere``: where the networks
+    run, if that is not in ``classifier``: other streams then go on while one waits for an answer."""
 
     def __init__(
         self,
         streams: Mapping[str, Iterable[str]],
-        classifier: Classifier,
+        classifier: Head,
         config: Config,
         clock: Clock,
         realtime: bool,
         estimates: bool = True,
         run: str = "",
         first: int = 0,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._classifier, self._config, self._clock = classifier, config, clock
+        self._runs: Runs[list[tuple[_Stream, Job]], Emotion] = Runs(classifier, elsewhere)
         self._realtime = realtime
         keep_text = config.privacy.text == "keep"
         self._reporter = Reporter(classifier, config.video.fps, realtime, clock, run, first, keep_text)
@@ -99,13 +106,13 @@ class FusionCore:
         self._classifier.correct_for(config.fusion.prior)
 
     def _new_stream(self, name: str, schedule: Schedule, first: int) -> _Stream:
-        dim = self._classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8)).shape[1]
         return _Stream(
             name,
             schedule,
             SlidingWindow((DIM,), np.float32),
             self._classifier.voice_encoder(),
-            People(dim, self._config.video.who),
+            self._classifier.text_encoder(),
+            People(self._classifier.face_dim, self._config.video.who),
             Speakers(int(self._config.speech.speaker_s * 1e9), first),
             None if "speech" in schedule.expected else self._face_endpointer(name),
             known=self._adaptation(),
@@ -181,10 +188,21 @@ class FusionCore:
             for stream in self._streams.values():
                 if stream.endpointer is not None:
                     self._on_face_events(stream, stream.endpointer.stalled(self._clock.now_ns()))
-        published: list[Emotion] = []
+        published = self._runs.go_on(flush, self._finish)
         while ready := self._take_ready(flush):
-            published += self._run(ready)
+            for together in [ready] if self._runs.here else [[each] for each in ready]:
+                published += self._runs.start(together[0][0].name, together, self._run(together), self._finish)
+            if flush:
+                published += self._runs.go_on(flush, self._finish)
         return published
+
+    def _finish(self, ready: list[tuple[_Stream, Job]], given_up: GaveUp | None) -> None:
+        """The run of these jobs has ended."""
+        for stream, job in ready:
+            stream.schedule.finish()
+            if given_up is not None and job.kind == "utterance":
+                self.counters["utterances_given_up"] += 1
+                log.warning("%s: utterance %d has no label: %s", stream.name, job.utterance, given_up)
 
     def _append(self, window: SlidingWindow, times: np.ndarray, rows: np.ndarray) -> None:
         try:
@@ -237,17 +255,21 @@ class FusionCore:
         jobs = [(stream, stream.schedule.take_ready(now_ns, flush)) for stream in self._streams.values()]
         return [(stream, job) for stream, job in jobs if job is not None]
 
-    def _run(self, ready: list[tuple[_Stream, Job]]) -> list[Emotion]:
+    def _run(self, ready: list[tuple[_Stream, Job]]) -> Steps[Emotion]:
+        """Do jobs of different streams together. Yields what the networks have to run, and is sent the answers."""
         begun_ns = self._clock.now_ns()
         choices = [self._choose(stream, job) for stream, job in ready]
         speakers = [_speaker(stream, job, choice) for (stream, job), choice in zip(ready, choices, strict=True)]
-        self._encode_faces(ready, choices)
-        features = [self._features(stream, job, choice) for (stream, job), choice in zip(ready, choices, strict=True)]
+        sounds, texts = yield from self._encode(ready, choices)
+        features = [
+            self._features(stream, job, choice, sound, text)
+            for (stream, job), choice, sound, text in zip(ready, choices, sounds, texts, strict=True)
+        ]
         encoded_ns = self._clock.now_ns()
         keys = [_key(job, item, choice) for (_, job), item, choice in zip(ready, features, choices, strict=True)]
-        results = self._results(ready, features, keys)
+        results = yield from self._results(ready, features, keys)
         if self._config.video.who == "all":
-            self._estimate_each(ready, choices)
+            yield from self._estimate_each(ready, choices)
         times = RunTimes(begun_ns, encoded_ns, self._clock.now_ns())
         published = []
         for i, (stream, job) in enumerate(ready):
@@ -270,13 +292,13 @@ class FusionCore:
                 )
             )
             if job.kind == "utterance":
-                self._learn(stream, job, results[i], choices[i])
+                self._learn(stream, job, results[i], choices[i], sounds[i])
             self.counters[_OUT[job.kind]] += 1
         return published
 
     def _results(
         self, ready: list[tuple[_Stream, Job]], features: list[Features], keys: list[tuple[object, ...]]
-    ) -> dict[int, Result]:
+    ) -> Generator[Call, Any, dict[int, Result]]:
         """Results by the job's index, in one run of the network; none for a job without features."""
         results: dict[int, Result] = {}
         left: list[int] = []
@@ -291,7 +313,7 @@ class FusionCore:
                 log.warning("%s: utterance %d has no features, so no label", stream.name, job.utterance)
         if left:
             contributions = [ready[i][1].kind != "window" for i in left]
-            classified = self._classifier.classify([features[i] for i in left], contributions)
+            classified: list[Result] = yield Classify([features[i] for i in left], contributions)
             results |= dict(zip(left, classified, strict=True))
         return results
 
@@ -315,31 +337,52 @@ class FusionCore:
             return [face.id for face in choice.seen]
         return [] if choice.face is None else [choice.face]
 
-    def _encode_faces(self, ready: list[tuple[_Stream, Job]], choices: list[Choice]) -> None:
-        """Encode the faces that these jobs need and that are not encoded yet, of all streams in one run; and, at an
-        utterance's first job, some of the faces before it, while nobody spoke."""
+    def _encode(
+        self, ready: list[tuple[_Stream, Job]], choices: list[Choice]
+    ) -> Generator[Call, Any, tuple[list[np.ndarray], list[np.ndarray]]]:
+        """Encode the faces that these jobs need and that are not encoded yet, of all streams in one run; at an
+        utterance's first job, some of the faces before it, while nobody spoke; and each job's sound and words, of which
+        the vectors are returned: (n, dim) each."""
         crops: list[np.ndarray] = [np.zeros((0, CROP, CROP), np.uint8)]
         resting: list[tuple[Baseline, int]] = []
-        waiting: list[tuple[_Stream, Job, int]] = []
-        for (stream, job), choice in zip(ready, choices, strict=True):
+        waiting: list[tuple[Person, np.ndarray]] = []  # and the times of the crops
+        for stream, job in ready:
             for baseline, before in self._resting(stream, job):
                 resting.append((baseline, job.utterance_start_ns))
                 crops.append(before)
+        first = len(crops)
+        for (stream, job), choice in zip(ready, choices, strict=True):
             for id_ in self._wanted(choice):
                 person = stream.people[id_]
                 person.crops.forget_before(job.utterance_start_ns)
-                waiting.append((stream, job, id_))
-        first = len(crops)
-        crops += [stream.people[id_].crops.cut(0, job.end_ns) for stream, job, id_ in waiting]
-        vectors = self._classifier.encode_faces(np.concatenate(crops))
-        parts = np.split(vectors, np.cumsum([len(part) for part in crops])[:-1])
-        for (baseline, at_ns), rows in zip(resting, parts[1:first], strict=True):
+                waiting.append((person, person.crops.times(0, job.end_ns)))
+                crops.append(person.crops.cut(0, job.end_ns))
+        rows = [_begin_sound(stream, job) for stream, job in ready]
+        words = [[word.word for word in job.words] for _, job in ready]
+        pieces = [stream.words.begin(said) for (stream, _), said in zip(ready, words, strict=True)]
+        encoded: Encoded = yield Encode(
+            np.concatenate(crops),
+            [each for each in rows if each is not None],
+            [each for each in pieces if each is not None],
+        )
+        parts = np.split(encoded.faces, np.cumsum([len(part) for part in crops])[:-1])
+        for (baseline, at_ns), vectors in zip(resting, parts[1:first], strict=True):
             baseline.seen(at_ns)  # before, what is known of the last one goes
-            baseline.update(rows, len(rows) / _RESTING)
-        for (stream, job, id_), rows in zip(waiting, parts[first:], strict=True):
-            person = stream.people[id_]
-            self._append(person.video, person.crops.times(0, job.end_ns), rows)
-            person.crops.forget_before(job.end_ns)
+            baseline.update(vectors, len(vectors) / _RESTING)
+        for (person, times), vectors in zip(waiting, parts[first:], strict=True):
+            self._append(person.video, times, vectors)
+            if len(times):  # not those that came since
+                person.crops.forget_before(int(times[-1]) + 1)
+        voices, texts = iter(encoded.voices), iter(encoded.texts)
+        sounds = [
+            _finish_sound(stream, job, None if each is None else next(voices))
+            for (stream, job), each in zip(ready, rows, strict=True)
+        ]
+        said_vectors = [
+            stream.words.finish(said, None if each is None else next(texts))
+            for (stream, _), said, each in zip(ready, words, pieces, strict=True)
+        ]
+        return sounds, said_vectors
 
     def _resting(self, stream: _Stream, job: Job) -> list[tuple[Baseline, np.ndarray]]:
         """At an utterance's first job, a few of the crops before it, (n, 48, 48), of each person who was in view."""
@@ -356,39 +399,41 @@ class FusionCore:
                 found.append((baseline, crops[chosen]))
         return found
 
-    def _learn(self, stream: _Stream, job: Job, result: Result, choice: Choice) -> None:
-        """What an utterance tells of the person: as much as it is neutral."""
+    def _learn(self, stream: _Stream, job: Job, result: Result, choice: Choice, sound: np.ndarray) -> None:
+        """What an utterance tells of the person: as much as it is neutral. ``sound``: its voice vectors as they are."""
         stream.ended_ns = job.end_ns
         stream.people.learn(choice)
         if "neutral" not in self._classifier.labels:
             return
         weight = float(result.probabilities[list(self._classifier.labels).index("neutral")]) ** 2
         if (voice := stream.known.voice) is not None:
-            voice.update(self._voice(stream, job), weight)
+            voice.update(sound, weight)
         if choice.face is not None and (face := stream.known.face(choice.face)) is not None:
-            face.update(stream.people[choice.face].video.cut(job.start_ns, job.end_ns), weight)
+            face.update(self._face_vectors(stream, job, choice.face), weight)
 
-    def _features(self, stream: _Stream, job: Job, choice: Choice) -> Features:
-        sound = self._voice(stream, job)
+    def _features(self, stream: _Stream, job: Job, choice: Choice, sound: np.ndarray, words: np.ndarray) -> Features:
         if (baseline := stream.known.voice) is not None:
             if len(sound):
                 baseline.seen(job.end_ns)
             sound = baseline.correct(sound)
-        words = self._classifier.encode_words([word.word for word in job.words])
         return Features(sound, self._faces(stream, job, choice.face), words).only(self._classifier.modalities)
 
+    def _face_vectors(self, stream: _Stream, job: Job, id_: int | None) -> np.ndarray:
+        """Vectors of a face during the job, as they are: (n, dim)."""
+        if id_ is None or id_ not in stream.people:  # or so long ago that nothing is left
+            return np.zeros((0, self._classifier.face_dim), np.float32)
+        return stream.people[id_].video.cut(job.start_ns, job.end_ns)
+
     def _faces(self, stream: _Stream, job: Job, id_: int | None) -> np.ndarray:
-        """Vectors of a face during the job: (n, dim)."""
-        if id_ is None:
-            return self._classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8))
-        faces = stream.people[id_].video.cut(job.start_ns, job.end_ns)
+        """The same, as if everyone's rest were this person's."""
+        faces = self._face_vectors(stream, job, id_)
         if (baseline := stream.known.face(id_)) is not None:
             if len(faces):
                 baseline.seen(job.end_ns)
             faces = baseline.correct(faces)
         return faces
 
-    def _estimate_each(self, ready: list[tuple[_Stream, Job]], choices: list[Choice]) -> None:
+    def _estimate_each(self, ready: list[tuple[_Stream, Job]], choices: list[Choice]) -> Generator[Call, Any, None]:
         """What each face in view shows by itself, into ``Choice.seen``."""
         if "video" not in self._classifier.modalities:
             return
@@ -402,23 +447,30 @@ class FusionCore:
         if not shown:
             return
         silence = self._classifier.voice_encoder().encode(np.zeros((0, DIM), np.float32))
-        wordless = self._classifier.encode_words([])
+        wordless = self._classifier.text_encoder().encode([])
         items = [Features(silence, rows, wordless) for _, rows in shown]
-        for (face, _), result in zip(shown, self._classifier.classify(items, [False] * len(items)), strict=True):
+        results: list[Result] = yield Classify(items, [False] * len(items))
+        for (face, _), result in zip(shown, results, strict=True):
             face.probabilities = {
                 label: round(float(value), 6)
                 for label, value in zip(self._classifier.labels, result.probabilities, strict=True)
             }
             face.label = max(face.probabilities, key=face.probabilities.__getitem__)
 
-    @staticmethod
-    def _voice(stream: _Stream, job: Job) -> np.ndarray:
-        """Voice vectors of the job's part of its utterance, which is encoded from its start on: (n, dim)."""
-        if stream.voice_of != job.utterance:
-            stream.voice.reset()
-            stream.voice_of = job.utterance
-        rows = stream.audio.cut(job.utterance_start_ns, job.end_ns - FRAME_NS + 1)  # frames entirely within it
-        return stream.voice.encode(rows)[(job.start_ns - job.utterance_start_ns) // VECTOR_NS :]
+
+def _begin_sound(stream: _Stream, job: Job) -> np.ndarray | None:
+    """What the voice network has to run for a job, whose utterance is encoded from its start on."""
+    if stream.voice_of != job.utterance:
+        stream.voice.reset()
+        stream.voice_of = job.utterance
+    return stream.voice.begin(
+        stream.audio.cut(job.utterance_start_ns, job.end_ns - FRAME_NS + 1)  # frames entirely within it
+    )
+
+
+def _finish_sound(stream: _Stream, job: Job, computed: np.ndarray | None) -> np.ndarray:
+    """Voice vectors of the job's part of its utterance: (n, dim)."""
+    return stream.voice.finish(computed)[(job.start_ns - job.utterance_start_ns) // VECTOR_NS :]
 
 
 def _speaker(stream: _Stream, job: Job, choice: Choice) -> str | None:

@@ -77,6 +77,7 @@ class Schedule:
         self.late: Counter[str] = Counter()
         self._rules = rules
         self._jobs: deque[Job] = deque()
+        self._under_way: Job | None = None
         self._utterances = utterances  # counted here, since a speech node that is started again counts from 1
         self._open: int | None = None  # the speech node's number of the open utterance
         self._start_ns = 0  # of that utterance
@@ -85,13 +86,13 @@ class Schedule:
 
     @property
     def done(self) -> bool:
-        """Whether no message is expected and no job waits."""
-        return not self.expected and not self._jobs
+        """Whether no message is expected and no job waits or is under way."""
+        return not self.expected and not self._jobs and self._under_way is None
 
     @property
     def at_rest(self) -> bool:
-        """Whether nobody speaks and no job waits."""
-        return self._open is None and not self._jobs
+        """Whether nobody speaks and no job waits or is under way."""
+        return self._open is None and not self._jobs and self._under_way is None
 
     @property
     def heard(self) -> bool:
@@ -101,7 +102,7 @@ class Schedule:
     @property
     def deadline_ns(self) -> int:
         """When the first job becomes ready even if no message comes."""
-        return self._jobs[0].deadline_ns if self._jobs else _FOREVER_NS
+        return self._jobs[0].deadline_ns if self._jobs and self._under_way is None else _FOREVER_NS
 
     @property
     def ahead_ns(self) -> int:
@@ -113,7 +114,8 @@ class Schedule:
     @property
     def needed_from_ns(self) -> int:
         """The media time before which no job needs features any more."""
-        needed_ns = [self.watermark_ns["speech"] - _KEEP_NS, *(job.start_ns - REST_NS for job in self._jobs)]
+        jobs = [*self._jobs] if self._under_way is None else [self._under_way, *self._jobs]
+        needed_ns = [self.watermark_ns["speech"] - _KEEP_NS, *(job.start_ns - REST_NS for job in jobs)]
         if self._open is not None:
             needed_ns.append(self._start_ns - REST_NS)
         from_ns = min(needed_ns)
@@ -158,13 +160,18 @@ class Schedule:
         return began
 
     def take_ready(self, now_ns: int, flush: bool) -> Job | None:
-        """Remove and return the first job if it is ready (``flush``: whether or not it is): jobs keep their order."""
-        if self._jobs and (flush or self._is_ready(self._jobs[0], now_ns)):
-            job = self._jobs.popleft()
+        """The first job, if it is ready (``flush``: whether or not it is). It is under way until ``finish``, and no
+        other is taken meanwhile: jobs keep their order."""
+        if self._under_way is None and self._jobs and (flush or self._is_ready(self._jobs[0], now_ns)):
+            self._under_way = job = self._jobs.popleft()
             if job.kind == "utterance":
                 self.late.update(name for name, by_ns in self._behind_ns(job).items() if by_ns > 0)
             return job
         return None
+
+    def finish(self) -> None:
+        """The job that was taken has been done."""
+        self._under_way = None
 
     def _add_estimates(self, event: SpeechEvent, now_ns: int) -> None:
         while self._next_estimate_ns <= event.media_end_ns:

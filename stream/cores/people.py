@@ -31,7 +31,9 @@ _PRIOR, _PRIOR_MS = 1.0, 100.0  # how strongly, and how nearly, the usual lag is
 
 
 @dataclass
-class _Person:
+class Person:
+    """What is kept of one face."""
+
     crops: SlidingWindow  # that are not encoded yet
     video: SlidingWindow  # vectors
     mouths: SlidingWindow  # measures of the mouth, the box, and whether this is the main face
@@ -78,7 +80,7 @@ class People:
 
     def __init__(self, dim: int, who: Who) -> None:
         self._dim, self._who = dim, who
-        self._people: dict[int, _Person] = {}
+        self._people: dict[int, Person] = {}
         self._faces = SlidingWindow((1,), np.int32)  # how many were in each frame
         self._curves: dict[int, np.ndarray] = {}  # of the last choice
         self.lag = CameraLag()
@@ -88,7 +90,7 @@ class People:
         self._faces.append(np.array([face.media_start_ns]), np.array([[face.faces]]))
         for i, each in enumerate(face.people):
             if each.person not in self._people:
-                self._people[each.person] = _Person(
+                self._people[each.person] = Person(
                     SlidingWindow((CROP, CROP), np.uint8),
                     SlidingWindow((self._dim,), np.float32),
                     SlidingWindow((MEASURES + 5,), np.float32),
@@ -109,7 +111,7 @@ class People:
     def __contains__(self, id_: int) -> bool:
         return id_ in self._people
 
-    def __getitem__(self, id_: int) -> _Person:
+    def __getitem__(self, id_: int) -> Person:
         return self._people[id_]
 
     def in_view(self, start_ns: int, end_ns: int) -> Iterator[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emostream.stream.clock import Clock
-from emostream.stream.cores.classifier import Classifier, Features, Result
+from emostream.stream.cores.classifier import Features, Head, Result
 from emostream.stream.cores.jobs import Job
 from emostream.stream.cores.people import Choice
 from emostream.stream.dimensions import valence_and_arousal
@@ -31,7 +31,7 @@ class Reporter:
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: Head,
         fps: float,
         realtime: bool,
         clock: Clock,
@@ -88,7 +88,7 @@ class Reporter:
             captured_ns=captured_ns and captured_ns + set_by_ns,
             published_ns=published_ns + set_by_ns,
             bundle=self._classifier.bundle_id,
-            backend=self._classifier.backend,
+            backend=result.backend or self._classifier.backend,
             valence=valence,
             arousal=arousal,
             adapted=round(adapted, 3),

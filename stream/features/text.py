@@ -88,11 +88,20 @@ class TextEncoder:
 
     def encode(self, words: Sequence[str]) -> np.ndarray:
         """Vectors of the last words: (n, dim) float32, n = 0 without words or where the language is not known."""
-        if not words or not self.pieces.knows(words):
-            return np.zeros((0, self.dim), np.float32)
+        wanted = self.begin(words)
+        return self.finish(words, None if wanted is None else self._run(wanted))
+
+    def begin(self, words: Sequence[str]) -> np.ndarray | None:
+        """The first half of ``encode``: what the network has to run, (1, n) int64; None if there is nothing to run."""
+        if not words or tuple(words) in self._last or not self.pieces.knows(words):
+            return None
+        return self.pieces.line(words)[None]
+
+    def finish(self, words: Sequence[str], computed: np.ndarray | None) -> np.ndarray:
+        """The second half: the vectors of the same words, from the network's, (1, n, dim)."""
         key = tuple(words)
-        if key not in self._last:
+        if computed is not None:
             while len(self._last) >= 16:
                 self._last.pop(next(iter(self._last)))
-            self._last[key] = self._run(self.pieces.line(words)[None])[0]
-        return self._last[key]
+            self._last[key] = computed[0]
+        return self._last.get(key, np.zeros((0, self.dim), np.float32))

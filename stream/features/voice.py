@@ -56,6 +56,7 @@ class VoiceEncoder:
     def reset(self) -> None:
         self._final = np.zeros((0, DIM), np.float32)  # vectors that no later row changes, at the level below
         self._level = np.nan
+        self._rows = self._first = 0  # of the last ``begin``: how many rows, and the first vector that is computed
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of the utterance so far, the same whatever the calls before.
@@ -63,15 +64,27 @@ class VoiceEncoder:
         ``rows``: (n, 32) float32, its log-mel rows from its start on: those of the last call and more, or fewer.
         Returns (ceil(n / 8), 168) float32.
         """
+        wanted = self.begin(rows)
+        return self.finish(None if wanted is None else self._run(wanted))
+
+    def begin(self, rows: np.ndarray) -> np.ndarray | None:
+        """The first half of ``encode``: what the network has to run, (1, 8 m, 32); None for no rows."""
+        self._rows = len(rows)
         if not len(rows):
-            return self._final[:0]
-        final = max(0, (len(rows) - REACH) // STRIDE)
+            return None
         mean_level = level(rows)
         if mean_level != self._level:
             self._level, self._final = mean_level, self._final[:0]
+        final = max(0, (len(rows) - REACH) // STRIDE)
+        self._first = max(0, len(self._final[:final]) - MARGIN)
+        return whole(normalise(rows[self._first * STRIDE :], mean_level))[None]
+
+    def finish(self, computed: np.ndarray | None) -> np.ndarray:
+        """The second half: the vectors, from the network's, (1, m, 168)."""
+        if computed is None:
+            return self._final[:0]
+        final = max(0, (self._rows - REACH) // STRIDE)
         known = self._final[:final]
-        first = max(0, len(known) - MARGIN)
-        computed = self._run(whole(normalise(rows[first * STRIDE :], mean_level))[None])[0][len(known) - first :]
-        vectors = np.concatenate([known, computed])
+        vectors = np.concatenate([known, computed[0][len(known) - self._first :]])
         self._final = vectors[:final]
         return vectors

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from emostream.engines.bundle import open_bundle
 from emostream.files import user_path
+from emostream.stream.bus import Inbox
 from emostream.stream.config import changed
-from emostream.stream.cores.classifier import Classifier
+from emostream.stream.cores.classifier import Classifier, Head
 from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.emotion import Emotion
-from emostream.stream.keys import Keys
+from emostream.stream.keys import Keys, read_client
 from emostream.stream.messages import End, Label, Message, Orders
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
 from emostream.stream.profile import Profile
 from emostream.stream.public import EmotionPublisher
 from emostream.stream.topics import LABEL, STATUS, fused_contents, fused_topics, parse_node
+
+if TYPE_CHECKING:
+    from emostream.stream.remote.link import Link
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +33,7 @@ _SAVE_S = 5.0
 _IDLE_MS = 100
 _TICK_S = 0.05
 _GIVE_UP_S = 1.8  # later than the speech node, whose last words it still takes
+_JOIN_S = 15.0  # at the start
 _STEP_NS = 20_000_000  # queued messages are taken before jobs run, but no longer than this
 _AHEAD_NS = 20_000_000_000  # at fast pace, video waits while it is further ahead of speech than this
 
@@ -41,15 +47,30 @@ def main(runtime: NodeRuntime) -> None:
     spec = runtime.spec
     config = spec.config
     with ExitStack() as stack:
-        classifier = stack.enter_context(closing(_load(runtime)))
+        remote = config.fusion.remote if spec.realtime else ""
+        if remote and config.fusion.without == "late":
+            classifier = Head(open_bundle(config.fusion.bundle), config.fusion.prior)
+        else:
+            classifier = stack.enter_context(closing(_load(runtime)))
         first_start = spec.t0_ns is None
         keys = Keys(config.bus.keys) if config.bus.needs_keys else None
         public = EmotionPublisher(runtime.context, config.bus.emotion, runtime.observer, first_start, keys)
         stack.enter_context(closing(public))
+        inbox = runtime.open_inbox({node: fused_topics(node) for node in spec.inputs})
+        link = None
+        if remote:
+            link = stack.enter_context(closing(_link(runtime, remote, classifier, inbox)))
         core = FusionCore(
-            dict(spec.streams), classifier, config, runtime.clock, spec.realtime, run=spec.run, first=spec.first
+            dict(spec.streams),
+            classifier,
+            config,
+            runtime.clock,
+            spec.realtime,
+            run=spec.run,
+            first=spec.first,
+            elsewhere=link,
         )
-        runtime.counters = lambda: core.counters + public.counters
+        runtime.counters = lambda: core.counters + public.counters + (link.counters if link is not None else Counter())
         runtime.by_stream = core.by_stream
         stack.callback(setattr, runtime, "on_status", runtime.on_status)  # a status may come after the socket is closed
         runtime.on_status = lambda payload: public.forward(STATUS, payload.encode())
@@ -57,7 +78,7 @@ def main(runtime: NodeRuntime) -> None:
         if config.fusion.profile:
             profile = Profile(user_path(config.fusion.profile), open_bundle(config.fusion.bundle))
             keeper = stack.enter_context(_Keeper(profile, core))
-        _serve(runtime, core, public, keeper)
+        _serve(runtime, core, public, keeper, inbox, link)
 
 
 class _Keeper:
@@ -92,9 +113,15 @@ class _Keeper:
             self._warned = False
 
 
-def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, keeper: _Keeper | None) -> None:
+def _serve(
+    runtime: NodeRuntime,
+    core: FusionCore,
+    public: EmotionPublisher,
+    keeper: _Keeper | None,
+    inbox: Inbox,
+    link: Link | None,
+) -> None:
     spec = runtime.spec
-    inbox = runtime.open_inbox({node: fused_topics(node) for node in spec.inputs})
     inputs = [(*parse_node(node), ipc_of(spec, node)) for node in spec.inputs]
     video_nodes = {stream: endpoint for kind, stream, endpoint in inputs if kind == "video"}
     speech_nodes = [endpoint for kind, _, endpoint in inputs if kind == "speech"]
@@ -113,7 +140,12 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
                 if parse_node(node)[0] == "speech" and ipc_of(spec, node) not in speech_nodes:
                     speech_nodes.append(ipc_of(spec, node))
             core.add_stream(name, stream.modalities, stream.first)
+            if link is not None:
+                link.add([name])
             ended.difference_update(stream.inputs)
+        if link is not None:
+            for name in orders.removed:
+                link.leave(name)
         for node in orders.ended:
             if node not in ended:
                 ended.add(node)
@@ -135,12 +167,17 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
         public.tick()
         if keeper is not None:
             keeper.tick()
+        if link is not None:
+            link.tick()
         if not spec.realtime:
             for stream, endpoint in video_nodes.items():
                 inbox.hold(endpoint, core.ahead_ns(stream) > _AHEAD_NS)
         if spec.realtime and core.at_rest and len(inbox) == 0:  # features can wait until somebody speaks
             inbox.wait_for(speech_nodes, _IDLE_MS)
-        message = inbox.receive(min(_IDLE_MS, core.patience_ms()))
+        patience_ms = min(_IDLE_MS, core.patience_ms())
+        message = inbox.receive(patience_ms if link is None else link.patience_ms(patience_ms))
+        if link is not None:
+            link.tick()
         if message is not None:
             core.push(message)
         elif ends:
@@ -161,6 +198,24 @@ def _serve(runtime: NodeRuntime, core: FusionCore, public: EmotionPublisher, kee
 def _ends(node: str) -> list[End]:
     _, stream = parse_node(node)
     return [End(stream=stream, content=content, reason="ended") for content in fused_contents(node)]
+
+
+def _link(runtime: NodeRuntime, remote: str, head: Head, inbox: Inbox) -> Link:
+    """The way to the networks elsewhere. Raises ConfigError without keys; ClusterError if they do not take this run's
+    streams at its start, and the networks are not here."""
+    from emostream.stream.remote.link import Link
+
+    spec = runtime.spec
+    pair = read_client(Keys(spec.config.bus.keys).client_file)
+    link = Link(runtime.context, remote, pair, head, inbox.wake_on, inbox.forget)
+    link.add(name for name, _ in spec.streams)
+    if spec.config.fusion.without == "late" and spec.t0_ns is None:
+        try:
+            link.wait(runtime.tick, _JOIN_S)
+        except BaseException:
+            link.close()
+            raise
+    return link
 
 
 def _load(runtime: NodeRuntime) -> Classifier:

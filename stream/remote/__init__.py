@@ -1,0 +1,1 @@
+"""Networks on another machine: many boxes, and a few replicas of the networks on a Ray cluster (docs/scale.md)."""

@@ -1,0 +1,413 @@
+"""Networks elsewhere, with real networks, sockets and keys: a replica that is full, dies, stalls or is flooded; and the
+whole of it on a real Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import zmq
+
+from emostream.engines.bundle import open_bundle
+from emostream.errors import ClusterError, ConfigError
+from emostream.stream.config import Config
+from emostream.stream.cores.classifier import Classifier, Classify, Encode, Features, Head
+from emostream.stream.cores.runs import Call, GaveUp
+from emostream.stream.keys import KeyPair, Keys
+from emostream.stream.remote import link as links
+from emostream.stream.remote import wire
+from emostream.stream.remote.door import Door
+from emostream.stream.remote.link import Link, Ticket
+from emostream.stream.remote.queue import MOST_WAITING
+from emostream.stream.remote.replica import Replica
+from emostream.stream.remote.wire import Ask, Join, Place, Places
+from tests.processes import BIN, Pipeline, environment, free_port, patience
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+
+def new_pair(server: str = "") -> KeyPair:
+    public, secret = zmq.curve_keypair()
+    return KeyPair(public.decode(), secret.decode(), server)
+
+
+BOX = new_pair()
+DIRECTORY = new_pair()
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[Classifier]:
+    with closing(Classifier(open_bundle("ekman7"))) as classifier:
+        yield classifier
+
+
+def make_replica(most: int = 4, wait_ms: float = 2) -> Replica:
+    return Replica(Config().model_dump(exclude_none=True), most, wait_ms, "127.0.0.1", (0, 0), [BOX.public])
+
+
+@pytest.fixture
+def replica() -> Iterator[Replica]:
+    with closing(make_replica()) as replica:
+        yield replica
+
+
+class Directory:
+    """Tells boxes of these places, as ``stream-fusion`` does."""
+
+    def __init__(self) -> None:
+        self.door = Door("tcp://127.0.0.1:*", DIRECTORY, frozenset([BOX.public]))
+        self.places: list[Place] = []
+
+    def tick(self) -> None:
+        while (message := self.door.receive()) is not None:
+            self.door.send(message[0], wire.encode(Places(self.places)))
+
+
+class Box:
+    """A link and its loop."""
+
+    def __init__(
+        self, directory: Directory, head: Head, pair: KeyPair = BOX, streams: tuple[str, ...] = ("a",)
+    ) -> None:
+        self.context, self._directory = zmq.Context(), directory
+        server = KeyPair(pair.public, pair.secret, DIRECTORY.public)
+        self.link = Link(self.context, directory.door.endpoint, server, head)
+        self.link.add(streams)
+
+    def until(self, condition: Callable[[], object], seconds: float = 8.0) -> None:
+        end_s = time.monotonic() + patience(seconds)
+        while not condition():
+            assert time.monotonic() < end_s, "waited too long"
+            self._directory.tick()
+            self.link.tick()
+            time.sleep(0.002)
+
+    def call(self, call: Call, stream: str = "a") -> Ticket:
+        ticket = self.link.submit(stream, call)
+        self.until(lambda: ticket.done)
+        return ticket
+
+    def close(self) -> None:
+        self.link.close()
+        self.context.destroy(0)
+
+
+@pytest.fixture
+def directory() -> Iterator[Directory]:
+    directory = Directory()
+    yield directory
+    directory.door.close()
+
+
+@pytest.fixture
+def boxes(directory) -> Iterator[Callable[..., Box]]:
+    made: list[Box] = []
+
+    def make(*arguments, **options) -> Box:
+        made.append(Box(directory, *arguments, **options))
+        return made[-1]
+
+    yield make
+    for box in made:
+        box.close()
+
+
+RNG = np.random.default_rng(0)
+ENCODE = Encode(
+    RNG.integers(0, 255, (5, 48, 48), dtype=np.uint8),
+    [RNG.normal(8, 1, (1, 64, 32)).astype(np.float32)],
+    [np.array([[2, 40, 50, 3]], np.int64)],
+)
+ITEM = Features(*(RNG.normal(size=(n, dim)).astype(np.float32) for n, dim in ((30, 168), (12, 128), (5, 128))))
+CLASSIFY = Classify([ITEM, ITEM.only(["audio"])], [True, False])
+
+
+def test_answers_are_those_of_the_networks_here(local, replica, directory, boxes):
+    directory.places = [replica.look([BOX.public])[0]]
+    box = boxes(Head(open_bundle("ekman7")))
+    box.until(lambda: box.link.settled)
+    here, there = local.run(ENCODE), box.call(ENCODE).answer()
+    np.testing.assert_allclose(there.faces, here.faces, atol=1e-5)
+    np.testing.assert_array_equal(there.voices[0], here.voices[0])
+    np.testing.assert_array_equal(there.texts[0], here.texts[0])
+    for a, b in zip(local.run(CLASSIFY), box.call(CLASSIFY).answer(), strict=True):
+        np.testing.assert_allclose(b.probabilities, a.probabilities, atol=1e-6)
+        assert b.contributions == pytest.approx(a.contributions, abs=1e-6)
+        assert b.backend.startswith(local.backend + " at ") and a.backend == ""
+    for trip, queue, run in zip(*box.link.times_ms.values(), strict=True):
+        assert trip >= queue + run > 0
+
+
+def test_when_a_replica_dies_the_call_is_done_here_at_once_and_the_next_replica_is_joined(
+    local, directory, boxes, caplog
+):
+    first = make_replica()
+    directory.places = [first.look([BOX.public])[0]]
+    box = boxes(local)
+    box.until(lambda: box.link.settled)
+    box.call(ENCODE)
+    first.close()
+    begun_s = time.monotonic()
+    box.call(ENCODE).answer()
+    assert time.monotonic() - begun_s < patience(1.0) and box.link.counters["remote_here"] == 1
+    box.until(lambda: box.link._line is None)
+    assert "labels are made here until they can" in caplog.text
+    with closing(make_replica()) as second:
+        directory.places = [second.look([BOX.public])[0]]
+        box.until(lambda: box.link.settled, 12)
+        before = box.link.counters["remote_calls"]
+        box.call(ENCODE)
+        assert box.link.counters["remote_calls"] == before + 1
+
+
+def test_without_networks_here_calls_wait_for_the_next_replica_and_are_given_up_in_the_end(
+    directory, boxes, monkeypatch
+):
+    monkeypatch.setattr(links, "GIVE_UP_S", 1.5)
+    first = make_replica()
+    directory.places = [first.look([BOX.public])[0]]
+    box = boxes(Head(open_bundle("ekman7")))
+    box.until(lambda: box.link.settled)
+    first.close()
+    directory.places = []
+    ticket = box.call(CLASSIFY)
+    with pytest.raises(GaveUp, match=r"within 1\.5 s"):
+        ticket.answer()
+    monkeypatch.setattr(links, "GIVE_UP_S", 30)
+    late = box.link.submit("a", CLASSIFY)
+    with closing(make_replica()) as second:
+        directory.places = [second.look([BOX.public])[0]]
+        box.until(lambda: late.done, 15)
+        assert len(late.answer()) == 2
+
+
+def test_a_replica_that_stalls_costs_a_quarter_of_a_second(local, directory, boxes):
+    """It takes calls, and does not answer; after three of them it is left."""
+    stalled = Door("tcp://127.0.0.1:*", (pair := new_pair()), frozenset([BOX.public]))
+    directory.places = [Place(stalled.endpoint, pair.public, 0, 4)]
+    box = boxes(local)
+
+    def admit() -> bool:
+        while (message := stalled.receive()) is not None:
+            if isinstance(join := wire.decode_to_replica(message[1]), Join):
+                stalled.send(message[0], wire.encode(wire.Joined(join.stream, "none")))
+        return box.link.settled
+
+    box.until(admit)
+    for _ in range(3):
+        begun_s = time.monotonic()
+        box.call(ENCODE).answer()
+        assert links.PATIENCE_S <= time.monotonic() - begun_s < patience(links.PATIENCE_S + 0.5)
+    box.until(lambda: box.link._line is None)
+    begun_s = time.monotonic()
+    box.call(ENCODE).answer()
+    assert time.monotonic() - begun_s < links.PATIENCE_S
+    stalled.close()
+
+
+def test_who_is_refused_is_told_in_a_line_and_labelled_here_or_ends(local, directory, boxes, caplog):
+    with closing(make_replica(most=1)) as replica:
+        directory.places = [replica.look([BOX.public])[0]]
+        box = boxes(local, streams=("a", "b"))
+        box.until(lambda: box.link.settled)
+        assert caplog.text.count("b: refused") == 1
+        assert "1 of 1 streams are taken; its labels are made here" in caplog.text
+        box.call(ENCODE, "b")
+        assert (box.link.counters["remote_here"], box.link.counters["remote_calls"]) == (1, 0)
+        other = boxes(Head(open_bundle("ekman7")))
+        with pytest.raises(ClusterError, match=r"a: refused .* 1 of 1 streams are taken"):
+            other.link.wait(directory.tick, patience(8))
+        box.link.leave("a")
+        other.link.refusal = None
+        other.until(lambda: replica.look([BOX.public])[0].streams == 0)
+
+
+def test_a_box_with_another_bundle_or_a_key_that_is_not_allowed_gets_nothing(local, replica, directory, boxes, caplog):
+    directory.places = [replica.look([BOX.public])[0]]
+    stranger = boxes(local, pair=new_pair())
+    with pytest.raises(ClusterError, match="no networks answer there"):
+        stranger.link.wait(directory.tick, 1.0)
+    assert directory.door.counters["keys_refused"] > 0
+    other = Head(open_bundle("ekman7"))
+    other.bundle_id = "mine@1"
+    box = boxes(other)
+    with pytest.raises(ClusterError, match="it has the bundle ekman7@.*, not mine@1"):
+        box.link.wait(directory.tick, patience(8))
+    box = boxes(local)
+    box.until(lambda: box.link.settled)
+    replica.look([])  # its key is revoked
+    box.until(lambda: box.link._line is None)
+    assert box.call(ENCODE).done
+
+
+def test_a_box_that_floods_does_not_delay_another_and_nonsense_harms_nobody(local, replica, directory, boxes):
+    """It sends calls of the largest size as fast as it can, without waiting for answers, on a connection of its own."""
+    place = replica.look([BOX.public])[0]
+    directory.places = [place]
+    box = boxes(Head(open_bundle("ekman7")))  # which waits as long as it takes
+    box.until(lambda: box.link.settled)
+    for _ in range(20):
+        box.call(CLASSIFY)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as flood:
+        flood.linger = 0
+        flood.curve_publickey, flood.curve_secretkey = BOX.public.encode(), BOX.secret.encode()
+        flood.curve_serverkey = place.public.encode()
+        flood.connect(place.address)
+        flood.send_multipart(wire.encode(Join(0, local.bundle_id)))
+        flood.send_multipart([b"nonsense", b"\0" * 1000])
+        flood.send_multipart(wire.encode(Ask(0, 1, 100, crops=3)))  # whose crops do not come
+        call = Encode(np.zeros((16, 48, 48), np.uint8))
+        begun_s = time.monotonic()
+        local.encode_faces(call.crops)
+        face_ms = (time.monotonic() - begun_s) * 1000 / 16
+        number = 0
+        for _ in range(30):
+            for _ in range(10):
+                number += 1
+                flood.send_multipart(wire.encode_call(call, 0, number, 5000), zmq.NOBLOCK, copy=True)
+            box.call(CLASSIFY)
+    counters = replica.look([BOX.public])[1]
+    assert counters["calls_refused"] > 0 and counters["nonsense"] >= 2
+    queue_ms = np.median([*box.link.times_ms["queue"]][-20:])
+    all_of_it_ms = MOST_WAITING * 16 * face_ms
+    assert box.link.counters["remote_calls"] >= 40 and queue_ms < all_of_it_ms / 2  # not behind what waits there
+
+
+def test_keys_are_needed_before_anything_starts(tmp_path):
+    done = subprocess.run(
+        [BIN / "stream-run", "--set", "fusion.remote=tcp://127.0.0.1:9", "--set", f"bus.keys={tmp_path}"],
+        capture_output=True, text=True, env=environment(), timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and "client.key" in done.stderr
+    with pytest.raises(ConfigError, match="remote"):
+        Config(fusion={"remote": "ray://there:10001"})
+
+
+# On Ray
+
+
+@pytest.fixture
+def keys(tmp_path) -> Path:
+    """Folders ``server`` and ``box``, which knows it and is allowed."""
+    server, box = Keys(str(tmp_path / "server")), Keys(str(tmp_path / "box"))
+    server.allow(box.new_client(server.new_server().public).public, "box")
+    return tmp_path
+
+
+class Serving:
+    """A ``stream-fusion``, on a Ray of its own."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        pytest.importorskip("ray")
+        self.endpoint, self._log = f"tcp://127.0.0.1:{free_port()}", folder / "fusion.log"
+        self.process = subprocess.Popen(
+            [BIN / "stream-fusion", "--listen", self.endpoint, "--set", f"bus.keys={folder / 'server'}",
+             *map(str, arguments)],
+            stderr=self._log.open("w"), env=environment(),
+        )  # fmt: skip
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def until(self, pattern: str, count: int = 1, seconds: float = 60) -> None:
+        end_s = time.monotonic() + seconds
+        while len(re.findall(pattern, self.log)) < count:
+            assert time.monotonic() < end_s and self.process.poll() is None, self.log
+            time.sleep(0.05)
+
+    def replicas(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter(["name", "ppid"]):
+            if process.info["name"].startswith("ray::Replica"):
+                raylet = psutil.Process(process.info["ppid"])
+                if self.process.pid in (parent.pid for parent in raylet.parents()):
+                    found.append(process)
+        return found
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+def arguments(keys: Path, serving: Serving, *more: str) -> list[str]:
+    changes = [f"bus.keys={keys / 'box'}", f"fusion.remote={serving.endpoint}", "speech.recognizer=none", *more]
+    return [each for change in changes for each in ("--set", change)]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_boxes_on_a_ray_cluster_whose_actor_is_killed(keys):
+    """Three boxes, one of them without networks of its own; the actor is killed, and Ray starts it again."""
+    serving = Serving(keys, "--cpus", 1)
+    try:
+        serving.until("replica 0: ready")
+        plain = Pipeline("--stream", "demo", "--set", "speech.recognizer=none")
+        local = [Pipeline("--stream", "demo", *arguments(keys, serving)) for _ in range(2)]
+        late = Pipeline("--stream", "demo", *arguments(keys, serving, "fusion.without=late"))
+        with plain, late, local[0], local[1]:
+            late.subscriber.wait_for("utterance", 2, 90)
+            (replica,) = serving.replicas()
+            replica.kill()
+            serving.until("replica 0: ready", 2)
+            assert [run.finish(120) for run in (plain, late, *local)] == [0] * 4
+            want = [(m["utterance"], m["label"]) for m in plain.subscriber.of("utterance")]
+            for run in (*local, late):
+                got = [(m["utterance"], m["label"]) for m in run.subscriber.of("utterance")]
+                given_up = run.output.count("has no label: no answer") if run is late else 0
+                assert len(got) + given_up == len(want) and [each for each in want if each in got] == got
+                assert any(" at " in m["backend"] for m in run.subscriber.of("utterance")), run.output
+                assert "cannot be used" in run.output and run.output.count("the networks run at") == 2, run.output
+            assert "labels are late" in late.output and all("labels are made here" in run.output for run in local)
+    finally:
+        assert serving.end() == 0, serving.log
+    assert "calls in" in serving.log
+    assert not serving.replicas()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_replicas_that_a_killed_command_left_are_taken_over(keys):
+    """The command is killed; boxes go on, since they call the replicas; the next call of the command finds them."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False},
+    )
+    try:
+        port = ("--ray", cluster.address, "--replicas", 2, "--host", "127.0.0.1")
+        serving = Serving(keys, *port)
+        serving.until(r"replica \d: ready", 2)
+        with Pipeline("--stream", "demo", *arguments(keys, serving, "fusion.without=late")) as run:
+            run.subscriber.wait_for("utterance", 1, 60)
+            serving.process.kill()
+            run.finish(90)
+            assert len(run.subscriber.of("utterance")) == 5 and "cannot be used" not in run.output, run.output
+        addresses = set(re.findall(r"ready at (\S+)", serving.log))
+        again = Serving(keys, *port)
+        again.until(r"replica \d: ready", 2)
+        assert set(re.findall(r"ready at (\S+)", again.log)) == addresses
+        assert again.end() == 0
+    finally:
+        cluster.shutdown()
+
+
+def test_the_command_says_what_is_wrong(tmp_path):
+    for wrong in (["--listen", "nonsense"], ["--ports", "9"], ["--replicas", "0"], []):
+        done = subprocess.run(
+            [BIN / "stream-fusion", *wrong, "--set", f"bus.keys={tmp_path}"],
+            capture_output=True, text=True, env=environment(), timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+    assert "stream-keys new server" in done.stderr and not os.listdir(tmp_path)
