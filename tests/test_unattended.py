@@ -123,7 +123,7 @@ def test_too_little_is_one_line_and_an_exit_code(limit):
 @pytest.mark.parametrize("limit", ["--nofile=40", "--as=700000000"])
 def test_forty_files_or_700_mb_of_addresses_suffice(limit):
     done = limited(limit, *FAST)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 5 + 2, done.stderr
+    assert done.returncode == 0 and done.stdout.count("[av-]") == 5, done.stderr
 
 
 @LONG
@@ -166,7 +166,7 @@ def test_any_user_on_a_read_only_system_gets_labels(tmp_path, short_path):
     (place := short_path / "run").mkdir()
     for n, env in enumerate(({"XDG_RUNTIME_DIR": str(place)}, {"TMPDIR": str(place), "HOME": "/nonexistent"})):
         done = as_stranger(tmp_path / str(n), "stream-run", *FAST, *endpoint(), writable=place, **env)
-        assert done.returncode == 0 and len(done.stdout.splitlines()) == 5 + 2, done.stderr
+        assert done.returncode == 0 and done.stdout.count("[av-]") == 5, done.stderr
     done = as_stranger(tmp_path / "l", "stream-label", FILE, "--set", "speech.recognizer=none", writable=place)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 5, done.stderr
     done = as_stranger(tmp_path / "n", "stream-run", *FAST, *endpoint(), writable=place)
