@@ -21,9 +21,10 @@ test: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "realtime and not long" $$(grep -l "mark.realtime" tests/*.py)
 	$(BIN)/python -m pytest -m "alone and not long" $$(grep -l "mark.alone" tests/*.py)
 
-# Minutes each
+# Minutes each, and more of what make test has one or two of: some forty minutes
 test-long: $(VENV)/.ready-to-test
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "long and not realtime and not alone"
+	$(BIN)/python -m pytest -m "long and (realtime or alone)"
 
 lint: $(VENV)/.ready-to-test
 	$(BIN)/ruff check .

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.script import Utterance
-from emostream.stream.messages import Emotion, Health
+from emostream.stream.emotion import Emotion
+from emostream.stream.messages import Health
 
 PARTS = ("vad", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other", "transport")
 CONFIRMED = "confirmed end → label"

@@ -26,7 +26,8 @@ import zmq
 from benchmarks.labels import Label
 from emostream.stream.bus import ipc
 from emostream.stream.clock import SystemClock, take_offset_ns
-from emostream.stream.messages import Codec, Control, Emotion, Health, decode_emotion
+from emostream.stream.emotion import Emotion, decode_emotion
+from emostream.stream.messages import Codec, Control, Health
 
 START_S = 90.0  # for the processes to start, and again for them to end
 _MEDIA = {"audio": ("audio",), "video": ("video",), "source": ("audio", "video")}  # key of a stream → its capture nodes

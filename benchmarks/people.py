@@ -33,8 +33,8 @@ from benchmarks.script import read_sound
 from emostream.commands import exit_code
 from emostream.errors import ConfigError
 from emostream.stream.config import load_config
+from emostream.stream.emotion import Emotion
 from emostream.stream.label import Labeller
-from emostream.stream.messages import Emotion
 
 _RATE_HZ, _FPS = 16_000, 25
 _EACH = 6  # utterances of a speaker in a conversation

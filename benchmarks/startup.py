@@ -28,7 +28,8 @@ from benchmarks import common
 from benchmarks.live_run import LiveRun, environment
 from benchmarks.script import LEAD_IN_S, RATE_HZ, demo_segments
 from emostream.commands import exit_code
-from emostream.stream.messages import Control, Emotion, Health
+from emostream.stream.emotion import Emotion
+from emostream.stream.messages import Control, Health
 
 AIM_MS = 4000.0  # all nodes ready, warm
 TOP = 10

@@ -36,8 +36,8 @@ from emostream.errors import RunError
 from emostream.stream.backlog import Backlog
 from emostream.stream.boxes import make_session_config
 from emostream.stream.bus import Context
+from emostream.stream.emotion import Emotion
 from emostream.stream.label import Labeller
-from emostream.stream.messages import Emotion
 from emostream.stream.public import EmotionPublisher
 from emostream.stream.sink import message_json
 from emostream.stream.sources import DEMO

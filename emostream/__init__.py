@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from emostream.errors import EmostreamError
     from emostream.stream.config import Config, load_config
     from emostream.stream.control import Control
+    from emostream.stream.emotion import Emotion
     from emostream.stream.label import Labeller
     from emostream.stream.listen import listen
-    from emostream.stream.messages import Emotion
     from emostream.stream.run import run
 
 __version__ = "0.2.0"
@@ -40,7 +40,7 @@ __all__ = ["Config", "Control", "EmostreamError", "Emotion", "Labeller", "__vers
 _HOMES = {
     "Config": "emostream.stream.config",
     "Control": "emostream.stream.control",
-    "Emotion": "emostream.stream.messages",
+    "Emotion": "emostream.stream.emotion",
     "EmostreamError": "emostream.errors",
     "Labeller": "emostream.stream.label",
     "listen": "emostream.stream.listen",

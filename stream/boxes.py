@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from emostream.errors import BusError, ConfigError
-from emostream.stream.messages import Emotion, decode_emotion, decode_public
+from emostream.stream.emotion import Emotion, decode_emotion, decode_public
 
 PREFIX = "emostream"
 NAME = r"[A-Za-z0-9_.-]{1,64}"  # of a site and of a box

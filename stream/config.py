@@ -16,7 +16,7 @@ from emostream.engines.backend import BACKENDS
 from emostream.errors import ConfigError
 from emostream.stream import prior as priors
 from emostream.stream.places import rebase
-from emostream.stream.source_spec import SOURCE, SourceSpec, masked
+from emostream.stream.source_spec import SourceSpec, masked, split_sources
 from emostream.stream.topics import Medium
 
 TRACK = r"(audio|video):([1-9][0-9]?|[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})?)"
@@ -198,6 +198,7 @@ class Page(_Section):
     certificate: str = ""
     key: str = ""
     picture: bool = False
+    count_labels: bool = False
 
     @model_validator(mode="after")
     def _private(self) -> Self:
@@ -281,12 +282,11 @@ class Config(_Section):
 def parse_stream(text: str) -> Stream:
     """A stream from the command line: ``[NAME=]SOURCE`` or ``[NAME=]AUDIO,VIDEO``. Raises ConfigError."""
     name, rest = "main", text
-    if match := re.match(r"([A-Za-z0-9_-]+)=(.+)", text):
+    if match := re.match(r"([A-Za-z0-9_-]+)=(.+)", text, re.DOTALL):
         name, rest = match.groups()
-    audio, comma, video = rest.rpartition(",")
     try:
-        if comma and SOURCE.fullmatch(audio) and SOURCE.fullmatch(video):  # a file name or a URL may hold a comma too
-            return Stream(name=name, audio=audio, video=video)
+        if (two := split_sources(rest)) is not None:
+            return Stream(name=name, audio=two[0], video=two[1])
         return Stream(name=name, source=rest)
     except ValidationError as error:
         raise ConfigError(f"--stream {masked(text)}: {_lines(error)[0]}") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from emostream.errors import ConfigError
 from emostream.files import OWNER_ONLY, write_atomically
-from emostream.stream.messages import Emotion, encode_emotion
+from emostream.stream.emotion import Emotion, encode_emotion
 
 COLUMNS = (
     "run", "stream", "source", "utterance", "start_s", "end_s", "label", "confidence", "uncertain", "valence",

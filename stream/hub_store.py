@@ -18,8 +18,8 @@ import msgspec
 from emostream.errors import ConfigError
 from emostream.files import OWNER_ONLY, write_atomically
 from emostream.stream.boxes import Delivery
+from emostream.stream.emotion import Emotion, decode_emotion
 from emostream.stream.export import COLUMNS, need
-from emostream.stream.messages import Emotion, decode_emotion
 
 Format = Literal["parquet", "jsonl"]
 Mark = tuple[str, str, str, str]  # site, box, run, stream

@@ -21,7 +21,8 @@ from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.cores.video import VideoCore, make_detector
-from emostream.stream.messages import Emotion, End, Message, Pcm
+from emostream.stream.emotion import Emotion
+from emostream.stream.messages import End, Message, Pcm
 from emostream.stream.profile import Profile
 from emostream.stream.sheet.collect import Sheet
 from emostream.stream.sources.arrays import ArraySource

@@ -25,7 +25,7 @@ from emostream.stream.sheet.folder import Sheets
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from emostream.stream.messages import Emotion
+    from emostream.stream.emotion import Emotion
     from emostream.stream.sheet.collect import Sheet
 
 _ESTIMATE_S = 600.0  # the time left is told from the speed of so long: a recording may take minutes
@@ -39,7 +39,10 @@ def label() -> int:
 
     parser = make_parser("stream-label", "Label the utterances of media files, as fast as the machine goes.")
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="a file, a folder (its media files, and those below it) or a pattern"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a file, a folder (its media files, and those below it), a pattern, or - for standard input",
     )
     parser.add_argument(
         "--out",
@@ -86,7 +89,9 @@ def label() -> int:
     config = load_config(options.config, options.set)
     check_tracks(options.tracks)
     logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
-    files = named_files(options.files)
+    files, unmatched = named_files(options.files)
+    for name in unmatched:
+        print(f"error: {name}", file=sys.stderr)
     with contextlib.ExitStack() as stack:
         outputs = _Outputs()
         if options.sheets:
@@ -109,7 +114,7 @@ def label() -> int:
             _label_on_cluster(config, files, labels, options.tracks, options.ray, options.jobs)
         if outputs.export is not None:
             outputs.export.close()
-    return 1 if labels.failed else 0
+    return 1 if labels.failed or unmatched else 0
 
 
 @dataclass
@@ -136,25 +141,29 @@ def _left(files: list[Path], outputs: _Outputs, options: argparse.Namespace) -> 
     return [path for path in files if not all(path in each for each in done)]
 
 
-def named_files(names: Sequence[str]) -> list[Path]:
-    """The files that are meant: as named, those in a folder, those that a pattern fits. Each once.
+def named_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files that are meant: as named, those in a folder, those that a pattern fits; each once. And a line for each
+    folder without media and each pattern that nothing fits.
 
-    Raises ConfigError for a folder without media and a pattern that nothing fits."""
+    Raises ConfigError if there is no file at all."""
     found: dict[Path, None] = {}
+    unmatched = []
     for name in names:
         if os.path.isdir(name):
             inside = [path for path in sorted(Path(name).rglob("*")) if is_media(path) and os.path.isfile(path)]
             if not inside:
-                raise ConfigError(f"{printable(name)}: no media files in this folder")
+                unmatched.append(f"{printable(name)}: no media files in this folder")
             found |= dict.fromkeys(inside)
         elif not os.path.lexists(name) and glob.has_magic(name):
             fitting = sorted(Path(path) for path in glob.glob(name, recursive=True) if os.path.isfile(path))
             if not fitting:
-                raise ConfigError(f"{printable(name)}: no file fits this pattern")
+                unmatched.append(f"{printable(name)}: no file fits this pattern")
             found |= dict.fromkeys(fitting)
         else:
-            found[Path(name)] = None
-    return list(found)
+            found[Path("/dev/stdin" if name == "-" else name)] = None
+    if not found:
+        raise ConfigError("\n".join(unmatched))
+    return list(found), unmatched
 
 
 def is_media(path: Path) -> bool:
@@ -167,7 +176,7 @@ class _Labels:
     """Labels on their way to standard output and to what --out names. ``failed``: how many recordings had an error."""
 
     def __init__(self, outputs: _Outputs) -> None:
-        from emostream.stream.messages import encode_emotion
+        from emostream.stream.emotion import encode_emotion
         from emostream.stream.view import plain_line
 
         self.failed = 0
@@ -247,7 +256,7 @@ def _label_on_cluster(
 ) -> None:
     """Label files on a Ray cluster. Progress is by their sizes: their lengths are not known before they are read."""
     from emostream.stream.cluster.label import ClusterLabeller
-    from emostream.stream.messages import decode_emotion
+    from emostream.stream.emotion import decode_emotion
 
     sizes = {path: _size(path) for path in files}
     with _progress() as progress:

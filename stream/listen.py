@@ -15,8 +15,8 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from emostream.errors import ConfigError
+from emostream.stream.emotion import Emotion, decode_emotion
 from emostream.stream.keys import KeyPair, read_client
-from emostream.stream.messages import Emotion, decode_emotion
 from emostream.stream.status import Status, decode_status
 from emostream.stream.topics import EMOTION, STATUS, UTTERANCE
 

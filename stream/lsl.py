@@ -11,7 +11,7 @@ from emostream import __version__
 from emostream.commands import make_parser
 from emostream.errors import ConfigError
 from emostream.stream.clock import take_offset_ns
-from emostream.stream.messages import Emotion
+from emostream.stream.emotion import Emotion
 from emostream.stream.sink import message_json, run_sink, sink_options
 from emostream.stream.status import Status
 

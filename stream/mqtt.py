@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from emostream import __version__
 from emostream.commands import make_parser
 from emostream.errors import ConfigError
-from emostream.stream.messages import Emotion
+from emostream.stream.emotion import Emotion
 from emostream.stream.sink import message_json, run_sink, sink_options
 from emostream.stream.source_spec import masked
 from emostream.stream.status import Status

@@ -19,7 +19,8 @@ import msgspec
 
 from emostream.errors import ConfigError
 from emostream.files import OWNER_ONLY
-from emostream.stream.messages import Emotion, Health, decode_emotion, encode_emotion
+from emostream.stream.emotion import Emotion, decode_emotion, encode_emotion
+from emostream.stream.messages import Health
 from emostream.stream.status import Status
 from emostream.stream.view import View
 

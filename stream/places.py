@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from emostream.stream.source_spec import is_plain_path
+
 _SETTINGS = (
     ("speech", "vosk_model"), ("speech", "vad_model"), ("video", "yunet_model"), ("video", "blazeface_models"),
     ("fusion", "profile"), ("bus", "keys"), ("bus", "run_dir"), ("record", "folder"), ("record", "identity"),
@@ -32,12 +34,14 @@ def rebase(data: dict[str, Any], folder: Path) -> None:
 
 
 def _change(section: Any, key: str, folder: Path, bare: bool) -> None:
-    """``bare``: the value is a path; else a source, which is one if it begins with ``file:`` or ``replay:``."""
+    """``bare``: the value is a path; else a source, which is one if it begins with ``file:`` or ``replay:``, or if it
+    is a plain path."""
     value = section.get(key) if isinstance(section, dict) else None
     if not isinstance(value, str):
         return
-    prefix = "" if bare else "replay:" if value.startswith("replay:") else "file:"
+    prefix = "" if bare else next((kind for kind in ("file:", "replay:") if value.startswith(kind)), "")
     path = value.removeprefix(prefix)
+    is_path = bare or prefix or is_plain_path(value, folder)
     is_whole = path.startswith(("/", "~")) or Path(path).is_absolute()
-    if value.startswith(prefix) and path not in ("", "-") and not is_whole:
+    if is_path and path not in ("", "-") and not is_whole:
         section[key] = f"{prefix}{folder / path}"

@@ -12,9 +12,9 @@ import zmq
 
 from emostream.errors import BusError, ConfigError
 from emostream.stream.bus import BusObserver, Context, bind_xpub
+from emostream.stream.emotion import Emotion, encode_emotion
 from emostream.stream.gate import Gate
 from emostream.stream.keys import Keys
-from emostream.stream.messages import Emotion, encode_emotion
 from emostream.stream.topics import closed_topic
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,10 @@ from mcap.records import Channel, Message, Metadata
 from mcap.stream_reader import StreamReader
 
 from emostream.errors import EmostreamError, SourceError
+from emostream.stream.emotion import Box, Emotion, decode_emotion
 from emostream.stream.encryption import is_sealed, unseal
 from emostream.stream.features.face import CROP
-from emostream.stream.messages import Box, Emotion, Face, FaceInFrame, Mouth, decode_emotion
+from emostream.stream.messages import Face, FaceInFrame, Mouth
 
 _LARGEST = 64 << 20  # bytes of a record that is read
 _START = 64

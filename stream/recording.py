@@ -31,18 +31,9 @@ from mcap.writer import CompressionType, Writer
 from emostream.errors import RunError
 from emostream.files import OWNER_ONLY
 from emostream.stream.config import Record
+from emostream.stream.emotion import Box, Emotion, emotion_json_schema, encode_emotion
 from emostream.stream.encryption import SUFFIX, recipients, seal
-from emostream.stream.messages import (
-    Box,
-    Emotion,
-    Face,
-    Log,
-    Pcm,
-    Picture,
-    SpeechEvent,
-    emotion_json_schema,
-    encode_emotion,
-)  # fmt: skip
+from emostream.stream.messages import Face, Log, Pcm, Picture, SpeechEvent
 
 log = logging.getLogger(__name__)
 

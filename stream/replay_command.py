@@ -11,8 +11,8 @@ from emostream.commands import make_parser
 from emostream.errors import ModelError
 from emostream.stream.cli import add_config_options
 from emostream.stream.config import load_config
+from emostream.stream.emotion import Emotion
 from emostream.stream.label import Labeller
-from emostream.stream.messages import Emotion
 
 
 def replay() -> int:

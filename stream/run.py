@@ -9,7 +9,8 @@ from pathlib import Path
 
 from emostream.errors import RunError
 from emostream.stream.config import Config, as_config
-from emostream.stream.messages import Emotion, Health
+from emostream.stream.emotion import Emotion
+from emostream.stream.messages import Health
 from emostream.stream.notify import Notifier
 from emostream.stream.status import Status
 from emostream.stream.summary import Summary

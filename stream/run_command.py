@@ -93,7 +93,7 @@ def run() -> int:
 
 
 def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool, report: ProblemReport | None) -> int:
-    from emostream.stream.messages import Emotion
+    from emostream.stream.emotion import Emotion
     from emostream.stream.notify import Notifier
     from emostream.stream.output import Background, LabelFile
     from emostream.stream.run import run as run_pipeline

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import msgspec
 
+from emostream.stream.emotion import Emotion, encode_emotion
 from emostream.stream.listen import DEFAULT_ENDPOINT, listen_run
-from emostream.stream.messages import Emotion, encode_emotion
 from emostream.stream.status import Status
 
 _SILENT_S = 5.0  # a run publishes its status each second

@@ -12,7 +12,8 @@ from emostream.stream.topics import Medium
 
 SOURCE = re.compile(
     r"demo(:two)?|file:.+|replay:.+|microphone(:.+)?|camera(:.+)?|zmq:.+"
-    r"|(?P<scheme>rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+"
+    r"|(?P<scheme>rtsps?|https?|udp|rtp|tcp|srt|rtmps?)://.+",
+    re.DOTALL,
 )
 _PATH = re.compile(r"(?!.*://)(?:.*/.*|.+\.[A-Za-z0-9]{2,4})", re.DOTALL)
 SOURCE_HELP = (
@@ -27,6 +28,22 @@ _SECRET = re.compile(  # in linear time: a name is looked over once for its =, t
 )
 _AGE_KEY = re.compile(r"AGE-SECRET-KEY-[0-9A-Z]+", re.IGNORECASE)
 _VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def is_plain_path(text: str, folder: str | os.PathLike[str] = "") -> bool:
+    """Whether a source is named by its path alone: it looks like one, or is one of a file in ``folder``."""
+    if SOURCE.fullmatch(text):
+        return False
+    return bool(_PATH.fullmatch(text)) or os.path.isfile(os.path.join(folder, text))
+
+
+def split_sources(text: str) -> tuple[str, str] | None:
+    """The source of sound and that of the picture, if a text names two, AUDIO,VIDEO: a file name or a URL may hold a
+    comma too."""
+    audio, comma, video = text.rpartition(",")
+    may_be_plain = is_plain_path(text) and not os.path.isfile(text)
+    two = comma and all(SOURCE.fullmatch(part) or (may_be_plain and is_plain_path(part)) for part in (audio, video))
+    return (audio, video) if two else None
 
 
 def masked(text: str) -> str:
@@ -52,7 +69,7 @@ class SourceSpec:
     def parse(cls, text: str) -> SourceSpec:
         """Raises ValueError if ``text`` does not name a source."""
         match = SOURCE.fullmatch(text)
-        if match is None and (os.path.isfile(text) or _PATH.fullmatch(text)):  # a plain path
+        if is_plain_path(text):
             return cls(text, "file", text)
         if match is None:
             raise ValueError(f"is no source; use {SOURCE_HELP}")

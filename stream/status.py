@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from emostream.stream.messages import Emotion, Health, decode_public
+from emostream.stream.emotion import Emotion, decode_public
+from emostream.stream.messages import Health
 from emostream.stream.topics import FUSION, RECORD, node_name, parse_node
 
 BEHIND_S = 2.0  # from which a run counts as too slow

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emostream.stream.messages import Emotion
+from emostream.stream.emotion import Emotion
 from emostream.stream.status import NodeStatus, Status, StreamStatus, stream_line
 
 PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other")
@@ -72,6 +72,13 @@ class Summary:
         gaps = {name: node.gaps for name, node in nodes.items() if node.gaps}
         holes = {name: n for name, node in nodes.items() if (n := node.counters.get("capture_gaps", 0))}
         out.append(f"dropped: {_total(dropped)}   missed in transit: {_total(gaps)}   gaps in capture: {_total(holes)}")
+        late = {
+            name: n
+            for name, node in nodes.items()
+            if (n := sum(node.counters.get(counter, 0) for counter in ("late_chunks", "late_frames")))
+        }
+        if late:
+            out.append(f"came too late to be used: {_total(late)}")
         again = {name: node.starts - 1 for name, node in nodes.items() if node.starts > 1}
         if again:
             away_s = sum(nodes[name].away_s for name in again)

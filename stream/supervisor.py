@@ -20,9 +20,10 @@ from emostream.stream.bus import Inbox, Publisher, hold, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config
 from emostream.stream.control import ControlServer, Request, Waiting, control_path, sent_at
+from emostream.stream.emotion import Emotion, decode_emotion
 from emostream.stream.exits import Exit, judge
 from emostream.stream.limits import check_address_space, check_files
-from emostream.stream.messages import Control, Emotion, Health, Label, Log, Message, StatusReport, decode_emotion
+from emostream.stream.messages import Control, Health, Label, Log, Message, StatusReport
 from emostream.stream.nodes.process import start_node
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.notify import Notifier

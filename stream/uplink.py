@@ -17,8 +17,8 @@ from emostream.errors import BusError, ConfigError
 from emostream.stream import boxes
 from emostream.stream.backlog import Backlog, Batch
 from emostream.stream.boxes import UplinkState, key
+from emostream.stream.emotion import Emotion, decode_emotion
 from emostream.stream.limits import no_core_dumps
-from emostream.stream.messages import Emotion, decode_emotion
 from emostream.stream.sink import message_json, run_sink, sink_options
 from emostream.stream.status import Status, encode_status
 

@@ -15,7 +15,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from emostream.stream.messages import Emotion, Health
+from emostream.stream.emotion import Emotion
+from emostream.stream.messages import Health
 from emostream.stream.status import Status, StreamStatus, stream_line
 from emostream.stream.topics import FUSION
 

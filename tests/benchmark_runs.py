@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.labels import Label
-from emostream.stream.messages import Emotion, Evidence, Health, Latency
+from emostream.stream.emotion import Emotion, Evidence, Latency
+from emostream.stream.messages import Health
 
 SOUND_ALONE = {name: Evidence(int(name == "audio"), 1.0, 0.0) for name in ("audio", "video", "text")}
 T0_NS = 1_700_000_000_000_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emostream.stream.messages import Emotion, Evidence, Latency, Word
+from emostream.stream.emotion import Emotion, Evidence, Latency, Word
 
 
 def emotion_message(**changes: Any) -> Emotion:

@@ -12,7 +12,8 @@ from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
 from emostream.stream.cores.classifier import Features, Result
 from emostream.stream.cores.fusion import FusionCore
-from emostream.stream.messages import AudioRows, Emotion, End, Face, Media, Message, SpeechEvent, Word
+from emostream.stream.emotion import Emotion, Word
+from emostream.stream.messages import AudioRows, End, Face, Media, Message, SpeechEvent
 from emostream.stream.topics import Content
 
 SECOND = 1_000_000_000

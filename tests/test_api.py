@@ -58,6 +58,7 @@ def decoded(seconds: float) -> tuple[np.ndarray, int, np.ndarray]:
     return samples, sound[0].sample_rate, frames
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_arrays_give_the_labels_of_their_file(labeller):
     with closing(labeller.label(DEMO)) as emotions:
@@ -159,7 +160,7 @@ def test_listen_yields_labels_and_skips_what_is_none(caplog):
 
 
 def emostream_json(message: emostream.Emotion) -> bytes:
-    from emostream.stream.messages import encode_emotion
+    from emostream.stream.emotion import encode_emotion
 
     return encode_emotion(message)
 

@@ -62,6 +62,7 @@ def source(folder: Path, *more: str) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_what_pip_would_take_on_the_other_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -132,8 +132,12 @@ def test_neither_padding_nor_its_content_matters(graph):
         np.testing.assert_allclose(graph.run(padded)["logits"], want, rtol=0, atol=2e-5)
 
 
+VARIANTS = list(itertools.product(["self", "cross", "both", "none"], [True, False]))
+QUICK = [("self", True), ("cross", False)]
+
+
 @pytest.fixture(
-    scope="module", params=list(itertools.product(["self", "cross", "both", "none"], [True, False])), ids=str
+    scope="module", params=[v if v in QUICK else pytest.param(v, marks=pytest.mark.long) for v in VARIANTS], ids=str
 )
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Path]:
     """A small network of one kind, and its graph."""
@@ -185,6 +189,7 @@ def test_the_shipped_bundle_gives_the_same_probabilities(bundle, classifier, nam
 DATA = Path(os.environ.get("EMOSTREAM_DATA", "/nonexistent"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (DATA / "ravdess").is_dir(), reason="EMOSTREAM_DATA names no folder with ravdess, fer2013 and goemotions"

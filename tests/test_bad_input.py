@@ -133,17 +133,19 @@ def test_no_audio_track(tmp_path):
     assert labels[0]["modalities"]["audio"]["frames"] == 0 and labels[0]["text"] == ""
 
 
+@pytest.mark.long
 def test_no_face(tmp_path):
     labels, _ = degraded(media.no_face(tmp_path / "wall.mp4"))
     assert labels and labels[0]["modalities"]["video"]["frames"] == 0
 
 
-@pytest.mark.parametrize("maker", [media.silent_audio, media.zero_length_audio])
+@pytest.mark.parametrize("maker", [media.silent_audio, pytest.param(media.zero_length_audio, marks=pytest.mark.long)])
 def test_no_speech(maker, tmp_path):
     labels, output = degraded(maker(tmp_path / "quiet.wav"))
     assert labels == [] and "utterances: 0 labelled of 0 heard" in output
 
 
+@pytest.mark.long
 def test_stream_label_on_everything_at_once(tmp_path):
     """Good, odd and bad files in one call: each gets labels or an error line, and the exit code is 1."""
     good = [

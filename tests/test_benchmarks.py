@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmarks import common, endpoint, labels, latency, live_run, networks, script, startup, throughput
 from emostream.commands import exit_code
 from emostream.errors import ConfigError
-from emostream.stream.messages import Latency
+from emostream.stream.emotion import Latency
 from emostream.stream.sources.file import FileSource
 from tests import benchmark_runs
 from tests.benchmark_runs import T0_NS, beat
@@ -332,6 +332,7 @@ def test_latency_of_the_real_pipeline(monkeypatch, tmp_path, capsys):
     assert "confirmed end → label" in (tmp_path / "latency.md").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_milestones_of_a_real_start():
     times, faults = startup.measure(to_label=False)

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.chaos import FAULTS, Injected, Outcome, Seen, into_page, judge
 from emostream.errors import ConfigError
-from emostream.stream.messages import Emotion, Evidence
+from emostream.stream.emotion import Emotion, Evidence
 from tests.emotions import emotion_message
 
 TURN_S = 20.0

@@ -81,6 +81,7 @@ def worker_with(path: Path, seconds: float = 60) -> psutil.Process:
     raise AssertionError(f"no worker has opened {path}")
 
 
+@pytest.mark.long
 def test_a_cluster_gives_the_output_of_one_process(tmp_path):
     """Notes and errors too, all in the order of the files; and nothing of Ray's own."""
     pytest.importorskip("ray")

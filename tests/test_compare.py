@@ -195,6 +195,7 @@ def test_a_label_that_differs_is_counted(bundle, only, monkeypatch):
     assert compare(bundle, 1).measured["torch"].agreement == pytest.approx(1 - 3 / 15)
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_memory_and_load_time_are_those_of_another_process(bundle, monkeypatch):
     """Really measured, with ballast in this process, which must not count."""

@@ -66,6 +66,7 @@ def test_processor_time_of_the_threads_of_a_process():
     assert 0 <= zeromq < total
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.alone
 def test_a_real_run(monkeypatch, tmp_path):

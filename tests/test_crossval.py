@@ -108,6 +108,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(np.allclose(a[k].logits, b[k].logits, atol=1e-5) for k in a)
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_processes_give_the_same_and_survive_failures(tmp_path):
     complete(SPECS, ONE, broken(), tmp_path / "here")
@@ -126,6 +127,7 @@ class Deadly(GroupedFolds):
         return super().split(fold)
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_process_that_dies_is_reported(tmp_path):
     folds = tiny()

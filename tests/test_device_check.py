@@ -81,6 +81,7 @@ def test_a_report_holds_what_is_needed_and_no_secrets(tmp_path):
     assert "cannot be written" in ProblemReport(tmp_path / "no" / "x.zip", config).write()
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_stream_listen_says_when_a_pipeline_is_not_there(tmp_path):
     endpoint = f"tcp://127.0.0.1:{free_port()}"

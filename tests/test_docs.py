@@ -14,14 +14,7 @@ import pytest
 import zmq
 
 from emostream.stream.config import Config, load_config
-from emostream.stream.messages import (
-    Emotion,
-    Evidence,
-    Word,
-    decode_emotion,
-    emotion_json_schema,
-    encode_emotion,
-)
+from emostream.stream.emotion import Emotion, Evidence, Word, decode_emotion, emotion_json_schema, encode_emotion
 from emostream.stream.public import EmotionPublisher
 from emostream.stream.status import status_json_schema
 from tests.emotions import emotion_message
@@ -33,10 +26,10 @@ DEFAULT_PORT = 5556
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("module", "file", "schema"),
-    [("messages", "emotion.schema.json", emotion_json_schema), ("status", "status.schema.json", status_json_schema)],
+    [("emotion", "emotion.schema.json", emotion_json_schema), ("status", "status.schema.json", status_json_schema)],
 )
 def test_schemas_in_docs_are_those_of_the_messages(module, file, schema):
-    """Write them again with: python -m emostream.stream.messages > docs/emotion.schema.json, and likewise status"""
+    """Write them again with: python -m emostream.stream.emotion > docs/emotion.schema.json, and likewise status"""
     assert json.loads((ROOT / "docs" / file).read_text()) == schema()
     done = subprocess.run(
         [sys.executable, "-m", f"emostream.stream.{module}"], capture_output=True, text=True, check=True

@@ -300,6 +300,7 @@ def test_a_kill_at_any_moment_leaves_whole_minutes_and_no_plain_byte(tmp_path, k
         assert all(opened(path, key).endswith(MAGIC + b"\r\n") for path in files_of(folder))
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.realtime
 def test_a_run_is_recorded_encrypted_with_pictures_and_a_kill_costs_what_was_held(tmp_path, key):

@@ -37,8 +37,8 @@ def small(path: Path, op_type: str = "Relu", domain: str = "") -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("file", [FUSION, FUSION_GPU, VOICE, FACE])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.long)])
+@pytest.mark.parametrize("file", [pytest.param(FUSION, marks=pytest.mark.long), FUSION_GPU, VOICE, FACE])
 def test_every_graph_that_is_shipped_compiles(bundle, file, precision):
     """The portable fusion graph too, which is all that older bundles have."""
     options = Options("tensorrt_rtx", precision, GPUS)
@@ -175,6 +175,7 @@ def test_errors_of_one_build_do_not_appear_in_the_next(tmp_path):
     assert "Second" not in str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_good_build_logs_no_warning(bundle, caplog):
     caplog.set_level(logging.INFO)

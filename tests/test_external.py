@@ -288,6 +288,7 @@ def test_the_example_is_labelled_and_may_stop_and_begin_again(tmp_path, recordin
     assert all(label["latency_ms"]["total"] < 2000 for label in labels)
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_the_cpp_example_is_labelled(tmp_path, recording):
     if shutil.which("g++") is None or subprocess.run(["pkg-config", "--exists", "libzmq"], check=False).returncode:

@@ -147,6 +147,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_two_processes_give_the_same_as_one(files, extracted, tmp_path, bundle):
     calls = []
@@ -156,7 +157,7 @@ def test_two_processes_give_the_same_as_one(files, extracted, tmp_path, bundle):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_an_interrupted_extraction_goes_on(files, tmp_path, bundle, jobs):
     clips = some_clips(files)
 
@@ -369,6 +370,7 @@ def test_acted_corpora_are_clips_too(tmp_path, capsys):
     assert "EmoDB" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_command_makes_the_papers_two_tables_of_iemocap(tmp_path, capsys):
     root = release(tmp_path)

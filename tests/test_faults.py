@@ -50,6 +50,7 @@ def test_a_strangers_sigterm_to_a_node_is_a_failure_and_not_its_end(node):
     assert len(set(numbers(run.subscriber.of("utterance")))) == len(run.subscriber.of("utterance"))
 
 
+@pytest.mark.long
 def test_numbers_never_come_twice_though_fusion_is_killed(tmp_path):
     with Pipeline(*RUN, "--jsonl", tmp_path / "labels.jsonl") as run:
         for count in (1, 2):
@@ -66,6 +67,7 @@ def test_numbers_never_come_twice_though_fusion_is_killed(tmp_path):
     assert [label["utterance"] for label in kept] == sorted({label["utterance"] for label in kept})
 
 
+@pytest.mark.long
 def test_a_run_ends_though_fusion_is_killed_after_the_ends_of_streams(tmp_path):
     """The fusion that is started again never gets the end of the short stream, nor of one whose node ends meanwhile."""
     streams = {"short": silent_audio(tmp_path / "short.wav", 3), "long": silent_audio(tmp_path / "long.wav", 9)}
@@ -94,6 +96,7 @@ def lies(run: Pipeline) -> list[dict]:
     return [label for label in run.subscriber.of("utterance") if label["label"] == "lie"]
 
 
+@pytest.mark.long
 def test_who_takes_the_port_while_fusion_is_away_is_not_believed(tmp_path):
     port, out = free_port(), tmp_path / "labels.jsonl"
     endpoint = f"tcp://127.0.0.1:{port}"
@@ -273,6 +276,7 @@ def test_a_full_disk_costs_the_file_and_not_the_labels(tmp_path):
     assert "labels not written to /dev/full: 5" in run.output
 
 
+@pytest.mark.long
 def test_a_reader_that_stalls_costs_its_output_and_not_the_labels(tmp_path):
     """Standard output is a full pipe that nobody reads; labels go to the file and to subscribers; SIGTERM ends it."""
     out, endpoint = tmp_path / "labels.jsonl", f"ipc://{tmp_path}/bus"

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emostream.stream.dimensions import COORDINATES
-from emostream.stream.messages import Control, Emotion, Message
+from emostream.stream.emotion import Emotion
+from emostream.stream.messages import Control, Message
 from tests.fusion import (
     MILLISECOND,
     SECOND,

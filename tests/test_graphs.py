@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emostream.engines.bundle import MODALITIES
@@ -33,6 +33,7 @@ def variant(request, tmp_path_factory) -> tuple[Fusion, OnnxRuntime]:
 
 
 @pytest.mark.slow
+@settings(max_examples=25)  # of each variant
 @given(
     st.lists(st.tuples(*(st.integers(0, 90) for _ in MODALITIES)).filter(any), min_size=1, max_size=5),
     st.integers(0, 40),

@@ -11,9 +11,9 @@ import pytest
 from emostream.errors import ConfigError
 from emostream.stream import hub_store
 from emostream.stream.boxes import Delivery, UplinkState
+from emostream.stream.emotion import encode_emotion
 from emostream.stream.hub import Boxes
 from emostream.stream.hub_store import HubStore
-from emostream.stream.messages import encode_emotion
 from tests.emotions import emotion_message
 
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -87,6 +87,7 @@ def empty_cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_build_then_inspect(bundle, empty_cache, tmp_path, capsys):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed; it is for x86-64 only")

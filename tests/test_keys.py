@@ -25,9 +25,9 @@ from emostream.stream import cli
 from emostream.stream.bus import bind_xpub
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import load_config
+from emostream.stream.emotion import Emotion
 from emostream.stream.keys import KeyPair, Keys, read_client, read_pair
 from emostream.stream.listen import listen
-from emostream.stream.messages import Emotion
 from emostream.stream.plan import make_plan
 from emostream.stream.public import EmotionPublisher
 from tests.emotions import emotion_message

@@ -216,6 +216,7 @@ def test_a_very_quiet_microphone_is_reported_once_a_minute(vad, caplog):
 # End to end
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_quiet_file_gets_the_labels_of_a_normal_one_also_live(tmp_path):
     for name, dbfs in (("normal", -10), ("quiet", -46)):

@@ -1,4 +1,4 @@
-"""stream/messages.py"""
+"""stream/messages.py and stream/emotion.py"""
 
 from __future__ import annotations
 
@@ -8,27 +8,12 @@ import jsonschema
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from emostream.stream.messages import (
-    AudioRows,
-    Codec,
-    Control,
-    End,
-    Evidence,
-    Face,
-    Health,
-    Latency,
-    Log,
-    Pcm,
-    SpeechEvent,
-    Word,
-    decode_emotion,
-    emotion_json_schema,
-    encode_emotion,
-)
+from emostream.stream.emotion import Evidence, Latency, Word, decode_emotion, emotion_json_schema, encode_emotion
+from emostream.stream.messages import AudioRows, Codec, Control, End, Face, Health, Log, Pcm, SpeechEvent
 from tests.emotions import emotion_message
 
 ns = st.integers(-(2**62), 2**62)
@@ -276,6 +261,7 @@ emotions = st.builds(
 
 
 @pytest.mark.slow
+@settings(max_examples=30)
 @given(emotions)
 def test_an_emotion_comes_back_equal_and_fits_the_schema(message):
     data = encode_emotion(message)

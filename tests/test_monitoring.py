@@ -8,7 +8,7 @@ import re
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from emostream.stream.messages import encode_emotion
+from emostream.stream.emotion import encode_emotion
 from emostream.stream.page.metrics import RunMetrics
 from emostream.stream.page.state import KEPT, PageState
 from emostream.stream.status import NodeStatus, Status, StreamStatus, encode_status

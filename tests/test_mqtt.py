@@ -198,6 +198,7 @@ def test_a_wrong_endpoint_is_one_line_and_a_code(endpoint):
     assert errors[0].startswith(f"error: {endpoint}: not a valid endpoint")
 
 
+@pytest.mark.long
 def test_a_run_that_dies_shows_as_offline(broker, reader):
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     bridge_command = [BIN / "stream-mqtt", f"mqtt://127.0.0.1:{broker.port}", endpoint]

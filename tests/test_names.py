@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import zmq
@@ -29,16 +30,19 @@ def test_what_is_meant_by_names_folders_and_patterns(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    assert [str(path) for path in named_files(["a"])] == ["a/deep/two.MP4", "a/one.wav"]
-    assert [str(path) for path in named_files(["b/*", "a/one.wav", "b/three.opus"])] == [
+    assert [str(path) for path in named_files(["a"])[0]] == ["a/deep/two.MP4", "a/one.wav"]
+    assert [str(path) for path in named_files(["b/*", "a/one.wav", "b/three.opus"])[0]] == [
         "b/[4].flac", "b/three.opus", "a/one.wav",
     ]  # fmt: skip
-    assert [str(path) for path in named_files(["b/[4].flac", "gone.wav"])] == ["b/[4].flac", "gone.wav"]
-    assert len(named_files(["**/*.wav"])) == 1
+    assert [str(path) for path in named_files(["b/[4].flac", "gone.wav"])[0]] == ["b/[4].flac", "gone.wav"]
+    assert len(named_files(["**/*.wav"])[0]) == 1
+    assert named_files(["-"])[0] == [Path("/dev/stdin")]
     (tmp_path / "empty").mkdir()
     for name in ("empty", "*.mp3"):
         with pytest.raises(ConfigError, match="no media files|no file fits"):
             named_files([name])
+        files, unmatched = named_files([name, "a/one.wav"])  # one failure never ends the batch
+        assert files == [Path("a/one.wav")] and len(unmatched) == 1 and name in unmatched[0]
 
 
 @pytest.mark.parametrize("name", ["a.wav", "A.MP4", "x.mkv", "x.ts", "x.opus", "x.flac", "x.m4a", "x.webm", "x.mov"])
@@ -79,6 +83,7 @@ def labelled(*arguments: object, env: dict[str, str] | None = None) -> subproces
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_batch_goes_on_whatever_one_file_is(tmp_path):
     good = media.audio_only(tmp_path / "good.wav", 4.0)
@@ -124,6 +129,14 @@ def test_a_plain_path_is_a_file(tmp_path, monkeypatch):
         spec = SourceSpec.parse(text)
         assert (spec.kind, spec.location) == ("file", text)
     assert parse_stream("desk=talk.wav").name == "desk"
+    assert parse_stream("a\nb.wav").source == parse_stream("x=a\nb.wav").source == "a\nb.wav"
+    assert SourceSpec.parse("file:a\nb").location == "a\nb"
+    two = parse_stream("desk=sub/talk.wav,face.mp4")
+    assert (two.audio, two.video) == ("sub/talk.wav", "face.mp4")
+    assert parse_stream("microphone,face.mp4").audio == "microphone"
+    (tmp_path / "a.b,c.mp4").touch()
+    for text in ("a.b,c.mp4", "one, two.mp4", "file:talk.wav,face.mp4", "http://h/a.wav,b.mp4"):
+        assert parse_stream(text).source == text
     for text in ("nonsense", "ftp://x/y.wav", "micro phone", ""):
         with pytest.raises(ValueError, match="is no source"):
             SourceSpec.parse(text)
@@ -154,6 +167,13 @@ def test_relative_paths_in_a_configuration_are_relative_to_it(tmp_path):
         [[streams]]
         name = "e"
         source = "replay:r/x.mcap"
+        [[streams]]
+        name = "f"
+        audio = "sub/talk.wav"
+        video = "camera"
+        [[streams]]
+        name = "g"
+        source = "no-suffix"
         [record]
         folder = "r"
         [fusion]
@@ -163,8 +183,11 @@ def test_relative_paths_in_a_configuration_are_relative_to_it(tmp_path):
         keys = "~/keys"
         """
     )
+    (tmp_path / "no-suffix").touch()
+    (tmp_path / "camera").touch()
     config = load_config(tmp_path / "config.toml", ["speech.vad_model=vad.onnx"])
-    a, b, c, d, e = config.streams
+    a, b, c, d, e, f, g = config.streams
+    assert (f.audio, f.video, g.source) == (f"{tmp_path}/sub/talk.wav", "camera", f"{tmp_path}/no-suffix")
     assert e.source == f"replay:{tmp_path}/r/x.mcap" and config.record.folder == f"{tmp_path}/r"
     assert a.source == f"file:{tmp_path}/talk.wav" and c.source == "file:-" and d.source == "http://h/x.wav"
     assert (b.audio, b.video) == ("file:/abs/talk.wav", f"file:{tmp_path}/sub/x.mp4")

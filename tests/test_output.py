@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from emostream.errors import ConfigError
-from emostream.stream.messages import Emotion, encode_emotion
+from emostream.stream.emotion import Emotion, encode_emotion
 from emostream.stream.output import KEPT_FILES, Background, LabelFile, open_labels, resume_labels
 from tests.emotions import emotion_message
 

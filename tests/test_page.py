@@ -22,7 +22,8 @@ from starlette.websockets import WebSocketDisconnect
 from emostream.errors import ConfigError, ControlError
 from emostream.stream.config import Config
 from emostream.stream.control import Control, Request
-from emostream.stream.messages import Face, Pcm, Picture, encode_emotion
+from emostream.stream.emotion import encode_emotion
+from emostream.stream.messages import Face, Pcm, Picture
 from emostream.stream.page.server import make_app
 from emostream.stream.page.state import KEPT, PageState
 from emostream.stream.status import NodeStatus, Status, StreamStatus, encode_status
@@ -237,7 +238,24 @@ def test_metrics_are_what_prometheus_reads(client, state):
     assert [value for key, value in sorted(within.items(), key=lambda item: float(dict(item[0][1:])["le"]))][-6:] == [
         3.0
     ] * 6
+    assert samples["emostream_coverage", ("modality", "audio"), ("stream", "a")] == pytest.approx(
+        emotion_message().modalities["audio"].coverage
+    )
     assert "joy" not in text
+
+
+def test_labels_are_counted_by_name_if_that_is_asked_for(state):
+    app = make_app(state, TOKEN, frozenset({HOST}), None, count_labels=True)
+    for label in ("joy", "joy", "anger"):
+        state.add(payload(label=label))
+    text = TestClient(app, base_url=f"http://{HOST}").get(f"/{TOKEN}/metrics").text
+    counted = {
+        sample.labels["label"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "emostream_labels_total"
+    }
+    assert counted == {"joy": 2, "anger": 1}
 
 
 @pytest.mark.parametrize(
@@ -331,6 +349,7 @@ def test_a_browser_shows_the_demo_and_comes_back_when_the_page_does(tmp_path):
     assert not faults
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_port_that_is_taken_costs_the_page_alone():
     import socket
@@ -343,6 +362,7 @@ def test_a_port_that_is_taken_costs_the_page_alone():
     assert f"the page cannot have 127.0.0.1:{port}" in run.output and run.process.returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_fixed_token_lets_a_scraper_in_and_streams_that_are_added_are_seen():
     from websockets.sync.client import connect

@@ -14,7 +14,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from emostream.stream.messages import emotion_json_schema
+from emostream.stream.emotion import emotion_json_schema
 from emostream.stream.sources import DEMO
 from tests import media
 from tests.processes import BIN, ROOT, Pipeline, command, free_port, patience
@@ -218,6 +218,7 @@ def test_the_lines_of_the_readme_run(demo):
 CLIPS = sorted(Path(os.environ.get("EMOSTREAM_DATA", "/nonexistent"), "clips").glob("*.mpg"))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not CLIPS, reason="EMOSTREAM_DATA names no folder with clips/*.mpg")
 def test_real_clips(tmp_path):
     """Real talking faces: each clip holds one spoken sentence, so at least one utterance with a face."""

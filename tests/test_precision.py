@@ -114,7 +114,7 @@ def test_labels_stay(graph, precision):
         rng = np.random.default_rng(0)
         inputs = {"crops": rng.integers(0, 256, (8, 48, 48), np.uint8)}
     else:
-        inputs = clips(600)
+        inputs = clips(200)
     want = run(GRAPHS[graph], inputs)
     low = cast(GRAPHS[graph], precision)
     answers = [run(rounded(low, TYPES[precision]), inputs, optimise=False)]

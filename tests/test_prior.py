@@ -180,6 +180,7 @@ def test_a_label_of_share_0_is_never_given(bundle, classifier, whole):
     assert got.probabilities.sum() == pytest.approx(1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_labeller_with_a_table_corrects_its_messages():
     samples = media.speech_samples(4.0)

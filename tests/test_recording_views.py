@@ -22,7 +22,8 @@ from rich.console import Console
 from emostream.engines.bundle import open_bundle
 from emostream.stream.config import Config, Record
 from emostream.stream.cores.picture import LONG_SIDE, PER_S, PictureCore
-from emostream.stream.messages import Codec, Log, SpeechEvent, Word
+from emostream.stream.emotion import Word
+from emostream.stream.messages import Codec, Log, SpeechEvent
 from emostream.stream.nodes import capture
 from emostream.stream.recording import Recorder
 from emostream.stream.sources.base import VideoFrame

@@ -14,6 +14,7 @@ import pytest
 
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.file import FileSource
+from emostream.stream.sources.languages import is_language
 from tests import media
 
 pytestmark = [
@@ -62,10 +63,11 @@ CODECS = {
     "webm": ("-c:v", "libvpx", "-c:a", "libopus"), "ogg": ("-vn", "-c:a", "libopus"), "mkv": ("-c", "copy"),
     "flv": ("-c:v", "flv", "-c:a", "libmp3lame", "-ar", "44100"), "aac": ("-vn", "-c:a", "aac", "-f", "adts"),
     "mp3": ("-vn", "-c:a", "libmp3lame"),
+    "mp4": ("-c:v", "copy", "-c:a", "aac", "-movflags", "empty_moov+frag_keyframe+default_base_moof"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", ["ts", "mpg", "ogg", "webm", "aac", "mp3"])
+@pytest.mark.parametrize("suffix", ["ts", "mpg", "ogg", "webm", "aac", "mp3", "mp4"])
 def test_recordings_that_were_glued_together_are_read_whole(clip, tmp_path, suffix):
     part, joined = tmp_path / f"part.{suffix}", tmp_path / f"joined.{suffix}"
     ffmpeg("-i", clip, *CODECS[suffix], part)
@@ -136,6 +138,21 @@ def test_a_few_bad_time_stamps_move_nothing(transport, tmp_path, seconds, kind, 
     assert times[-1] == pytest.approx(wanted[-1], abs=0.15)
     last, true = ([item for item in each if isinstance(item, AudioChunk)][-1].media_ns for each in (found, whole))
     assert last == pytest.approx(true, abs=S // 10)
+
+
+@pytest.mark.parametrize("seconds", [3600, 5])
+@pytest.mark.parametrize(("kind", "first"), [("audio", 0), ("video", 1)])
+def test_bad_time_stamps_before_the_other_track_has_begun_move_nothing(
+    transport, tmp_path, seconds, kind, first, caplog
+):
+    path = tmp_path / "spike.ts"
+    path.write_bytes(moved(transport.read_bytes(), kind, range(first, first + 1), seconds))
+    whole, found = items(transport), items(path)
+    assert sound_s(found) == pytest.approx(sound_s(whole), abs=0.05)
+    for medium in (AudioChunk, VideoFrame):
+        last, true = ([item for item in each if isinstance(item, medium)][-1].media_ns for each in (found, whole))
+        assert last == pytest.approx(true, abs=S // 10)
+    assert "cut short" not in caplog.text
 
 
 @pytest.mark.parametrize("seconds", [40_000, 3600, 30, -3])
@@ -250,6 +267,18 @@ def test_the_default_track_or_the_one_asked_for(tones, caplog, tracks, hertz, br
     assert ("that can be decoded; taking another" in caplog.text) is (tracks in ("audio:9", "audio:fra"))
 
 
+@pytest.mark.parametrize(
+    ("asked", "marked", "same"),
+    [
+        ("de", "ger", True), ("ger", "deu", True), ("es", "spa", True), ("ja", "jpn", True), ("zh", "chi", True),
+        ("de-AT", "ger", True), ("de-AT", "de-CH", False), ("EN", "eng", True), ("en", "enm", False),
+        ("gsw", "gsw", True), ("de", "", False), ("ma", "mar", False), ("en", "und", False),
+    ],
+)  # fmt: skip
+def test_a_language_has_several_codes(asked, marked, same):
+    assert is_language(asked, marked) is same
+
+
 def test_a_track_that_was_not_chosen_gives_nothing_though_it_has_gaps(clip, tmp_path):
     path = tmp_path / "two.mkv"
     gap = "[0:a]aselect='not(between(t,0.5,3.8))'[late]"
@@ -286,6 +315,17 @@ def test_a_cover_before_the_video_is_passed_over(clip, tmp_path):
         "-i", cover, "-i", clip, "-map", "0:v", "-map", "1:v", "-map", "1:a", "-c:v", "copy", "-c:a", "copy",
         "-disposition:v:0", "attached_pic", path,
     )  # fmt: skip
+    assert len(pictures(items(path))) == pytest.approx(40, abs=2)
+
+
+def test_a_cover_in_a_container_that_has_no_mark_for_it(clip, tmp_path):
+    cover, path = tmp_path / "cover.jpg", tmp_path / "talk.mkv"
+    ffmpeg("-i", clip, "-frames:v", 1, cover)
+    ffmpeg(
+        "-i", cover, "-i", clip, "-map", "0:v", "-map", "1:v", "-map", "1:a", "-c:v", "copy", "-c:a", "copy", path,
+    )  # fmt: skip
+    with av.open(str(path)) as container:
+        assert not container.streams.video[0].disposition & av.stream.Disposition.attached_pic
     assert len(pictures(items(path))) == pytest.approx(40, abs=2)
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from emostream.stream.bus import Context
+from emostream.stream.emotion import SeenFace, encode_emotion
 from emostream.stream.keys import Keys
-from emostream.stream.messages import SeenFace, encode_emotion
 from emostream.stream.public import EmotionPublisher
 from emostream.stream.status import Status, StreamStatus, encode_status
 from tests.emotions import emotion_message

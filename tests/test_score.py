@@ -8,7 +8,7 @@ import pytest
 
 from emostream.engines.bundle import open_bundle
 from emostream.errors import CorpusError
-from emostream.stream.messages import Emotion, encode_emotion
+from emostream.stream.emotion import Emotion, encode_emotion
 from emostream.train.bundle.score import count, read_labels, score
 from emostream.train.commands.main import main
 from emostream.train.corpora import LABELS, Item

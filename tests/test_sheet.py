@@ -142,6 +142,7 @@ def test_faces_are_drawn_where_they_are_known():
     assert share_of(gray, with_face) > 0.004 > share_of(gray, without) and len(pixels(without)) > len(pixels(plain))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pages_of_a_long_recording_are_bounded_and_each_shows_the_whole():
     spans = [(i * 8.0, i * 8.0 + (0.4 if i % 3 else 7.0)) for i in range(60)]
@@ -190,6 +191,7 @@ def test_a_folder_that_cannot_be_and_a_package_that_is_missing(tmp_path, monkeyp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_batch_goes_on_after_a_fault_and_is_resumed(tmp_path):
     for folder in ("a", "b"):

@@ -65,6 +65,7 @@ def test_every_public_name_is_in_the_reference_with_its_docstring(site):
     assert "emostream.errors.EmostreamError" in anchors and "emostream.errors.SourceError" in anchors
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.slow
 def test_a_browser_reads_and_searches_it_from_the_disk(site):

@@ -190,6 +190,7 @@ def test_the_mean_is_of_the_networks_shape():
     assert mean.shape == (DIM,) and mean.dtype == np.float32 and 0 < np.linalg.norm(mean) < 1
 
 
+@pytest.mark.long
 @needs_network
 @pytest.mark.slow
 def test_the_demos_two_voices_are_two():

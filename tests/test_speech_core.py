@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Speech
 from emostream.stream.cores.speech import SpeechCore
-from emostream.stream.messages import Message, Pcm, SpeechEvent, Word
+from emostream.stream.emotion import Word
+from emostream.stream.messages import Message, Pcm, SpeechEvent
 from emostream.stream.speech.vad import FRAME_NS
 
 _S = 1_000_000_000

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from emostream.stream.messages import Emotion, Evidence, Health, Latency
+from emostream.stream.emotion import Emotion, Evidence, Latency
+from emostream.stream.messages import Health
 from emostream.stream.status import NodeStatus, Status, StreamStatus
 from emostream.stream.summary import Summary
 from emostream.stream.view import JsonView, LiveView, PlainView, plain_line, senses_line, wrapped
@@ -110,6 +111,12 @@ def test_losses_are_named_by_node_and_stream():
 
 
 # One line a label
+
+
+def test_what_came_too_late_is_told():
+    nodes = {"capture.a": NodeStatus(counters={"late_chunks": 3, "late_frames": 2}), "fusion": NodeStatus()}
+    assert "came too late to be used: 5 (capture.a 5)" in Summary(status=Status(nodes=nodes)).lines()
+    assert not any("too late" in line for line in Summary(status=Status(nodes={"fusion": NodeStatus()})).lines())
 
 
 def test_a_label_as_a_line():

@@ -68,6 +68,7 @@ def type_check(stubs: Path, source: str, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_mypy_accepts_the_device_code(stubs: Path, copy: Path):
     output = type_check(stubs, (ROOT / DEVICE_CODE).read_text(), copy)

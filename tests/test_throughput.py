@@ -13,7 +13,7 @@ from benchmarks import throughput
 from benchmarks.labels import Label
 from benchmarks.live_run import Watch
 from benchmarks.script import RATE_HZ, Script, Utterance, demo_segments
-from emostream.stream.messages import Evidence
+from emostream.stream.emotion import Evidence
 from tests import benchmark_runs
 from tests.benchmark_runs import T0_NS, beat
 
@@ -176,6 +176,7 @@ def test_a_node_that_was_started_again_is_a_fault_but_not_one_that_was_slow_to_s
     assert "crashed" in step.reasons and "speech.s1 was started again" in faults[0]
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.alone
 def test_one_stream_of_the_real_pipeline(tmp_path, capsys):

@@ -25,7 +25,8 @@ from emostream.engines.onnx import OnnxRuntime
 from emostream.errors import BackendError, BundleError, ConfigError, EmostreamError
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config, load_config, parse_stream
-from emostream.stream.messages import Codec, Pcm, decode_emotion
+from emostream.stream.emotion import decode_emotion
+from emostream.stream.messages import Codec, Pcm
 from emostream.stream.profile import Profile
 from emostream.stream.source_spec import SourceSpec, masked
 from emostream.stream.sources import make_source

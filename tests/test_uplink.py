@@ -15,8 +15,8 @@ import pytest
 
 from emostream.errors import BusError, ConfigError
 from emostream.stream.boxes import make_session_config, open_session
+from emostream.stream.emotion import encode_emotion
 from emostream.stream.hub import hub
-from emostream.stream.messages import encode_emotion
 from emostream.stream.uplink import uplink
 from tests.boxes import Box, Program, check_all_kept, start_uplink, stored, until
 from tests.emotions import emotion_message

@@ -65,6 +65,7 @@ def test_a_label_that_the_corpus_lacks_is_taught_less():
     assert logits.grad[0, 0] < 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_training_learns_and_is_the_same_each_time(monkeypatch):
     monkeypatch.setattr(voice_fit, "pretrained", VoiceNet)

@@ -36,7 +36,7 @@ def target_messages() -> tuple[Callable[[bytes], object], list[bytes]]:
 
 
 def target_labels() -> tuple[Callable[[bytes], object], list[bytes]]:
-    from emostream.stream.messages import decode_emotion
+    from emostream.stream.emotion import decode_emotion
 
     return decode_emotion, [b'{"schema":"emostream/1","kind":"utterance","stream":"a","label":"joy"}']
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emostream.stream.messages import decode_emotion
+from emostream.stream.emotion import decode_emotion
 from emostream.stream.view import LiveView
 
 

@@ -15,8 +15,8 @@ import msgspec
 from emostream.errors import EmostreamError
 from emostream.stream.cluster.ledger import Outcome
 from emostream.stream.config import Config
+from emostream.stream.emotion import encode_emotion
 from emostream.stream.label import Labeller, error_line
-from emostream.stream.messages import encode_emotion
 
 
 class Started(msgspec.Struct):

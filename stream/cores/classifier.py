@@ -38,7 +38,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Result:
-    """``probabilities``: (labels,) float64, of sum 1. ``contributions``: by modality, see messages.Evidence."""
+    """``probabilities``: (labels,) float64, of sum 1. ``contributions``: by modality, see emotion.Evidence."""
 
     probabilities: np.ndarray
     contributions: dict[str, float]

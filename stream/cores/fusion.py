@@ -22,10 +22,11 @@ from emostream.stream.cores.people import AFTER_NS, BEFORE_NS, Choice, People
 from emostream.stream.cores.report import Reporter, RunTimes
 from emostream.stream.cores.speakers import Speakers
 from emostream.stream.cores.window import SlidingWindow
+from emostream.stream.emotion import Emotion
 from emostream.stream.features.face import CROP
 from emostream.stream.features.logmel import DIM, FRAME_NS, HOP_NS
 from emostream.stream.features.voice import VECTOR_NS, VoiceEncoder
-from emostream.stream.messages import AudioRows, Emotion, End, Face, Message, SpeechEvent
+from emostream.stream.messages import AudioRows, End, Face, Message, SpeechEvent
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emostream.stream.config import Config
-from emostream.stream.messages import SpeechEvent, Word
+from emostream.stream.emotion import Word
+from emostream.stream.messages import SpeechEvent
 
 JobKind = Literal["window", "pause", "utterance"]
 

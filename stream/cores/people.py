@@ -14,9 +14,10 @@ import numpy as np
 
 from emostream.stream.config import Who
 from emostream.stream.cores.window import SlidingWindow
+from emostream.stream.emotion import SeenFace
 from emostream.stream.features.face import CROP
 from emostream.stream.features.mouth import LAGS_MS, LEAST_MS, MEASURES, USUAL_LAG_MS, agreement, match
-from emostream.stream.messages import Face, SeenFace
+from emostream.stream.messages import Face
 
 MATCH = 0.325  # over two seconds, for a face to be the speaker's; more over less time, since chance has more room
 LEAST_MATCH, MOST_MATCH = 0.18, 0.42

@@ -11,8 +11,8 @@ from emostream.stream.cores.classifier import Classifier, Features, Result
 from emostream.stream.cores.jobs import Job
 from emostream.stream.cores.people import Choice
 from emostream.stream.dimensions import valence_and_arousal
+from emostream.stream.emotion import Emotion, Evidence, Latency
 from emostream.stream.features.voice import VECTOR_NS
-from emostream.stream.messages import Emotion, Evidence, Latency
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 
 from emostream.stream.clock import Clock
 from emostream.stream.config import Speech
-from emostream.stream.messages import Message, Pcm, SpeechEvent, Word
+from emostream.stream.emotion import Word
+from emostream.stream.messages import Message, Pcm, SpeechEvent
 from emostream.stream.speech.endpoint import Endpointer, EndpointEvent
 from emostream.stream.speech.level import Level
 from emostream.stream.speech.recognizer import Recognizer

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from emostream.errors import ModelError, SourceError
-from emostream.stream.messages import End, Face, Message, Word, Words, within
+from emostream.stream.emotion import Word
+from emostream.stream.messages import End, Face, Message, Words, within
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped
 from emostream.stream.sources import make_source
 from emostream.stream.sources.base import AudioChunk, HeardWords, NoTrack, SeenFaces, Source, VideoFrame

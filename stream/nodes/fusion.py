@@ -14,8 +14,9 @@ from emostream.files import user_path
 from emostream.stream.config import changed
 from emostream.stream.cores.classifier import Classifier
 from emostream.stream.cores.fusion import FusionCore
+from emostream.stream.emotion import Emotion
 from emostream.stream.keys import Keys
-from emostream.stream.messages import Emotion, End, Label, Message, Orders
+from emostream.stream.messages import End, Label, Message, Orders
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
 from emostream.stream.profile import Profile
 from emostream.stream.public import EmotionPublisher

@@ -9,16 +9,18 @@ import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from emostream.errors import ModelError, RunError
 from emostream.stream.bus import Inbox
-from emostream.stream.config import LOOPBACK
+from emostream.stream.config import LOOPBACK, Config, changed
 from emostream.stream.config import Page as PageConfig
 from emostream.stream.control import Control, Request, control_path
-from emostream.stream.messages import Face, Label, Pcm, Picture
+from emostream.stream.messages import Face, Label, Orders, Pcm, Picture
 from emostream.stream.nodes.runtime import NodeRuntime, ipc_of
 from emostream.stream.page.tls import Certificate
+from emostream.stream.steering import SETTABLE
 from emostream.stream.topics import LABEL, Content, parse_node, stream_topic
 
 if TYPE_CHECKING:
@@ -53,9 +55,18 @@ def main(runtime: NodeRuntime) -> None:
     page = config.page
     certificate = Certificate(page.certificate, page.key) if page.certificate else None
     names = certificate.names if certificate is not None else []
-    app = make_app(state, token, _hosts(page, names), None if path is None else steer, secure=certificate is not None)
+    app = make_app(
+        state, token, _hosts(page, names), None if path is None else steer,
+        secure=certificate is not None, count_labels=page.count_labels,
+    )  # fmt: skip
     with _served(app, page, None if certificate is None else certificate.context):
         log.info("%s/%s/", address(page, names), token)
+
+        def show_settings(orders: Orders) -> None:
+            state.set_settings(settings_of(config, orders))
+
+        runtime.on_orders = show_settings
+        show_settings(runtime.orders)
         runtime.wait_for_go()
         with contextlib.closing(_Senses(runtime, state)) as senses:
             while not runtime.stopping:
@@ -67,6 +78,16 @@ def main(runtime: NodeRuntime) -> None:
                     if isinstance(message, Label):
                         state.add(message.payload)
                 labels.wait(_LOOKING_MS if looking else _IDLE_MS)
+
+
+def settings_of(config: Config, orders: Orders) -> dict[str, object]:
+    """What can be changed while a run goes on, as it is by now: by SECTION.KEY."""
+    now = changed(config, orders.settings)
+    values = {name: attrgetter(name)(now) for name in SETTABLE}
+    prior = values["fusion.prior"]
+    if isinstance(prior, dict):  # as one types it
+        values["fusion.prior"] = "{" + ", ".join(f"{label} = {share:g}" for label, share in prior.items()) + "}"
+    return values
 
 
 def address(page: PageConfig, names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emostream.stream.messages import Emotion
+from emostream.stream.emotion import Emotion
 from emostream.stream.status import Status
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from emostream.stream.messages import Emotion
+from emostream.stream.emotion import Emotion
 from emostream.stream.page.state import PageState
 
 BOUNDS_S = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 5.0)
@@ -17,13 +18,15 @@ _PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion")
 
 
 class RunMetrics(Collector):
-    """A collector over labels, as they come, and the newest status. No label is named: what people feel is nobody's
-    metric."""
+    """A collector over labels, as they come, and the newest status. With ``count_labels`` it counts each label by name;
+    else none is named, since what people feel is personal."""
 
-    def __init__(self, state: PageState) -> None:
+    def __init__(self, state: PageState, count_labels: bool = False) -> None:
         self._state = state
         self._lock = threading.Lock()
         self._latency: dict[tuple[str, str], tuple[list[int], float]] = {}
+        self._coverage: dict[tuple[str, str], float] = {}
+        self._labels: Counter[tuple[str, str]] | None = Counter() if count_labels else None
         self._bundle = self._backend = ""
         state.on_label = self._add
 
@@ -39,6 +42,10 @@ class RunMetrics(Collector):
     def _add(self, emotion: Emotion) -> None:
         with self._lock:
             self._bundle, self._backend = emotion.bundle, emotion.backend
+            for modality, evidence in emotion.modalities.items():
+                self._coverage[emotion.stream, modality] = evidence.coverage
+            if self._labels is not None:
+                self._labels[emotion.stream, emotion.label] += 1
             if emotion.latency_ms is None:
                 return
             for part in _PARTS:
@@ -51,6 +58,8 @@ class RunMetrics(Collector):
         with self._lock:
             latencies = [(key, list(counts), total) for key, (counts, total) in self._latency.items()]
             bundle, backend = self._bundle, self._backend
+            coverages = dict(self._coverage)
+            counts_of_labels = None if self._labels is None else dict(self._labels)
         latency = HistogramMetricFamily(
             "emostream_label_latency_seconds", "From the last speech sample to the label.", labels=["stream", "part"]
         )
@@ -61,6 +70,18 @@ class RunMetrics(Collector):
                 buckets.append((bound, sum_))
             latency.add_metric([stream, part], buckets, total)
         yield latency
+        coverage = GaugeMetricFamily(
+            "emostream_coverage", "Of the newest label's time, the share that each modality has.",
+            labels=["stream", "modality"],
+        )  # fmt: skip
+        for key, share in coverages.items():
+            coverage.add_metric(key, share)
+        yield coverage
+        if counts_of_labels is not None:
+            named = CounterMetricFamily("emostream_labels", "Labels by name.", labels=["stream", "label"])
+            for key, count in counts_of_labels.items():
+                named.add_metric(key, count)
+            yield named
         info = GaugeMetricFamily("emostream_info", "What makes the labels.", labels=["bundle", "backend", "run"])
         found = self._state.status()
         if found is None:

@@ -83,12 +83,18 @@ class Guard:
 
 
 def make_app(
-    state: PageState, token: str, hosts: frozenset[str], steer: Steer | None, *, secure: bool = False
+    state: PageState,
+    token: str,
+    hosts: frozenset[str],
+    steer: Steer | None,
+    *,
+    secure: bool = False,
+    count_labels: bool = False,
 ) -> ASGIApp:
     """The page's application. ``hosts``: what a request may name as its host, as "127.0.0.1:8800"; ``steer``: carries
     out a request to the run and gives its answer; without it, nothing can be changed; ``secure``: it is served by
-    https."""
-    metrics = RunMetrics(state)
+    https; ``count_labels``: its metrics count each label by name."""
+    metrics = RunMetrics(state, count_labels)
     content = {
         path: (files(__package__).joinpath("static", name).read_bytes(), kind) for path, (name, kind) in _STATIC.items()
     }
@@ -227,6 +233,7 @@ async def _page(websocket: WebSocket, state: PageState) -> None:
             f'"labels":[{",".join(label.payload for label in labels)}]',
             f'"windows":[{",".join(payload for payload, _ in windows)}]',
             f'"status":{found[0] if found else "null"}',
+            f'"settings":{json.dumps(state.settings(before))}',
             f'"senses":{json.dumps(state.senses())}',
             f'"pictures":{json.dumps(state.pictures(before))}',
         ]

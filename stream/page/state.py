@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from emostream.stream.messages import Emotion, Face, Pcm, Picture, decode_emotion
+from emostream.stream.emotion import Emotion, decode_emotion
+from emostream.stream.messages import Face, Pcm, Picture
 from emostream.stream.status import Status, decode_status
 
 KEPT = 500  # labels
@@ -47,6 +48,7 @@ class PageState:
         self._windows: dict[str, tuple[int, str, Emotion]] = {}
         self._status: tuple[int, str, Status] | None = None
         self._heard: dict[str, Heard] = {}
+        self._settings: tuple[int, dict[str, object]] = 0, {}
         self._version = 0
         self.labelled = 0
         self.on_label: Callable[[Emotion], object] = lambda emotion: None
@@ -71,6 +73,13 @@ class PageState:
         with self._lock:
             self._version += 1
             self._status = self._version, payload, status
+
+    def set_settings(self, settings: dict[str, object]) -> None:
+        """What can be changed on the page, as it is now."""
+        with self._lock:
+            if settings != self._settings[1]:
+                self._version += 1
+                self._settings = self._version, settings
 
     def hear(self, pcm: Pcm) -> None:
         with self._lock:
@@ -120,6 +129,11 @@ class PageState:
         """The newest status, if it is newer than ``since``."""
         with self._lock:
             return None if self._status is None or self._status[0] <= since else self._status[1:]
+
+    def settings(self, since: int = 0) -> dict[str, object] | None:
+        """The settings, if they were changed after ``since``."""
+        with self._lock:
+            return None if self._settings[0] <= since else self._settings[1]
 
     def senses(self) -> dict[str, dict[str, object]]:
         with self._lock:

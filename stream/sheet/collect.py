@@ -9,7 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from emostream.files import printable
-from emostream.stream.messages import Emotion, Face, Message, Pcm
+from emostream.stream.emotion import Emotion
+from emostream.stream.messages import Face, Message, Pcm
 
 _BINS = 4  # of the waveform, in each block of sound: of 8 ms in blocks of 32 ms
 _CROPS = 4  # of an utterance, at most

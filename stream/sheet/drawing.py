@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from emostream import __version__
-from emostream.stream.messages import Emotion
+from emostream.stream.emotion import Emotion
 from emostream.stream.sheet.collect import Said, Sheet
 from emostream.stream.sheet.layout import (
     CROP,

@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from emostream.stream.messages import Face, Word
+from emostream.stream.emotion import Word
+from emostream.stream.messages import Face
 from emostream.stream.topics import Medium
 
 GAP_NS = 60_000_000  # between two chunks of sound; a smaller error of a time stamp is rounding or jitter, not a gap

@@ -21,7 +21,7 @@ import zmq
 
 from emostream.errors import SourceError
 from emostream.stream.clock import Clock
-from emostream.stream.messages import Word
+from emostream.stream.emotion import Word
 from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources.base import GAP_NS, AudioChunk, HeardWords, NoTrack, VideoFrame
 from emostream.stream.sources.decode import Sampler

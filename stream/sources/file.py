@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import stat
 import time
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _WITHOUT_LENGTH = ("aac", "ac3", "eac3", "dts", "mpegvideo", "h264", "hevc", "loas", "amr", "gsm", "truehd")
 _MP3_LENGTH = (b"Xing", b"Info", b"VBRI")  # a header of one of these tells the number of frames
 _FIFO_S = 30.0
+_URL = re.compile(r"[a-z]+:/")  # as a path, which has no two slashes in a row
 _HEAD_BYTES = 1 << 20  # a cover may come before it
 
 
@@ -110,6 +112,8 @@ class FileSource:
             is_folder = stat.S_ISDIR(os.stat(self._path).st_mode)
         except (OSError, ValueError) as error:  # ValueError: a NUL
             why = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
+            if _URL.match(str(self._path)):
+                why = "no file; what is at a URL can be labelled with: stream-run --stream URL"
             raise SourceError(f"{printable(self._path)}: {why}") from error
         if is_folder:
             raise SourceError(f"{printable(self._path)}: is a folder, not a media file")
@@ -186,7 +190,8 @@ class FileSource:
             log.warning("%s: its audio track is empty", self.name)
         end_s = max(end_ns.values(), default=0) / 1e9
         self.counters["time_jumps"] = timeline.jumps
-        if not timeline.jumps and not self._is_estimated and end_s < self.length_s - max(0.5, 0.1 * self.length_s):
+        has_length = not (timeline.jumps or timeline.outliers or self._is_estimated)
+        if has_length and end_s < self.length_s - max(0.5, 0.1 * self.length_s):
             log.warning(
                 "%s: ended after %.1f of its %.1f s; it is cut short or damaged", self.name, end_s, self.length_s
             )

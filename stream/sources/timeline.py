@@ -41,24 +41,32 @@ class _Track:
 
 
 class Timeline:
-    """``jumps``: whether the container's format allows its clock to jump (AVFMT_TS_DISCONT)."""
+    """``jumps``: whether the container's format allows its clock to jump (AVFMT_TS_DISCONT); ``start_s``: where the
+    container begins, if that is known."""
 
-    def __init__(self, name: str, jumps: bool) -> None:
-        self._name, self._gap_s = name, _GAP_S[jumps]
+    def __init__(self, name: str, jumps: bool, start_s: float | None = None) -> None:
+        self._name, self._gap_s, self._start_s = name, _GAP_S[jumps], start_s
         self._clocks: deque[Clock] = deque([Clock(0.0)], maxlen=_CLOCKS)
         self._tracks: dict[int, _Track] = {}
         self.jumps = 0
+        self.outliers = 0  # times that were passed over before they were believed
 
     def shift_s(self, track: int, time_s: float, length_s: float) -> float:
         """What to add to the times of a packet, which the container says begins at ``time_s``; in decoding order."""
         state = self._tracks.get(track)
         if state is None:
-            state = self._tracks[track] = _Track(self._clocks[-1])  # wherever it begins: tracks need not interleave
+            state = self._tracks[track] = _Track(self._first_clock(time_s))
             state.clocks.append(state.clock)
         elif state.end_s is not None:
             self._follow(state, time_s, state.end_s)
         state.end_s = time_s + state.clock.shift_s + length_s
         return state.clock.shift_s
+
+    def _first_clock(self, time_s: float) -> Clock:
+        """That of a track which begins at ``time_s``, wherever that is, since tracks need not interleave: the newest
+        one, unless by an earlier one it begins nearer to where the others are."""
+        there_s = max((track.end_s for track in self._tracks.values() if track.end_s is not None), default=time_s)
+        return min(reversed(self._clocks), key=lambda clock: abs(time_s + clock.shift_s - there_s))
 
     def last_shift_s(self, track: int) -> float:
         """What to add to the times of a packet of which nobody knows its place in decoding order."""
@@ -66,10 +74,10 @@ class Timeline:
         return (self._clocks[-1] if state is None else state.clock).shift_s
 
     def is_gap(self, track: int, time_s: float, least_s: float) -> bool:
-        """Whether a packet would leave a gap of at least ``least_s`` in its track."""
+        """Whether a packet would leave a gap of at least ``least_s`` in its track, or before its track."""
         state = self._tracks.get(track)
         if state is None or state.end_s is None:
-            return False
+            return self._start_s is not None and time_s - self._start_s > least_s
         off_s = time_s + state.clock.shift_s - state.end_s
         return least_s < off_s and self._fits(off_s, time_s, state)
 

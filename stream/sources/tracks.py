@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 
+from emostream.stream.sources.languages import is_language
 from emostream.stream.sources.timeline import Timeline
 from emostream.stream.topics import Medium
 
@@ -18,6 +19,7 @@ Tracks = Mapping[Medium, Any]  # an AudioStream, a VideoStream or None
 
 _TS_DISCONT = 0x0200  # AVFMT_TS_DISCONT of libavformat
 _HOLD_S = {"audio": 0.5, "video": 0.8}  # a gap from this length on is looked at: is it one bad time stamp?
+_IMAGES = ("mjpeg", "png", "bmp", "gif", "tiff", "webp", "jpeg2000")
 _SURE_S, _MOST_HELD = 0.5, 60
 
 
@@ -36,7 +38,7 @@ def choose(
 
 def _choose(container: av.container.InputContainer, medium: Medium, asked: str, name: str, tell: bool) -> Any:
     streams: Sequence[Any] = container.streams.audio if medium == "audio" else container.streams.video
-    tracks = [track for track in streams if not track.disposition & av.stream.Disposition.attached_pic]
+    tracks = [track for track in streams if not _is_cover(track)]
     usable = [track for track in tracks if track.codec_context is not None]
     if not usable:
         return None
@@ -54,11 +56,19 @@ def _choose(container: av.container.InputContainer, medium: Medium, asked: str, 
     return taken
 
 
+def _is_cover(track: Any) -> bool:
+    """Whether it is a picture beside the sound; Matroska has no mark for that, and says how long it lasts."""
+    if track.disposition & av.stream.Disposition.attached_pic:
+        return True
+    if track.codec_context is None or track.codec_context.name not in _IMAGES:
+        return False
+    return track.frames == 1 or (track.metadata.get("DURATION") or "1").startswith("00:00:00")
+
+
 def _is(track: Any, number: int, asked: str) -> bool:
     if asked.isdigit():
         return number == int(asked)
-    language = (track.language or "").lower()
-    return language == asked.lower() or (len(asked) == 2 and language.startswith(asked.lower()))
+    return is_language(asked, track.language or "")
 
 
 def _words(track: Any, number: int) -> str:
@@ -100,8 +110,14 @@ def packets(
                 held.append(packet)
                 continue
             expected_s = timeline.expected_s(index)
+            begin_s = None
             if not goes_on and expected_s is not None and unit.is_back(held, time_s, expected_s):
-                unit.restamp(held, expected_s)  # there was no gap, but a bad time stamp
+                begin_s = expected_s  # there was no gap, but a bad time stamp
+            elif not goes_on and expected_s is None and time_s < (unit.time_s(held[0]) or time_s):
+                begin_s = time_s - unit.total_s(held)  # the track's first times were bad
+            if begin_s is not None:
+                unit.restamp(held, begin_s)
+                timeline.outliers += 1
             yield from (each for each in _move(timeline, unit, holds.pop(index)) if index in indices)
         if not live and timeline.is_gap(index, time_s, unit.hold_s):
             holds[index] = [packet]
@@ -111,7 +127,8 @@ def packets(
 
 def timeline_of(container: av.container.InputContainer, name: str, live: bool = False) -> Timeline:
     """A new timeline for a container."""
-    return Timeline(name, jumps=bool(container.format.flags & _TS_DISCONT) or live)
+    start_s = None if live or container.start_time is None else container.start_time / av.time_base
+    return Timeline(name, jumps=bool(container.format.flags & _TS_DISCONT) or live, start_s=start_s)
 
 
 class _Units:
@@ -141,14 +158,17 @@ class _Units:
         last_s = self.time_s(held[-1])
         return last_s is not None and abs(time_s - last_s - self.length_s(held[-1])) < _SURE_S
 
+    def total_s(self, held: list[av.Packet[Any]]) -> float:
+        """How long packets are together."""
+        return sum(map(self.length_s, held))
+
     def is_sure(self, held: list[av.Packet[Any]]) -> bool:
         """Whether enough is held back to believe the times."""
-        return len(held) >= _MOST_HELD or sum(map(self.length_s, held)) >= _SURE_S
+        return len(held) >= _MOST_HELD or self.total_s(held) >= _SURE_S
 
     def is_back(self, held: list[av.Packet[Any]], time_s: float, expected_s: float) -> bool:
         """Whether times are again where they would be without those that are held back."""
-        held_s = sum(map(self.length_s, held))
-        return min(abs(time_s - expected_s), abs(time_s - expected_s - held_s)) < _SURE_S
+        return min(abs(time_s - expected_s), abs(time_s - expected_s - self.total_s(held))) < _SURE_S
 
     def restamp(self, held: list[av.Packet[Any]], start_s: float) -> None:
         """Let packets follow one another from a time on."""
@@ -167,10 +187,20 @@ class _Units:
             if getattr(packet, name) is not None:
                 setattr(packet, name, getattr(packet, name) + ticks)
 
+    @staticmethod
+    def copy(packet: av.Packet[Any]) -> av.Packet[Any]:
+        """The same packet, without its flags."""
+        new: av.Packet[Any] = av.Packet(bytes(packet))
+        for name in ("pts", "dts", "time_base", "duration", "stream"):
+            setattr(new, name, getattr(packet, name))
+        return new
+
 
 def _move(timeline: Timeline, unit: _Units, moved: Iterable[av.Packet[Any]]) -> Iterator[av.Packet[Any]]:
     for packet in moved:
         time_s = unit.time_s(packet)
         if time_s is not None and (shift_s := timeline.shift_s(packet.stream.index, time_s, unit.length_s(packet))):
             unit.shift(packet, shift_s)
+            if packet.is_discard:  # FFmpeg passes over fragments of MP4 whose times were there before
+                packet = unit.copy(packet)
         yield packet

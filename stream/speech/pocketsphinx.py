@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pocketsphinx import Decoder
 
-from emostream.stream.messages import Word
+from emostream.stream.emotion import Word
 
 RATE_HZ = 16_000
 _FRAME_S = 0.01

@@ -10,7 +10,7 @@ import numpy as np
 from emostream.errors import ModelError
 from emostream.stream import models
 from emostream.stream.config import Speech
-from emostream.stream.messages import Word
+from emostream.stream.emotion import Word
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import vosk
 
-from emostream.stream.messages import Word
+from emostream.stream.emotion import Word
 
 RATE_HZ = 16_000
 

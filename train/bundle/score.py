@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from emostream.errors import CorpusError
-from emostream.stream.messages import Emotion, decode_emotion
+from emostream.stream.emotion import Emotion, decode_emotion
 from emostream.train.corpora import LABELS, Item
 from emostream.train.metrics import scores
 

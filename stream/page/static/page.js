@@ -86,10 +86,14 @@ class LiveStream extends HTMLElement {
       const tall = Math.max(2, value / 100 * height);
       draw.fillRect(width - (senses.envelope.length - i) * 6, (height - tall) / 2, 4, tall);
     });
-    const level = status && status.level_dbfs !== null ? `level ${Math.round(status.level_dbfs)} dB, speech ${percent(status.speech)}` : "no sound";
+    const level = status && status.level_dbfs !== null ? `level ${Math.round(status.level_dbfs)} dB · speech ${percent(status.speech)}` : "no sound";
     wave.setAttribute("aria-label", level);
-    wave.title = level;
+    $(".level", this).textContent = level;
     this.look(senses.faces);
+  }
+
+  state({ state, labelled, heard }) {
+    $(".source", this).textContent = `${state} · ${labelled} labelled of ${heard} heard`;
   }
 
   show({ jpeg }) {
@@ -184,6 +188,22 @@ function table(rows) {
   return element;
 }
 
+// The parts of a latency below one another, each from where the last one ended.
+function waterfall({ total, ...parts }) {
+  const element = table(Object.entries({ ...parts, total }).map(([name, value]) => [name.replaceAll("_", " "), `${value.toFixed(0)} ms`]));
+  let begin = 0;
+  Object.values(parts).concat(total).forEach((value, i) => {
+    const bar = make("div", "fill"), cell = element.rows[i].insertCell(), share = Math.max(0, value) / Math.max(1, total);
+    const last = i === element.rows.length - 1;
+    cell.className = "span";
+    bar.style.marginLeft = `${Math.min(100, last ? 0 : 100 * begin)}%`;
+    bar.style.width = `${Math.max(0.5, Math.min(100, 100 * share))}%`;
+    cell.append(bar);
+    begin += share;
+  });
+  return element;
+}
+
 function detail(message) {
   const box = make("div", "detail");
   const part = (title, rows) => { const div = make("div"); div.append(make("p", "quiet", title), table(rows)); box.append(div); };
@@ -192,7 +212,11 @@ function detail(message) {
     [name, `${percent(value.coverage)} there, adds ${value.contribution >= 0 ? "+" : ""}${value.contribution.toFixed(2)}`]));
   if (message.faces && message.faces.length > 1) part("Faces in view", message.faces.map((face) =>
     [`face ${face.id}`, [face.id === message.speaking ? "speaks" : "", face.id === message.face ? "used" : "", face.label ?? ""].filter(Boolean).join(", ") || "listens"]));
-  if (message.latency_ms) part("Where the time went", Object.entries(message.latency_ms).map(([name, value]) => [name.replaceAll("_", " "), `${value.toFixed(0)} ms`]));
+  if (message.latency_ms) {
+    const div = make("div");
+    div.append(make("p", "quiet", "Where the time went"), waterfall(message.latency_ms));
+    box.append(div);
+  }
   if (message.words.length) {
     const div = make("div"), line = make("p", "said-words");
     for (const word of message.words) line.append(make("span", "", `${word.start_s.toFixed(1)} `), `${word.word}  `);
@@ -218,10 +242,20 @@ function drawLatency() {
   canvas.setAttribute("aria-label", sorted.length ? `half within ${Math.round(sorted[sorted.length >> 1])} ms, of ${sorted.length}` : "no labels yet");
 }
 
-const REMEDIES = {
-  away: (name) => `${name}: no labels can come; its source or a process is away, and is tried again.`,
-  degraded: (name) => `${name}: something is missing: a process, the picture, or time.`,
-};
+// What is wrong with a process or its source, and what mends it; "" if nothing is.
+function wrong(name, node) {
+  if (node.state === "failed") return `${name} has failed for good; the log of stream-run says why.`;
+  if (node.state === "away") return `${name}: its process ended and is being started again; if that repeats, the log of stream-run says why.`;
+  if (node.state === "running" && node.silent_s >= 3) return `${name}: its source has given nothing for ${node.silent_s.toFixed(0)} s. Is it plugged in, switched on, on the network? It is opened again by itself.`;
+  return "";
+}
+
+const loudAt = new Map(); // when each stream was last loud enough to be heard
+function unheard(name, { state, muted, level_dbfs }) {
+  if (state !== "running" || muted || level_dbfs === null || level_dbfs > -60 || !loudAt.has(name)) loudAt.set(name, performance.now());
+  return performance.now() - loudAt.get(name) > 10000 ? `${name}: silence (${Math.round(level_dbfs)} dB). Is it muted, or another microphone? stream-doctor --microphone says what it hears.` : "";
+}
+
 let lastStatus = null, lastCpu = new Map();
 function showStatus(status) {
   lastStatus = status;
@@ -233,7 +267,11 @@ function showStatus(status) {
   const trouble = [];
   for (const [name, one] of Object.entries(status.streams)) {
     stream(name);
-    if (REMEDIES[one.state]) trouble.push(REMEDIES[one.state](name));
+    const own = Object.entries(status.nodes).filter(([node]) => node === "fusion" || node.endsWith(`.${name}`));
+    const known = [...own.map(([node, its]) => wrong(node, its)), unheard(name, one)].filter((text) => text && !trouble.includes(text));
+    if (one.state === "away" && !known.length) known.push(`${name}: no labels can come; its source or a process is away, and is tried again.`);
+    trouble.push(...known);
+    stream(name).state(one);
     if (one.behind_s >= 2) trouble.push(`${name}: ${one.behind_s.toFixed(0)} s behind; fewer streams, a lower video.fps or speech.recognizer = "none" help.`);
     if (one.sound_lost_s > 0.05) trouble.push(`${name}: ${one.sound_lost_s.toFixed(1)} s of sound lost so far.`);
     if (one.unlabelled) trouble.push(`${name}: ${one.unlabelled} utterances without a label so far.`);
@@ -245,19 +283,45 @@ function showStatus(status) {
     const share = before && status.published_ns > before[1] ? (node.cpu_s - before[0]) / ((status.published_ns - before[1]) / 1e9) : 0;
     lastCpu.set(name, [node.cpu_s, status.published_ns]);
     const row = make("tr");
-    for (const text of [name, node.state, percent(Math.max(0, share)), Math.round(node.rss_bytes / 2 ** 20), node.dropped + node.gaps, node.starts]) row.append(make("td", "", String(text)));
+    for (const text of [name, node.state, percent(Math.max(0, share)), Math.round(node.rss_bytes / 2 ** 20), node.dropped, node.gaps, node.starts]) row.append(make("td", "", String(text)));
     return row;
   }));
 }
 
+// What the labels are like since a setting was changed, beside what they were like before.
+let since = null;
+const kept = []; // [latency or null, uncertain] of each label
+const likeness = (labels) => {
+  const sorted = labels.map(([ms]) => ms).filter((ms) => ms !== null).sort((a, b) => a - b);
+  const late = sorted.length ? `half within ${Math.round(sorted[sorted.length >> 1])} ms, ` : "";
+  return `${labels.length} labels, ${late}${labels.filter(([, uncertain]) => uncertain).length} of them not sure`;
+};
+function showEffect() {
+  if (since === null) return;
+  const after = kept.slice(since);
+  $("#effect").textContent = after.length ? `Since then: ${likeness(after)}. Before: ${since ? likeness(kept.slice(0, since)) : "none"}.` : "Its effect is shown with the next label.";
+}
+
+function showSettings(settings) {
+  for (const [name, value] of Object.entries(settings)) {
+    const field = $(`[data-set="${name}"]`);
+    if (!field || field === document.activeElement) continue;
+    if (field.tagName === "SELECT" && ![...field.options].some((option) => option.value === value)) field.append(new Option(value));
+    field.value = value;
+  }
+}
+
 function take(news) {
   if (news.status) showStatus(news.status);
+  if (news.settings) showSettings(news.settings);
   for (const message of news.labels) {
     addLabel(message);
     stream(message.stream).estimate(message);
+    if (kept.length === 2 * KEPT) { kept.shift(); since = since && since - 1; }
+    kept.push([message.latency_ms ? message.latency_ms.total : null, message.uncertain]);
     if (message.latency_ms) { latencies.push(message.latency_ms.total); if (latencies.length > KEPT) latencies.shift(); }
   }
-  if (news.labels.length) drawLatency();
+  if (news.labels.length) { drawLatency(); showEffect(); }
   for (const message of news.windows) stream(message.stream).estimate(message);
   for (const [name, picture] of Object.entries(news.pictures)) stream(name).show(picture);
   for (const [name, senses] of Object.entries(news.senses)) stream(name).sense(senses, lastStatus && lastStatus.streams[name]);
@@ -268,7 +332,7 @@ function connect() {
   const socket = new WebSocket(new URL("ws?format=page", location.href.replace(/^http/, "ws")));
   let first = true;
   socket.onmessage = (event) => {
-    if (first) { first = false; wait = 250; $("#said").replaceChildren(); latencies.length = 0; }
+    if (first) { first = false; wait = 250; $("#said").replaceChildren(); latencies.length = kept.length = 0; since = null; $("#effect").textContent = ""; }
     take(JSON.parse(event.data));
   };
   socket.onclose = () => {
@@ -283,6 +347,7 @@ function connect() {
 async function steer(body) {
   const response = await fetch("api/control", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
   $("#answer").textContent = (await response.json()).text;
+  if (response.ok && body.command === "set") { since = kept.length; showEffect(); }
 }
 for (const button of document.querySelectorAll("[data-command]")) button.addEventListener("click", () => steer({ command: button.dataset.command }));
 for (const field of document.querySelectorAll("[data-set]")) field.addEventListener("change", () => steer({ command: "set", value: `${field.dataset.set}=${field.value}` }));

@@ -1,0 +1,121 @@
+"""The page in a real browser, with labels of our own: many, what they are made of, settings and their effect."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+
+import pytest
+import uvicorn
+
+from emostream.errors import ControlError
+from emostream.stream.config import Config
+from emostream.stream.control import Request
+from emostream.stream.messages import Latency, Orders, encode_emotion
+from emostream.stream.nodes.page import settings_of
+from emostream.stream.page.server import make_app
+from emostream.stream.page.state import PageState
+from emostream.stream.status import NodeStatus, Status, StreamStatus, encode_status
+from tests.emotions import emotion_message
+from tests.processes import free_port, patience
+
+TOKEN = "a-token-of-16-letters"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def label(number: int, total_ms: float, **fields) -> str:
+    latency = Latency(
+        total=total_ms,
+        endpoint_wait=total_ms / 2,
+        recognition=0,
+        queue=total_ms / 4,
+        encode=total_ms / 4,
+        fusion=0,
+        other=0,
+    )
+    return encode_emotion(emotion_message(seq=number, utterance=number, latency_ms=latency, **fields)).decode()
+
+
+def status(silent_s: float) -> str:
+    streams = {"a": StreamStatus(state="running", heard=200, labelled=200, level_dbfs=-20.4, speech=0.87)}
+    nodes = {"audio.a": NodeStatus(state="running", silent_s=silent_s, dropped=3, gaps=1, starts=1)}
+    return encode_status(Status(run="r", state="running", streams=streams, nodes=nodes)).decode()
+
+
+@pytest.fixture
+def state() -> PageState:
+    return PageState()
+
+
+@pytest.fixture
+def url(state):
+    """The page's address; what is set there changes its settings, but for a threshold above 1."""
+    port = free_port()
+
+    def steer(request: Request) -> str:
+        if request.value.endswith("=2"):
+            raise ControlError("threshold is below 1")
+        state.set_settings(settings_of(Config(), Orders(serial=1, settings=[request.value])))
+        return f"set: {request.value}"
+
+    app = make_app(state, TOKEN, frozenset({f"127.0.0.1:{port}"}), steer)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="off", ws="websockets-sansio"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{port}/{TOKEN}/"
+    server.should_exit = True
+    thread.join(5)
+
+
+@pytest.mark.process
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_two_hundred_utterances_and_settings_with_their_effect(state, url):
+    from playwright.sync_api import sync_playwright
+
+    state.set_settings(settings_of(Config(speech={"threshold": 0.4}, fusion={"prior": {"joy": 0.5}}), Orders()))
+    state.set_status(status(0))
+    for number in range(200):
+        state.add(label(number, 400, text=f"sentence {number}"))
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.set_default_timeout(1000 * patience(10))
+        said: list[str] = []
+        sizes: list[int] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("response", lambda response: sizes.append(len(response.body())) if response.ok else None)
+        page.goto(url)
+        page.wait_for_function("() => document.querySelectorAll('#said li').length === 200")
+        assert sum(sizes) < 150_000
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert "sentence 199" in page.inner_text("#said li >> nth=0")
+        page.wait_for_function(
+            "() => document.querySelector('.source').textContent === 'running · 200 labelled of 200 heard'"
+        )
+        page.click("#said summary >> nth=0")
+        bars = page.evaluate(
+            "[...document.querySelectorAll('.span .fill')].map(({ style }) => [style.marginLeft, style.width])"
+        )
+        assert bars[0] == ["0%", "50%"] and bars[2] == ["50%", "25%"] and bars[3] == ["75%", "25%"]
+        assert bars[-1] == ["0%", "100%"]
+        assert page.input_value('[data-set="speech.threshold"]') == "0.4"  # as configured
+        assert page.input_value('[data-set="fusion.prior"]') == "{joy = 0.5}"
+        page.fill('[data-set="speech.threshold"]', "2")
+        page.keyboard.press("Tab")
+        page.wait_for_function("() => document.querySelector('#answer').textContent === 'threshold is below 1'")
+        page.select_option('[data-set="fusion.prior"]', "conversation")
+        page.wait_for_function(
+            "() => document.querySelector('#answer').textContent === 'set: fusion.prior=conversation'"
+        )
+        for number in range(200, 202):
+            state.add(label(number, 300, uncertain=True))
+        page.wait_for_function("() => document.querySelector('#effect').textContent.startsWith('Since then: 2 labels')")
+        assert page.inner_text("#effect") == (
+            "Since then: 2 labels, half within 300 ms, 2 of them not sure. "
+            "Before: 200 labels, half within 400 ms, 0 of them not sure."
+        )
+        state.set_status(status(8))
+        page.wait_for_function("() => document.querySelector('#trouble').textContent.includes('nothing for 8 s')")
+        assert not [line for line in said if "409" not in line]  # the answer to what could not be set
+        browser.close()
