@@ -1,17 +1,24 @@
 """Getting to know the voice: accuracy after 0, 1, 5, 10 and 20 utterances of people whom training never heard.
 
-    python benchmarks/adapt.py --data DIR [--bundle ekman7]
+    python benchmarks/adapt.py --data DIR [--bundle ekman7] [--conversations 100]
 
 By sound alone, on the held-out speakers of RAVDESS, EmoDB and nEMO below DIR, their utterances in random order, with
 seven in ten neutral as in talk, and all of one mood (anger). Each is labelled as it is and by a baseline that has
 learnt from the speaker's utterances before, as a live run does it; both see the same utterances. A figure for n
 utterances is the mean over those with about n before them: 0, 1, 4 to 6, 8 to 12, 16 to 24.
+
+With ``--conversations``, so many of two to four of those speakers of one corpus in place of that, 6 or 20 utterances
+each in random order, a second and a half apart: without adaptation, with the stream's baseline, with one of each voice
+as the speaker network tells them, and of each true speaker. The sound is that which voice activity takes for speech, in
+quiet noise, as in a live run.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +26,19 @@ import numpy as np
 from benchmarks import common
 from emostream.commands import exit_code
 from emostream.engines.bundle import open_bundle
-from emostream.stream.cores.adapt import Baseline
+from emostream.stream import models
+from emostream.stream.clock import VirtualClock
+from emostream.stream.config import Speech
+from emostream.stream.cores.adapt import Adaptation, Baseline
 from emostream.stream.cores.classifier import Classifier, Features
+from emostream.stream.cores.speakers import Speakers
+from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.features.face import CROP
+from emostream.stream.messages import SpeechEvent
+from emostream.stream.speech.speaker import SpeakerEncoder, SpeakerVector
+from emostream.stream.speech.vad import load_vad
 from emostream.train.corpora import Clip, emodb, in_split, nemo, ravdess
+from emostream.train.recordings import Sound, read_samples
 from emostream.train.study.extract import Stored, extract
 
 CORPORA = (ravdess, emodb, nemo)
@@ -32,6 +48,10 @@ _LENGTH = 25
 _REPEATS = 40
 _NEUTRAL = 0.7
 _MOST = 60  # clips of each label and speaker
+_MOST_TALKED = 25  # … in conversations
+POLICIES = ("none", "stream", "told", "true")  # whose baseline
+_EACH = (6, 20)  # utterances of each speaker
+_PAUSE_NS = 1_500_000_000
 
 
 def orders(labels: np.ndarray, neutral: int, anger: int, order: str, rng: np.random.Generator) -> np.ndarray:
@@ -110,6 +130,117 @@ def measure(bundle_name: str, data: Path, cache: Path) -> list[tuple[object, ...
     return rows
 
 
+@dataclass(frozen=True)
+class Said:
+    """A recording as a live run hears it. ``sound``: voice vectors (n, dim); ``voice``: (256,), what the speaker
+    network makes of ``voice_s`` seconds of it, None for too little."""
+
+    speaker: str
+    label: str
+    sound: np.ndarray
+    voice: np.ndarray | None
+    voice_s: float
+    length_ns: int
+
+
+def hear(path: Path, label: str, speaker: str, classifier: Classifier, encoder: SpeakerEncoder) -> Said | None:
+    """The longest utterance of a recording, half a second of quiet noise before it and a second after; None if voice
+    activity finds none."""
+    samples = read_samples(path).astype(np.float32)
+    samples = np.pad(0.3 * samples / max(1.0, float(np.abs(samples).max())), (8_000, 16_000))
+    samples += np.random.default_rng(0).normal(0, 3e-4, len(samples)).astype(np.float32)
+    sound, vad = Sound.from_samples((samples * 32767).astype(np.int16)), load_vad(Speech().vad_model)
+    core = SpeechCore("", vad, None, Speech(), VirtualClock(), vad.twin(), SpeakerVector(encoder))
+    messages = [message for block in sound.blocks for message in core.push(block)] + core.finish()
+    ended = [event for event in messages if isinstance(event, SpeechEvent) and event.event == "ended"]
+    if not ended:
+        return None
+    event = max(ended, key=lambda event: event.end_ns - event.start_ns)
+    vectors = classifier.voice_encoder().encode(sound.rows(event.start_ns, event.end_ns))
+    length_ns = event.end_ns - event.start_ns
+    return Said(speaker, label, vectors, event.voice, event.voice_s, length_ns) if len(vectors) else None
+
+
+def conversation(said: list[Said], each: int, order: str, rng: np.random.Generator) -> list[Said]:
+    """Two to four of the speakers, as far as there are, with so many utterances of each, in random order."""
+    people = sorted({one.speaker for one in said})
+    chosen: list[Said] = []
+    for name in rng.choice(people, min(len(people), int(rng.integers(2, 5))), replace=False):
+        own = [one for one in said if one.speaker == name]
+        if order == "random":
+            chosen += [own[i] for i in rng.choice(len(own), each, replace=False)]
+        else:
+            for plain in rng.random(each) < _NEUTRAL:
+                pool = [one for one in own if (one.label == "neutral") == plain]
+                chosen.append(pool[rng.integers(len(pool))])
+    return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+def names(talk: list[Said]) -> list[tuple[str | None, int]]:
+    """Whose voice each utterance is, as a live run tells it, and when it ends."""
+    speakers, at_ns, told = Speakers(int(Speech().speaker_s * 1e9)), 0, []
+    for one in talk:
+        at_ns += _PAUSE_NS + one.length_ns
+        name = None if one.voice is None else speakers.assign(one.voice, one.voice_s, at_ns)
+        told.append((name, at_ns))
+    return told
+
+
+def converse(classifier: Classifier, talks: list[list[Said]], policy: str) -> list[list[bool]]:
+    """Whether each utterance of each conversation is labelled rightly."""
+    neutral = list(classifier.labels).index("neutral")
+    rest = {"audio": classifier.rest["audio"]} if policy != "none" else {}
+    known = [Adaptation(rest, None, alone=policy == "stream") for _ in talks]
+    told = [names(talk) for talk in talks]
+    right: list[list[bool]] = [[] for _ in talks]
+    faces, words = classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8)), classifier.encode_words([])  # none
+    for step in range(max(map(len, talks))):
+        running = [k for k, talk in enumerate(talks) if step < len(talk)]
+        said = [talks[k][step] for k in running]
+        who = [one.speaker if policy == "true" else told[k][step][0] for k, one in zip(running, said, strict=True)]
+        items = []
+        for k, one, name in zip(running, said, who, strict=True):
+            baseline = known[k].voice(name)
+            items.append(Features(one.sound if baseline is None else baseline.correct(one.sound), faces, words))
+        results = classifier.classify(items, [False] * len(items))
+        for k, one, name, result in zip(running, said, who, results, strict=True):
+            right[k].append(classifier.labels[int(result.probabilities.argmax())] == one.label)
+            weight = float(result.probabilities[neutral]) ** 2
+            known[k].learn_voice(name, one.sound, weight, told[k][step][1])
+    return right
+
+
+def measure_conversations(bundle_name: str, data: Path, count: int) -> list[tuple[object, ...]]:
+    """Rows of the table: corpus, order, utterances of each speaker, names for each speaker, accuracy by policy. Raises
+    ModelError if the speaker network is not installed."""
+    classifier, encoder = (
+        Classifier(open_bundle(bundle_name), "onnxruntime"),
+        SpeakerEncoder(models.need("resemblyzer")),
+    )
+    rows: list[tuple[object, ...]] = []
+    for corpus in CORPORA:
+        counts: Counter[tuple[str, str]] = Counter()
+        said: list[Said] = []
+        for item in in_split(corpus.load(data / corpus.__name__.rpartition(".")[2]), "val"):
+            counts[item.speaker, item.label] += 1
+            if counts[item.speaker, item.label] <= _MOST_TALKED:
+                assert isinstance(item.content, Path)
+                heard = hear(item.content, item.label, item.speaker, classifier, encoder)
+                said += [] if heard is None else [heard]
+        for order in ("random", "talk"):
+            for each in _EACH:
+                rng = np.random.default_rng(1)
+                talks = [conversation(said, each, order, rng) for _ in range(count)]
+                named = np.mean([len({n for n, _ in names(t)} - {None}) / len({o.speaker for o in t}) for t in talks])
+                cells = []
+                for policy in POLICIES:
+                    shares = np.array([np.mean(right) for right in converse(classifier, talks, policy)])
+                    cells.append(f"{shares.mean():.3f}")
+                rows.append((corpus.NAME, order, each, f"{named:.1f}", *cells))
+    classifier.close()
+    return rows
+
+
 def main(arguments: list[str] | None = None) -> int:
     return exit_code(lambda: _run(arguments))
 
@@ -119,7 +250,12 @@ def _run(arguments: list[str] | None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of the corpora (docs/corpora.md)")
     parser.add_argument("--bundle", default="ekman7")
     parser.add_argument("--cache", type=Path, default=Path("build/adapt"))
+    parser.add_argument("--conversations", type=int, metavar="N", help="measure N conversations of several speakers")
     options = parser.parse_args(arguments)
+    if options.conversations:
+        talked = measure_conversations(options.bundle, options.data, options.conversations)
+        print(common.table(("voices", "order", "each", "names per speaker", *POLICIES), talked))
+        return 0
     rows = measure(options.bundle, options.data, options.cache)
     print(common.table(("voices", "order", *(f"after {n}" for n in BEFORE)), rows))
     return 0

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emostream.stream.cores.adapt import ENOUGH, MOST, Baseline
+from emostream.stream.cores.adapt import ENOUGH, MOST, Adaptation, Baseline
+from emostream.stream.cores.classifier import Result
+from emostream.stream.messages import SpeechEvent
 from tests.fusion import SPOKEN, FakeClassifier, Run, all_topics, face_message, sound_message, speech_message
 
 SECOND = 1_000_000_000
@@ -121,3 +123,86 @@ def test_labels_do_not_depend_on_estimates_nor_on_the_order_of_arrival(knowing, 
     want = labels(False, False)
     assert want[-1][2] > want[0][2] > 0  # more is known of the third utterance than of the first
     assert labels(True, estimates) == want
+
+
+# Voices
+
+
+def heard(known: Adaptation, *spoken: tuple[str | None, float], start_s: float = 0) -> Adaptation:
+    """``spoken``: whose utterance, and the value of all its vectors; each lasts a second and is surely neutral."""
+    for i, (speaker, value) in enumerate(spoken):
+        start_ns, end_ns = round((start_s + 2 * i) * SECOND), round((start_s + 2 * i + 1) * SECOND)
+        known.heard(speaker, start_ns, end_ns)
+        known.learn_voice(speaker, np.full((4, 2), value), 1.0, end_ns)
+    return known
+
+
+def adaptation(alone: bool = False) -> Adaptation:
+    return Adaptation({"audio": EVERYONE}, 60 * SECOND, alone)
+
+
+def rest(known: Adaptation, speaker: str | None) -> tuple[float, float]:
+    """Value and weight."""
+    baseline = known.voice(speaker)
+    assert baseline is not None and baseline.rest is not None
+    return float(baseline.rest[0][0]), baseline.rest[1]
+
+
+def test_each_voice_has_what_was_learnt_of_it_and_who_is_not_told_apart_what_was_of_all():
+    known = heard(adaptation(), ("s1", 2), ("s2", 6), ("s1", 4), (None, 8))
+    assert [rest(known, who) for who in ("s1", "s2", None)] == [(3, 2), (6, 1), (5, 4)]
+    assert known.voice("s3") is None
+    assert known.known(["audio"], None, "s3") == 0 < known.known(["audio"], None, "s2")
+
+
+def test_one_voice_has_the_streams_baseline_until_there_is_another():
+    known = heard(adaptation(), (None, 1), ("s1", 2), (None, 3))
+    assert known.voice("s1") is known.voice(None) and rest(known, "s1") == (2, 3)
+    heard(known, ("s2", 6), ("s2", 6), start_s=10)
+    assert [rest(known, who) for who in ("s1", "s2", None)] == [(2, 3), (6, 2), (3.6, 5)]
+
+
+def test_a_profiles_stream_is_one_persons_whoever_is_heard():
+    known = heard(adaptation(alone=True), ("s1", 2), ("s2", 6))
+    assert known.voice("s1") is known.voice("s9") is known.first["audio"] and rest(known, "s2") == (4, 2)
+
+
+def test_a_voice_that_was_away_is_forgotten_and_the_others_are_not():
+    known = heard(adaptation(), ("s1", 2), ("s2", 6))
+    for at_s in (30, 60, 90):
+        heard(known, ("s2", 6), start_s=at_s)
+    known.heard("s1", 90 * SECOND, 91 * SECOND)
+    assert known.known(["audio"], None, "s1") == 0 and rest(known, "s2") == (6, 4)
+    known.keep_voices({"s2"})
+    assert known.voice("s1") is None and rest(known, "s2") == (6, 4)
+
+
+@pytest.mark.parametrize("realtime", [False, True])
+def test_a_label_is_moved_by_its_own_speakers_voice(knowing, monkeypatch, realtime):
+    """The vector that comes with the pause says whose, so the label that was computed then stays."""
+    anna, ben = np.eye(2, 256, dtype=np.float32)
+    spoken = [(float(t), t + 1.5, "so good") for t in (1, 4, 7, 10)]
+    corrected: list[float] = []
+
+    def run(*voices: np.ndarray | None) -> Run:
+        topics = all_topics(13, spoken)
+        del topics["face"]
+        for message in topics["speech"]:
+            if isinstance(message, SpeechEvent) and message.event in ("paused", "ended"):
+                message.voice, message.voice_s = voices[message.utterance - 1], 1.5
+        result = Run(realtime=realtime, streams={"a": ["audio", "speech"]}).live(topics)
+        corrected.append(float(result.classifier.batches[-1][-1].audio[0, 0]))
+        assert not realtime or result.core.counters["labels_ready_at_end"] == 4
+        return result
+
+    monkeypatch.setattr(FakeClassifier, "_result", lambda self, item, wanted: Result(np.array([0, 0, 1.0]), {
+        "audio": 0.0, "video": 0.0, "text": 0.0,
+    }))  # fmt: skip
+    same, told, nobody = run(anna, anna, anna, anna), run(anna, ben, ben, anna), run(None, None, None, None)
+    assert [label.speaker for label in told.labels] == ["s1", "s2", "s2", "s1"]
+    assert [label.speaker for label in nobody.labels] == [None] * 4
+    shares = [n / (n + ENOUGH) for n in range(4)]
+    assert [label.adapted for label in same.labels] == pytest.approx(shares, abs=1e-3)
+    assert [label.adapted for label in nobody.labels] == pytest.approx(shares, abs=1e-3)
+    assert [label.adapted for label in told.labels] == pytest.approx([0, 0, shares[1], shares[1]], abs=1e-3)
+    assert corrected[0] == corrected[2] != corrected[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.adapt import follow, orders
+from benchmarks.adapt import Said, conversation, converse, follow, names, orders
 from emostream.engines.bundle import open_bundle
 from emostream.stream.cores.classifier import Classifier
 
@@ -31,4 +31,28 @@ def test_the_first_utterance_is_not_corrected_and_later_ones_are():
     assert [one[0] for one in plain] == [one[0] for one in adapted]
     neutral = list(classifier.labels).index("neutral")
     assert (np.concatenate(adapted) == neutral).mean() > (np.concatenate(plain) == neutral).mean()
+    classifier.close()
+
+
+def test_two_whose_rest_is_off_the_other_way_are_known_by_their_voices_and_not_as_one():
+    """Both read as something else until the resting voice is taken away; the mean of the two is everyone's."""
+    classifier = Classifier(open_bundle("ekman7"), "onnxruntime")
+    rng, rest = np.random.default_rng(0), classifier.rest["audio"]
+    off = rng.normal(0, 0.8, len(rest))
+    said = [
+        Said(
+            who,
+            "neutral",
+            (rest + sign * off + rng.normal(0, 1, (20, len(rest)))).astype(np.float32),
+            voice,
+            2.0,
+            10**9,
+        )
+        for who, sign, voice in (("anna", 1, np.eye(256)[0]), ("ben", -1, np.eye(256)[1]))
+        for _ in range(30)
+    ]
+    talks = [conversation(said, 20, "random", rng) for _ in range(2)]
+    assert {name for name, _ in names(talks[0])} == {"s1", "s2"}
+    right = {policy: np.mean(converse(classifier, talks, policy)) for policy in ("none", "stream", "told", "true")}
+    assert right["true"] == right["told"] > max(right["none"], right["stream"])
     classifier.close()

@@ -8,6 +8,7 @@ the person.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -53,6 +54,10 @@ class Baseline:
         mean, self._weight = rest
         self._sum = mean.astype(np.float64) * self._weight
 
+    def parted(self, other: Baseline) -> Baseline:
+        """This one, or a copy of it if it is also the other's."""
+        return copy.deepcopy(self) if self is other else self
+
     @property
     def known(self) -> float:
         """How much of the difference is corrected, 0 to 1."""
@@ -67,20 +72,53 @@ class Baseline:
 
 
 class Adaptation:
-    """What is known of the people of one stream: of the voice, and of each face by its number.
+    """What is known of the people of one stream: of each voice by its name, of each face by its number, and of all its
+    voices together, for those that are not told apart.
 
     ``everyone``: by modality, what all people's rest is moved to; ``alone``: the stream is one person's, whichever face
-    is in view. ``first``: by modality, of the voice and of the first face.
+    is in view and whoever is heard. ``first``: by modality, of all voices and of the first face.
     """
 
     def __init__(self, everyone: Mapping[str, np.ndarray], forget_ns: int | None, alone: bool) -> None:
         self._everyone, self._forget_ns, self._alone = everyone, forget_ns, alone
         self.first = {m: Baseline(vector, forget_ns) for m, vector in everyone.items()}
         self._faces: dict[int, Baseline] = {}
+        self._voices: dict[str, Baseline] = {}
 
-    @property
-    def voice(self) -> Baseline | None:
-        return self.first.get("audio")
+    def voice(self, speaker: str | None) -> Baseline | None:
+        """Of a voice; the stream's for None and as long as no voice was told from another; None for a voice of which
+        nothing has been learnt, and where voices are not adapted to."""
+        if speaker is None or self._alone or not self._voices:
+            return self.first.get("audio")
+        return self._voices.get(speaker)
+
+    def heard(self, speaker: str | None, start_ns: int, end_ns: int) -> None:
+        """Somebody spoke from one media time to another. What is known of who was away for too long is forgotten; of a
+        voice that is by the start, which is the same however often an utterance is looked at."""
+        if (stream := self.first.get("audio")) is not None:
+            stream.seen(end_ns)
+        if speaker in self._voices:
+            self._voices[speaker].seen(start_ns)
+
+    def learn_voice(self, speaker: str | None, vectors: np.ndarray, weight: float, end_ns: int) -> None:
+        """Take an utterance that ended at this media time, as ``Baseline.update`` does: of all voices and, if it is
+        told whose it is, of that one. The first voice has the stream's baseline, and one of its own once there is
+        another."""
+        if (stream := self.first.get("audio")) is None:
+            return
+        if speaker is not None and not self._alone:
+            if speaker not in self._voices:
+                self._voices = {name: voice.parted(stream) for name, voice in self._voices.items()}
+                new = Baseline(self._everyone["audio"], self._forget_ns)
+                self._voices[speaker] = new if self._voices else stream
+            if (voice := self._voices[speaker]) is not stream:
+                voice.seen(end_ns)
+                voice.update(vectors, weight)
+        stream.update(vectors, weight)
+
+    def keep_voices(self, speakers: Collection[str]) -> None:
+        """Forget all voices but these."""
+        self._voices = {name: voice for name, voice in self._voices.items() if name in speakers}
 
     def face(self, person: int | None) -> Baseline | None:
         """Of a person's face; None for nobody's, and where faces are not adapted to."""
@@ -94,7 +132,7 @@ class Adaptation:
                 self._faces.pop(next(iter(self._faces)))
         return self._faces[person]
 
-    def known(self, modalities: Collection[str], person: int | None) -> float:
+    def known(self, modalities: Collection[str], person: int | None, speaker: str | None) -> float:
         """How much is corrected, 0 to 1: of the modality of which more is known."""
-        baselines = {"audio": self.voice, "video": self.face(person)}
+        baselines = {"audio": self.voice(speaker), "video": self.face(person)}
         return max((b.known for m, b in baselines.items() if b is not None and m in modalities), default=0.0)

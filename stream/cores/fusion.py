@@ -262,8 +262,8 @@ class FusionCore:
         speakers = [_speaker(stream, job, choice) for (stream, job), choice in zip(ready, choices, strict=True)]
         sounds, texts = yield from self._encode(ready, choices)
         features = [
-            self._features(stream, job, choice, sound, text)
-            for (stream, job), choice, sound, text in zip(ready, choices, sounds, texts, strict=True)
+            self._features(stream, job, choice, speaker, sound, text)
+            for (stream, job), choice, speaker, sound, text in zip(ready, choices, speakers, sounds, texts, strict=True)
         ]
         encoded_ns = self._clock.now_ns()
         keys = [_key(job, item, choice) for (_, job), item, choice in zip(ready, features, choices, strict=True)]
@@ -285,14 +285,14 @@ class FusionCore:
                 if not self._config.fusion.early:
                     continue
             now_ns = self._clock.now_ns()
-            adapted = stream.known.known(features[i].present(), choices[i].face)
+            adapted = stream.known.known(features[i].present(), choices[i].face, speakers[i])
             published.append(
                 self._reporter.build(
                     stream.name, job, features[i], results[i], times, now_ns, adapted, choices[i], speakers[i]
                 )
             )
             if job.kind == "utterance":
-                self._learn(stream, job, results[i], choices[i], sounds[i])
+                self._learn(stream, job, results[i], choices[i], speakers[i], sounds[i])
             self.counters[_OUT[job.kind]] += 1
         return published
 
@@ -399,22 +399,32 @@ class FusionCore:
                 found.append((baseline, crops[chosen]))
         return found
 
-    def _learn(self, stream: _Stream, job: Job, result: Result, choice: Choice, sound: np.ndarray) -> None:
+    def _learn(
+        self, stream: _Stream, job: Job, result: Result, choice: Choice, speaker: str | None, sound: np.ndarray
+    ) -> None:
         """What an utterance tells of the person: as much as it is neutral. ``sound``: its voice vectors as they are."""
         stream.ended_ns = job.end_ns
         stream.people.learn(choice)
         if "neutral" not in self._classifier.labels:
             return
         weight = float(result.probabilities[list(self._classifier.labels).index("neutral")]) ** 2
-        if (voice := stream.known.voice) is not None:
-            voice.update(sound, weight)
+        stream.known.learn_voice(speaker, sound, weight, job.end_ns)
+        stream.known.keep_voices(stream.speakers.names)
         if choice.face is not None and (face := stream.known.face(choice.face)) is not None:
             face.update(self._face_vectors(stream, job, choice.face), weight)
 
-    def _features(self, stream: _Stream, job: Job, choice: Choice, sound: np.ndarray, words: np.ndarray) -> Features:
-        if (baseline := stream.known.voice) is not None:
-            if len(sound):
-                baseline.seen(job.end_ns)
+    def _features(
+        self,
+        stream: _Stream,
+        job: Job,
+        choice: Choice,
+        speaker: str | None,
+        sound: np.ndarray,
+        words: np.ndarray,
+    ) -> Features:
+        if len(sound):
+            stream.known.heard(speaker, job.utterance_start_ns, job.end_ns)
+        if (baseline := stream.known.voice(speaker)) is not None:
             sound = baseline.correct(sound)
         return Features(sound, self._faces(stream, job, choice.face), words).only(self._classifier.modalities)
 
@@ -474,11 +484,14 @@ def _finish_sound(stream: _Stream, job: Job, computed: np.ndarray | None) -> np.
 
 
 def _speaker(stream: _Stream, job: Job, choice: Choice) -> str | None:
-    """Which voice an utterance is of."""
-    voice = job.cause.voice
-    if voice is None or job.kind != "utterance":
+    """Which voice an utterance is of, as far as it has come at a pause; of an estimate, None: too little was heard."""
+    if job.kind == "window":
         return None
-    return stream.speakers.assign(voice, job.cause.voice_s, job.end_ns, choice.speaking)
+    voice, seconds = job.cause.voice, job.cause.voice_s
+    if voice is None:
+        return stream.speakers.of_face(choice.speaking, job.end_ns)
+    told = stream.speakers.assign if job.kind == "utterance" else stream.speakers.tell
+    return told(voice, seconds, job.end_ns, choice.speaking)
 
 
 def _key(job: Job, features: Features, choice: Choice) -> tuple[object, ...]:

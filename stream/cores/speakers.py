@@ -47,13 +47,29 @@ class Speakers:
         """The face that goes with a voice."""
         return next((voice.face for voice in self._voices if voice.name == name), None)
 
+    @property
+    def names(self) -> set[str]:
+        """Of the voices that are remembered."""
+        return {voice.name for voice in self._voices}
+
+    def of_face(self, face: int | None, at_ns: int) -> str | None:
+        """The voice that goes with a face."""
+        return next((voice.name for voice in self._known(at_ns) if face is not None and voice.face == face), None)
+
+    def tell(self, vector: np.ndarray, seconds: float, at_ns: int, face: int | None = None) -> str | None:
+        """Whose voice ``assign`` would say that it is, while nothing is learnt: of an utterance that may go on."""
+        voice = self._find(vector, at_ns, face)
+        if voice is not None:
+            return voice.name
+        return None if self._is_little(seconds, at_ns) else f"s{self._names + 1}"
+
     def assign(self, vector: np.ndarray, seconds: float, at_ns: int, face: int | None = None) -> str | None:
         """Whose voice an utterance's is, and learn from it; a new one's where it is like none. None where that cannot
         be told from so little."""
-        self._voices = [voice for voice in self._voices if at_ns - voice.heard_ns <= self._forget_ns]
+        self._voices = self._known(at_ns)
         voice = self._find(vector, at_ns, face)
         if voice is None:
-            if seconds < FEW_S and self._voices:
+            if self._is_little(seconds, at_ns):
                 return None
             if len(self._voices) == MOST:
                 self._voices.remove(min(self._voices, key=lambda voice: voice.heard_ns))
@@ -68,8 +84,15 @@ class Speakers:
             voice.face = face
         return voice.name
 
+    def _known(self, at_ns: int) -> list[_Voice]:
+        return [voice for voice in self._voices if at_ns - voice.heard_ns <= self._forget_ns]
+
+    def _is_little(self, seconds: float, at_ns: int) -> bool:
+        """Whether too little was said to make a new voice of it, where there are others."""
+        return seconds < FEW_S and bool(self._known(at_ns))
+
     def _find(self, vector: np.ndarray, at_ns: int, face: int | None) -> _Voice | None:
-        known = [voice for voice in self._voices if at_ns - voice.heard_ns <= self._forget_ns]
+        known = self._known(at_ns)
         if not known:
             return None
         own = next((voice for voice in known if face is not None and voice.face == face), None)

@@ -56,7 +56,7 @@ class SpeechCore:
     utterance is held back for 320 ms: if it becomes loud within them, it is heard as it came. Thus a normal
     microphone has the utterances that it has without an automatic level.
 
-    ``voice``: tells what the voice of each utterance is like, for the event of its end.
+    ``voice``: tells what the voice of each utterance is like, for the events of its pauses and its end.
     """
 
     def __init__(
@@ -341,7 +341,7 @@ class SpeechCore:
         assert pcm is not None
         live = pcm.captured_ns > 0 and change is not None
         start_ns, end_ns = (change.start_ns, change.end_ns) if change is not None else (0, 0)
-        voice = self._voice.value() if self._voice is not None and kind == "ended" else None
+        voice = self._voice.value() if self._voice is not None and kind in ("paused", "ended") else None
         if self._told and change is not None:
             words = [*words, *self._told_since(start_ns)]
             if kind in ("ended", "dropped"):
