@@ -234,7 +234,8 @@ def _lossless(path: Path, codec: str, form: str, gray: np.ndarray, n: int = 1, l
 def test_black_is_0_and_white_255_in_every_pixel_format(tmp_path, codec, form, levels):
     """The width differs from the row length of any decoder's buffer."""
     ramp = np.tile(np.linspace(0, 255, 202).round().astype(np.uint8), (34, 1))
-    image = Read(_lossless(tmp_path / "x.mkv", codec, form, ramp, levels=levels)).video[0].image
+    pictures = 26 if codec == "mjpeg" else 1  # less than a second of these would be a cover
+    image = Read(_lossless(tmp_path / "x.mkv", codec, form, ramp, pictures, levels)).video[0].image
     assert image.shape == ramp.shape
     assert np.abs(image.astype(int) - ramp).max() <= 4
     assert np.abs(image.astype(int) - ramp).mean() < 1.5
