@@ -72,6 +72,7 @@ def test_arrays_give_the_labels_of_their_file(labeller):
         assert label.modalities[name].frames == pytest.approx(want.modalities[name].frames, abs=3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_samples_of_any_form_give_the_same_label(labeller):
     whole = media.speech_samples(4.0)
@@ -202,6 +203,7 @@ def test_listen_ends_when_nothing_comes():
 # run
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_run_calls_back_and_stops_when_told(tmp_path):
     config = emostream.load_config(changes=[f"bus.emotion=ipc://{tmp_path}/bus"], streams=["demo"])

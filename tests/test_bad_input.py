@@ -126,6 +126,7 @@ def test_no_video_track(tmp_path):
     assert labels[0]["modalities"]["audio"]["coverage"] > 0.9 and labels[0]["modalities"]["text"]["frames"] > 0
 
 
+@pytest.mark.long
 def test_no_audio_track(tmp_path):
     labels, output = degraded(media.video_only(tmp_path / "faces.mp4"))
     assert "has no audio track; going on without audio" in output

@@ -214,6 +214,7 @@ def crossval(*words):
     return main(["crossval", *map(str, words)])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_command_from_corpora_to_report(corpora, tmp_path, capsys):
     words = ("--corpus", "label-paired", "--data", corpora, "--out", tmp_path / "out", "--preset", "tiny")

@@ -102,6 +102,7 @@ def test_names_of_what_is_made_of_recordings(paths, names):
     assert list(file_names([Path(path) for path in paths]).values()) == names
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_stream_label_writes_them(tmp_path):
     for name in ("a", "b"):

@@ -270,6 +270,7 @@ def wait_until_it_listens(endpoint: str) -> None:
             time.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_the_example_is_labelled_and_may_stop_and_begin_again(tmp_path, recording):
     endpoint = f"ipc://{tmp_path}/robot"

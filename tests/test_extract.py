@@ -81,9 +81,9 @@ def some_clips(files):
 
 def test_a_clip_has_the_features_of_a_live_utterance_with_its_bounds(files, tmp_path, bundle, monkeypatch):
     seen = []
-    classify = Classifier.classify
+    run = Classifier.run
     monkeypatch.setattr(
-        Classifier, "classify", lambda self, batch, asked: (seen.extend(batch), classify(self, batch, asked))[1]
+        Classifier, "run", lambda self, call: (seen.extend(getattr(call, "items", ())), run(self, call))[1]
     )
     labels = list(Labeller(Config(speech=Speech(recognizer="none"))).label(files / "face.mkv"))
     assert len(labels) == len(seen) == 1

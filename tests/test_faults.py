@@ -35,9 +35,8 @@ LONG = pytest.mark.long
 RUN = ("--config", "config.toml", "--set", "speech.recognizer=none")  # words cost the most and matter the least here
 
 
-@pytest.mark.parametrize(
-    "node", ["audio.demo", *(pytest.param(name, marks=LONG) for name in ("video.demo", "speech.demo", "fusion"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("node", ["audio.demo", "video.demo", "speech.demo", "fusion"])
 def test_a_strangers_sigterm_to_a_node_is_a_failure_and_not_its_end(node):
     with Pipeline("--config", "config.toml") as run:
         run.subscriber.wait_for("utterance", 1, 30)

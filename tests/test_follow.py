@@ -146,6 +146,7 @@ def test_faces_at_the_border(x, y):
         assert face.overlap(face_at(x, y)) > 0.9
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_demos_face_is_where_a_search_of_each_frame_finds_it():
     detector = HaarCascade()

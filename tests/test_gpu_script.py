@@ -29,6 +29,7 @@ def script(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")

@@ -87,6 +87,7 @@ def corpora_without_items(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "make_speech", no_training)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_no_training_begins_with_a_graph_that_differs(changed_model, corpora_without_items, tmp_path, capsys):
     command = ["fit", "--preset", "tiny", "--data", str(tmp_path), "--out", str(tmp_path / "out")]

@@ -67,6 +67,7 @@ def boxes():
         yield lambda name, run="run1": stack.enter_context(closing(Box(name, run)))
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_the_last_label_comes_first_then_each_once_whoever_goes_and_comes_back(tmp_path, port, boxes):
     router, address = f"tcp/127.0.0.1:{port}", f"zenoh://127.0.0.1:{port}"

@@ -165,6 +165,7 @@ def test_words_streams_not_announced_no_live_capture_and_another_clock(endpoint,
     assert re.search(r"by this machine's clock, messages arrive -[23]\.\d s after", warnings[1])
 
 
+@pytest.mark.long
 def test_a_reader_that_stalls_costs_nobody_else_anything():
     outlets = Outlets("here", words=False)
     outlets.set_status(Status(labels=LABELS, streams={"desk": StreamStatus()}))

@@ -137,6 +137,7 @@ def test_fast_run_and_stream_label_agree_twice(talk, tmp_path):
         same_labels(labels[0], other)
 
 
+@pytest.mark.long
 def test_two_streams_at_once(talk, tmp_path):
     """Two streams share one fusion process; each is labelled as if it were alone. Labels at a pause reach subscribers
     alone."""
@@ -171,6 +172,7 @@ def test_interrupt_ends_with_the_last_label(truth):
     assert "utterances: 1 labelled of 1 heard" in run.output
 
 
+@pytest.mark.long
 def test_terminate_ends_in_the_same_way(talk):
     with Pipeline("--stream", f"file:{talk}", "--set", "speech.recognizer=none") as run:
         run.subscriber.wait_for("window", 1, 30)
@@ -190,6 +192,7 @@ def test_a_killed_node_is_restarted_and_the_others_carry_on():
     assert all(label["modalities"]["audio"]["coverage"] > 0.8 for label in labels)
 
 
+@pytest.mark.long
 def test_at_fast_pace_a_crash_ends_the_run_with_an_error():
     """Labels that lack a part of the file must not look as if nothing were lost."""
     with Pipeline("--config", "config.toml", "--pace", "fast") as run:

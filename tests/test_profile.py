@@ -128,6 +128,7 @@ def test_it_needs_adapt():
         Config(fusion={"profile": "me.profile", "adapt": False})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_labeller_reads_it_and_does_not_write(tmp_path):
     path = tmp_path / "me.profile"

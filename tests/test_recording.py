@@ -129,6 +129,7 @@ def test_foxgloves_schemas_and_times(tmp_path):
     assert Recording.of(path).facts["run"] == FACTS["run"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_crash_at_any_byte_costs_the_end_alone(tmp_path):
     path = written(tmp_path, 120)
@@ -232,6 +233,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
         recorder(tmp_path / "file" / "r")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_recording_has_the_labels_of_what_was_recorded(tmp_path):
     """To the last digit: of sound and faces as the nodes make them."""

@@ -106,6 +106,7 @@ def small_site(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.slow
 def test_what_is_wrong_in_the_documents_ends_the_build(tmp_path):

@@ -64,6 +64,7 @@ def namespaces() -> None:
         pytest.skip(f"needs root, unshare and ip for a network namespace: {done.stderr.decode().strip()}")
 
 
+@pytest.mark.long
 def test_stream_label_sends_nothing_and_leaves_its_labels_and_the_trap_would_catch_more(tmp_path):
     control = Trap(tmp_path / "control", sys.executable, "-c", CONTROL)
     label = Trap(tmp_path / "label", sys.executable, "-c", LABEL)

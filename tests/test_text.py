@@ -154,6 +154,7 @@ def test_batches_hold_each_line_once_beside_those_of_its_length():
     assert np.mean(widths) < 15
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_training_separates_two_labels_and_padding_changes_nothing():
     texts = ["i am so happy today", "this is truly awful news i am afraid"] * 32

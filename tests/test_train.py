@@ -193,6 +193,7 @@ def test_rows_of_a_sound_lie_within_the_bounds(features):
         assert len(sound.rows(start * 1_000_000, end * 1_000_000)) == len(within)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_face_jitter_and_training():
     rng = np.random.default_rng(0)
@@ -255,6 +256,7 @@ def test_halves_share_no_actor_and_no_item():
 # --- a whole run, and the shipped bundle ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # on a busy machine
 def test_fit_tiny_makes_a_bundle_that_opens_and_runs(data, tmp_path, capsys, monkeypatch):

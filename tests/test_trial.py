@@ -120,7 +120,8 @@ def test_long_recordings_give_a_part_in_training_only():
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("aligned", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.long
+@pytest.mark.parametrize("aligned", [False, True])
 def test_it_learns_and_the_seed_decides_everything(aligned):
     folds = tiny(aligned)
     result = run(spec("avt-cross"), Training(max_epochs=6), folds)

@@ -114,6 +114,7 @@ def test_hub_uplink_and_run_are_killed_and_come_back_and_nothing_is_lost_or_doub
     assert list(out.glob("journal-*")) == [] and len(list(out.glob("day=*/*"))) > 3
 
 
+@pytest.mark.long
 def test_what_falls_out_is_counted_and_told_on_both_sides(tmp_path, router, boxes):
     box = boxes("small")
     with start_uplink(tmp_path, router, box, "--keep", 5) as link:
