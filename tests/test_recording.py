@@ -233,7 +233,6 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
         recorder(tmp_path / "file" / "r")
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_recording_has_the_labels_of_what_was_recorded(tmp_path):
     """To the last digit: of sound and faces as the nodes make them."""
@@ -265,6 +264,7 @@ def test_a_recording_has_the_labels_of_what_was_recorded(tmp_path):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.realtime
 def test_a_run_is_recorded_to_its_last_label_and_played_again(tmp_path):
