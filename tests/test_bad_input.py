@@ -119,6 +119,7 @@ def degraded(path: Path, *more: object) -> tuple[list[dict], str]:
         return run.subscriber.of("utterance"), run.output
 
 
+@pytest.mark.long
 def test_no_video_track(tmp_path):
     labels, output = degraded(media.audio_only(tmp_path / "sound.wav"))
     assert "has no video track; going on without video" in output

@@ -141,7 +141,7 @@ def in_order() -> list[Emotion]:
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(choices=_order, steps=st.randoms(use_true_random=False))
 def test_at_fast_pace_labels_do_not_depend_on_the_order_of_arrival(in_order, choices, steps):
     run = Run(realtime=False, estimates=True)

@@ -44,6 +44,7 @@ LENGTHS = st.tuples(
 )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @settings(max_examples=30)
 @given(st.lists(LENGTHS.filter(any), min_size=1, max_size=8), st.integers(0, 5), st.integers(0, 9))

@@ -57,6 +57,7 @@ def stream_label(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
     return call
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.process
 def test_stream_label_replaces_labels_or_goes_on_with_them(tmp_path, stream_label):

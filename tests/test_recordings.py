@@ -180,7 +180,10 @@ def test_a_gap_of_a_few_seconds_stays_one(transport, tmp_path):
     assert chunks[-1].media_end_ns / S == pytest.approx(8.0, abs=0.3)
 
 
-@pytest.mark.parametrize(("suffix", "codec"), [("h264", "libx264"), ("hevc", "libx265"), ("m2v", "mpeg2video")])
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("h264", "libx264"), pytest.param("hevc", "libx265", marks=pytest.mark.long), ("m2v", "mpeg2video")],
+)
 @pytest.mark.parametrize("rate", [25, 15])
 def test_pictures_without_times_have_those_of_the_frame_rate(clip, tmp_path, suffix, codec, rate):
     path = tmp_path / f"camera.{suffix}"

@@ -35,10 +35,9 @@ torch.set_num_threads(1)
 # --- export ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "attention", [a if a == "cross" else pytest.param(a, marks=pytest.mark.long) for a in ATTENTION]
-)
+@pytest.mark.parametrize("attention", ATTENTION)
 def test_exported_fusion_gives_what_torch_gives(attention, tmp_path):
     model = small(attention)
     assert export.export_fusion(model, tmp_path / "fusion.onnx") <= export.TOLERANCE
