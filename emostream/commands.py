@@ -61,6 +61,8 @@ def _script(module: str, function: str, is_service: bool = False) -> Callable[[]
         code = exit_code(command)
         if callable(signal.getsignal(signal.SIGINT)):  # Python's own end takes a while, and would print a traceback
             signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
+        if "zenoh" in sys.modules:
+            _end_before_python_does(code)
         sys.exit(code)
 
     return script
@@ -89,6 +91,14 @@ def _print_anything() -> None:
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, io.TextIOWrapper):  # None, where there is no terminal
             output.reconfigure(errors="replace")
+
+
+def _end_before_python_does(code: int) -> None:
+    """A thread of a Rust library that still lets go of an object of ours while Python ends is ended by Python in a way
+    that Rust takes for a crash ("FATAL: exception not rethrown", SIGABRT): one end in eighteen, with zenoh."""
+    with contextlib.suppress(OSError, ValueError):  # stdout was flushed where that could still be told
+        sys.stderr.flush()
+    os._exit(code)
 
 
 _stopped = False  # whether Ctrl-C came
