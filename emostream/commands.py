@@ -61,7 +61,7 @@ def _script(module: str, function: str, is_service: bool = False) -> Callable[[]
         code = exit_code(command)
         if callable(signal.getsignal(signal.SIGINT)):  # Python's own end takes a while, and would print a traceback
             signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
-        if "zenoh" in sys.modules:
+        if _foreign_threads:
             _end_before_python_does(code)
         sys.exit(code)
 
@@ -93,9 +93,18 @@ def _print_anything() -> None:
             output.reconfigure(errors="replace")
 
 
+_foreign_threads = False
+
+
+def expect_foreign_threads() -> None:
+    """This command uses a library, such as zenoh, whose own threads call Python: a thread that still lets go of an
+    object of ours while Python ends is ended by Python in a way that Rust takes for a crash ("FATAL: exception not
+    rethrown", SIGABRT; one end in eighteen). So the command ends before Python does."""
+    global _foreign_threads
+    _foreign_threads = True
+
+
 def _end_before_python_does(code: int) -> None:
-    """A thread of a Rust library that still lets go of an object of ours while Python ends is ended by Python in a way
-    that Rust takes for a crash ("FATAL: exception not rethrown", SIGABRT): one end in eighteen, with zenoh."""
     with contextlib.suppress(OSError, ValueError):  # stdout was flushed where that could still be told
         sys.stderr.flush()
     os._exit(code)
