@@ -18,7 +18,7 @@ check: lint
 # run at a time; those at the pace of real sources run beside one another only; those that measure time run alone.
 test: check
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m "(process or slow) and not realtime and not alone and not long"
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "realtime and not long" $$(grep -l "mark.realtime" tests/*.py)
+	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "realtime and not long" $$(grep -l "mark.realtime" tests/*.py)
 	$(BIN)/python -m pytest -m "alone and not long" $$(grep -l "mark.alone" tests/*.py)
 
 # Minutes each, and more of what make test has one or two of: some forty minutes
