@@ -82,7 +82,6 @@ class Uplink:
         self._session: Any = None
         self._publishers: dict[str, Any] = {}
         self._queryables: list[Any] = []
-        self._token: Any = None
         self._last: dict[str, bytes] = {}  # the status of the run, and its last label of each stream
         self._run = ""  # whose they are
         self._states: object = None  # of the status that was sent last
@@ -138,9 +137,6 @@ class Uplink:
         self._thread.join(_GOODBYE_S + 1)
         if self._backlog.waiting:
             log.warning("%d labels still wait for the hub; without --store they are lost now", self._backlog.waiting)
-        for declared in (*self._queryables, self._token):
-            if declared is not None:
-                declared.undeclare()  # zenoh's threads must call nothing of ours once Python ends
         if self._session is not None and not self._thread.is_alive():
             self._session.close()
 
