@@ -54,6 +54,8 @@ def _script(module: str, function: str, is_service: bool = False) -> Callable[[]
         return code
 
     def script() -> None:
+        global _foreign_threads
+        _foreign_threads = False
         _note_ctrl_c()
         if is_service:
             _end_at_once()
