@@ -188,6 +188,8 @@ def test_relative_paths_in_a_configuration_are_relative_to_it(tmp_path):
     )
     (tmp_path / "no-suffix").touch()
     (tmp_path / "camera").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").touch()
     config = load_config(tmp_path / "config.toml", ["speech.vad_model=vad.onnx"])
     a, b, c, d, e, f, g = config.streams
     assert (f.audio, f.video, g.source) == (f"{tmp_path}/sub/talk.wav", "camera", f"{tmp_path}/no-suffix")
@@ -196,6 +198,9 @@ def test_relative_paths_in_a_configuration_are_relative_to_it(tmp_path):
     assert (b.audio, b.video) == ("file:/abs/talk.wav", f"file:{tmp_path}/sub/x.mp4")
     assert (config.fusion.bundle, config.fusion.profile) == ("ekman7", f"{tmp_path}/me")
     assert (config.bus.keys, config.speech.vad_model) == ("~/keys", "vad.onnx")  # those of the command line are not
+    (tmp_path / "second.toml").write_text('fusion.bundle = "mine"')
+    assert load_config(tmp_path / "second.toml").fusion.bundle == f"{tmp_path}/mine"
+    assert load_config(tmp_path / "second.toml", ["fusion.bundle=mine"]).fusion.bundle == "mine"
     assert load_config(None, [], ["file:talk.wav"]).streams[0].source == "file:talk.wav"
 
 
