@@ -15,20 +15,22 @@ from emostream.stream.sources.joined import parts_of
 RATE_HZ = 16_000
 CODECS = {
     "wav": "pcm_s16le", "aiff": "pcm_s16be", "caf": "pcm_s16be", "flv": "adpcm_swf", "wmv": "wmav2", "mp4": "aac",
-    "mov": "pcm_s16le", "3gp": "aac",
+    "mov": "pcm_s16le", "3gp": "aac", "ogg": "libopus", "flac": "flac", "mkv": "pcm_s16le",
+    "mp3": "libmp3lame", "aac": "aac", "avi": "pcm_s16le",
 }  # fmt: skip
 
 
-def tone(path: Path, hz: float, seconds: float, **options: str) -> bytes:
-    rate_hz = 22_050 if path.suffix == ".flv" else RATE_HZ
+def tone(path: Path, hz: float, seconds: float, rate_hz: int = RATE_HZ, codec: str = "", **options: str) -> bytes:
+    rate_hz = 22_050 if path.suffix == ".flv" else rate_hz
     samples = (9000 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.int16)
     with av.open(str(path), "w", options=options) as out:
-        track = out.add_stream(CODECS[path.suffix[1:]], rate=rate_hz, layout="mono")
+        track = out.add_stream(codec or CODECS[path.suffix[1:]], rate=rate_hz, layout="mono")
         track.bit_rate = 64_000
-        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-        frame.sample_rate = rate_hz
-        for packet in (*track.encode(frame), *track.encode(None)):
-            out.mux(packet)
+        for at in range(0, len(samples), 1024):
+            frame = av.AudioFrame.from_ndarray(samples[None, at : at + 1024], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = rate_hz, at
+            out.mux(track.encode(frame))
+        out.mux(track.encode(None))
     return path.read_bytes()
 
 
@@ -47,7 +49,10 @@ def heard(path: Path, from_s: float | None = None) -> list[tuple[float, float]]:
     return found
 
 
-@pytest.mark.parametrize("suffix", CODECS)
+GLUED = [suffix for suffix in CODECS if suffix not in ("mp3", "aac")]
+
+
+@pytest.mark.parametrize("suffix", GLUED)
 def test_all_recordings_of_a_file_are_read_on_one_timeline(tmp_path, caplog, suffix):
     caplog.set_level("INFO")
     content = [tone(tmp_path / f"{n}.{suffix}", 400 * n, 1.0 + n / 10) for n in (1, 2, 3)]
@@ -63,6 +68,26 @@ def test_all_recordings_of_a_file_are_read_on_one_timeline(tmp_path, caplog, suf
     assert "WARNING" not in {record.levelname for record in caplog.records}
     late = heard(joined, from_s=2.6)
     assert late and late[-1][0] == pytest.approx(times[-1], abs=0.1)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "caf", "mov", "flac", "mkv", "mp3", "aac", "avi"])
+@pytest.mark.parametrize("rates_hz", [(16_000, 48_000), (48_000, 16_000)])
+def test_the_second_may_have_another_rate(tmp_path, caplog, suffix, rates_hz):
+    content = [tone(tmp_path / f"{n}.{suffix}", 400 * (n + 1), 2.0, rate) for n, rate in enumerate(rates_hz)]
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(b"".join(content))
+    sound = heard(joined)
+    assert sound[-1][0] == pytest.approx(4.0, abs=0.3)
+    for at_s, hz in ((1.0, 400), (3.0, 800)):
+        near = min(sound, key=lambda each, at_s=at_s: abs(each[0] - at_s))
+        assert near[0] == pytest.approx(at_s, abs=0.2) and near[1] == pytest.approx(hz, rel=0.05)
+    assert "missing" not in caplog.text and "cut short" not in caplog.text
+
+
+def test_the_second_may_have_another_codec(tmp_path):
+    path = tmp_path / "joined.mkv"
+    path.write_bytes(tone(tmp_path / "a.mkv", 400, 1.0) + tone(tmp_path / "b.mkv", 800, 1.0, codec="libmp3lame"))
+    assert {round(hz, -2) for at_s, hz in heard(path) if 0.4 < at_s % 1 < 0.6} == {400, 800}
 
 
 @pytest.mark.parametrize("suffix", CODECS)

@@ -174,7 +174,21 @@ class FileSource:
         """Whether FFmpeg has only guessed the length, from the size and the bit rate of what came first."""
         assert self._container is not None and self._file is not None
         kind = self._container.format.name
-        return kind in _WITHOUT_LENGTH or (kind == "mp3" and not any(mark in self._file.head for mark in _MP3_LENGTH))
+        return kind in _WITHOUT_LENGTH or (kind == "mp3" and not self._has_mp3_length())
+
+    def _has_mp3_length(self) -> bool:
+        """Whether a header tells the length, and FFmpeg believes it: not where several files were glued together."""
+        assert self._container is not None and self._file is not None
+        head = self._file.head
+        mark = next((mark for mark in _MP3_LENGTH if mark in head), None)
+        if mark is None or mark == b"VBRI":
+            return mark is not None
+        at = head.index(mark)
+        flags, frames = (int.from_bytes(head[at + i : at + i + 4], "big") for i in (4, 8))
+        rate_hz = self._container.streams.audio[0].rate if self._container.streams.audio else 0
+        if not (flags & 1 and rate_hz):
+            return False
+        return abs(frames * (1152 if rate_hz >= 32_000 else 576) / rate_hz - self._part_s) < 1.0
 
     def seek(self, media_ns: int) -> None:
         """Let ``items`` begin at a place from which this time can be decoded, if the file has such places; else it
