@@ -77,6 +77,7 @@ def test_names_that_are_not_utf8_can_be_written():
     name = os.fsdecode(b"caf\xe9.flac")
     assert printable(name) == "caf\ufffd.flac" and printable("你好") == "你好"
     json.dumps(printable(name)).encode()
+    assert printable("a\nb\x1b[2Jc\x9b1m\t.wav") == "a\ufffdb\ufffd[2Jc\ufffd1m\ufffd.wav"
 
 
 def labelled(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
