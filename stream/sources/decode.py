@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 # PyAV before 19 fails on names and titles that are not UTF-8 unless it is told to replace them; PyAV 19 always replaces
 # them and no longer has the argument.
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_TIMED_BY_FIRST = ("aac", "ac3", "eac3")  # FFmpeg takes every packet to be as long as the first
 _MAX_BAD_PACKETS = 50  # at the start of a file, in a row, before decoding gives up
 
 
@@ -71,6 +72,7 @@ def decode(
         return
     sampler = Sampler(fps)
     next_s = {"audio": 0.0, "video": 0.0}  # start of the next chunk or picture, if it has no time stamp of its own
+    first_hz, counted = 0, False
     rate = 0.0  # of pictures, once the first has told
     told_rate = False
     damaged = damaged_in_a_row = 0
@@ -94,7 +96,9 @@ def decode(
             decoded = True
             damaged += frame.is_corrupt
             if isinstance(frame, av.AudioFrame):
-                seconds = frame.time if frame.time is not None else next_s["audio"]
+                first_hz = first_hz or frame.sample_rate
+                counted = counted or (frame.sample_rate != first_hz and container.format.name in _TIMED_BY_FIRST)
+                seconds = frame.time if frame.time is not None and not counted else next_s["audio"]
                 next_s["audio"] = seconds + frame.samples / frame.sample_rate
                 yield AudioChunk(_samples(frame, name), frame.sample_rate, media_ns_of(seconds))
             elif isinstance(frame, av.VideoFrame):

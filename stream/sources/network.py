@@ -180,7 +180,9 @@ class LiveSource:
             if self._spec.scheme in ("http", "https"):
                 return self._opened_web(self._spec.address)
             options = {"fflags": "nobuffer"} | input_options(self._spec.scheme)
-            if self._spec.scheme in ("rtsp", "rtsps"):
+            if self._spec.scheme == "rtsp":  # UDP only if the server refuses TCP
+                options |= {"rtsp_flags": "prefer_tcp"}
+            elif self._spec.scheme == "rtsps":  # which would not be encrypted over UDP
                 options |= {"rtsp_transport": "tcp"}
             return self._opened(self._spec.address, None, options)
         except (FFmpegError, OSError, ValueError) as error:
