@@ -126,7 +126,7 @@ class Supervisor:
 
     @property
     def unopened(self) -> list[str]:
-        """Why sources could not be opened, if none could; empty otherwise."""
+        """Why sources could not be opened or decoded, if none could; empty otherwise."""
         captures = [node for node in self._nodes.values() if node.spec.kind == "capture"]
         return [node.error for node in captures] if all(node.cannot_run for node in captures) else []
 

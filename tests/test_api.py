@@ -249,6 +249,6 @@ def test_run_raises_what_cannot_be_used(tmp_path):
     with pytest.raises(emostream.EmostreamError, match="no such file"):
         emostream.run(emostream.load_config(changes=changes, streams=["file:nowhere.mp4"]))
     with pytest.raises(
-        emostream.EmostreamError, match="no source could be opened: http://127.0.0.1:9/nothing cannot be opened"
+        emostream.EmostreamError, match="no source could be used: http://127.0.0.1:9/nothing cannot be opened"
     ):
         emostream.run(emostream.load_config(changes=changes, streams=["http://127.0.0.1:9/nothing"]))
