@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 import zmq
 
 from emostream.errors import ConfigError, EmostreamError, RunError
-from emostream.stream.bus import Inbox, Publisher, hold, ipc, make_run_dir
+from emostream.stream.bus import Inbox, Publisher, are_there, hold, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config
 from emostream.stream.control import ControlServer, Request, Waiting, control_path, sent_at
@@ -98,6 +98,8 @@ class Supervisor:
         self._board = StatusBoard(self._run_id, [])
         self._next_status_ns = 0
         self._reported_states: tuple[str, ...] = ()
+        self._removed = False  # files of sockets …
+        self._missing_ns: int | None = None  # … that are not there since this time
         self._last_number = 0  # the highest of fusion's numbers
         self._looked_ns = 0
         self._t0_ns: int | None = None
@@ -422,8 +424,21 @@ class Supervisor:
         self._reported_states, self._next_status_ns = states, now_ns + _STATUS_NS
         status = self.status()
         control.send(StatusReport(payload=encode_status(status).decode()))
+        self._notice_removal()
         self._status_line = "; ".join(stream_line(name, stream) for name, stream in status.streams.items())
         self._on_status(status)
+
+    def _notice_removal(self) -> None:
+        """Say once if somebody has removed the files of sockets. What is connected stays connected."""
+        running = [name for name, node in self._nodes.items() if node.health and node.health.state == "running"]
+        if self._removed or are_there(self._run_dir, [CONTROL, *running]):
+            self._missing_ns = None
+            return
+        self._missing_ns = self._missing_ns or self._clock.now_ns()
+        if self._clock.now_ns() - self._missing_ns < _STATUS_NS:  # it may be that of a node that ends
+            return
+        self._removed = True
+        self._on_log("run", "warning", f"{self._run_dir}: sockets in it were removed; no node can be started again")
 
     def _on_exit(self, node: _Node, code: int) -> None:
         self._follow_exit(node, code)
@@ -453,6 +468,9 @@ class Supervisor:
             crashes=len(node.crashed_ns),
         )
         verdict = judge(end, rules, lossless=self._config.pace == "fast", stopping=self._stop_by_ns is not None)
+        if verdict.wait_ns is not None and (self._removed or not are_there(self._run_dir, [CONTROL])):
+            why = f"{name} ended and cannot be started again, since {self._run_dir} was removed"
+            verdict = replace(verdict, wait_ns=None, line=None, fatal=why)
         node.away += verdict.away
         node.cannot_run = node.cannot_run or verdict.cannot_run
         if verdict.crashed:

@@ -71,6 +71,7 @@ def run_node(spec: NodeSpec, guest: NodeSpec | None = None) -> None:
     ``spec`` publishes of the guest's stream is handed over to it without a socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends both to all; the supervisor decides
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    logging.basicConfig(format=f"error: {spec.name}: %(message)s", level="ERROR")  # until its runtime sends its lines
     no_core_dumps()
     runtimes: list[NodeRuntime] = []
     _watch_signals(runtimes, spec.parent)
