@@ -37,7 +37,8 @@ _SILENT_NS = 15_000_000_000  # without a heartbeat, after which a node counts as
 _STOP_NS = 2_400_000_000  # from ``stop`` to killing the nodes that are left, so that Ctrl-C takes less than 3 s
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0
-_RECORD_NS = 2_000_000_000  # for a recording to be finished once all else is over
+_RECORD_NS = 2_000_000_000  # for a recording to be finished once all else is over …
+_RECORD_STOP_NS = 200_000_000  # … but no longer after all others had to stop
 _SUSPENDED_NS = 2_000_000_000
 _STATUS_NS = 1_000_000_000
 _LINES, _LINES_AT_ONCE = 1000, 20  # of the log, that wait for a recording; and that are sent between two looks around
@@ -164,6 +165,7 @@ class Supervisor:
             if self._notifier is not None:
                 self._notifier.stopping()
             self._finish_recording(control)
+            self._tell_late()
             while (message := inbox.receive(50)) is not None:  # last log lines
                 self._take(message)
             self._kill_nodes()  # before the sockets close, which would wait for nodes that stand still
@@ -183,6 +185,8 @@ class Supervisor:
         """Let a recording come to its end, with the last labels."""
         process = self._nodes[RECORD].process if RECORD in self._nodes else None
         until_ns = self._clock.now_ns() + _RECORD_NS
+        if self._stop_by_ns is not None:
+            until_ns = min(until_ns, self._stop_by_ns + _RECORD_STOP_NS)
         while process is not None and process.exitcode is None and self._clock.now_ns() < until_ns:
             self._pass_on(control)
             control.send(Control(command="stop"))
@@ -489,8 +493,20 @@ class Supervisor:
             node.process, node.restart_ns = None, now_ns + verdict.wait_ns
 
     def _out_of_time(self) -> bool:
-        if self._stop_by_ns is None or self._clock.now_ns() < self._stop_by_ns:
-            return False
-        late = [name for name, node in self._nodes.items() if not node.done]
-        self._on_log("run", "warning", f"killed because they did not stop in time: {', '.join(late)}")
-        return True
+        return self._stop_by_ns is not None and self._clock.now_ns() >= self._stop_by_ns
+
+    def _tell_late(self) -> None:
+        """Say which nodes do not end though they were told to, once the time for that is over. What they had not worked
+        off is lost: they count as away since their last sign of life."""
+        if self._stop_by_ns is None:
+            return
+        late = []
+        for name, node in self._nodes.items():
+            if node.done or node.process is None:
+                continue
+            node.process.join(max(0.0, (self._stop_by_ns - self._clock.now_ns()) / 1e9))
+            if node.process.exitcode is None:
+                late.append(name)
+                self._board.away(name, node.seen_ns)
+        if late:
+            self._on_log("run", "warning", f"killed because they did not stop in time: {', '.join(late)}")
