@@ -28,6 +28,7 @@ DEFAULT_ENDPOINT = "tcp://127.0.0.1:5556"
 _M = TypeVar("_M")
 
 _AGAIN_S = 1.0  # from a refusal to the next attempt, which ZeroMQ does not make by itself
+_RESTART = 1000  # numbers begin at a later thousand where fusion was started again
 _FAILURES = 3  # handshakes that end without a reason, until the user is told: one may be the end of a pipeline
 _EVENTS = (
     zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.HANDSHAKE_FAILED_AUTH
@@ -50,7 +51,8 @@ def listen(
     later, or again. ``key``: the key file of a client (``stream-keys new client``), for a pipeline on another machine;
     where the pipeline does not accept it, a warning says what to do, and it is tried again. ``stream``: of this stream
     alone. ``estimates``: yield the running estimates too (``kind == "window"``). ``timeout_s``: end after so many
-    seconds without a message; by default never. Messages that are not emostream's are skipped with a warning.
+    seconds without a message; by default never. Messages that are not emostream's are skipped with a warning, and one
+    says how many labels did not come.
 
     Or many boxes, each with its ``stream-uplink``: ``zenoh://HOST:PORT/SITE/BOX/STREAM`` of a zenoh router,
     ``zenoh+tls://…`` encrypted; of the names, those at the end may be left out, and ``*`` is any. Each ``Emotion`` then
@@ -105,6 +107,7 @@ def listen_run(
 ) -> Iterator[Emotion | Status | None]:
     """Yield all that the run at ``endpoint`` publishes: labels, running estimates if asked for, its status; and None
     whenever nothing came for ``silent_s``: the run is not there. Never ends. Parameters and errors as ``listen``."""
+    gaps = _Gaps(endpoint)
     with _subscribe(endpoint, (EMOTION if estimates else UTTERANCE, STATUS), key) as subscriber:
         while True:
             parts = subscriber.receive(silent_s)
@@ -112,7 +115,8 @@ def listen_run(
                 yield None
                 continue
             try:
-                yield decode_status(parts[-1]) if parts[0] == STATUS.encode() else decode_emotion(parts[-1])
+                is_status = parts[0] == STATUS.encode()
+                yield decode_status(parts[-1]) if is_status else gaps.seen(decode_emotion(parts[-1]))
             except msgspec.DecodeError as error:
                 _skipped(endpoint, error)
 
@@ -139,10 +143,14 @@ def _messages(
     key: str | Path | None,
     timeout_s: float | None,
 ) -> Iterator[tuple[bytes, _M]]:
+    gaps = _Gaps(endpoint)
     with _subscribe(endpoint, topics, key) as subscriber:
         while (parts := subscriber.receive(timeout_s)) is not None:
             try:
-                yield parts[-1], decode(parts[-1])
+                message = decode(parts[-1])
+                if isinstance(message, Emotion):
+                    gaps.seen(message)
+                yield parts[-1], message
             except msgspec.DecodeError as error:
                 _skipped(endpoint, error)
 
@@ -160,6 +168,31 @@ def _subscribe(endpoint: str, topics: tuple[str, ...], key: str | Path | None) -
     pair = None if key is None else read_client(key)
     with zmq.Context() as context, closing(_Subscriber(context, endpoint, topics, pair)) as subscriber:
         yield subscriber
+
+
+class _Gaps:
+    """Says when labels of a run did not come: while the connection was away, or this program did not read them."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint, self._run = endpoint, ""
+        self._next: dict[str, int] = {}  # ``seq``, by topic
+
+    def seen(self, emotion: Emotion) -> Emotion:
+        """Take note of the next message, which is returned."""
+        if emotion.run != self._run:
+            self._run = emotion.run
+            self._next.clear()
+        expected = self._next.get(emotion.topic)
+        self._next[emotion.topic] = emotion.seq + 1
+        if expected is None or emotion.seq <= expected:
+            return emotion
+        missing, least = emotion.seq - expected, ""
+        if emotion.seq // _RESTART >= (expected - 1) // _RESTART + 2:  # fusion was started again, at a later thousand
+            missing, least = emotion.seq % _RESTART, "at least "
+        if missing:
+            what = "labels" if emotion.kind == "utterance" else "running estimates"
+            log.warning("%s: %s%d %s of %s did not come", self._endpoint, least, missing, what, emotion.stream)
+        return emotion
 
 
 class _Subscriber:
