@@ -163,6 +163,15 @@ def test_what_is_no_recording_is_told(tmp_path):
         ReplaySource(f"{written(tmp_path / 'r')}#hall", frozenset()).open()
 
 
+def test_a_bit_that_was_turned_on_the_disk_is_told(tmp_path):
+    path = written(tmp_path, 60)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match="is damaged"):
+        Recording.of(path)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
