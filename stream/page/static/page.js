@@ -17,7 +17,7 @@ const hue = (label) => `var(--of-${CSS.escape(label)}, var(--ink))`; // a bundle
 const marked = new Set();
 const mark = (name) => { if (!marked.has(name)) { marked.add(name); performance.mark(name); } }; // for who measures
 const percent = (value) => `${Math.round(100 * value)} %`;
-const duration = (ms) => ms < 9999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
+const duration = (ms) => ms < 1999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
 const plural = (count, one) => `${count} ${one}${count === 1 ? "" : "s"}`;
 const say = (element, text) => { if (element.textContent !== text) element.textContent = text; }; // a screen reader says it once
 const SENSE = { audio: "sound", video: "face", text: "words" };
