@@ -11,7 +11,7 @@ from typing import IO, TypeVar
 import msgspec
 import numpy as np
 from mcap.records import Channel, Message, Metadata
-from mcap.stream_reader import StreamReader
+from mcap.stream_reader import CRCValidationError, StreamReader
 
 from emostream.errors import EmostreamError, SourceError
 from emostream.stream.emotion import Box, Emotion, decode_emotion
@@ -213,7 +213,7 @@ def _records_of(path: Path, identity: str) -> Iterator[_Entry | _Facts | None]:
     begun = False
     with _opened(path, identity) as file:
         try:
-            for record in StreamReader(file, record_size_limit=_LARGEST).records:
+            for record in StreamReader(file, validate_crcs=True, record_size_limit=_LARGEST).records:
                 begun = True
                 if isinstance(record, Channel):
                     stream, _, kind = record.topic.strip("/").rpartition("/")
@@ -224,6 +224,8 @@ def _records_of(path: Path, identity: str) -> Iterator[_Entry | _Facts | None]:
                     yield _Entry(path, *topics[record.channel_id], record.data)
         except EmostreamError:
             raise
+        except CRCValidationError as error:  # no crash does that: what is read would not be what was heard and seen
+            raise SourceError(f"{path}: is damaged ({error})") from error
         except Exception as error:  # whatever mcap and zstandard say of bytes that are none of theirs
             if not begun:
                 raise SourceError(f"{path}: is no MCAP file ({type(error).__name__})") from error
