@@ -5,8 +5,8 @@
 The file is written as figures come, so that a part that is stopped, or takes the process with it, leaves what it had.
 tools/gpu_report.py makes the report of these files.
 
-Exit code 0: done; 1: a fault, or not all of it within the seconds; 3: the machine lacks something, which is in the file.
-``--device cpu`` tries what can run without a GPU, to see that this program works; its report says so.
+Exit code 0: done; 1: a fault, or too little time; 3: the machine lacks something, which is in the file. ``--device
+cpu`` tries what can run without a GPU, to see that this program works; its report says so.
 """
 
 from __future__ import annotations
