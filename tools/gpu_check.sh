@@ -70,12 +70,12 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/emostream-gpu-XXXXXX") || exit 1
 building=
 trap '[ -z "$building" ] || kill "$building" 2>/dev/null; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
-mkdir -p "$work/parts" "$work/site" "$work/home" "$out" || exit 1
+mkdir -p "$work/parts" "$work/site" "$work/home" "$work/tmp" "$out" || exit 1
 out=$(cd "$out" && pwd)
 
 left() { echo $((total - ($(date +%s) - begun))); }
-limited() { # SECONDS COMMAND …: within these, and what is left of all
-    limit=$1; shift
+limited() { # SECONDS COMMAND …: within these, where all may take 300, and what is left
+    limit=$(($1 * total / 300)); shift
     [ "$limit" -le "$(left)" ] || limit=$(left)
     [ "$limit" -gt 0 ] || return 124
     timeout -k 5 "$limit" "$@"
@@ -83,9 +83,9 @@ limited() { # SECONDS COMMAND …: within these, and what is left of all
 
 # what libraries write for themselves: the home may be read-only, or somebody's
 PYTHONUSERBASE=${PYTHONUSERBASE:-${HOME:-/}/.local} # but packages that are there count
-HOME=$work/home XDG_CACHE_HOME=$work/home TORCHINDUCTOR_CACHE_DIR=$work/home/inductor TRITON_CACHE_DIR=$work/home/triton
+TMPDIR=$work/tmp HOME=$work/home XDG_CACHE_HOME=$work/home TORCHINDUCTOR_CACHE_DIR=$work/home/inductor TRITON_CACHE_DIR=$work/home/triton
 EMOSTREAM_CACHE=$work/cache PYTHONDONTWRITEBYTECODE=1
-export PYTHONUSERBASE HOME XDG_CACHE_HOME TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR EMOSTREAM_CACHE PYTHONDONTWRITEBYTECODE
+export TMPDIR PYTHONUSERBASE HOME XDG_CACHE_HOME TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR EMOSTREAM_CACHE PYTHONDONTWRITEBYTECODE
 
 if [ -f "$from/checkout.tar" ]; then
     mkdir "$work/checkout" && tar -xf "$from/checkout.tar" -C "$work/checkout" || exit 1
@@ -126,9 +126,9 @@ if ! said=$("$python" -c 'import emostream.engines.compare' 2>&1); then
     echo "error: $python: $(echo "$said" | tail -n 1); --prepare brings what the machine lacks" >&2; exit 3
 fi
 run() { # PART SECONDS
-    seconds=$2
+    seconds=$(($2 * total / 300))
     [ "$seconds" -le "$(left)" ] || seconds=$(left)
-    limited "$2" "$python" -m tools.gpu_parts "$1" "$work/parts/$1.json" --device "$device" --seconds "$((seconds - seconds / 8))"
+    limited "$2" "$python" -m tools.gpu_parts "$1" "$work/parts/$1.json" --device "$device" --seconds "$((seconds * 7 / 8))"
     code=$?
     case $code in
         0 | 1 | 3) return ;;
@@ -141,7 +141,11 @@ run() { # PART SECONDS
 run torch 90
 run live 75
 if [ -n "$building" ]; then
-    wait "$building" || { echo "pycuda: does not build" >&2; tail -n 3 "$work/pycuda.log" >&2; }
+    if ! wait "$building"; then
+        said="PyCUDA does not build: $(tail -n 1 "$work/pycuda.log")"
+        echo "pycuda: $said" >&2
+        echo "$said" >"$work/parts/pycuda.end"
+    fi
     building=
 fi
 run pycuda 30

@@ -181,8 +181,9 @@ def check_torch(part: Part) -> None:
         "eager": lambda graph: Torch(bundle.path(graph), device=part.device),
         "graph": lambda graph: _static(bundle, graph, "graph", part.device),
     })  # fmt: skip
-    with contextlib.closing(_static(bundle, FUSION, "graph", part.device)) as backend:
-        part.found["streams"] = _streams(part, bundle, backend)
+    if not part.is_over:
+        with contextlib.closing(_static(bundle, FUSION, "graph", part.device)) as backend:
+            part.found["streams"] = _streams(part, bundle, backend)
 
 
 def check_torch_compiled(part: Part) -> None:

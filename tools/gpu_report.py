@@ -36,7 +36,7 @@ def report(folder: Path, out: Path, device: str) -> int:
         parts[part] = json.loads(file.read_text()) if file.exists() else {"state": "not reached", "faults": []}
         if end.exists():
             said = end.read_text().strip()
-            parts[part]["state"] = "timed out" if "time" in said else "fault"
+            parts[part]["state"] = "timed out" if said == "stopped after its time" else "fault"
             parts[part]["faults"].append(said)
     whole = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"), "device": device, "gpu": _nvidia_smi(),
@@ -90,7 +90,7 @@ def _page(whole: dict[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in whole["versions"].items())
     yield (
         "Times include the copies to the device and back; lengths vary by a fifth. "
-        f"{whole['bundle']}; {whole['gpu'] or 'no GPU'}; {whole['machine']}; Python {whole['python']}; {versions}; "
+        f"{whole['bundle']}; {whole['gpu'] or 'no GPU'}; {whole['machine']}; {versions}; "
         f"{whole['when']}."
     )
 
