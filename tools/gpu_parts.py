@@ -337,24 +337,24 @@ def check_live(part: Part) -> None:
         need(module)
     with tempfile.TemporaryDirectory(prefix="emostream-gpu-") as folder:
 
-        def labels(*options: str) -> list[dict[str, Any]]:
+        def labels(backend: str, pace: str) -> list[dict[str, Any]]:
+            file = Path(folder) / f"{pace}.jsonl"
             command = [
                 sys.executable, "-c", "from emostream.commands import stream_run; stream_run()", "--stream", "demo",
-                "--log-format", "json", "--set", f"bus.emotion=ipc://{folder}/bus", "--set", "speech.recognizer=none",
-                *options,
+                "--jsonl", str(file), "--quiet", "--pace", pace, "--set", f"fusion.backend={backend}",
+                "--set", f"bus.emotion=ipc://{folder}/bus", "--set", "speech.recognizer=none",
             ]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 raise BackendError(f"stream-run: exit code {done.returncode}: {done.stderr[-600:]}")
-            lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-            return [line["message"] for line in lines if line["kind"] == "label"]
+            return [json.loads(line) for line in file.read_text().splitlines()]
 
-        ours = labels("--set", "fusion.backend=torch", "--pace", "realtime")
-        parts = [label["latency_ms"] for label in ours if label["latency_ms"]]
+        ours = labels("torch", "realtime")
+        parts = [label["latency_ms"] for label in ours if label.get("latency_ms")]
         medians = {name: float(np.median([each[name] for each in parts])) for name in parts[0]} if parts else {}
         part.found |= {"labels": [label["label"] for label in ours], "latency_ms": medians}
         part.keep()
-        theirs = labels("--set", "fusion.backend=onnxruntime", "--pace", "fast")
+        theirs = labels("onnxruntime", "fast")
     if part.found["labels"] != [label["label"] for label in theirs] or not ours:
         part.fault(f"labels {part.found['labels']}, with ONNX Runtime {[label['label'] for label in theirs]}")
     if any(label["backend"] != f"torch/{part.device}" for label in ours):

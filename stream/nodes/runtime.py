@@ -40,7 +40,7 @@ _DUTIES_NS = 50_000_000
 _AGAIN_NS = 500_000_000
 _NEVER_NS = 1 << 62
 _STAY_S = 1.0
-REST_S = 0.1  # between two looks, at rest; less than min_hangover_ms: the label of a short utterance is not delayed
+REST_S = 0.16  # between two looks, at rest; less than min_hangover_ms: the label of a short utterance is not delayed
 _CAUGHT_UP_S = 0.5
 LIGHTER = "this machine is too slow for so much: fewer streams, a lower video.fps or speech.recognizer=none help"
 
@@ -194,6 +194,12 @@ class NodeRuntime:
         if self._outlet is not None:
             self._outlet.bundling = True
             self._outlet.flush()
+
+    def flush_seldom(self) -> None:
+        """As ``flush``, for a live source, which is never waited for: at rest not after each block of its sound."""
+        if self._outlet is not None:
+            self._outlet.bundling = True
+            self._outlet.flush_seldom(self.clock.now_ns(), int(REST_S * 1e9))
 
     def rest(self, resting: bool) -> None:
         """Say whether this node waits for its next message. While it does not, several are taken at once, which costs

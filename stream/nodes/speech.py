@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _SILENT_DBFS = -90.0
 _IDLE_MS = 100
 _GIVE_UP_S = 1.0
+_AT_ONCE = 8  # blocks whose voice activity is computed in one run, where so many wait
 
 
 class _Hint:
@@ -95,8 +96,11 @@ def main(runtime: NodeRuntime) -> None:
             runtime.rest(core.at_rest)
         message = inbox.receive(_IDLE_MS)
         if isinstance(message, Pcm) and not (runtime.stopping and not spec.realtime):
-            for event in core.push(message):
-                runtime.send_last(event) if runtime.stopping else runtime.send(event)
+            blocks = [message, *inbox.more(Pcm, _AT_ONCE - 1)]
+            core.expect(blocks)
+            for block in blocks:
+                for event in core.push(block):
+                    runtime.send_last(event) if runtime.stopping else runtime.send(event)
         elif isinstance(message, Words):
             core.hear(message.words)
         elif isinstance(message, End):
