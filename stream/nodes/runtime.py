@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -121,6 +122,7 @@ class NodeRuntime:
         self.orders = spec.orders
         self.heard_ns: int | None = None
         self.peak_dbfs = -120.0  # of a speech node: the loudest sample so far
+        self.helpers: list[int] = []  # processes of this node's own, whose time and memory are its own
         self._told_behind = False
         self.observer = bus.observer
         self.inbox: Inbox | None = None
@@ -364,11 +366,19 @@ class NodeRuntime:
         """Processor time of the process; of one that two nodes share, this one's part."""
         if self._inlet is not None:
             self._inlet.cpu_s = time.thread_time()
-            return self._inlet.cpu_s
+            return self._inlet.cpu_s + self._of_helpers_s()
         cpu = self._process.cpu_times()
         guest_s = self._outlet.cpu_s if self._outlet is not None else 0.0  # as of its last heartbeat
         self._spent_s = max(self._spent_s, cpu.user + cpu.system - guest_s)
         return self._spent_s
+
+    def _of_helpers_s(self) -> float:
+        spent_s = 0.0
+        for pid in self.helpers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = psutil.Process(pid).cpu_times()
+                spent_s += times.user + times.system
+        return spent_s
 
     def _tell_behind(self, behind_s: float, queued: int) -> None:
         if behind_s >= BEHIND_S and not self._told_behind:
