@@ -49,7 +49,7 @@ class Apart:
     """
 
     def __init__(self, name: Literal["pocketsphinx"], label: str = "") -> None:
-        self.name = name
+        self.name: str = name
         ours, theirs = socketpair()
         with theirs:
             self.process = subprocess.Popen(
