@@ -127,7 +127,7 @@ def elsewhere(ray: Any, boxes: int, seconds: float, head: Head) -> common.Figure
             serve()
             for box in clients:
                 box.tick(passed_s)
-            poller.poll(min(100, *(1 + 1000 * box.left_s(passed_s) for box in clients)))
+            poller.poll(int(min(100.0, *(1 + 1000 * box.left_s(passed_s) for box in clients))))
         after, spent_s = process.cpu_times(), time.process_time() - spent_s
         counters = ray.get(actor.look.remote([box_keys.public]))[1]
         answers = sum(box.answers for box in clients)

@@ -362,9 +362,8 @@ def check_live(part: Part) -> None:
 
 
 CHECKS = {
-    "pycuda": check_pycuda, "tensorrt_rtx": check_tensorrt_rtx, "torch": check_torch,
-    "torch_compiled": check_torch_compiled,
-    "onnxruntime": check_onnxruntime, "live": check_live,
+    "pycuda": check_pycuda, "tensorrt_rtx": check_tensorrt_rtx, "torch": check_torch, "live": check_live,
+    "onnxruntime": check_onnxruntime, "torch_compiled": check_torch_compiled,
 }  # fmt: skip
 
 
