@@ -62,7 +62,14 @@ class Box:
 
     def __init__(self, directory: Door, keys: KeyPair, head: Head, poller: zmq.Poller, number: int, boxes: int) -> None:
         self.context = zmq.Context()
-        self.link = Link(self.context, directory.endpoint, keys, head, poller.register, poller.unregister)
+        self.link = Link(
+            self.context,
+            directory.endpoint,
+            keys,
+            head,
+            lambda socket: poller.register(socket, zmq.POLLIN),
+            poller.unregister,
+        )
         self.link.add(["a"])
         self._rng, self._dims = np.random.default_rng(number), head.dims
         self._first_s = HOP_S * number / boxes

@@ -17,6 +17,20 @@ from emostream.stream.status import Status, StreamStatus, encode_status
 from tests.emotions import emotion_message
 from tests.processes import BIN, environment, free_port, patience
 
+# Access control of a router: a box may write below its own name only
+ONLY_ITS_OWN_KEYS: dict[str, Any] = {
+    "enabled": True,
+    "default_permission": "deny",
+    "rules": [
+        {"id": "box", "permission": "allow", "flows": ["ingress", "egress"], "key_exprs": ["emostream/lab/box/**"],
+         "messages": ["put", "query", "reply", "declare_queryable", "declare_subscriber", "liveliness_token"]},
+        {"id": "hub", "permission": "allow", "flows": ["egress"], "key_exprs": ["emostream/*/*/**"],
+         "messages": ["declare_queryable", "declare_subscriber"]},
+    ],
+    "subjects": [{"id": "box", "cert_common_names": ["box"]}],
+    "policies": [{"rules": ["box", "hub"], "subjects": ["box"]}],
+}  # fmt: skip
+
 
 class Program:
     """A command that runs, and what it has printed. A context manager."""
@@ -135,7 +149,7 @@ def check_all_kept(out: Path, *boxes: Box) -> None:
     assert len(rows) == sum(len(box.sent) for box in boxes)
 
 
-def certificates(folder: Path) -> None:
+def _make_certificates(folder: Path) -> None:
     """An authority, a hub, a box and a listener of it, and a stranger of another authority."""
 
     def openssl(*words: str) -> None:
@@ -151,3 +165,18 @@ def certificates(folder: Path) -> None:
             "basicConstraints=critical,CA:FALSE", "-CA", cert, "-CAkey", key, "-keyout", f"{name}.key", "-out",
             f"{name}.pem",
         )  # fmt: skip
+
+
+def write_tls_configs(folder: Path, hub: str, *others: str, access_control: dict[str, Any] = ONLY_ITS_OWN_KEYS) -> None:
+    """Write NAME.json5, zenoh's configuration with a certificate of its own, for a hub and for who connects to it."""
+    _make_certificates(folder)
+    for name in (hub, *others):
+        kind = "listen" if name == hub else "connect"
+        tls: dict[str, Any] = {
+            "root_ca_certificate": str(folder / "ca.pem"), "enable_mtls": True,
+            f"{kind}_certificate": str(folder / f"{name}.pem"), f"{kind}_private_key": str(folder / f"{name}.key"),
+        }  # fmt: skip
+        content: dict[str, Any] = {"transport": {"link": {"tls": tls}}}
+        if name == hub:
+            content["access_control"] = access_control
+        (folder / f"{name}.json5").write_text(json.dumps(content))

@@ -21,7 +21,7 @@ from emostream.stream.boxes import make_session_config, open_session
 from emostream.stream.emotion import encode_emotion
 from emostream.stream.listen import listen, listen_raw, listen_status
 from emostream.stream.listen_boxes import Address, BoxEmotion, is_router, parse_address
-from tests.boxes import Box, Program, certificates, start_uplink, until
+from tests.boxes import ONLY_ITS_OWN_KEYS, Box, Program, start_uplink, until, write_tls_configs
 from tests.emotions import emotion_message
 from tests.processes import free_port
 
@@ -197,25 +197,12 @@ LISTENER = [
 
 @pytest.mark.process
 def test_tls_and_access_control_let_a_listener_listen_and_do_nothing_else(tmp_path, port, boxes):
-    from tests.test_uplink import ONLY_ITS_OWN_KEYS
-
-    certificates(tmp_path)
-    for side in ("hub", "box", "listener"):
-        kind = "listen" if side == "hub" else "connect"
-        tls: dict[str, Any] = {
-            "root_ca_certificate": str(tmp_path / "ca.pem"), "enable_mtls": True,
-            f"{kind}_certificate": str(tmp_path / f"{side}.pem"), f"{kind}_private_key": str(tmp_path / f"{side}.key"),
-        }  # fmt: skip
-        content: dict[str, Any] = {"transport": {"link": {"tls": tls}}}
-        if side == "hub":
-            content["access_control"] = ONLY_ITS_OWN_KEYS | {
-                "rules": [*ONLY_ITS_OWN_KEYS["rules"], *LISTENER],
-                "subjects": [*ONLY_ITS_OWN_KEYS["subjects"], {"id": "listener", "cert_common_names": ["listener"]}],
-                "policies": [
-                    *ONLY_ITS_OWN_KEYS["policies"], {"rules": ["ask", "hear", "get"], "subjects": ["listener"]}
-                ],
-            }  # fmt: skip
-        (tmp_path / f"{side}.json5").write_text(json.dumps(content))
+    may_listen = ONLY_ITS_OWN_KEYS | {
+        "rules": [*ONLY_ITS_OWN_KEYS["rules"], *LISTENER],
+        "subjects": [*ONLY_ITS_OWN_KEYS["subjects"], {"id": "listener", "cert_common_names": ["listener"]}],
+        "policies": [*ONLY_ITS_OWN_KEYS["policies"], {"rules": ["ask", "hear", "get"], "subjects": ["listener"]}],
+    }
+    write_tls_configs(tmp_path, "hub", "box", "listener", access_control=may_listen)
     router, address = f"tls/127.0.0.1:{port}", f"zenoh+tls://127.0.0.1:{port}"
     box, config = boxes("box"), tmp_path / "listener.json5"
     with (

@@ -16,7 +16,7 @@ from emostream.stream.boxes import make_session_config, open_session
 from emostream.stream.emotion import encode_emotion
 from emostream.stream.hub import hub
 from emostream.stream.uplink import uplink
-from tests.boxes import Box, Program, certificates, check_all_kept, start_uplink, stored, until
+from tests.boxes import Box, Program, check_all_kept, start_uplink, stored, until, write_tls_configs
 from tests.emotions import emotion_message
 from tests.processes import command, free_port
 
@@ -202,33 +202,9 @@ def test_nonsense_is_refused_and_does_no_harm(tmp_path, router):
     assert len(stored(tmp_path / "out")) == 1 and "Traceback" not in hub.printed
 
 
-ONLY_ITS_OWN_KEYS = {
-    "enabled": True,
-    "default_permission": "deny",
-    "rules": [
-        {"id": "box", "permission": "allow", "flows": ["ingress", "egress"], "key_exprs": ["emostream/lab/box/**"],
-         "messages": ["put", "query", "reply", "declare_queryable", "declare_subscriber", "liveliness_token"]},
-        {"id": "hub", "permission": "allow", "flows": ["egress"], "key_exprs": ["emostream/*/*/**"],
-         "messages": ["declare_queryable", "declare_subscriber"]},
-    ],
-    "subjects": [{"id": "box", "cert_common_names": ["box"]}],
-    "policies": [{"rules": ["box", "hub"], "subjects": ["box"]}],
-}  # fmt: skip
-
-
 def test_tls_lets_in_whom_the_hub_s_authority_has_signed_and_each_box_to_its_own_keys(tmp_path, boxes):
-    certificates(tmp_path)
+    write_tls_configs(tmp_path, "hub", "box", "stranger")
     router = f"tls/127.0.0.1:{free_port()}"
-    for side in ("hub", "box", "stranger"):
-        kind = "listen" if side == "hub" else "connect"
-        tls: dict[str, Any] = {
-            "root_ca_certificate": str(tmp_path / "ca.pem"), "enable_mtls": True,
-            f"{kind}_certificate": str(tmp_path / f"{side}.pem"), f"{kind}_private_key": str(tmp_path / f"{side}.key"),
-        }  # fmt: skip
-        content: dict[str, Any] = {"transport": {"link": {"tls": tls}}}
-        if side == "hub":
-            content["access_control"] = ONLY_ITS_OWN_KEYS
-        (tmp_path / f"{side}.json5").write_text(json.dumps(content))
     box, false = boxes("box"), boxes("another")
     words = ("stream-hub", "--listen", router, "--out", tmp_path / "out", "--config", tmp_path / "hub.json5")
     with Program(tmp_path, *words) as hub:

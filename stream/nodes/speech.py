@@ -11,7 +11,7 @@ from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
 from emostream.stream.source_spec import masked
 from emostream.stream.speech.apart import Apart
 from emostream.stream.speech.recognizer import make_recognizer
-from emostream.stream.speech.speaker import SpeakerVector, load_speaker
+from emostream.stream.speech.speaker import load_speaker
 from emostream.stream.speech.vad import load_vad
 from emostream.stream.topics import HEARD, stream_topic
 
@@ -63,7 +63,7 @@ def main(runtime: NodeRuntime) -> None:
     vad = load_vad(config.vad_model)
     quiet_vad = vad.twin() if spec.config.audio.level == "auto" else None
     speaker = load_speaker(config)
-    voice = None if speaker is None else SpeakerVector(speaker)
+    voice = None if speaker is None else speaker.new_vector()
     recognizer = make_recognizer(config, apart=f"recognizer.{spec.stream}" if spec.host else "")
     if isinstance(recognizer, Apart):
         runtime.helpers.append(recognizer.process.pid)
