@@ -46,11 +46,8 @@ CASES = [  # the ones that say most first: time may run out
 COMPILED = [Case(FACE, 64), Case(FUSION, 1, 5), Case(FACE, 1), Case(FUSION, 8, 5)]  # each takes a while
 ROUNDS, CASE_S = 200, 1.5  # runs of a case, and for how long at most
 SHAPES = 20  # of a case: lengths vary as utterances' do
-HOP_S = 0.25  # from a running estimate of a stream to the next
-HOPS = 8
-MOST_STREAMS = 4096
-BYTES, RUNS = 1 << 20, 10_000  # of the copies that must not take memory
-MOST_GROWTH = 1 << 20
+HOP_S, HOPS, MOST_STREAMS = 0.25, 8, 4096  # from a running estimate of a stream to the next
+BYTES, RUNS, MOST_GROWTH = 1 << 20, 10_000, 1 << 20  # of the copies that must not take memory
 
 
 class Missing(Exception):
@@ -190,8 +187,9 @@ def check_torch_compiled(part: Part) -> None:
     """The torch backend compiled: of each case one shape, since each takes long to compile."""
     need_gpu(part.device)
     bundle = open_bundle("ekman7")
-    make = {"compiled": lambda graph: _static(bundle, graph, "compiled", part.device)}
-    _compare(part, bundle, COMPILED, make, shapes=1)
+    _compare(
+        part, bundle, COMPILED, {"compiled": lambda graph: _static(bundle, graph, "compiled", part.device)}, shapes=1
+    )
 
 
 def _static(bundle: Bundle, graph: str, how: Any, device: str) -> Backend:
@@ -284,7 +282,6 @@ def _case(bundle: Bundle, case: Case, backend: Backend, reference: Any, shapes: 
         backend.run(inputs)
         if backend.name.endswith("/cpu") and time.perf_counter() - begun_s > CASE_S:
             break
-    prepared_s = time.perf_counter() - begun_s
     seconds: list[float] = []
     for inputs in itertools.islice(itertools.cycle(drawn), ROUNDS):
         begun_s = time.perf_counter()
@@ -301,7 +298,7 @@ def _case(bundle: Bundle, case: Case, backend: Backend, reference: Any, shapes: 
             break
     p50, p99 = np.percentile(seconds, (50, 99)) * 1000
     return {
-        "first_s": first_s, "prepared_s": prepared_s, "p50_ms": float(p50), "p99_ms": float(p99), "runs": len(seconds),
+        "first_s": first_s, "p50_ms": float(p50), "p99_ms": float(p99), "runs": len(seconds),
         "rows_per_s": case.batch * len(seconds) / sum(seconds), "cpu_p50_ms": float(np.median(cpu)) * 1000,
         "difference": float(np.abs(ours - theirs).max()),
         "same": int((ours.argmax(1) == theirs.argmax(1)).sum()) if case.graph == FUSION else case.batch,
