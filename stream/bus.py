@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import zmq
@@ -254,6 +254,9 @@ def bind_xpub(context: Context, endpoint: str, options: Mapping[zmq.SocketOption
     return socket
 
 
+M = TypeVar("M", bound=Message)
+
+
 class Inbox:
     """The receiving end of a node: one SUB socket per endpoint, one queue.
 
@@ -322,6 +325,14 @@ class Inbox:
         if not self._lossless or not self._queue:
             self._fill(0 if self._queue else timeout_ms)
         return self._queue.popleft()[1] if self._queue else None
+
+    def more(self, kind: type[M], most: int) -> list[M]:
+        """Take the messages of this kind that wait before any other one, ``most`` of them at most."""
+        taken: list[M] = []
+        while self._queue and len(taken) < most and isinstance(message := self._queue[0][1], kind):
+            taken.append(message)
+            self._queue.popleft()
+        return taken
 
     def wait(self, timeout_ms: int) -> None:
         """Wait until a message comes or ``timeout_ms`` have passed; the message stays in its socket."""

@@ -127,10 +127,12 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
             if runtime.spec.config.speech.recognizer == "external":
                 runtime.send(Words(stream=stream, words=_on_timeline(item.words, t0_ns or 0)))
             continue
-        for message in cores.push(item, getattr(source, "delay_ns", 0)):
+        for message in cores.push(item, getattr(source, "delay_ns", 0), runtime.at_rest):
             runtime.send(message)
             if pictures is not None and isinstance(message, Face) and isinstance(item, VideoFrame):
                 pictures(item, message)
+        if source.live:
+            runtime.flush_seldom()
 
 
 def _pictures(runtime: NodeRuntime) -> Callable[[VideoFrame, Face], None] | None:
@@ -228,8 +230,11 @@ class Cores:
         self._count = {"chunks": 0, "frames": 0}
         self._seen = (0, 0)  # pictures and faces, when the senses were taken last
 
-    def push(self, item: AudioChunk | VideoFrame | SeenFaces, delay_ns: int) -> list[Message]:
-        """``delay_ns``: how long the source held it back; it counts as captured when it was given."""
+    def push(self, item: AudioChunk | VideoFrame | SeenFaces, delay_ns: int, at_rest: bool = False) -> list[Message]:
+        """``delay_ns``: how long the source held it back; it counts as captured when it was given. ``at_rest``: see
+        ``AudioCore``."""
+        if self._audio is not None:
+            self._audio.at_rest = at_rest
         for core in (self._audio, self._video):
             if core is not None:
                 core.delay_ns = delay_ns

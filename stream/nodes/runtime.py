@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -40,7 +41,7 @@ _DUTIES_NS = 50_000_000
 _AGAIN_NS = 500_000_000
 _NEVER_NS = 1 << 62
 _STAY_S = 1.0
-REST_S = 0.1  # between two looks, at rest; less than min_hangover_ms: the label of a short utterance is not delayed
+REST_S = 0.16  # between two looks, at rest; less than min_hangover_ms: the label of a short utterance is not delayed
 _CAUGHT_UP_S = 0.5
 LIGHTER = "this machine is too slow for so much: fewer streams, a lower video.fps or speech.recognizer=none help"
 
@@ -121,6 +122,7 @@ class NodeRuntime:
         self.orders = spec.orders
         self.heard_ns: int | None = None
         self.peak_dbfs = -120.0  # of a speech node: the loudest sample so far
+        self.helpers: list[int] = []  # processes of this node's own, whose time and memory are its own
         self._told_behind = False
         self._stood_s, self._used_s = 0.0, time.process_time()  # how long the process did not run, since it was behind
         self.observer = bus.observer
@@ -195,6 +197,12 @@ class NodeRuntime:
         if self._outlet is not None:
             self._outlet.bundling = True
             self._outlet.flush()
+
+    def flush_seldom(self) -> None:
+        """As ``flush``, for a live source, which is never waited for: at rest not after each block of its sound."""
+        if self._outlet is not None:
+            self._outlet.bundling = True
+            self._outlet.flush_seldom(self.clock.now_ns(), int(REST_S * 1e9))
 
     def rest(self, resting: bool) -> None:
         """Say whether this node waits for its next message. While it does not, several are taken at once, which costs
@@ -361,7 +369,7 @@ class NodeRuntime:
         """Processor time of the process; of one that two nodes share, this one's part."""
         if self._inlet is not None:
             self._inlet.cpu_s = time.thread_time()
-            return self._inlet.cpu_s
+            return self._inlet.cpu_s + self._of_helpers_s()
         cpu = self._process.cpu_times()
         guest_s = self._outlet.cpu_s if self._outlet is not None else 0.0  # as of its last heartbeat
         self._spent_s = max(self._spent_s, cpu.user + cpu.system - guest_s)
@@ -373,6 +381,14 @@ class NodeRuntime:
         if self._next_duties_ns and since_s > BEHIND_S and used_s - self._used_s < since_s / 4:
             self._stood_s = since_s
         self._used_s = used_s
+
+    def _of_helpers_s(self) -> float:
+        spent_s = 0.0
+        for pid in self.helpers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = psutil.Process(pid).cpu_times()
+                spent_s += times.user + times.system
+        return spent_s
 
     def _tell_behind(self, behind_s: float, queued: int) -> None:
         if behind_s >= BEHIND_S and not self._told_behind:
