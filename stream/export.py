@@ -153,8 +153,9 @@ def file_names(recordings: Sequence[Path]) -> dict[Path, str]:
 class Export:
     """Labels of several recordings, written into one file when all are done, or one for each recording when that is.
 
-    ``path``: a file, or of ``OF_ONE`` a folder for several ``recordings``. Raises ConfigError at once if it cannot be
-    written, or a package for the format is missing."""
+    ``path``: a file, or of ``OF_ONE`` a folder for several ``recordings``. ``journal``: where the labels of what
+    becomes one file are to be kept meanwhile, as JSON lines. Raises ConfigError at once if it cannot be written, or a
+    package for the format is missing."""
 
     def __init__(self, path: Path, form: str, recordings: Sequence[Path]) -> None:
         self._path, self._form = path, form
@@ -163,6 +164,9 @@ class Export:
         self._folder = path if form in OF_ONE and (len(recordings) > 1 or path.is_dir()) else None
         if self._folder is not None and path.suffix:
             raise ConfigError(f"{path}: .{form} is for one recording; name a folder and --format {form}")
+        self.journal = path.with_name(f"{path.name}.jsonl") if self._folder is None else None
+        if self.journal is not None and path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is no file; write JSON lines there, with --format jsonl")
         WRITERS[form]([])
         try:
             if self._folder is not None:
@@ -185,7 +189,7 @@ class Export:
             self._labels = []
 
     def close(self) -> None:
-        """Write what is one file. Raises OSError."""
+        """Write what is one file, as far as it goes. Raises OSError."""
         if self._folder is None:
             write_atomically(self._path, WRITERS[self._form](self._labels), OWNER_ONLY)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from emostream.errors import ModelError, SourceError
+from emostream.errors import ModelError, SourceError, UnreadableError
 from emostream.stream.emotion import Word
 from emostream.stream.messages import End, Face, Message, Words, within
 from emostream.stream.nodes.runtime import REST_S, NodeRuntime, Stopped
@@ -32,7 +32,8 @@ def main(runtime: NodeRuntime) -> None:
     """Open the source, wait until everyone is ready, then publish its samples and frames until it ends or ``stop``
     comes.
 
-    Raises SourceError or ModelError if it cannot begin, after ending its topics. A crash ends no topic, since the node
+    Raises SourceError or ModelError if it cannot begin, after ending its topics, and UnreadableError if the source was
+    opened and nothing in it can be decoded. A crash ends no topic, since the node
     is started again, nor does a live source that was there before and is away when it is.
     """
     spec = runtime.spec
@@ -77,6 +78,8 @@ def main(runtime: NodeRuntime) -> None:
     runtime.send_ends(end for medium in sorted(spec.media) for end in _ends(spec.stream, medium, reason))
     if failure is not None and cores is None:
         raise failure
+    if failure is not None and cores is not None and cores.is_unused and not started_again:
+        raise UnreadableError(str(failure)) from failure
     if failure is not None:  # a damaged file: what came before the damage counts
         log.error("%s", failure)
 
@@ -237,6 +240,11 @@ class Cores:
         if self._video is None:
             return []
         return self._video.repeat(item) if isinstance(item, SeenFaces) else self._video.push(item)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing has been pushed yet."""
+        return not any(self._count.values())
 
     def flush(self) -> list[Message]:
         return self._audio.flush() if self._audio is not None else []

@@ -22,7 +22,7 @@ from emostream.stream.messages import End, Label, Message, Orders
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
 from emostream.stream.profile import Profile
 from emostream.stream.public import EmotionPublisher
-from emostream.stream.topics import LABEL, STATUS, fused_contents, fused_topics, parse_node
+from emostream.stream.topics import LABEL, fused_contents, fused_topics, parse_node
 
 if TYPE_CHECKING:
     from emostream.stream.remote.link import Link
@@ -73,7 +73,7 @@ def main(runtime: NodeRuntime) -> None:
         runtime.counters = lambda: core.counters + public.counters + (link.counters if link is not None else Counter())
         runtime.by_stream = core.by_stream
         stack.callback(setattr, runtime, "on_status", runtime.on_status)  # a status may come after the socket is closed
-        runtime.on_status = lambda payload: public.forward(STATUS, payload.encode())
+        runtime.on_status = lambda payload: public.send_status(payload.encode())
         keeper = None
         if config.fusion.profile:
             profile = Profile(user_path(config.fusion.profile), open_bundle(config.fusion.bundle))

@@ -122,6 +122,7 @@ class NodeRuntime:
         self.heard_ns: int | None = None
         self.peak_dbfs = -120.0  # of a speech node: the loudest sample so far
         self._told_behind = False
+        self._stood_s, self._used_s = 0.0, time.process_time()  # how long the process did not run, since it was behind
         self.observer = bus.observer
         self.inbox: Inbox | None = None
         self.t0_ns = spec.t0_ns
@@ -239,6 +240,7 @@ class NodeRuntime:
 
     def _do_duties(self) -> None:
         """Take control messages; send log lines and, each second, a heartbeat."""
+        self._notice_suspension()
         self._next_duties_ns = self.clock.now_ns() + _DUTIES_NS
         while (message := self._control.receive(0)) is not None:
             if isinstance(message, StatusReport):
@@ -331,7 +333,8 @@ class NodeRuntime:
             self._tell_behind(behind_s, len(inbox))
             for topic, (start_ns, end_ns) in inbox.take_dropped_spans().items():
                 span = f"from {start_ns / 1e9:.2f} to {end_ns / 1e9:.2f} s"
-                logging.warning("too slow: some of %s %s was dropped; words or labels may lack it", topic, span)
+                slow = "suspended" if self._stood_s else "too slow"
+                logging.warning("%s: some of %s %s was dropped; words or labels may lack it", slow, topic, span)
         counters = dict(self.counters())
         if self.observer is not None:
             counters |= self.observer.counters()
@@ -364,13 +367,23 @@ class NodeRuntime:
         self._spent_s = max(self._spent_s, cpu.user + cpu.system - guest_s)
         return self._spent_s
 
+    def _notice_suspension(self) -> None:
+        """A process that did not run (Ctrl-Z, a paused machine) is behind for that reason."""
+        used_s, since_s = time.process_time(), (self.clock.now_ns() - self._next_duties_ns) / 1e9
+        if self._next_duties_ns and since_s > BEHIND_S and used_s - self._used_s < since_s / 4:
+            self._stood_s = since_s
+        self._used_s = used_s
+
     def _tell_behind(self, behind_s: float, queued: int) -> None:
         if behind_s >= BEHIND_S and not self._told_behind:
-            logging.warning("running %.1f s behind: %d messages wait; %s", behind_s, queued, LIGHTER)
+            why = f"it was suspended, or had no processor, for {self._stood_s:.1f} s" if self._stood_s else LIGHTER
+            logging.warning("running %.1f s behind: %d messages wait; %s", behind_s, queued, why)
             self._told_behind = True
         elif behind_s < _CAUGHT_UP_S and self._told_behind:
             logging.warning("has caught up")
             self._told_behind = False
+        if behind_s < _CAUGHT_UP_S:
+            self._stood_s = 0.0
 
 
 def ipc_of(spec: NodeSpec, node: str) -> str:
