@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from emostream.stream.sources.base import AudioChunk
+from emostream.stream.sources import DEMO
+from emostream.stream.sources.base import AudioChunk, VideoFrame
 from emostream.stream.sources.file import FileSource
 from emostream.stream.sources.joined import parts_of
 
@@ -82,6 +84,21 @@ def test_the_second_may_have_another_rate(tmp_path, caplog, suffix, rates_hz):
         near = min(sound, key=lambda each, at_s=at_s: abs(each[0] - at_s))
         assert near[0] == pytest.approx(at_s, abs=0.2) and near[1] == pytest.approx(hz, rel=0.05)
     assert "missing" not in caplog.text and "cut short" not in caplog.text
+
+
+def test_a_part_without_the_track_is_passed_over_in_silence(tmp_path, caplog):
+    path = tmp_path / "joined.mp4"
+    sound = tone(tmp_path / "a.mp4", 400, 1.0)
+    path.write_bytes(DEMO.read_bytes() + sound + DEMO.read_bytes())
+    source = FileSource(path, frozenset({"video"}), 10)
+    source.open()
+    times = [item.media_ns / 1e9 for item in source.items() if isinstance(item, VideoFrame)]
+    source.close()
+    with av.open(str(DEMO)) as clip:
+        length_s = clip.duration / av.time_base
+    (gap,) = [(a, b) for a, b in pairwise(times) if b - a > 0.5]
+    assert gap == pytest.approx((length_s, length_s + 1.0), abs=0.15)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_the_second_may_have_another_codec(tmp_path):

@@ -244,11 +244,14 @@ class FileSource:
             )  # fmt: skip
         if end_ns.get("audio") == base_ns:
             log.warning("%s: its audio track is empty", self.name)
-        self._base_ns = max(end_ns.values(), default=base_ns)
-        end_s = (self._base_ns - base_ns) / 1e9
+        length_ns = round(self._part_s * 1e9)
+        end_s = (max(end_ns.values(), default=base_ns) - base_ns) / 1e9
+        # that which all processes read there, each its own track; what follows would drift apart otherwise
+        is_known = length_ns and (not end_ns or abs(self._part_s - end_s) < 1.0)
+        self._base_ns = base_ns + (length_ns if is_known else round(end_s * 1e9))
         self.counters["time_jumps"] += timeline.jumps
         has_length = not (timeline.jumps or timeline.outliers or self._is_estimated)
-        if has_length and end_s < self._part_s - max(0.5, 0.1 * self._part_s):
+        if has_length and end_ns and end_s < self._part_s - max(0.5, 0.1 * self._part_s):
             log.warning(
                 "%s: ended after %.1f of its %.1f s; it is cut short or damaged", self.name, end_s, self._part_s
             )
