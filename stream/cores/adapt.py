@@ -1,9 +1,9 @@
-"""Getting to know the person: what of a face or a voice is just how this person looks or sounds.
+"""Getting to know the person: separates how this person always looks or sounds from what they feel.
 
-People differ more at rest than most moods do. A baseline is the mean of one person's vectors when nothing is felt;
-what follows is moved by its difference from a vector that all people share. It grows slowly: the first utterance is not
-corrected, the tenth mostly. Where everything is said in one mood, little counts as rest, so the mood is not taken for
-the person.
+People differ more at rest than most moods do. A baseline is the mean of one person's vectors while they feel nothing in
+particular. Later vectors are shifted by the difference between this baseline and a vector that all people share. The
+correction grows slowly: the first utterance is not corrected, the tenth mostly is. If a person says everything in one
+mood, little of it counts as rest, so the mood is not mistaken for the person.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-ENOUGH = 2.0  # utterances: after so many, half of the difference is corrected
-MOST_FACES = 16  # of a stream
-MOST = 20.0  # utterances that are remembered; older ones count less and less
+ENOUGH = 2.0  # utterances after which half of the difference is corrected
+MOST_FACES = 16  # remembered for each stream
+MOST = 20.0  # utterances remembered; older ones count less and less
 
 
 class Baseline:
-    """The rest of one person in one modality. ``everyone``: what all people's rest is moved to, (dim,);
-    ``forget_ns``: after how long without the person nothing is known any more, None for never."""
+    """One person's vector at rest, in one modality. ``everyone``: the shared vector to which everybody's rest is
+    shifted, (dim,); ``forget_ns``: how long the person may be away before being forgotten, None for ever."""
 
     def __init__(self, everyone: np.ndarray, forget_ns: int | None) -> None:
         self._everyone, self._forget_ns = everyone.astype(np.float32), forget_ns
@@ -29,15 +29,15 @@ class Baseline:
         self._seen_ns = 0
 
     def seen(self, at_ns: int) -> None:
-        """The person is there at this media time; forgets the last one, who has been away for too long."""
+        """Somebody is there at this media time. Forgets the previous person if they have been away too long."""
         if self._forget_ns is not None and at_ns - self._seen_ns > self._forget_ns:
             self._sum[:] = 0
             self._weight = 0.0
         self._seen_ns = max(self._seen_ns, at_ns)
 
     def update(self, vectors: np.ndarray, weight: float) -> None:
-        """Take (n, dim) vectors of one utterance, or of the time before it. ``weight``, 0 to 1: how surely they are of
-        rest."""
+        """Take (n, dim) vectors from one utterance, or from the time before it. ``weight``, 0 to 1: how surely the
+        person was at rest."""
         if not len(vectors) or weight <= 0:
             return
         kept = min(1.0, (MOST - weight) / self._weight) if self._weight > 0 else 0.0
@@ -46,7 +46,7 @@ class Baseline:
 
     @property
     def rest(self) -> tuple[np.ndarray, float] | None:
-        """Mean vector (dim,) and weight, in utterances, of what was taken; None if nothing was."""
+        """Mean vector (dim,) and weight (in utterances) of what was taken; None if nothing was."""
         return (self._sum / self._weight, self._weight) if self._weight > 0 else None
 
     @rest.setter
@@ -55,7 +55,7 @@ class Baseline:
         self._sum = mean.astype(np.float64) * self._weight
 
     def parted(self, other: Baseline) -> Baseline:
-        """This one, or a copy of it if it is also the other's."""
+        """This baseline, or a copy if ``other`` is the same object."""
         return copy.deepcopy(self) if self is other else self
 
     @property
@@ -64,7 +64,7 @@ class Baseline:
         return self._weight / (self._weight + ENOUGH)
 
     def correct(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, dim) vectors as if everyone's rest were this person's: float32."""
+        """Shift (n, dim) vectors by this person's difference from everyone's rest: float32."""
         if self._weight <= 0:
             return vectors
         off = self.known * (self._sum / self._weight - self._everyone)
@@ -72,11 +72,11 @@ class Baseline:
 
 
 class Adaptation:
-    """What is known of the people of one stream: of each voice by its name, of each face by its number, and of all its
-    voices together, for those that are not told apart.
+    """What is known about the people of one stream: a baseline for each voice by name, for each face by number, and one
+    for all voices together, used for voices that are not told apart.
 
-    ``everyone``: by modality, what all people's rest is moved to; ``alone``: the stream is one person's, whichever face
-    is in view and whoever is heard. ``first``: by modality, of all voices and of the first face.
+    ``everyone``: by modality, the vector to which everybody's rest is shifted; ``alone``: all faces and voices of the
+    stream belong to one person. ``first``: by modality, the baseline of all voices and that of the first face.
     """
 
     def __init__(self, everyone: Mapping[str, np.ndarray], forget_ns: int | None, alone: bool) -> None:
@@ -86,24 +86,24 @@ class Adaptation:
         self._voices: dict[str, Baseline] = {}
 
     def voice(self, speaker: str | None) -> Baseline | None:
-        """Of a voice; the stream's for None and as long as no voice was told from another; None for a voice of which
-        nothing has been learnt, and where voices are not adapted to."""
+        """A voice's baseline. The stream's for None, and until voices have been told apart; None for a voice about
+        which nothing has been learnt, and if voices are not adapted to."""
         if speaker is None or self._alone or not self._voices:
             return self.first.get("audio")
         return self._voices.get(speaker)
 
     def heard(self, speaker: str | None, start_ns: int, end_ns: int) -> None:
-        """Somebody spoke from one media time to another. What is known of who was away for too long is forgotten; of a
-        voice that is by the start, which is the same however often an utterance is looked at."""
+        """Somebody spoke between these media times. Forgets whoever was away too long; for a voice this is judged by
+        the start, which stays the same however often an utterance is evaluated."""
         if (stream := self.first.get("audio")) is not None:
             stream.seen(end_ns)
         if speaker in self._voices:
             self._voices[speaker].seen(start_ns)
 
     def learn_voice(self, speaker: str | None, vectors: np.ndarray, weight: float, end_ns: int) -> None:
-        """Take an utterance that ended at this media time, as ``Baseline.update`` does: of all voices and, if it is
-        told whose it is, of that one. The first voice has the stream's baseline, and one of its own once there is
-        another."""
+        """Add an utterance that ended at this media time to the baseline of all voices and, if the speaker is known, to
+        theirs (see ``Baseline.update``). The first voice shares the stream's baseline, and gets its own as soon as
+        there is a second voice."""
         if (stream := self.first.get("audio")) is None:
             return
         if speaker is not None and not self._alone:
@@ -121,7 +121,7 @@ class Adaptation:
         self._voices = {name: voice for name, voice in self._voices.items() if name in speakers}
 
     def face(self, person: int | None) -> Baseline | None:
-        """Of a person's face; None for nobody's, and where faces are not adapted to."""
+        """The baseline of a person's face; None for no person, and if faces are not adapted to."""
         first = self.first.get("video")
         if first is None or person is None or self._alone:
             return first if person is not None else None
@@ -133,6 +133,6 @@ class Adaptation:
         return self._faces[person]
 
     def known(self, modalities: Collection[str], person: int | None, speaker: str | None) -> float:
-        """How much is corrected, 0 to 1: of the modality of which more is known."""
+        """How much is corrected, 0 to 1, in the modality about which more is known."""
         baselines = {"audio": self.voice(speaker), "video": self.face(person)}
         return max((b.known for m, b in baselines.items() if b is not None and m in modalities), default=0.0)
