@@ -1,11 +1,11 @@
-"""What a voice is like, whatever it says: one vector for each utterance, by which people are told apart.
+"""Speaker vectors: one vector per utterance that describes the voice, whatever it says, to tell people apart.
 
-The network is that of L. Wan, Q. Wang, A. Papir, I. Lopez Moreno, "Generalized End-to-End Loss for Speaker
-Verification" (ICASSP 2018), as the package ``resemblyzer`` trained and ships it: three LSTM layers of 256 on 40 mel
-bands, read over 1.6 s at a time. It was trained on thousands of voices, none of which can be told from it.
+The network follows L. Wan, Q. Wang, A. Papir, I. Lopez Moreno, "Generalized End-to-End Loss for Speaker Verification"
+(ICASSP 2018), as trained and shipped by the package ``resemblyzer``: three LSTM layers of 256 on 40 mel bands, read in
+windows of 1.6 s. It was trained on thousands of voices, none of which can be recovered from it.
 
-Its weights come in a file that only torch reads, and that could hold code. It is not read as such: its hash is checked,
-and the numbers are taken from where they lie in it.
+Its weights come in a pickle that only torch reads and that could hold code. We never unpickle it: we check its hash and
+read the numbers at their known offsets.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from emostream.stream import models
 from emostream.stream.config import Speech
 
 DIM = 256
-LEAST_S = 0.6  # of a voice: less tells little
+LEAST_S = 0.6  # of speech; less says little about the voice
 _RATE_HZ = 16_000
 _WINDOW, _HOP = 400, 160  # samples: 25 and 10 ms
 _MELS = 40
-_ROWS = 160  # that are read at a time: 1.6 s
-_REST_ROWS = 40  # fewer, at the end of an utterance, do not count
-_LEVEL = 10 ** (-30 / 20)  # to which a voice is brought: the root mean square of the samples, of full scale
+_ROWS = 160  # per window: 1.6 s
+_REST_ROWS = 40  # a shorter rest at the end of an utterance does not count
+_LEVEL = 10 ** (-30 / 20)  # target root mean square of a voice, relative to full scale
 _LAYERS = 3
-_FIRST, _HIDDEN = 269_883, 256  # byte of the first LSTM weight in the file; the others follow without a gap
+_FIRST, _HIDDEN = 269_883, 256  # offset of the first LSTM weight in the file (the others follow directly); layer width
 _LINEAR, _LINEAR_BIAS = 7_731, 6_699
 
 
@@ -37,7 +37,7 @@ State = list[tuple[np.ndarray, np.ndarray]]  # hidden state and cell of each lay
 
 
 class SpeakerEncoder:
-    """The network. Raises ModelError if the file is not the one that is expected."""
+    """The network. Raises ModelError if the file is not the expected one."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -66,7 +66,7 @@ class SpeakerEncoder:
         self._mean = mean.astype(np.float32)
 
     def read(self, rows: np.ndarray, state: State) -> State:
-        """Read on: (n, 40) mel rows at one level, from a state; returns the state after them."""
+        """Read (n, 40) level-normalised mel rows, starting from a state; returns the state after them."""
         after: State = []
         for (inner, outer, bias), (hidden, cell) in zip(self._layers, state, strict=True):
             rows, cell = _lstm(rows @ inner + bias, outer, hidden, cell)
@@ -74,13 +74,13 @@ class SpeakerEncoder:
         return after
 
     def vector(self, state: State) -> np.ndarray:
-        """What was read, (256,) float32 of length 1."""
+        """The vector of what was read: (256,) float32 of length 1."""
         vector = np.maximum(state[-1][0] @ self._linear + self._bias, 0)
         unit: np.ndarray = vector / max(float(np.linalg.norm(vector)), 1e-6)
         return unit
 
     def telling(self, mean: np.ndarray) -> np.ndarray:
-        """A mean of vectors without what most voices have in common: (256,) float32 of length 1."""
+        """A mean of vectors, minus what most voices have in common: (256,) float32 of length 1."""
         vector = mean / max(float(np.linalg.norm(mean)), 1e-6) - self._mean
         unit: np.ndarray = vector / max(float(np.linalg.norm(vector)), 1e-6)
         return unit.astype(np.float32)
@@ -117,7 +117,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def mels(samples: np.ndarray) -> np.ndarray:
-    """Power in mel bands of the windows of 25 ms that fit whole, every 10 ms: (n,) samples → (rows, 40) float32."""
+    """Mel power of each complete 25 ms window, every 10 ms: (n,) samples → (rows, 40) float32."""
     if len(samples) < _WINDOW:
         return np.zeros((0, _MELS), np.float32)
     window, filters = _tables()
@@ -130,16 +130,16 @@ def mels(samples: np.ndarray) -> np.ndarray:
 
 
 def load_speaker(config: Speech) -> SpeakerEncoder | None:
-    """The network, if it is installed and wanted. Raises ModelError if it is another file."""
+    """The network, if it is installed and wanted. Raises ModelError if the file is not the expected one."""
     path = models.find("resemblyzer") if config.speakers == "auto" else None
     return None if path is None else SpeakerEncoder(path)
 
 
 class SpeakerVector:
-    """The vector of the utterance that is open. It is read as it is spoken, so that nothing is left to do at its end;
-    each 1.6 s begin anew, as the network was trained, and the last ones count by their length.
+    """Computes the vector of the open utterance while it is spoken, so that nothing is left to do at its end. The
+    network starts anew every 1.6 s, as it was trained; the last window is weighted by its length.
 
-    A voice is brought to one level, that of the utterance so far.
+    Samples are normalised by the level of the utterance so far.
     """
 
     def __init__(self, encoder: SpeakerEncoder) -> None:
@@ -149,13 +149,13 @@ class SpeakerVector:
     def reset(self) -> None:
         """Begin another utterance."""
         self._left = np.zeros(0, np.float32)  # samples that later rows need
-        self._count, self._energy = 0, 0.0  # of all samples
-        self._state, self._rows = _nothing_read(), 0  # of the open part
+        self._count, self._energy = 0, 0.0  # of all samples so far
+        self._state, self._rows = _nothing_read(), 0  # of the open window
         self._sum = np.zeros(DIM, np.float32)
 
     @property
     def seconds(self) -> float:
-        """How much was heard."""
+        """How much has been heard."""
         return self._count / _RATE_HZ
 
     def push(self, samples: np.ndarray) -> None:

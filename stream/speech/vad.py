@@ -20,7 +20,7 @@ class SileroVad:
     """Speech probability of each 32 ms frame (Silero Team, "Silero VAD", 2021). Stateful; ``reset`` forgets."""
 
     def __init__(self, model: Path) -> None:
-        import onnxruntime  # here, since other nodes need no more than the constants above
+        import onnxruntime  # here, since other nodes only need the constants above
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -34,7 +34,7 @@ class SileroVad:
         self._input = np.zeros((1, _CONTEXT + FRAME_SAMPLES), np.float32)
 
     def twin(self) -> Self:
-        """Another one that has heard nothing yet. The two share the network."""
+        """Another instance that has heard nothing yet. The two share the network."""
         twin = copy(self)
         twin.reset()
         return twin
@@ -48,7 +48,7 @@ class SileroVad:
         return float(probability[0, 0])
 
     def push_both(self, frame: np.ndarray, twin: Self, frame_of_twin: np.ndarray) -> tuple[float, float]:
-        """``push`` for this one and for its twin, in one run of the network: two thirds of the time of two runs."""
+        """``push`` for this instance and its twin in one run of the network: two thirds of the time of two runs."""
         self._fill(frame)
         twin._fill(frame_of_twin)
         inputs, states = np.concatenate([self._input, twin._input]), np.concatenate([self._state, twin._state], axis=1)
