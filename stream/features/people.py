@@ -22,9 +22,7 @@ KEEP_MS = 120_000  # how long an id is kept for a face that left
 SEARCH_MS = 2000  # how often the whole picture is searched for further faces
 SURE_MS = 300  # how long a further face must be in view before it counts, since detectors err now and then
 YOUNG_MS = 2000  # how long after coming into view a face may still be recognised
-SAME_LOOK = (
-    0.86  # for six people of the GRID corpus, one person's looks agree by at least .91, two people's by at most .80
-)
+SAME_LOOK = 0.86  # six people of the GRID corpus: one person's looks agree by .91 or more, two people's by .80 or less
 _MIN_OVERLAP = 0.2  # of a face's box with its previous box
 _ONE_FACE = 0.4  # boxes that overlap by more show the same face
 _NEAR = 0.05  # boxes that overlap by more hide parts of each other
