@@ -1,4 +1,4 @@
-"""The commands ``stream-listen``, ``stream-health``, ``stream-doctor``, ``stream-models`` and ``stream-keys``; and the
+"""The commands ``stream-listen``, ``stream-health``, ``stream-doctor``, ``stream-models`` and ``stream-keys``, and
 options that commands share."""
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def listen() -> int:
 
 
 def _tell_presence(endpoint: str) -> None:
-    """Say on stderr when a pipeline is not there, went away, or is there (again)."""
+    """Say on stderr when the pipeline is missing, goes away or (re)appears."""
     from emostream.stream.listen import listen_status
 
     there: bool | None = None
@@ -84,7 +84,7 @@ def _tell_presence(endpoint: str) -> None:
 
 
 def health() -> int:
-    """stream-health: can labels come?"""
+    """stream-health: can the pipeline label what is said?"""
     from emostream.stream.listen import DEFAULT_ENDPOINT, listen_status
     from emostream.stream.status import stream_line
 
@@ -109,7 +109,7 @@ def health() -> int:
 
 
 def doctor() -> int:
-    """stream-doctor: devices, models, backends, versions, and how to mend what is missing."""
+    """stream-doctor: devices, models, backends, versions, and how to get what is missing."""
     parser = make_parser("stream-doctor", "Show what this machine has for a run, and how to get what is missing.")
     parser.add_argument(
         "--microphone", nargs="?", const="microphone", metavar="SOURCE",
@@ -196,7 +196,7 @@ def _pull(name: str, sha256: str | None) -> int:
 
 
 def keys() -> int:
-    """stream-keys: who may hear the labels on another machine."""
+    """stream-keys: who may receive the labels on another machine."""
     from emostream.stream.keys import Keys
 
     parser = make_parser("stream-keys", "Keys for labels that leave this machine: make, show, allow, revoke.")
@@ -236,7 +236,7 @@ def keys() -> int:
 
 
 def _show_keys(folder: Keys, server: bool = False, client: bool = False) -> None:
-    """Print public keys, and what to do with them on the other machine."""
+    """Print public keys and what to do with them on the other machine."""
     import platform
 
     from emostream.stream.keys import read_pair

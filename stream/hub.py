@@ -21,7 +21,7 @@ from emostream.stream.view import plain_line
 
 log = logging.getLogger(__name__)
 
-_WAITING = 64  # deliveries that wait for the disk; with more, zenoh lets the network wait
+_WAITING = 64  # deliveries that wait for the disk; beyond that, zenoh applies back-pressure to the network
 _TICK_S = 0.05
 _AGAIN_S = 5.0
 
@@ -61,8 +61,8 @@ def hub() -> int:
 
 
 class Hub:
-    """Takes what boxes deliver, and confirms it once ``store`` has written it; prints each new label, unless ``quiet``;
-    and says which box appeared, vanished, is behind or has lost labels."""
+    """Takes deliveries from boxes and confirms each once ``store`` has written it; prints each new label, unless
+    ``quiet``; and says which box appeared, vanished, is behind or has lost labels."""
 
     def __init__(self, store: HubStore, quiet: bool = False) -> None:
         self._store, self._quiet = store, quiet
@@ -70,8 +70,8 @@ class Hub:
         self._failing = False  # whether labels cannot be written
 
     def run(self, config: Any, name: str) -> None:
-        """Until Ctrl-C. ``config``: of ``make_session_config``; ``name``: of the router, for the user. Raises BusError
-        if an address to listen at is taken."""
+        """Run until Ctrl-C. ``config``: from ``make_session_config``; ``name``: the router's, for the user. Raises
+        BusError if an address to listen at is taken."""
         with self._open(config, name) as session:
             queries = session.declare_queryable(
                 key("*", "*", "deliver"), load_zenoh().handlers.FifoChannel(_WAITING), complete=True
@@ -85,7 +85,7 @@ class Hub:
                         self._tick()
                         time.sleep(_TICK_S)
                         continue
-                    waiting = [query]  # all that is there is written at once
+                    waiting = [query]  # write all waiting deliveries at once
                     while len(waiting) < _WAITING and (query := queries.try_recv()) is not None:
                         waiting.append(query)
                     self._take(waiting)
@@ -109,7 +109,7 @@ class Hub:
                 time.sleep(_AGAIN_S)
 
     def _take(self, queries: list[Any]) -> None:
-        """Keep some deliveries, and answer them."""
+        """Store deliveries and answer them."""
         deliveries: list[tuple[Any, Delivery]] = []
         for query in queries:
             try:
@@ -156,8 +156,8 @@ class Hub:
             self._tell(self._boxes.presence(*site_and_box(sample.key_expr), is_there))
 
     def _told_state(self, sample: Any) -> None:
-        """What a box says of itself; called by zenoh's thread."""
-        with suppress(msgspec.DecodeError, ValueError):  # any box can send what it likes
+        """A box reports its state; called by zenoh's thread."""
+        with suppress(msgspec.DecodeError, ValueError):  # a box may send anything
             site, box = site_and_box(sample.key_expr)
             self._tell(self._boxes.update(site, box, boxes.decode_state(sample.payload.to_bytes())))
 
@@ -167,7 +167,7 @@ class Hub:
 
 
 def _answer(query: Any, refused: str | None) -> None:
-    """Answer a delivery: it is kept, or why not."""
+    """Answer a delivery: confirm it, or say why it was refused."""
     with query:
         if refused is None:
             query.reply(query.key_expr, boxes.STORED)

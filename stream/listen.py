@@ -1,4 +1,4 @@
-"""Subscribing to what a running pipeline publishes."""
+"""Subscribes to what a running pipeline publishes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ DEFAULT_ENDPOINT = "tcp://127.0.0.1:5556"
 
 _M = TypeVar("_M")
 
-_AGAIN_S = 1.0  # from a refusal to the next attempt, which ZeroMQ does not make by itself
-_FAILURES = 3  # handshakes that end without a reason, until the user is told: one may be the end of a pipeline
+_AGAIN_S = 1.0  # between a refusal and the next attempt, which ZeroMQ does not make by itself
+_FAILURES = 3  # handshakes that fail without a reason before the user is warned; one may be a pipeline's end
 _EVENTS = (
     zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.HANDSHAKE_FAILED_AUTH
     | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
@@ -45,18 +45,19 @@ def listen(
 ) -> Iterator[Emotion]:
     """Yield each label that is published at ``endpoint``, from now on.
 
-    ``endpoint``: ZeroMQ address of a running ``stream-run`` (its setting ``bus.emotion``); the pipeline may be started
-    later, or again. ``key``: the key file of a client (``stream-keys new client``), for a pipeline on another machine;
-    where the pipeline does not accept it, a warning says what to do, and it is tried again. ``estimates``: yield the
-    running estimates too (``kind == "window"``). ``timeout_s``: end after so many seconds without a message; by default
+    ``endpoint``: ZeroMQ address of a running ``stream-run`` (its setting ``bus.emotion``); the pipeline may start later
+    or restart. ``key``: the key file of a client (``stream-keys new client``), for a pipeline on another machine; if
+    the pipeline does not accept it, a warning says what to do, and attempts continue. ``estimates``: yield running
+    estimates too (``kind == "window"``). ``timeout_s``: end after this many seconds without a message; by default
     never. Messages that are not emostream's are skipped with a warning.
 
-    Or many boxes, each with its ``stream-uplink``: ``zenoh://HOST:PORT/SITE/BOX/STREAM`` of a zenoh router,
-    ``zenoh+tls://…`` encrypted; of the names, those at the end may be left out, and ``*`` is any. Each ``Emotion`` then
-    has ``site`` and ``box``. The last label of each stream comes first, no label twice. ``config``: a configuration of
-    zenoh's own, for certificates. Boxes and the router may come and go, which is logged.
+    To listen to many boxes, each with its ``stream-uplink``, give the address of a zenoh router,
+    ``zenoh://HOST:PORT/SITE/BOX/STREAM``, or ``zenoh+tls://…`` if encrypted; names may be omitted from the end, and
+    ``*`` matches any. Each ``Emotion`` then has ``site`` and ``box``. The last label of each stream comes first; no
+    label comes twice. ``config``: a zenoh configuration file, for certificates. Boxes and the router may come and go,
+    which is logged.
 
-    Raises ConfigError if the address is not valid, a file cannot be used or the package for zenoh is missing.
+    Raises ConfigError if the address is not valid, a file cannot be used or the zenoh package is missing.
     """
     for _, emotion in listen_raw(endpoint, key=key, config=config, estimates=estimates, timeout_s=timeout_s):
         yield emotion
@@ -70,7 +71,7 @@ def listen_raw(
     estimates: bool = False,
     timeout_s: float | None = None,
 ) -> Iterator[tuple[bytes, Emotion]]:
-    """As ``listen``, but yield each message's JSON besides: as it came, of a box with ``site`` and ``box``."""
+    """Like ``listen``, but yield each message's JSON too: as received; for a box, with ``site`` and ``box`` added."""
     if _is_router(endpoint, key, config):
         return listen_boxes.listen_labels(endpoint, config, estimates, timeout_s)
     return _messages(endpoint, EMOTION if estimates else UTTERANCE, decode_emotion, key, timeout_s)
@@ -83,8 +84,8 @@ def listen_status(
     config: str | Path | None = None,
     timeout_s: float | None = None,
 ) -> Iterator[tuple[bytes, Status]]:
-    """Yield each status of the run that publishes at ``endpoint``, once a second, and its JSON as it came; of boxes,
-    each 10 s and where a state changes. Parameters and errors as ``listen``."""
+    """Yield each status of the run that publishes at ``endpoint`` (once a second) with its JSON as received; for boxes,
+    every 10 s and when a state changes. Parameters and errors as in ``listen``."""
     if _is_router(endpoint, key, config):
         return listen_boxes.listen_statuses(endpoint, config, timeout_s)
     return _messages(endpoint, STATUS, decode_status, key, timeout_s)
@@ -93,8 +94,9 @@ def listen_status(
 def listen_run(
     endpoint: str, *, key: str | Path | None, estimates: bool, silent_s: float
 ) -> Iterator[Emotion | Status | None]:
-    """Yield all that the run at ``endpoint`` publishes: labels, running estimates if asked for, its status; and None
-    whenever nothing came for ``silent_s``: the run is not there. Never ends. Parameters and errors as ``listen``."""
+    """Yield all that the run at ``endpoint`` publishes: labels, running estimates if asked for, and its status. Yields
+    None whenever nothing came for ``silent_s``, which means that there is no run. Never ends. Parameters and errors as
+    in ``listen``."""
     with _subscribe(endpoint, (EMOTION if estimates else UTTERANCE, STATUS), key) as subscriber:
         while True:
             parts = subscriber.receive(silent_s)
@@ -108,7 +110,7 @@ def listen_run(
 
 
 def _is_router(endpoint: str, key: str | Path | None, config: str | Path | None) -> bool:
-    """Whether it is a zenoh router's. Raises ConfigError if a file is given that is for the other kind of endpoint."""
+    """Whether this is a zenoh router. Raises ConfigError if a file is given that is for the other kind of endpoint."""
     is_router = listen_boxes.is_router(endpoint)
     if is_router and key is not None:
         raise ConfigError(f"{endpoint}: a key file is for tcp://; certificates are in a configuration of zenoh's")
@@ -144,7 +146,7 @@ def _subscribe(endpoint: str, topics: tuple[str, ...], key: str | Path | None) -
 
 
 class _Subscriber:
-    """A SUB socket, and its monitor: ZeroMQ itself keeps silent about a handshake that failed.
+    """A SUB socket and its monitor, since ZeroMQ itself does not report failed handshakes.
 
     Raises ConfigError if the address is not valid."""
 
@@ -153,8 +155,8 @@ class _Subscriber:
     ) -> None:
         self._context, self._endpoint, self._topics, self._pair = context, endpoint, topics, pair
         self._opened = 0
-        self._failures = 0  # one after another
-        self._told: set[str] = set()  # since labels could come last
+        self._failures = 0  # consecutive ones
+        self._told: set[str] = set()  # warnings since the last successful handshake
         self._again_s: float | None = None  # when to connect again, if ZeroMQ does not
         self._open()
 
@@ -185,7 +187,7 @@ class _Subscriber:
             self._poller.register(socket, zmq.POLLIN)
 
     def receive(self, timeout_s: float | None) -> list[bytes] | None:
-        """The parts of the next message; None after so many seconds without one."""
+        """The parts of the next message; None after ``timeout_s`` without one."""
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             if self._again_s is not None and time.monotonic() >= self._again_s:

@@ -1,4 +1,4 @@
-"""What somebody who looks into a problem needs to know of a run, in one file that can be sent."""
+"""A report of a run for somebody who looks into a problem, in one file that can be sent."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _PAGE = re.compile(r"(?<=/)[\w-]{16,}/")  # the token in the page's address
 
 
 class ProblemReport:
-    """Collects a run's log and its last status. There is no sound, no picture and no word in it, and passwords of URLs
-    are masked."""
+    """Collects a run's log and its last status. It contains no sound, pictures or words, and passwords in URLs are
+    masked."""
 
     def __init__(self, path: Path, config: Config) -> None:
         self._path, self._config = path, config
@@ -63,7 +63,7 @@ class ProblemReport:
 
 
 def _masked(value: Any) -> Any:
-    """Settings in which the passwords of URLs are ``***``."""
+    """The settings with ``***`` for passwords in URLs."""
     if isinstance(value, dict):
         return {key: _masked(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -82,5 +82,5 @@ def _doctor() -> str:
 
     try:
         return "\n".join(f"{one.area}: {one.name}: {one.ok}: {one.detail} {one.mend}" for one in examine()) + "\n"
-    except Exception as error:  # a report of a broken machine is needed most
+    except Exception as error:  # a report is needed most from a broken machine
         return f"stream-doctor itself fails here ({type(error).__name__}: {error})\n"
