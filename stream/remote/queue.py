@@ -1,4 +1,4 @@
-"""Which streams a replica takes, and which calls go into its next batch. No sockets, no clock, no networks."""
+"""Decides which streams a replica takes, and which calls go into its next batch. No sockets, no clock, no networks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from emostream.stream.cores.classifier import Classify
 from emostream.stream.cores.runs import Call
 
 Stream = tuple[bytes, int]
-"""The connection of a box, and the stream's number on it."""
+"""A box's connection, and the stream's number on it."""
 
-MOST_WAITING = 4  # calls of a stream; a box sends one at a time
-GONE_S = 10.0  # after so long without a word from its box, a stream's place is free
+MOST_WAITING = 4  # calls per stream; a box sends one at a time
+GONE_S = 10.0  # a stream's place is freed after this long without a message from its box
 _ACTIVE_S = 1.0
-_MOST_CALLS = 64  # of a batch
-_BATCH_S = 0.03  # of work in a batch, about: what a call that comes meanwhile waits for
-_COSTS = (4.0, 4096.0)  # of a batch, whatever was measured
+_MOST_CALLS = 64  # per batch
+_BATCH_S = 0.03  # approximate work per batch, which calls that come meanwhile have to wait for
+_COSTS = (4.0, 4096.0)  # least and greatest cost of a batch, whatever was measured
 
 
 @dataclass
 class Waiting:
-    """A call that waits. ``until_s``: when nobody waits for its answer any more."""
+    """A waiting call. ``until_s``: when nobody waits for its answer any more."""
 
     stream: Stream
     number: int
@@ -31,7 +31,7 @@ class Waiting:
 
     @property
     def cost(self) -> float:
-        """About how long it takes, in faces to encode."""
+        """Estimated work, in units of one face to encode."""
         if isinstance(self.call, Classify):
             return 0.1 * len(self.call.rows())
         sound, words = (sum(each.shape[1] for each in some) for some in (self.call.rows, self.call.pieces))
@@ -40,7 +40,7 @@ class Waiting:
 
 @dataclass
 class _Place:
-    used: float  # what its calls have cost: whose share is least is next
+    used: float  # total cost of its calls; the stream with the least is next
     waiting: deque[Waiting] = field(default_factory=deque)
     asked_s: float = -1e9
     seen_s: float = 0.0
@@ -48,8 +48,8 @@ class _Place:
 
 @dataclass
 class Batch:
-    """``expired``: calls for which nobody waits any more; ``wait_s``: if there is nothing to run, until when that stays
-    so, if no call comes; None for ever."""
+    """``expired``: calls for which nobody waits any more; ``wait_s``: if there is nothing to run, how long that stays
+    so unless a call comes; None for ever."""
 
     calls: list[Waiting] = field(default_factory=list)
     expired: list[Waiting] = field(default_factory=list)
@@ -57,36 +57,36 @@ class Batch:
 
 
 class Queue:
-    """``most``: streams that are admitted at a time. ``wait_s``: how long a call waits for those of other streams, and
-    only where others have called within the last second.
+    """``most``: how many streams are admitted at a time. ``wait_s``: how long a call waits for calls of other streams,
+    if any have called within the last second.
 
-    A batch has one call of each stream at most, those first whose streams have used least: what one stream sends too
-    much of waits in its own queue, and is refused where that is full.
+    A batch has at most one call of each stream; streams that have used least come first. A stream that sends too much
+    waits in its own queue, and is refused when that is full.
     """
 
     def __init__(self, most: int, wait_s: float) -> None:
         self.most, self._wait_s = most, wait_s
         self._places: dict[Stream, _Place] = {}
         self._most_cost = 16.0  # of a batch
-        self._used = 0.0  # by the stream that was taken last: where one begins that comes now
+        self._used = 0.0  # ``used`` of the stream taken last, with which new streams begin
 
     def __len__(self) -> int:
         """How many streams are admitted."""
         return len(self._places)
 
     def admit(self, stream: Stream, now_s: float) -> bool:
-        """Whether a stream has a place, from now on."""
+        """Give a stream a place. Returns whether it has one now."""
         if stream not in self._places and len(self._places) >= self.most:
             return False
         self._places.setdefault(stream, _Place(self._used)).seen_s = now_s
         return True
 
     def leave(self, stream: Stream) -> None:
-        """A stream needs its place no longer."""
+        """A stream no longer needs its place."""
         self._places.pop(stream, None)
 
     def seen(self, box: bytes, now_s: float) -> None:
-        """A box is there."""
+        """A box gave a sign of life."""
         for (owner, _), place in self._places.items():
             if owner == box:
                 place.seen_s = now_s
@@ -96,20 +96,20 @@ class Queue:
         self._places = {stream: place for stream, place in self._places.items() if now_s - place.seen_s < GONE_S}
 
     def push(self, call: Waiting) -> str:
-        """Take a call; returns why not, or nothing."""
+        """Queue a call. Returns why it was refused, or an empty text."""
         place = self._places.get(call.stream)
         if place is None:
             return "not joined"
         if len(place.waiting) >= MOST_WAITING:
             return f"{MOST_WAITING} calls of this stream wait already"
         if not place.waiting:
-            place.used = max(place.used, self._used)  # nothing is saved up
+            place.used = max(place.used, self._used)  # idle streams save up no credit
         place.waiting.append(call)
         place.asked_s = place.seen_s = call.since_s
         return ""
 
     def learn(self, calls: list[Waiting], run_s: float) -> None:
-        """A batch took so long: later ones are as large as fits this machine."""
+        """Learn from how long a batch took, so that later ones have a size that suits this machine."""
         speed = sum(call.cost for call in calls) / max(run_s, 1e-4)
         least, most = _COSTS
         self._most_cost = min(max((self._most_cost + speed * _BATCH_S) / 2, least), most)

@@ -1,4 +1,4 @@
-"""A replica of the networks: one process, an actor of Ray's, that boxes call over encrypted sockets."""
+"""A replica of the networks: a process (a Ray actor) that boxes call over encrypted sockets."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from emostream.stream.remote.wire import Answer, Ask, Failed, Join, Joined, Leav
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 64  # messages that are read before others have their turn
+_AT_ONCE = 64  # messages to read before doing anything else
 _TICK_MS = 500
 
 
 class Replica:
-    """``config``: of which ``[fusion]`` counts, as ``model_dump`` gives it. ``host``: the address that boxes reach this
-    machine at, and the only one that is listened on; empty: Ray's name for it. ``ports``: those to choose from, any
-    for (0, 0).
+    """``config``: from ``model_dump``; only ``[fusion]`` counts. ``host``: the address at which boxes reach this
+    machine, and the only one to listen on; empty: the address that Ray uses. ``ports``: the range to choose from; (0,
+    0): any.
 
-    Its pair of keys is made here and never leaves the process. Raises BundleError, BackendError or ClusterError.
+    Its key pair is made here and never leaves the process. Raises BundleError, BackendError or ClusterError.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Replica:
         raise ClusterError(f"{host} is no address of this machine, or no port of {ports[0]} to {ports[1]} is free")
 
     def look(self, allowed: list[str]) -> tuple[Place, dict[str, int]]:
-        """Let in boxes with these keys from now on; where to find this replica, and its counters."""
+        """Let in boxes with these keys from now on. Returns where to find this replica, and its counters."""
         if not all(thread.is_alive() for thread in self._threads):
             raise RuntimeError("a thread has died")
         self._allowed = frozenset(allowed)
@@ -89,7 +89,7 @@ class Replica:
         return place, dict(self.counters + self._door.counters)
 
     def close(self) -> None:
-        """End the threads. Ray kills the process instead."""
+        """End the threads. Under Ray, the process is killed instead."""
         self._stop.set()
         with self._ready:
             self._ready.notify()
@@ -198,7 +198,8 @@ class Replica:
             self._wake.send(b"")
 
     def _results(self, calls: list[Waiting]) -> Iterator[tuple[Waiting, Encoded | np.ndarray | str]]:
-        """Vectors or logits for each call, or why not: faces of all calls in one run, and fusion of all calls too."""
+        """Vectors or logits of each call, or an error text. All calls' faces are encoded in one run, and so is
+        fusion."""
         encodes = [(each, each.call) for each in calls if isinstance(each.call, Encode)]
         if encodes:
             counts = np.cumsum([len(call.crops) for _, call in encodes])[:-1]
@@ -209,7 +210,7 @@ class Replica:
                 encodes = []
                 all_faces = np.zeros((0, self._dims[1]), np.float32)
             for (each, call), faces in zip(encodes, np.split(all_faces, counts), strict=False):
-                try:  # a call that is wrong costs no other one
+                try:  # a faulty call must not affect others
                     rest = self._classifier.encode(Encode(call.crops[:0], call.rows, call.pieces))
                     yield each, Encoded(faces, rest.voices, rest.texts)
                 except BackendError as error:
