@@ -1,4 +1,4 @@
-// The live page: everything that is new comes ten times a second as one message of /ws?format=page.
+// The live page. Ten times a second, /ws?format=page sends one message with everything new.
 const $ = (selector, root = document) => root.querySelector(selector);
 const make = (tag, className = "", text = "") => {
   const element = document.createElement(tag);
@@ -102,8 +102,8 @@ class LiveStream extends HTMLElement {
     image.src = `data:image/jpeg;base64,${jpeg}`;
   }
 
-  // The faces at their places, in the picture if it is sent; else nothing is between them, and since boxes are square
-  // they tell its shape.
+  // Draws the faces at their places, in the picture if it is sent. Otherwise only the crops are drawn, and the picture's
+  // aspect ratio follows from the boxes, which are square.
   look(faces) {
     const scene = $(".scene", this), draw = scene.getContext("2d"), first = faces[0], picture = this.picture;
     scene.classList.toggle("whole", Boolean(picture));
@@ -188,7 +188,7 @@ function table(rows) {
   return element;
 }
 
-// The parts of a latency below one another, each from where the last one ended.
+// The parts of a latency one below the other, each beginning where the previous one ended.
 function waterfall({ total, ...parts }) {
   const element = table(Object.entries({ ...parts, total }).map(([name, value]) => [name.replaceAll("_", " "), `${value.toFixed(0)} ms`]));
   let begin = 0;
@@ -242,7 +242,7 @@ function drawLatency() {
   canvas.setAttribute("aria-label", sorted.length ? `half within ${Math.round(sorted[sorted.length >> 1])} ms, of ${sorted.length}` : "no labels yet");
 }
 
-// What is wrong with a process or its source, and what mends it; "" if nothing is.
+// What is wrong with a process or its source, and how to fix it; "" if nothing is.
 function wrong(name, node) {
   if (node.state === "failed") return `${name} has failed for good; the log of stream-run says why.`;
   if (node.state === "away") return `${name}: its process ended and is being started again; if that repeats, the log of stream-run says why.`;
@@ -288,7 +288,7 @@ function showStatus(status) {
   }));
 }
 
-// What the labels are like since a setting was changed, beside what they were like before.
+// Compares the labels since a setting was changed with those before.
 let since = null;
 const kept = []; // [latency or null, uncertain] of each label
 const likeness = (labels) => {
