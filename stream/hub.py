@@ -29,19 +29,23 @@ _AGAIN_S = 5.0
 def hub() -> int:
     """stream-hub: print and keep the labels of all boxes."""
     parser = make_parser("stream-hub", "Print, and keep, the labels that stream-uplink sends from many boxes.")
-    parser.add_argument("router", nargs="?", metavar="tls/HOST:PORT", help="of a zenoh router; or tcp/HOST:PORT")
+    parser.add_argument(
+        "router", nargs="?", metavar="tls/HOST:PORT", help="address of a zenoh router; or tcp/HOST:PORT"
+    )
     parser.add_argument(
         "--listen", action="append", default=[], metavar="tls/ADDRESS:PORT",
-        help="be the router, instead, and let boxes come there; may be repeated",
+        help="instead, be the router and let boxes connect there; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--config", type=Path, metavar="FILE", help="of zenoh, JSON5: certificates, who may send what")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="zenoh configuration (JSON5): certificates, access control"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="keep labels there, in files by day")
     parser.add_argument("--format", choices=("parquet", "jsonl"), default="parquet", help="(default: %(default)s)")
     parser.add_argument(
-        "--part-labels", type=int, default=20_000, metavar="N", help="of a file, at most (default: %(default)s)",
+        "--part-labels", type=int, default=20_000, metavar="N", help="labels per file, at most (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--part-minutes", type=float, default=15, metavar="M", help="from file to file (default: %(default)s)"
+        "--part-minutes", type=float, default=15, metavar="M", help="minutes per file, at most (default: %(default)s)"
     )
     parser.add_argument("--quiet", action="store_true", help="print no labels")
     options = parser.parse_args()

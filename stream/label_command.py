@@ -42,16 +42,16 @@ def label() -> int:
         "files",
         nargs="+",
         metavar="FILE",
-        help="a file, a folder (its media files, and those below it), a pattern, or - for standard input",
+        help="a file, a folder (all media files in and below it), a pattern, or - for standard input",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="LABELS.jsonl",
-        help="write labels into a file, in place of what is there: .jsonl, .csv, .parquet, and for one recording .vtt, "
+        help="write labels into a file, replacing its content: .jsonl, .csv, .parquet, and for one recording .vtt, "
         ".eaf (ELAN) or .TextGrid (Praat); or, with --format, a file for each recording into a folder",
     )
-    parser.add_argument("--format", choices=WRITERS, help="of --out, if its name does not say so")
+    parser.add_argument("--format", choices=WRITERS, help="format of --out, if its name does not say")
     parser.add_argument(
         "--sheets",
         type=Path,
@@ -62,11 +62,14 @@ def label() -> int:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the file that --out names: leave out recordings (told apart by their path as given) that it "
-        "has labels of, but for the last of these; and with --sheets: draw those that are missing",
+        help="continue the file that --out names: skip recordings (identified by their path as given) that it already "
+        "has labels of, except the last of them; with --sheets: draw only missing sheets",
     )
     parser.add_argument(
-        "--tracks", default="", metavar="TRACKS", help='of several: "audio:2,video:1", or by language: "audio:deu"'
+        "--tracks",
+        default="",
+        metavar="TRACKS",
+        help='which tracks, if there are several: "audio:2,video:1", or by language: "audio:deu"',
     )
     parser.add_argument(
         "--ray",
@@ -74,7 +77,9 @@ def label() -> int:
         help='label on this Ray cluster: HOST:PORT, "auto" for the one of this machine; "local" starts one here '
         "(docs/scale.md)",
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="with --ray: so many files at a time (default: its CPUs)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="with --ray: files at a time (default: its number of CPUs)"
+    )
     add_config_options(parser)
     options = parser.parse_args()
     if options.jobs is not None and (options.ray is None or options.jobs < 1):

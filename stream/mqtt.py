@@ -37,8 +37,8 @@ def mqtt() -> int:
         metavar="mqtt://[USER[:PASSWORD]@]HOST[:PORT]",
         help="or mqtts:// for TLS; the password may be in the environment, EMOSTREAM_MQTT_PASSWORD",
     )
-    parser.add_argument("--prefix", default="emostream", help="of its topics (default: %(default)s)")
-    parser.add_argument("--windows", action="store_true", help="send running estimates, too")
+    parser.add_argument("--prefix", default="emostream", help="prefix of its topics (default: %(default)s)")
+    parser.add_argument("--windows", action="store_true", help="also send running estimates")
     parser.add_argument("--no-discovery", action="store_true", help="do not announce the streams to Home Assistant")
     options = sink_options(parser)
     if not re.fullmatch(r"[^#+\0/]+(/[^#+\0/]+)*", options.prefix):

@@ -23,12 +23,12 @@ def replay() -> int:
     parser.add_argument(
         "recording",
         metavar="FILE",
-        help="or a folder, or a pattern, 'DIR/*RUN*'; with #NAME: a stream that is not the first",
+        help="or a folder, or a pattern, 'DIR/*RUN*'; with #NAME: another stream than the first",
     )
     parser.add_argument(
         "--compare",
         metavar="BUNDLE",
-        help="label it with this bundle; else with the one that is configured, and the settings that are given",
+        help="label it with this bundle; by default, with the configured bundle and settings",
     )
     parser.add_argument(
         "--identity", metavar="FILE", help="secret key of an encrypted recording, of age-keygen (record.identity)"

@@ -42,10 +42,10 @@ def sink_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse a sink's command line: the arguments that ``parser`` already has, and those that all sinks share. Also
     sends log lines to stderr from then on."""
     parser.add_argument(
-        "endpoint", nargs="?", default=DEFAULT_ENDPOINT, help=f"of the run (default: {DEFAULT_ENDPOINT})"
+        "endpoint", nargs="?", default=DEFAULT_ENDPOINT, help=f"endpoint of the run (default: {DEFAULT_ENDPOINT})"
     )
-    parser.add_argument("--words", action="store_true", help="send what was said, too; without this, labels alone")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="of stream-keys new client, for another machine's run")
+    parser.add_argument("--words", action="store_true", help="also send what was said; by default, only labels")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="made by stream-keys new client; for a remote run")
     options = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
     return options

@@ -38,19 +38,27 @@ def uplink() -> int:
     parser.add_argument("router", metavar="tls/HOST:PORT", help="or tcp/HOST:PORT, without encryption")
     parser.add_argument("--site", default="main", help="where this box stands (default: %(default)s)")
     parser.add_argument("--box", default=_host(), help="its name there (default: this machine's, %(default)s)")
-    parser.add_argument("--windows", action="store_true", help="send running estimates, too; they wait for nobody")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="of zenoh, JSON5: certificates")
+    parser.add_argument(
+        "--windows", action="store_true", help="also send running estimates, which are not kept for the hub"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="zenoh configuration (JSON5), for certificates")
     parser.add_argument(
         "--keep",
         type=int,
         default=_KEPT,
         metavar="N",
-        help="labels that wait for the hub, at most (default: %(default)s)",
+        help="most labels to keep for the hub (default: %(default)s)",
     )
     parser.add_argument(
-        "--keep-mb", type=float, default=_KEPT_MB, metavar="MB", help="and of what size, at most (default: %(default)s)"
+        "--keep-mb",
+        type=float,
+        default=_KEPT_MB,
+        metavar="MB",
+        help="and their greatest total size (default: %(default)s)",
     )
-    parser.add_argument("--store", type=Path, metavar="DIR", help="keep them there, not in memory: for a restart")
+    parser.add_argument(
+        "--store", type=Path, metavar="DIR", help="keep them there, not in memory, to survive a restart"
+    )
     options = sink_options(parser)
     boxes.check_name("--site", options.site)
     boxes.check_name("--box", options.box)

@@ -120,7 +120,7 @@ class SpeechCore:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nobody speaks, so that nobody waits for the next block."""
+        """Whether nobody speaks, so that the next block is not urgent."""
         return self._endpointer.at_rest and not self._held
 
     def push(self, pcm: Pcm) -> list[Message]:

@@ -38,7 +38,7 @@ SETTINGS = {"patience_ms": PATIENCE_MS, "min_overlap": _MIN_OVERLAP}
 
 @dataclass(frozen=True)
 class Person:
-    """A face in a frame, and whose it is."""
+    """A face in a frame and the id of its person."""
 
     id: int
     face: Detection

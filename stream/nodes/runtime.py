@@ -252,7 +252,7 @@ class NodeRuntime:
                     self.t0_ns = message.at_ns
             elif isinstance(message, Orders) and message.serial > self.orders.serial:
                 self._follow(message)
-        if self.spec.parent and os.getppid() != self.spec.parent:  # the supervisor died; nobody else would stop this
+        if self.spec.parent and os.getppid() != self.spec.parent:  # the supervisor died, and nobody else stops nodes
             self.stop()
         heard = self.publisher.has_subscribers([log_topic(self.spec.name)])  # until then, lines wait
         while heard and not self._log.lines.empty():

@@ -49,17 +49,20 @@ def fusion() -> int:
         help="where boxes ask for a replica (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="(default: 1)")
-    parser.add_argument("--cpus", type=float, default=1, help="that a replica asks Ray for (default: 1)")
-    parser.add_argument("--gpus", type=float, default=0, help="and of a GPU, such as 0.5 (default: 0)")
-    parser.add_argument("--streams", type=int, default=32, metavar="N", help="of a replica, at most (default: 32)")
+    parser.add_argument("--cpus", type=float, default=1, help="CPUs that a replica requests from Ray (default: 1)")
+    parser.add_argument("--gpus", type=float, default=0, help="and GPUs, such as 0.5 (default: 0)")
+    parser.add_argument("--streams", type=int, default=32, metavar="N", help="per replica, at most (default: 32)")
     parser.add_argument(
-        "--wait-ms", type=float, default=4, help="a call waits for those of other boxes (default: %(default)s)"
+        "--wait-ms", type=float, default=4, help="how long a call waits for calls of other boxes (default: %(default)s)"
     )
     parser.add_argument(
-        "--host", default="", metavar="ADDRESS", help="at which boxes reach the replicas (default: as Ray has it)"
+        "--host",
+        default="",
+        metavar="ADDRESS",
+        help="at which boxes reach the replicas (default: the address that Ray uses)",
     )
-    parser.add_argument("--ports", default="0-0", metavar="FROM-TO", help="of the replicas (default: any)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="of which [fusion] and [bus] keys count")
+    parser.add_argument("--ports", default="0-0", metavar="FROM-TO", help="for the replicas (default: any)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration; only [fusion] and bus.keys count")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="changes")
     options = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
