@@ -219,7 +219,7 @@ def _link(runtime: NodeRuntime, remote: str, head: Head, inbox: Inbox) -> Link:
 
 
 def _load(runtime: NodeRuntime) -> Classifier:
-    """Load in a thread, since building an engine takes longer than a node may be silent. Raises Stopped."""
+    """Load in a thread, since building an engine may take longer than a node may be silent. Raises Stopped."""
     config = runtime.spec.config.fusion
 
     def load() -> Classifier:

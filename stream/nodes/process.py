@@ -33,7 +33,7 @@ from emostream.stream.topics import HEARD, stream_topic
 CANNOT_RUN = 3
 TERMINATED = 4
 GUEST = 16  # added to the exit code of a node that shares another node's process
-_ORPHAN_S = 1.5  # after the supervisor's death, a node that does not end by itself is ended
+_ORPHAN_S = 1.5  # after the supervisor's death, until a node that does not end by itself is ended
 _LOOK_S = 0.1
 _STOP_COMES_S = 1.0  # stopping a service sends SIGTERM to all its processes; the supervisor's ``stop`` then follows
 
