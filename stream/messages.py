@@ -135,7 +135,8 @@ class SpeechEvent(Media):
     ``start_ns`` and ``end_ns`` are the media times of the utterance's first and last speech; ``speech_captured_ns`` is
     when that last speech was captured, ``received_ns`` when the node received the frame that caused this event, and
     ``recognition_ns`` how long the recogniser then took. When an utterance pauses or ends, ``voice`` is its speaker
-    vector, (256,) float32 of length 1, computed from ``voice_s`` seconds; None if there is none."""
+    vector, (dim,) float32 of length 1 (see ``speech.speaker``), computed from ``voice_s`` seconds; None if there is
+    none."""
 
     event: Literal["started", "words", "paused", "ended", "dropped", "progress"]
     utterance: int = 0

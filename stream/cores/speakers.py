@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SAME = 0.32  # least correlation between an utterance and its speaker's voice
+SAME = 0.30  # least correlation between an utterance and its speaker's voice
 BOUND = 0.15  # the same, if that voice belongs to the face that speaks
 FEW_S = 1.2  # seconds of speech; less does not make a new speaker
 MOST = 8
@@ -38,7 +38,7 @@ class Speakers:
         self._names = first
 
     def find(self, vector: np.ndarray, at_ns: int, face: int | None = None) -> str | None:
-        """The name of a voice that was heard before; None for a new one. ``vector``: (256,) of length 1; ``face``: the
+        """The name of a voice that was heard before; None for a new one. ``vector``: (dim,) of length 1; ``face``: the
         one that certainly speaks."""
         voice = self._find(vector, at_ns, face)
         return None if voice is None else voice.name
