@@ -14,15 +14,15 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 _BLOCK_S = 0.032
-_FLOOR_S = 3.0  # how fast a level that has become louder for good counts as noise
-_FIRST_FLOOR_S, _FIRST_S = 0.5, 1.0  # in the first second faster: what is steady from its start on is no first word
-_FLOOR_FALL = 0.7  # of the difference that is left after a block that is quieter
-_FAST_S = 0.1
-_CLEARLY = 2.5  # times the energy, 4 dB, by which a channel must beat what is heard now
-_ABOVE_NOISE = 4.0  # times the noise, 6 dB: what has less is no voice
-_AT_FIRST = 8.0  # times the noise is what comes first taken for, which may be somebody's first word
-_LEAST = 10 ** (-65 / 10)  # of full scale, squared: quieter is nothing
-_RAMP_S = 0.008  # from one channel to another, without a click
+_FLOOR_S = 3.0  # seconds in which the noise floor rises tenfold at most, towards a level that has become louder
+_FIRST_FLOOR_S, _FIRST_S = 0.5, 1.0  # … faster in the first second: sound that is steady from its start is no first word
+_FLOOR_FALL = 0.7  # share of the difference by which the noise floor falls after a quieter block
+_LEVEL_S = 0.1  # time constant at which a channel's level falls
+_SWITCH_RATIO = 2.5  # energy ratio, 4 dB, by which a channel must beat the one heard now
+_VOICE_TO_NOISE = 4.0  # energy ratio, 6 dB, below which there is no voice
+_FIRST_TO_NOISE = 8.0  # energy ratio assumed for the first block, which may be somebody's first word
+_MIN_ENERGY = 10 ** (-65 / 10)  # relative to full scale; anything quieter is silence
+_RAMP_S = 0.008  # cross-fade from one channel to another, to avoid a click
 
 
 class Channels:
@@ -92,9 +92,9 @@ class Channels:
         floor_s = _FLOOR_S if self._heard_s > _FIRST_S else _FIRST_FLOOR_S
         rising = np.minimum(energy, self._noise * 10 ** (length_s / floor_s))
         self._noise = np.where(energy < self._noise, energy + (self._noise - energy) * (1 - _FLOOR_FALL), rising)
-        self._noise = np.maximum(self._noise, _LEAST / _ABOVE_NOISE)
-        share = min(1.0, length_s / _FAST_S)
-        voice = np.maximum(0.0, energy - _ABOVE_NOISE * self._noise)
+        self._noise = np.maximum(self._noise, _MIN_ENERGY / _VOICE_TO_NOISE)
+        share = min(1.0, length_s / _LEVEL_S)
+        voice = np.maximum(0.0, energy - _VOICE_TO_NOISE * self._noise)
         self._level = np.maximum(voice, self._level + (voice - self._level) * share)
         best = int(self._level.argmax())
         if self._level[0] * _SWITCH_RATIO > self._level[best]:
