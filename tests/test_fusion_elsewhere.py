@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,6 +89,7 @@ def play(run: Run, streams: list[str], away: Elsewhere | None = None) -> Run:
     return run
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8))
 def test_labels_and_estimates_are_the_same_however_late_each_answer_comes(delays):

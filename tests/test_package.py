@@ -95,6 +95,7 @@ def imports() -> dict[str, set[str]]:
     return {name: imported(path) - {name} for name, path in MODULES.items()}
 
 
+@pytest.mark.slow
 def test_there_is_no_circle_of_imports():
     assert len(imports()) > 100 and "emostream.stream.bus" in imports()["emostream.stream.nodes.runtime"]
     TopologicalSorter(imports()).prepare()  # raises CycleError with the circle

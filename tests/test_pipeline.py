@@ -122,19 +122,28 @@ def test_demo_in_real_time(truth, demo):
     assert "dropped: 0   missed in transit: 0" in demo.output
 
 
-def test_fast_run_and_stream_label_agree_twice(talk, tmp_path):
-    paths = []
-    for i in range(2):
-        with Pipeline("--stream", f"file:{talk}", "--pace", "fast", "--jsonl", tmp_path / f"run{i}") as run:
+def check_agreement(talk: Path, folder: Path, runs: int) -> None:
+    """Runs at fast pace and ``stream-label`` give the same labels of a file."""
+    assert command("stream-label", talk, "--out", folder / "label").returncode == 0
+    paths = [folder / "label"]
+    for i in range(runs):
+        paths.append(folder / f"run{i}")
+        with Pipeline("--stream", f"file:{talk}", "--pace", "fast", "--jsonl", paths[-1]) as run:
             assert run.finish(60) == 0, run.output
-        paths.append(tmp_path / f"run{i}")
-    assert command("stream-label", talk, "--out", tmp_path / "label").returncode == 0
-    paths.insert(1, tmp_path / "label")
-    labels = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
-    assert len(labels[0]) >= 1
-    assert labels[1][0]["stream"] == "talk.mp4" and labels[1][0]["latency_ms"] is None
-    for other in labels[1:]:
-        same_labels(labels[0], other)
+    labels, *others = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
+    assert len(labels) >= 1
+    assert labels[0]["stream"] == "talk.mp4" and labels[0]["latency_ms"] is None
+    for other in others:
+        same_labels(labels, other)
+
+
+def test_a_fast_run_and_stream_label_agree(talk, tmp_path):
+    check_agreement(talk, tmp_path, runs=1)
+
+
+@pytest.mark.long
+def test_fast_runs_and_stream_label_agree(talk, tmp_path):
+    check_agreement(talk, tmp_path, runs=3)
 
 
 @pytest.mark.long

@@ -60,7 +60,8 @@ def clip(tmp_path_factory) -> Path:
 
 CODECS = {
     "ts": ("-c:v", "mpeg2video", "-c:a", "mp2"), "mpg": ("-c:v", "mpeg2video", "-c:a", "mp2"),
-    "webm": ("-c:v", "libvpx", "-c:a", "libopus"), "ogg": ("-vn", "-c:a", "libopus"), "mkv": ("-c", "copy"),
+    "webm": ("-c:v", "libvpx", "-deadline", "realtime", "-cpu-used", "8", "-c:a", "libopus"),
+    "ogg": ("-vn", "-c:a", "libopus"), "mkv": ("-c", "copy"),
     "flv": ("-c:v", "flv", "-c:a", "libmp3lame", "-ar", "44100"), "aac": ("-vn", "-c:a", "aac", "-f", "adts"),
     "mp3": ("-vn", "-c:a", "libmp3lame"),
     "mp4": ("-c:v", "copy", "-c:a", "aac", "-movflags", "empty_moov+frag_keyframe+default_base_moof"),

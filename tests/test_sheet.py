@@ -104,7 +104,7 @@ def test_speech_without_a_pause_and_an_utterance_longer_than_a_row():
     assert rows == [(0.0, 30.0), (30.0, 45.0), (45.0, 75.0), (75.0, 100.0)]
 
 
-@pytest.mark.parametrize("hours", [1, 5, 24, 100])
+@pytest.mark.parametrize("hours", [1, 24, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_long_recording_has_a_bounded_number_of_pages(hours):
     sheet = Sheet("a.wav")
     for start_s in range(0, hours * 3600, 20):
@@ -120,6 +120,7 @@ def test_a_short_recording_has_one_row_of_its_own_scale():
 # The pictures
 
 
+@pytest.mark.slow
 def test_an_uncertain_label_looks_otherwise_and_labels_have_their_places():
     sure = draw(sheet_of((1.0, 4.0), length_s=5.0))[0]
     unsure = draw(sheet_of((1.0, 4.0), length_s=5.0, uncertain=True))[0]
@@ -152,6 +153,7 @@ def test_pages_of_a_long_recording_are_bounded_and_each_shows_the_whole():
     assert all(share_of(_COLOURS["joy"], page) > 0.001 for page in pages) and (tops[0] != tops[1]).any()
 
 
+@pytest.mark.slow
 def test_odd_content_is_drawn(caplog):
     odd = sheet_of(
         (0.0, 0.05), (0.05, 0.1), length_s=0.2, name="$x^{$ \\udcff\n.wav", text="$\\frac{ 한국어 " + "w" * 300
