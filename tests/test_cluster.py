@@ -66,7 +66,7 @@ class Running:
         return self.process.returncode, output, [line for line in errors.splitlines() if not line.startswith("INFO")]
 
 
-def worker_with(path: Path, seconds: float = 60) -> psutil.Process:
+def worker_with(path: Path, seconds: float = 150) -> psutil.Process:
     """Wait for the worker that has a file open."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

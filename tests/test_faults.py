@@ -95,6 +95,20 @@ def test_a_run_whose_sockets_are_removed_goes_on_until_a_node_ends(short_path):
     assert run.output.splitlines()[-1].startswith("error: video.demo ended and cannot be started again, since")
 
 
+@pytest.mark.long
+def test_a_node_that_stands_still_at_the_end_is_told_and_what_waited_for_it_is_lost():
+    with Pipeline(*RUN) as run:
+        run.subscriber.wait_for("utterance", 1, 30)
+        os.kill(run.node("speech.demo"), signal.SIGSTOP)
+        time.sleep(1)
+        run.process.send_signal(signal.SIGTERM)
+        assert run.finish(patience(10)) == 0
+    late = re.search(r"killed because they did not stop in time: (.*)", run.output)
+    assert late is not None and "speech.demo" in late[1], run.output
+    lost = re.search(r"lost: demo: .* ([\d.]+) s of sound lost", run.output)
+    assert lost is not None and float(lost[1]) >= 1, run.output
+
+
 def nodes(run: Pipeline) -> set[str]:
     """Those that have a process now."""
     return {
