@@ -2,7 +2,7 @@
 
     python -m tools.gpu_parts PART FILE [--device cpu]     # PART: of CHECKS
 
-tools/gpu_report.py makes the report of these files.
+tools/gpu_report.py makes the report from these files.
 
 Exit code 0: done; 1: a fault; 3: the machine lacks something, which is in the file. ``--device cpu`` tries what can run
 without a GPU, to see that this program works; its report says so.
@@ -39,11 +39,11 @@ LACKING = 3
 BATCHES = (1, 4, 8, 64)
 CASES = [Case(FUSION, batch, seconds) for seconds in (1, 5, 15) for batch in BATCHES] + [Case(FACE, 1), Case(FACE, 64)]
 COMPILED = [Case(FUSION, 1, 5), Case(FUSION, 8, 5), Case(FACE, 1), Case(FACE, 64)]  # each takes a while
-ROUNDS, CASE_S = 200, 1.5  # runs of a case, and for how long at most
-HOP_S = 0.25  # from a running estimate of a stream to the next
+ROUNDS, CASE_S = 200, 1.5  # most runs of a case, and longest time
+HOP_S = 0.25  # interval of a stream's running estimates
 HOPS = 8
 MOST_STREAMS = 4096
-BYTES, RUNS = 1 << 20, 10_000  # of the copies that must not take memory
+BYTES, RUNS = 1 << 20, 10_000  # size and number of the copies that must not leak memory
 MOST_GROWTH = 1 << 20
 
 
@@ -51,7 +51,7 @@ class Missing(Exception):
     """What the machine lacks for a part, in one line."""
 
 
-Found = dict[str, Any]  # of a part: its figures, and "faults", one line each
+Found = dict[str, Any]  # a part's figures, and "faults", one line each
 
 
 def need(module: str) -> None:
@@ -60,7 +60,7 @@ def need(module: str) -> None:
 
 
 def need_gpu(device: str) -> None:
-    """Raises Missing if torch shall have a GPU, and has none."""
+    """Raises Missing if torch should have a GPU but has none."""
     need("torch")
     need("onnx")
     import torch
@@ -70,12 +70,12 @@ def need_gpu(device: str) -> None:
 
 
 def check_pycuda(device: str) -> Found:
-    """Our context beside torch's, copies there and back, and that they take no memory."""
+    """Our context beside torch's; copies to the device and back, which must not leak memory."""
     if lacking := [line for line in cuda.missing("tensorrt_rtx") if "tensorrt" not in line.lower()]:
         raise Missing("; ".join(lacking))
     driver = cuda.driver()
     faults = []
-    other = driver.Device(0).make_context()  # another user's
+    other = driver.Device(0).make_context()  # stands for another user of CUDA
     try:
         with cuda.current():
             stream = driver.Stream()
@@ -113,7 +113,7 @@ def check_pycuda(device: str) -> Found:
 
 
 def check_tensorrt_rtx(device: str) -> Found:
-    """stream-engines gpu-check where the GPU is on TensorRT-RTX's list; else its own words, and a build for SM80."""
+    """stream-engines gpu-check if TensorRT-RTX supports the GPU; else its error message, and a build for SM80."""
     if lacking := cuda.missing("tensorrt_rtx"):
         raise Missing("; ".join(lacking))
     folder = tempfile.mkdtemp(prefix="emostream-gpu-")
@@ -183,7 +183,7 @@ def check_onnxruntime(device: str) -> Found:
 
 
 def _compared(bundle: Bundle, ways: dict[str, tuple[Callable[[str], Backend], list[Case]]]) -> Found:
-    """Latency and throughput of each way, and its difference from ONNX Runtime on one thread of the CPU."""
+    """Latency and throughput of each variant, and its difference from ONNX Runtime on one thread of the CPU."""
     measured: dict[str, Any] = {}
     faults = []
     references = {graph: _on_cpu(bundle, graph) for graph in (FUSION, FACE)}
@@ -210,7 +210,7 @@ def _compared(bundle: Bundle, ways: dict[str, tuple[Callable[[str], Backend], li
 
 
 def _on_cpu(bundle: Bundle, graph: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """ONNX Runtime on the CPU, whatever its build."""
+    """ONNX Runtime on the CPU, even if its build supports a GPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -255,8 +255,8 @@ def _case(bundle: Bundle, case: Case, backend: Backend, reference: Any) -> tuple
 
 
 def _streams(bundle: Bundle, backend: Backend) -> int:
-    """The most streams, of powers of two, whose windows of 5 s are all computed within each hop: the fusion network
-    alone, all of them speaking."""
+    """The largest power of two of streams whose windows of 5 s are all computed within each hop: the fusion network
+    alone, with speech in all streams."""
     rng = np.random.default_rng(0)
     batches: dict[int, dict[str, np.ndarray]] = {}
     most, streams = 0, 1
@@ -321,7 +321,7 @@ def run_part(part: str, file: Path, device: str) -> int:
         state = "fault" if found["faults"] else "done"
     except Missing as error:
         found, state = {"faults": [], "missing": str(error)}, "missing"
-    except Exception as error:  # whatever it is belongs into the report
+    except Exception as error:  # any error belongs in the report
         found, state = {"faults": [f"{type(error).__name__}: {error}"]}, "fault"
     found |= {"state": state, "seconds": time.monotonic() - begun_s}
     write_atomically(file, json.dumps(found, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What tools/gpu_parts.py has found, as gpu-report.json and gpu-report.md.
+"""Writes the findings of tools/gpu_parts.py as gpu-report.json and gpu-report.md.
 
     python -m tools.gpu_report FOLDER OUT [--device cpu]      # FOLDER: a JSON file of each part
 
@@ -90,7 +90,7 @@ def _page(whole: dict[str, Any]) -> Iterator[str]:
 
 
 def _sum(part: str, found: Found) -> str:
-    """A part that was done, in a few words."""
+    """A finished part in a few words."""
     if part == "pycuda" and found["state"] == "done":
         return (
             f"{found['copies']:,} copies of 1 MB there and back, {found['copy_us']:.0f} µs each, "
