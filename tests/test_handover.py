@@ -1,4 +1,5 @@
-"""stream/handover.py: sound from one node to another of the same process; and what the end of that process says."""
+"""stream/handover.py: sound from one node to another of the same process; and how the end of that process is
+reported."""
 
 from __future__ import annotations
 
@@ -95,7 +96,7 @@ def test_a_crash_is_that_of_both_nodes_but_only_one_cannot_run(code, host, guest
         ("FILE", {"speech": {"recognizer": "none"}}, True),
         ("FILE", {"speech": {"recognizer": "none"}, "pace": "fast"}, False),
         ("FILE", {"speech": {"recognizer": "none", "process": "own"}}, False),
-        ("FILE", {}, False),  # may be PocketSphinx, which lets no other thread run
+        ("FILE", {}, False),  # may be PocketSphinx, which blocks other threads
         ("microphone", {}, False),
         ("microphone", {"speech": {"recognizer": "none"}}, True),
         ("rtsp://127.0.0.1/x", {"speech": {"recognizer": "none"}}, False),

@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 
 def baselines(*learnt: str) -> dict[str, dict[str, Baseline]]:
-    """Of one stream; those of ``learnt`` know somebody."""
+    """Adaptation of one stream; the modalities in ``learnt`` know somebody."""
     known = {m: Baseline(np.zeros(dim), None) for m, dim in DIMS.items()}
     for m in learnt:
         for weight in (0.9, 0.4, 1.0):
@@ -120,7 +120,7 @@ def test_a_folder_and_a_place_that_cannot_be_written_are_errors(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         Profile(tmp_path / "missing/me.profile", BUNDLE).check_writable()
     Profile(tmp_path / "me.profile", BUNDLE).check_writable()
-    assert os.listdir(tmp_path) == []  # trying leaves nothing
+    assert os.listdir(tmp_path) == []  # the check leaves no file
 
 
 def test_it_needs_adapt():

@@ -50,7 +50,7 @@ def test_a_stream_that_floods_is_refused_and_delays_nobody():
     assert sorted(call.stream[1] for call in queue.take(0.0).calls) == [1, 2, 3]  # small ones, together
     assert [call.stream[1] for call in queue.take(0.0).calls] == [0]
     assert queue.push(waiting(1, 1)) == ""
-    assert [call.stream[1] for call in queue.take(0.0).calls] == [1]  # who has used less is first
+    assert [call.stream[1] for call in queue.take(0.0).calls] == [1]  # the one that has used less is first
     assert [call.stream[1] for call in queue.take(0.0).calls] == [0]
 
 
@@ -63,7 +63,7 @@ def test_whatever_others_ask_for_a_stream_that_comes_new_is_in_the_next_batch(ex
     assert any(call.number == 999 for call in queue.take(0.0).calls)  # it has used least
     while queue.take(0.0).calls:
         pass
-    assert all(not place.waiting for place in queue._places.values())  # nobody else waits for ever
+    assert all(not place.waiting for place in queue._places.values())  # nobody waits for ever
 
 
 def test_a_call_waits_for_the_others_that_have_called_lately_but_not_longer_than_said():
@@ -74,7 +74,7 @@ def test_a_call_waits_for_the_others_that_have_called_lately_but_not_longer_than
     batch = queue.take(10.1)
     assert not batch.calls and batch.wait_s == pytest.approx(0.005)
     queue.push(waiting(0, since_s=10.103))
-    assert len(queue.take(10.103).calls) == 2  # all who call are there
+    assert len(queue.take(10.103).calls) == 2  # all callers are present
     queue.push(waiting(1, since_s=10.2))
     assert not queue.take(10.204).calls and len(queue.take(10.206).calls) == 1
 
@@ -127,7 +127,7 @@ def test_an_answer_arrives_as_it_was():
     assert wire.decode_to_box(head) == Answer(17, 1.5, 2.5, 3)
     came = wire.decode_answer(parts, call, DIMS, 7)
     np.testing.assert_array_equal(came.voices[0], vectors.voices[0])
-    logits = np.zeros((4, 7), np.float32)  # of two items, and the first without each of its two modalities
+    logits = np.zeros((4, 7), np.float32)  # two items, and the first without each of its two modalities
     _, *parts = map(bytes, wire.encode_answer(Answer(17, 1.5, 2.5, 3), logits))
     assert wire.decode_answer(parts, CALLS[2], DIMS, 7).shape == (4, 7)
     with pytest.raises(ValueError, match="bytes in place of"):
