@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks import common
 from emostream.commands import exit_code
 from emostream.engines.bundle import open_bundle
+from emostream.errors import ModelError
 from emostream.stream import models
 from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Speech
@@ -35,7 +36,7 @@ from emostream.stream.cores.speakers import Speakers
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.features.face import CROP
 from emostream.stream.messages import SpeechEvent
-from emostream.stream.speech.speaker import SpeakerEncoder, SpeakerVector
+from emostream.stream.speech.speaker import SpeakerEncoder, load_speaker
 from emostream.stream.speech.vad import load_vad
 from emostream.train.corpora import Clip, emodb, in_split, nemo, ravdess
 from emostream.train.recordings import Sound, read_samples
@@ -150,7 +151,7 @@ def hear(path: Path, label: str, speaker: str, classifier: Classifier, encoder: 
     samples = np.pad(0.3 * samples / max(1.0, float(np.abs(samples).max())), (8_000, 16_000))
     samples += np.random.default_rng(0).normal(0, 3e-4, len(samples)).astype(np.float32)
     sound, vad = Sound.from_samples((samples * 32767).astype(np.int16)), load_vad(Speech().vad_model)
-    core = SpeechCore("", vad, None, Speech(), VirtualClock(), vad.twin(), SpeakerVector(encoder))
+    core = SpeechCore("", vad, None, Speech(), VirtualClock(), vad.twin(), encoder.new_vector())
     messages = [message for block in sound.blocks for message in core.push(block)] + core.finish()
     ended = [event for event in messages if isinstance(event, SpeechEvent) and event.event == "ended"]
     if not ended:
@@ -213,10 +214,9 @@ def converse(classifier: Classifier, talks: list[list[Said]], policy: str) -> li
 def measure_conversations(bundle_name: str, data: Path, count: int) -> list[tuple[object, ...]]:
     """Rows of the table: corpus, order, utterances of each speaker, names for each speaker, accuracy by policy. Raises
     ModelError if the speaker network is not installed."""
-    classifier, encoder = (
-        Classifier(open_bundle(bundle_name), "onnxruntime"),
-        SpeakerEncoder(models.need("resemblyzer")),
-    )
+    classifier, encoder = Classifier(open_bundle(bundle_name), "onnxruntime"), load_speaker(Speech())
+    if encoder is None:
+        raise ModelError(f"no network that tells voices apart is installed: {models.how_to_get('campplus')}")
     rows: list[tuple[object, ...]] = []
     for corpus in CORPORA:
         counts: Counter[tuple[str, str]] = Counter()

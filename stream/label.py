@@ -30,7 +30,7 @@ from emostream.stream.sources.base import AudioChunk, NoTrack, SeenFaces
 from emostream.stream.sources.file import FileSource
 from emostream.stream.sources.replay import ReplaySource
 from emostream.stream.speech.recognizer import make_recognizer
-from emostream.stream.speech.speaker import SpeakerVector, load_speaker
+from emostream.stream.speech.speaker import load_speaker
 from emostream.stream.speech.vad import load_vad
 from emostream.stream.topics import FUSED
 
@@ -166,7 +166,7 @@ class Labeller:
             VideoCore(name, self._detector, None),
         )
         quiet_vad = self._vad.twin() if self._config.audio.level == "auto" else None
-        voice = None if self._speaker is None else SpeakerVector(self._speaker)
+        voice = None if self._speaker is None else self._speaker.new_vector()
         speech = SpeechCore(name, self._vad, self._recognizer, self._config.speech, self._clock, quiet_vad, voice)
         fusion = FusionCore(
             {name: expected}, self._classifier, self._config, self._clock, realtime=False, estimates=sheet is not None

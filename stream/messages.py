@@ -135,7 +135,8 @@ class SpeechEvent(Media):
     ``start_ns`` and ``end_ns`` are the media times of the utterance's first and last speech; ``speech_captured_ns`` is
     when that last speech was captured, ``received_ns`` when the node received the frame that caused this event, and
     ``recognition_ns`` how long the recogniser then took. ``voice``: of an utterance that paused or ended, what its
-    voice is like, (256,) float32 of length 1, and ``voice_s``, from how many seconds; None where that is not told."""
+    voice is like, (dim,) float32 of length 1 (see ``speech.speaker``), and ``voice_s``, from how many seconds; None
+    where that is not told."""
 
     event: Literal["started", "words", "paused", "ended", "dropped", "progress"]
     utterance: int = 0

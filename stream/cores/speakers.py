@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SAME = 0.32  # the least correlation of an utterance with its speaker's voice
+SAME = 0.30  # the least correlation of an utterance with its speaker's voice
 BOUND = 0.15  # … where it is of the face whose voice that is
 FEW_S = 1.2  # of speech: less makes no new speaker
 MOST = 8
@@ -38,7 +38,7 @@ class Speakers:
         self._names = first
 
     def find(self, vector: np.ndarray, at_ns: int, face: int | None = None) -> str | None:
-        """Whose voice it is, if it is anybody's who was heard before. ``vector``: (256,) of length 1; ``face``: that
+        """Whose voice it is, if it is anybody's who was heard before. ``vector``: (dim,) of length 1; ``face``: that
         which surely speaks."""
         voice = self._find(vector, at_ns, face)
         return None if voice is None else voice.name

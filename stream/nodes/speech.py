@@ -10,7 +10,7 @@ from emostream.stream.messages import End, Orders, Pcm, Words
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
 from emostream.stream.source_spec import masked
 from emostream.stream.speech.recognizer import make_recognizer
-from emostream.stream.speech.speaker import SpeakerVector, load_speaker
+from emostream.stream.speech.speaker import load_speaker
 from emostream.stream.speech.vad import load_vad
 from emostream.stream.topics import HEARD, stream_topic
 
@@ -61,7 +61,7 @@ def main(runtime: NodeRuntime) -> None:
     vad = load_vad(config.vad_model)
     quiet_vad = vad.twin() if spec.config.audio.level == "auto" else None
     speaker = load_speaker(config)
-    voice = None if speaker is None else SpeakerVector(speaker)
+    voice = None if speaker is None else speaker.new_vector()
     core = SpeechCore(spec.stream, vad, make_recognizer(config), config, runtime.clock, quiet_vad, voice)
     runtime.counters = lambda: {
         "utterances": core.utterances,
