@@ -36,7 +36,8 @@ from emostream.stream.cores.speakers import Speakers
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.features.face import CROP
 from emostream.stream.messages import SpeechEvent
-from emostream.stream.speech.speaker import SpeakerEncoder, load_speaker
+from emostream.stream.speech.speaker import load_speaker
+from emostream.stream.speech.speaker_vector import SpeakerEncoder
 from emostream.stream.speech.vad import load_vad
 from emostream.train.corpora import Clip, emodb, in_split, nemo, ravdess
 from emostream.train.recordings import Sound, read_samples

@@ -17,7 +17,8 @@ from emostream.stream.sources import DEMO_TWO
 from emostream.stream.speech import campplus, ge2e
 from emostream.stream.speech.campplus import CampplusEncoder
 from emostream.stream.speech.ge2e import Ge2eEncoder
-from emostream.stream.speech.speaker import LEAST_S, SpeakerEncoder, load_speaker
+from emostream.stream.speech.speaker import load_speaker
+from emostream.stream.speech.speaker_vector import LEAST_S, SpeakerEncoder
 from tests import media
 from tools import make_campplus
 

@@ -17,7 +17,7 @@ from emostream.stream.messages import Message, Pcm, SpeechEvent
 from emostream.stream.speech.endpoint import Endpointer, EndpointEvent
 from emostream.stream.speech.level import Level
 from emostream.stream.speech.recognizer import Recognizer
-from emostream.stream.speech.speaker import SpeakerVector
+from emostream.stream.speech.speaker_vector import SpeakerVector
 from emostream.stream.speech.vad import RATE_HZ, SileroVad
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import onnxruntime
 from emostream.errors import ModelError
 from emostream.files import sha256
 from emostream.stream import models
-from emostream.stream.speech.speaker import LEAST_S, RATE_HZ, telling
+from emostream.stream.speech.speaker_vector import LEAST_S, RATE_HZ, telling
 
 DIM = 192
 _WINDOW, _HOP, _FFT = 400, 160, 512  # samples: 25 and 10 ms

@@ -18,7 +18,7 @@ import numpy as np
 from emostream.errors import ModelError
 from emostream.files import sha256
 from emostream.stream import models
-from emostream.stream.speech.speaker import LEAST_S, RATE_HZ, telling
+from emostream.stream.speech.speaker_vector import LEAST_S, RATE_HZ, telling
 
 DIM = 256
 _WINDOW, _HOP = 400, 160  # samples: 25 and 10 ms
