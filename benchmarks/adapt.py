@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from emostream.errors import ModelError
 from emostream.stream import models
 from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Speech
-from emostream.stream.cores.adapt import Adaptation, Baseline
+from emostream.stream.cores.adapt import Adaptation
 from emostream.stream.cores.classifier import Classifier, Features
 from emostream.stream.cores.speakers import Speakers
 from emostream.stream.cores.speech import SpeechCore
@@ -67,23 +68,38 @@ def orders(labels: np.ndarray, neutral: int, anger: int, order: str, rng: np.ran
     return np.array([rng.choice(pools[bool(plain)]) for plain in kind])
 
 
+def label(
+    classifier: Classifier, moments: Sequence[tuple[Adaptation, str | None, np.ndarray]]
+) -> list[tuple[np.ndarray, list[float]]]:
+    """Probabilities of utterances, each with what is known of the people and whose voice it is, and what came of the
+    voice's trial, as a live run has them. Voice vectors: (n, dim)."""
+    faces, words = classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8)), classifier.encode_words([])  # none
+    sounds, trials = [], []
+    for known, speaker, rows in moments:
+        baseline = known.voice(speaker)
+        sounds.append(rows if baseline is None else baseline.correct(rows))
+        trials.append(known.trial(speaker, rows))
+    tried = [rows for trial in trials for rows in trial]
+    items = [Features(rows, faces, words) for rows in (*sounds, *tried)]
+    results = classifier.classify(items, [False] * len(items))
+    best = iter([float(result.probabilities.max()) for result in results[len(sounds) :]])
+    return [(result.probabilities, [next(best) for _ in trial]) for result, trial in zip(results, trials, strict=False)]
+
+
 def follow(
     classifier: Classifier, sounds: list[np.ndarray], sequences: list[np.ndarray], adapt: bool
 ) -> list[np.ndarray]:
     """The label's number for each utterance of each sequence; the sequences are processed side by side."""
     neutral = list(classifier.labels).index("neutral")
-    baselines = [Baseline(classifier.rest["audio"], None) for _ in sequences]
+    known = [Adaptation({"audio": classifier.rest["audio"]} if adapt else {}, None, alone=True) for _ in sequences]
     answers = [np.zeros(len(sequence), np.int64) for sequence in sequences]
-    faces = classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8))  # none
-    words = classifier.encode_words([])
     for step in range(max(map(len, sequences))):
         running = [k for k, sequence in enumerate(sequences) if step < len(sequence)]
         heard = [sounds[sequences[k][step]] for k in running]
-        corrected = [baselines[k].correct(rows) if adapt else rows for k, rows in zip(running, heard, strict=True)]
-        items = [Features(rows, faces, words) for rows in corrected]
-        for k, rows, result in zip(running, heard, classifier.classify(items, [False] * len(items)), strict=True):
-            answers[k][step] = int(result.probabilities.argmax())
-            baselines[k].update(rows, float(result.probabilities[neutral]) ** 2)
+        moments = [(known[k], None, rows) for k, rows in zip(running, heard, strict=True)]
+        for k, rows, (probabilities, tried) in zip(running, heard, label(classifier, moments), strict=True):
+            answers[k][step] = int(probabilities.argmax())
+            known[k].learn_voice(None, rows, float(probabilities[neutral]) ** 2, 0, tried)
     return answers
 
 
@@ -195,20 +211,15 @@ def converse(classifier: Classifier, talks: list[list[Said]], policy: str) -> li
     known = [Adaptation(rest, None, alone=policy == "stream") for _ in talks]
     told = [names(talk) for talk in talks]
     right: list[list[bool]] = [[] for _ in talks]
-    faces, words = classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8)), classifier.encode_words([])  # none
     for step in range(max(map(len, talks))):
         running = [k for k, talk in enumerate(talks) if step < len(talk)]
         said = [talks[k][step] for k in running]
         who = [one.speaker if policy == "true" else told[k][step][0] for k, one in zip(running, said, strict=True)]
-        items = []
-        for k, one, name in zip(running, said, who, strict=True):
-            baseline = known[k].voice(name)
-            items.append(Features(one.sound if baseline is None else baseline.correct(one.sound), faces, words))
-        results = classifier.classify(items, [False] * len(items))
-        for k, one, name, result in zip(running, said, who, results, strict=True):
-            right[k].append(classifier.labels[int(result.probabilities.argmax())] == one.label)
-            weight = float(result.probabilities[neutral]) ** 2
-            known[k].learn_voice(name, one.sound, weight, told[k][step][1])
+        moments = [(known[k], name, one.sound) for k, one, name in zip(running, said, who, strict=True)]
+        for k, one, name, (probabilities, tried) in zip(running, said, who, label(classifier, moments), strict=True):
+            right[k].append(classifier.labels[int(probabilities.argmax())] == one.label)
+            weight = float(probabilities[neutral]) ** 2
+            known[k].learn_voice(name, one.sound, weight, told[k][step][1], tried)
     return right
 
 

@@ -69,6 +69,12 @@ def threads(pid: int) -> tuple[float, float]:
     return total, zeromq
 
 
+def with_helpers(pid: int) -> tuple[float, float]:
+    """``threads`` of a node, and of processes of its own: of a recogniser."""
+    total, zeromq = threads(pid)
+    return total + sum(threads(child.pid)[0] for child in psutil.Process(pid).children()), zeromq
+
+
 def measure(path: Path, medium: str, length_s: float, progress: Callable[[float], None]) -> tuple[Watch, list[Look]]:
     """Play a file in real time and read its processes' times twice."""
     due_s = [_SETTLE_S, length_s - _LAST_S]
@@ -78,8 +84,8 @@ def measure(path: Path, medium: str, length_s: float, progress: Callable[[float]
         progress(min(1.0, max(0.0, passed_s / length_s)))
         if len(looks) < len(due_s) and passed_s >= due_s[len(looks)]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                pids = {name: process.pid for process, name in live.nodes().items()} | {"supervisor": live.process.pid}
-                looks.append(Look(passed_s, {name: threads(pid) for name, pid in pids.items()}))
+                spent = {name: with_helpers(process.pid) for process, name in live.nodes().items()}
+                looks.append(Look(passed_s, spent | {"supervisor": threads(live.process.pid)}))
 
     command = [sys.executable, str(Path(__file__).with_name("timed_run.py"))]
     return play({STREAM: {medium: path}}, latency.SETTINGS["all"][1], length_s, tick, command=command), looks

@@ -78,10 +78,10 @@ stream_doctor = _script("stream.cli", "doctor")
 stream_models = _script("stream.cli", "models")
 stream_keys = _script("stream.cli", "keys")
 stream_ctl = _script("stream.ctl", "ctl")
-stream_mqtt = _script("stream.mqtt", "mqtt")
-stream_lsl = _script("stream.lsl", "lsl")
-stream_uplink = _script("stream.uplink", "uplink")
-stream_hub = _script("stream.hub", "hub")
+stream_mqtt = _script("stream.mqtt", "mqtt", is_service=True)
+stream_lsl = _script("stream.lsl", "lsl", is_service=True)
+stream_uplink = _script("stream.uplink", "uplink", is_service=True)
+stream_hub = _script("stream.hub", "hub", is_service=True)
 stream_fusion = _script("stream.remote.command", "fusion")
 stream_replay = _script("stream.replay_command", "replay")
 stream_engines = _script("engines.commands.main", "main")
@@ -133,6 +133,15 @@ def _end_at_once() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, lambda number, frame: os._exit(0))
+
+
+def stop_by_signals() -> None:
+    """From now on SIGTERM, and the terminal's end (unless nohup has seen to that), are a KeyboardInterrupt, as Ctrl-C
+    is: a service that has something to hand on, or to say goodbye to, does so."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def exit_code(body: Callable[[], int]) -> int:

@@ -4,6 +4,7 @@
     ├── ConfigError       a setting, an option or a path given by the user cannot be used
     ├── RunError          a live run cannot begin, or cannot go on
     ├── SourceError       a file, device or URL cannot be opened or read
+    │   └── UnreadableError   it was opened, and nothing in it can be decoded
     ├── ClusterError      Ray is missing, or its cluster cannot be reached or used
     ├── BusError          a ZeroMQ endpoint cannot be used
     ├── ControlError      a run cannot be steered, or cannot do what was asked
@@ -42,6 +43,10 @@ class RunError(EmostreamError):
 
 class SourceError(EmostreamError):
     """A source cannot be opened or read."""
+
+
+class UnreadableError(SourceError):
+    """A source was opened, and nothing in it can be decoded."""
 
 
 class ClusterError(EmostreamError):

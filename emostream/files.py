@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import platformdirs
 from emostream.errors import ConfigError
 
 OWNER_ONLY = 0o600  # mode of files that hold what people said, or numbers made from how they look and sound
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def write_atomically(path: Path, data: bytes | str, mode: int = 0o666) -> None:
@@ -59,8 +61,9 @@ def user_path(path: str | Path) -> Path:
 
 
 def printable(text: str | Path) -> str:
-    """A name as text that can be written anywhere: bytes of it that are not UTF-8 are replaced."""
-    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A name as text that can be written anywhere: bytes of it that are not UTF-8 are replaced, and so are control
+    characters, which would begin a line or give a terminal orders."""
+    return _CONTROL.sub("\ufffd", str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 def cache_folder() -> Path:

@@ -137,7 +137,8 @@ def open_bundle(name: str | Path) -> Bundle:
     if not os.path.isfile(path):
         shipped = sorted(entry.parent.name for entry in BUNDLES.glob("*/manifest.json"))
         raise BundleError(
-            f"bundle {str(name)!r} not found: neither a folder with a manifest.json nor one of: {', '.join(shipped)}"
+            f"bundle {str(name)!r} not found: there is no {user_path(name).absolute()}/manifest.json, and shipped are: "
+            f"{', '.join(shipped)}"
         )
     try:
         raw = path.read_bytes() if path.stat().st_size <= _MOST_BYTES else b""

@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import zmq
@@ -87,14 +87,30 @@ def make_run_dir(configured: str = "") -> Path:
         raise BusError(f"bus.run_dir = {configured!r}: cannot be used ({error.strerror})") from error
 
 
-def hold(run_dir: Path) -> TextIO:
-    """Mark a run's folder as in use until the file that this returns is closed, if only by the end of the process."""
+def hold(run_dir: Path) -> contextlib.ExitStack:
+    """Mark a run's folder as in use until what this returns is closed, if only by the end of the process. The folder is
+    locked too: systemd-tmpfiles leaves such folders alone, however old they are.
+
+    Raises BusError; the folder is removed then."""
     path = run_dir / f"{_LOCK}.new"
-    held = path.open("w")
-    if fcntl is not None:
-        fcntl.flock(held, fcntl.LOCK_EX)
-    path.rename(run_dir / _LOCK)  # only now, so that no file of this name is free while its run lives
-    return held
+    try:
+        with contextlib.ExitStack() as stack:
+            held = stack.enter_context(path.open("w"))
+            if fcntl is not None:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                folder = os.open(run_dir, os.O_RDONLY)
+                stack.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_SH)
+            path.rename(run_dir / _LOCK)  # only now, so that no file of this name is free while its run lives
+            return stack.pop_all()
+    except OSError as error:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        raise BusError(f"{run_dir}: cannot be used ({error.strerror})") from error
+
+
+def are_there(run_dir: Path, nodes: Iterable[str]) -> bool:
+    """Whether others could still connect to these nodes: whether the files of their sockets are there."""
+    return all(os.path.exists(ipc(run_dir, node).removeprefix("ipc://")) for node in nodes)
 
 
 def _sweep(parent: Path) -> None:
@@ -238,6 +254,9 @@ def bind_xpub(context: Context, endpoint: str, options: Mapping[zmq.SocketOption
     return socket
 
 
+M = TypeVar("M", bound=Message)
+
+
 class Inbox:
     """The receiving end of a node: one SUB socket per endpoint, one queue.
 
@@ -306,6 +325,14 @@ class Inbox:
         if not self._lossless or not self._queue:
             self._fill(0 if self._queue else timeout_ms)
         return self._queue.popleft()[1] if self._queue else None
+
+    def more(self, kind: type[M], most: int) -> list[M]:
+        """Take the messages of this kind that wait before any other one, ``most`` of them at most."""
+        taken: list[M] = []
+        while self._queue and len(taken) < most and isinstance(message := self._queue[0][1], kind):
+            taken.append(message)
+            self._queue.popleft()
+        return taken
 
     def wait(self, timeout_ms: int) -> None:
         """Wait until a message comes or ``timeout_ms`` have passed; the message stays in its socket."""

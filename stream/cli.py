@@ -45,15 +45,16 @@ def listen() -> int:
     parser.add_argument("--json", action="store_true", help="print the messages as they are, one per line")
     parser.add_argument("--windows", action="store_true", help="print running estimates too")
     parser.add_argument("--status", action="store_true", help="print the status messages alone, as they are")
+    parser.add_argument("--stream", metavar="NAME", help="of this stream alone (default: of all)")
     _add_key_option(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="of zenoh, JSON5: certificates")
     options = parser.parse_args()
-    where = {"key": options.key, "config": options.config}
+    where = {"key": options.key, "config": options.config, "stream": options.stream}
     if is_router(options.endpoint):
         expect_foreign_threads()
         logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
     elif not (options.status or options.key):
-        threading.Thread(target=_tell_presence, args=(options.endpoint,), daemon=True).start()
+        threading.Thread(target=_tell_presence, args=(options.endpoint, options.stream), daemon=True).start()
     try:
         if options.status:
             for payload, _ in listen_status(options.endpoint, **where):
@@ -67,16 +68,20 @@ def listen() -> int:
     return 0
 
 
-def _tell_presence(endpoint: str) -> None:
-    """Say on stderr when a pipeline is not there, went away, or is there (again)."""
+def _tell_presence(endpoint: str, stream: str | None) -> None:
+    """Say on stderr when a pipeline is not there, went away, or is there (again); and when it has no such stream."""
     from emostream.stream.listen import listen_status
 
     there: bool | None = None
+    missed = False
     while True:
         for _, status in listen_status(endpoint, timeout_s=3.5):
             if there is False:
                 print(f"{endpoint}: a pipeline is there (run {status.run})", file=sys.stderr)
             there = True
+            if stream is not None and stream not in status.streams and not missed:
+                print(f"{endpoint}: no stream {stream} yet; there are {', '.join(status.streams)}", file=sys.stderr)
+            missed = stream is not None and stream not in status.streams
         if there is not False:
             gone = "no pipeline is there yet; waiting" if there is None else "the pipeline went away; waiting"
             print(f"{endpoint}: {gone}", file=sys.stderr)

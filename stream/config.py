@@ -17,7 +17,7 @@ from emostream.errors import ConfigError
 from emostream.stream import prior as priors
 from emostream.stream.places import rebase
 from emostream.stream.source_spec import SourceSpec, masked, split_sources
-from emostream.stream.topics import Medium
+from emostream.stream.topics import STREAM_NAME, Medium
 
 TRACK = r"(audio|video):([1-9][0-9]?|[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})?)"
 TRACKS = rf"^({TRACK}(,\s*{TRACK})?)?$"
@@ -43,7 +43,7 @@ class Stream(_Section):
     """One stream: ``source`` names one source of sound and picture; or ``audio`` and ``video`` name one of each.
     ``tracks``: which of them, where there are several: "audio:2,video:1", or by language, "audio:deu"."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "main"
+    name: Annotated[str, Field(pattern=f"^{STREAM_NAME}$")] = "main"
     source: str | None = None
     audio: str | None = None
     video: str | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from emostream.errors import RunError
 from emostream.stream.config import Supervision
-from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED
+from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, UNREADABLE
 from emostream.stream.topics import BESIDE
 
 BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
@@ -52,7 +52,7 @@ def judge(end: Exit, rules: Supervision, lossless: bool, stopping: bool) -> Verd
     if end.code == CANNOT_RUN and end.has_run and end.is_live:
         first = ("warning", "its source is away; trying again until it is back")
         return Verdict(BACKOFF_NS[min(end.away, len(BACKOFF_NS) - 1)], None if end.away else first, away=True)
-    if end.code == CANNOT_RUN:  # a source that cannot be opened ends its stream alone
+    if end.code in (CANNOT_RUN, UNREADABLE):  # a source that cannot be used ends its stream alone
         fatal = "" if is_beside or end.kind == "capture" else f"{end.name} cannot run"
         return Verdict(fatal=fatal, reason=bool(fatal), cannot_run=True)
     if end.code > 0 and not end.has_reported and not is_beside:  # its process could not even begin

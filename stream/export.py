@@ -6,6 +6,7 @@ import csv
 import importlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ COLUMNS = (
     "run", "stream", "source", "utterance", "start_s", "end_s", "label", "confidence", "uncertain", "valence",
     "arousal", "text", "speaker", "face",
 )  # fmt: skip
-_FORMULA = ("=", "+", "-", "@", "\t")
+_FORMULA = tuple("=+-@＝＋－＠")  # the wide ones too: spreadsheets take them for the others
+_CONTROL = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ufffe\uffff]+")  # not in XML, or ends of lines somewhere
 
 
 def jsonl(labels: Sequence[Emotion]) -> bytes:
@@ -46,9 +48,7 @@ def to_csv(labels: Sequence[Emotion]) -> bytes:
     writer = csv.DictWriter(out, rows[0].keys() if rows else COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(
-            {key: f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@\t") else v for key, v in row.items()}
-        )
+        writer.writerow({key: _cell(value) if isinstance(value, str) else value for key, value in row.items()})
     return out.getvalue().encode()
 
 
@@ -81,8 +81,8 @@ def to_eaf(labels: Sequence[Emotion]) -> bytes:
         document.add_tier(tier)
         for label in labels:
             value = {
-                "emotion": _word(label), "words": label.text, "confidence": f"{label.confidence:.2f}",
-                "speaker": label.speaker or "",
+                "emotion": _word(label), "words": _line(label.text), "confidence": f"{label.confidence:.2f}",
+                "speaker": _line(label.speaker or ""),
             }[tier]  # fmt: skip
             start_ms, end_ms = round(1000 * max(0.0, label.start_s)), round(1000 * label.end_s)
             document.add_annotation(tier, start_ms, max(start_ms + 1, end_ms), value)
@@ -101,8 +101,8 @@ def to_textgrid(labels: Sequence[Emotion]) -> bytes:
         for label in sorted(labels, key=lambda each: each.start_s):
             start_s = max(last_s, label.start_s)  # intervals of a tier may not overlap
             if label.end_s > start_s:
-                value = {"emotion": _word(label), "words": label.text, "speaker": label.speaker}[tier]
-                entries.append((start_s, label.end_s, value or " "))
+                value = {"emotion": _word(label), "words": label.text, "speaker": label.speaker or ""}[tier]
+                entries.append((start_s, label.end_s, _line(value) or " "))
                 last_s = label.end_s
         grid.addTier(textgrid.IntervalTier(tier, entries or [(0.0, end_s, " ")], 0.0, end_s))
     with tempfile.TemporaryFile() as file:  # has no name: whatever happens, no words are left in it
@@ -153,8 +153,9 @@ def file_names(recordings: Sequence[Path]) -> dict[Path, str]:
 class Export:
     """Labels of several recordings, written into one file when all are done, or one for each recording when that is.
 
-    ``path``: a file, or of ``OF_ONE`` a folder for several ``recordings``. Raises ConfigError at once if it cannot be
-    written, or a package for the format is missing."""
+    ``path``: a file, or of ``OF_ONE`` a folder for several ``recordings``. ``journal``: where the labels of what
+    becomes one file are to be kept meanwhile, as JSON lines. Raises ConfigError at once if it cannot be written, or a
+    package for the format is missing."""
 
     def __init__(self, path: Path, form: str, recordings: Sequence[Path]) -> None:
         self._path, self._form = path, form
@@ -163,6 +164,9 @@ class Export:
         self._folder = path if form in OF_ONE and (len(recordings) > 1 or path.is_dir()) else None
         if self._folder is not None and path.suffix:
             raise ConfigError(f"{path}: .{form} is for one recording; name a folder and --format {form}")
+        self.journal = path.with_name(f"{path.name}.jsonl") if self._folder is None else None
+        if self.journal is not None and path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is no file; write JSON lines there, with --format jsonl")
         WRITERS[form]([])
         try:
             if self._folder is not None:
@@ -185,7 +189,7 @@ class Export:
             self._labels = []
 
     def close(self) -> None:
-        """Write what is one file. Raises OSError."""
+        """Write what is one file, as far as it goes. Raises OSError."""
         if self._folder is None:
             write_atomically(self._path, WRITERS[self._form](self._labels), OWNER_ONLY)
 
@@ -199,11 +203,21 @@ def need(name: str, what: str = "this format") -> Any:
 
 
 def _word(label: Emotion) -> str:
-    return label.label + "?" * label.uncertain
+    return _line(label.label) + "?" * label.uncertain
+
+
+def _line(text: str) -> str:
+    """A text as one line without control characters, which other tools would stumble over."""
+    return _CONTROL.sub(" ", text).strip()
+
+
+def _cell(text: str) -> str:
+    line = _line(text)
+    return f"'{line}" if line.startswith(_FORMULA) else line
 
 
 def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("-->", "→").replace("\n", " ")
+    return _line(text).replace("&", "&amp;").replace("<", "&lt;").replace("-->", "→")
 
 
 def _time(seconds: float) -> str:

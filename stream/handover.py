@@ -22,6 +22,7 @@ class Handover:
         self.queue: queue.SimpleQueue[list[Message]] = queue.SimpleQueue()
         self._bundle: list[Message] = []
         self.at_rest = self.bundling = False
+        self._flushed_ns = 0
         self.ended = False  # the last message was put
         self.thread = 0
         self.cpu_s = 0.0
@@ -32,6 +33,12 @@ class Handover:
         self.ended = self.ended or isinstance(message, End)
         self._bundle.append(message)
         if self.ended or not (self.bundling and self.at_rest):
+            self.flush()
+
+    def flush_seldom(self, now_ns: int, least_ns: int) -> None:
+        """As ``flush``; at rest, not before ``least_ns`` after the last time."""
+        if not self.at_rest or now_ns - self._flushed_ns >= least_ns:
+            self._flushed_ns = now_ns
             self.flush()
 
     def flush(self) -> None:

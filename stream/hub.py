@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from emostream.commands import expect_foreign_threads, make_parser
+from emostream.commands import expect_foreign_threads, make_parser, stop_by_signals
 from emostream.errors import BusError, ConfigError
 from emostream.stream import boxes
 from emostream.stream.boxes import MOST_BOXES, Boxes, Delivery, key, load_zenoh, site_and_box
-from emostream.stream.hub_store import HubStore
+from emostream.stream.hub_store import HubStore, Kept
 from emostream.stream.limits import allow_open_files, no_core_dumps
 from emostream.stream.view import plain_line
 
@@ -56,6 +57,7 @@ def hub() -> int:
     store = HubStore(options.out, options.format, options.part_labels, options.part_minutes * 60)
     config = boxes.make_session_config(options.config, [options.router] if options.router else [], options.listen)
     with closing(store), suppress(KeyboardInterrupt):
+        stop_by_signals()
         Hub(store, quiet=options.quiet).run(config, options.router or " ".join(options.listen))
     return 0
 
@@ -133,9 +135,16 @@ class Hub:
             _answer(query, None)
             self._tell(self._boxes.update(delivery.site, delivery.box, delivery.state, len(delivery.labels)))
         if not self._quiet:
-            for label in kept:
+            self._print(kept)
+
+    def _print(self, labels: Iterable[Kept]) -> None:
+        try:
+            for label in labels:
                 print(f"{label.site}/{label.box}  {plain_line(label.emotion)}")
             sys.stdout.flush()
+        except OSError as error:  # a closed pipe or a full disk costs that output alone
+            log.warning("labels are printed no more (%s)", error.strerror)
+            self._quiet = True
 
     def _tick(self) -> None:
         try:

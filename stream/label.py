@@ -87,8 +87,8 @@ class Labeller:
         ``tracks``: which ones, where it has several: "audio:2,video:1", or by language, "audio:deu". ``sheet``: is
         given all that a contact sheet shows, running estimates too, which take longer; labels are the same.
 
-        Raises ConfigError for ``tracks`` of another form, and SourceError if the file cannot be opened. A file that
-        turns out to be damaged yields the labels up to there, and a warning in the log.
+        Raises ConfigError for ``tracks`` of another form, and SourceError if the file cannot be opened or nothing in it
+        can be decoded. A file that turns out to be damaged yields the labels up to there, and a warning in the log.
         """
         if not str(path):
             raise SourceError("the path of the file to label is empty")
@@ -193,10 +193,12 @@ class Labeller:
                     fusion.push(message)
             yield from labels()
 
+        is_read = False
         try:
             for item in source.items():
                 if isinstance(item, NoTrack):
                     continue
+                is_read = True
                 if isinstance(item, AudioChunk):
                     yield from take(audio.push(item))
                 else:
@@ -205,6 +207,8 @@ class Labeller:
                 if source.length_s:
                     progress(min(1.0, self.media_s / source.length_s))
         except SourceError as error:
+            if not is_read:
+                raise
             log.warning("%s", error)
         yield from take(audio.flush())
         yield from take(speech.finish())

@@ -19,7 +19,7 @@ from emostream.errors import ConfigError
 from emostream.files import printable
 from emostream.stream.cli import add_config_options
 from emostream.stream.config import Config, check_tracks, load_config
-from emostream.stream.export import WRITERS, Export, form_of
+from emostream.stream.export import OF_ONE, WRITERS, Export, form_of
 from emostream.stream.sheet.folder import Sheets
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ _SUFFIXES = {".mkv", ".mka", ".flac", ".opus", ".m4a", ".webm", ".ts", ".mts", "
 
 def label() -> int:
     """stream-label: label files."""
-    from emostream.stream.output import open_labels, resume_labels
-
     parser = make_parser("stream-label", "Label the utterances of media files, as fast as the machine goes.")
     parser.add_argument(
         "files",
@@ -62,8 +60,8 @@ def label() -> int:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the file that --out names: leave out recordings (told apart by their path as given) that it "
-        "has labels of, but for the last of these; and with --sheets: draw those that are missing",
+        help="go on with the JSON lines or table that --out names: leave out recordings (told apart by their path as "
+        "given) that it has labels of, but for the last of these; and with --sheets: draw those that are missing",
     )
     parser.add_argument(
         "--tracks", default="", metavar="TRACKS", help='of several: "audio:2,video:1", or by language: "audio:deu"'
@@ -84,8 +82,8 @@ def label() -> int:
     if options.resume and not (options.out or options.sheets):
         parser.error("--resume is for what --out and --sheets name")
     form = options.format or (form_of(options.out) if options.out else "jsonl")
-    if options.resume and form != "jsonl":
-        parser.error("--resume is for JSON lines")
+    if options.resume and form in OF_ONE:
+        parser.error("--resume is for JSON lines and tables")
     config = load_config(options.config, options.set)
     check_tracks(options.tracks)
     logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -93,19 +91,7 @@ def label() -> int:
     for name in unmatched:
         print(f"error: {name}", file=sys.stderr)
     with contextlib.ExitStack() as stack:
-        outputs = _Outputs()
-        if options.sheets:
-            outputs.sheets = Sheets(options.sheets, files)
-        if form != "jsonl" and options.out:
-            outputs.export = Export(options.out, form, files)
-            stack.callback(outputs.export.close)  # when it is interrupted, too: with the labels so far
-        elif options.resume and options.out:
-            outputs.lines, done = resume_labels(options.out, [printable(path) for path in files])
-            outputs.written = {path for path in files if printable(path) in done}
-        elif options.out:
-            outputs.lines = open_labels(options.out)
-        if outputs.lines is not None:
-            stack.enter_context(outputs.lines)
+        outputs = _open_outputs(options, form, files, stack)
         if options.resume:
             files = _left(files, outputs, options)
         labels = _Labels(outputs)
@@ -113,6 +99,8 @@ def label() -> int:
             _label_files(config, files, labels, outputs, options.tracks)
         else:
             _label_on_cluster(config, files, labels, options.tracks, options.ray, options.jobs)
+    if outputs.export is not None and outputs.export.journal is not None:  # all is done, and written
+        outputs.export.journal.unlink(missing_ok=True)
     return 1 if labels.failed or unmatched else 0
 
 
@@ -126,6 +114,34 @@ class _Outputs:
     sheets: Sheets | None = None
     written: set[Path] = field(default_factory=set)
     drawn: set[Path] = field(default_factory=set)
+
+
+def _open_outputs(options: argparse.Namespace, form: str, files: list[Path], stack: contextlib.ExitStack) -> _Outputs:
+    """Open what labels go to, with what an interrupted call left there. ``stack`` closes it."""
+    from emostream.stream.emotion import decode_emotion
+    from emostream.stream.output import open_labels, resume_labels
+
+    outputs, lines = _Outputs(), options.out
+    if options.sheets:
+        outputs.sheets = Sheets(options.sheets, files)
+    if form != "jsonl" and options.out:
+        outputs.export = Export(options.out, form, files)
+        stack.callback(outputs.export.close)  # when it is interrupted, too: with the labels so far
+        lines = outputs.export.journal
+        if options.resume and lines is not None and options.out.exists() and not lines.exists():
+            raise ConfigError(f"{options.out}: is done; what --resume could go on with would be {lines}")
+    if lines is None:
+        return outputs
+    if options.resume:
+        outputs.lines, done = resume_labels(lines, [printable(path) for path in files])
+        outputs.written = {path for path in files if printable(path) in done}
+    else:
+        outputs.lines = open_labels(lines)
+    stack.enter_context(outputs.lines)
+    if outputs.export is not None:
+        for line in lines.read_bytes().splitlines():
+            outputs.export.add(decode_emotion(line))
+    return outputs
 
 
 def _left(files: list[Path], outputs: _Outputs, options: argparse.Namespace) -> list[Path]:
@@ -185,10 +201,11 @@ class _Labels:
     def add(self, path: Path, emotion: Emotion) -> None:
         """The next label of a recording."""
         self._labels += 1
-        if self._outputs.lines is not None and path not in self._outputs.written:
+        is_new = path not in self._outputs.written
+        if self._outputs.lines is not None and is_new:
             self._outputs.lines.write(self._encode(emotion) + b"\n")
             self._outputs.lines.flush()  # whatever ends the command, it is in the file
-        if self._outputs.export is not None:
+        if self._outputs.export is not None and is_new:
             self._outputs.export.add(emotion)
         print(self._line(emotion), flush=True)
 

@@ -222,12 +222,13 @@ class Control(Message):
 
 class Expected(msgspec.Struct):
     """A stream that was added to a run. ``inputs``: the nodes that fusion subscribes to; ``modalities``: what to expect
-    of them; ``first``: of its numbers; ``serial``: of the orders that added it."""
+    of them; ``first``: of its numbers; ``serial``: of the orders that added it; ``sources``: its sources in words."""
 
     inputs: list[str]
     modalities: list[str]
     first: int
     serial: int
+    sources: str = ""
 
 
 Spans = dict[str, list[tuple[int, int]]]  # by stream, from and to which Unix time of the run's clock (ns)

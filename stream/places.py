@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def rebase(data: dict[str, Any], folder: Path) -> None:
     for section, key in _SETTINGS:
         _change(data.get(section), key, folder, bare=True)
     fusion, bus = data.get("fusion"), data.get("bus")
-    if isinstance(fusion, dict) and "/" in str(fusion.get("bundle", "")):  # else it is the name of a shipped one
+    if isinstance(fusion, dict) and _is_folder(fusion.get("bundle"), folder):
         _change(fusion, "bundle", folder, bare=True)
     if isinstance(bus, dict) and bus.get("control") not in ("auto", "off"):
         _change(bus, "control", folder, bare=True)
@@ -31,6 +32,15 @@ def rebase(data: dict[str, Any], folder: Path) -> None:
     for stream in streams if isinstance(streams, list) else ():
         for key in ("source", "audio", "video"):
             _change(stream, key, folder, bare=False)
+
+
+def _is_folder(bundle: Any, folder: Path) -> bool:
+    """Whether a bundle is named by a path, or is beside the file; else it is the name of a shipped one."""
+    return (
+        isinstance(bundle, str)
+        and bundle != ""
+        and ("/" in bundle or os.path.isfile(folder / bundle / "manifest.json"))
+    )
 
 
 def _change(section: Any, key: str, folder: Path, bare: bool) -> None:

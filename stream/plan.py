@@ -101,11 +101,10 @@ def plan_stream(plan: Plan, stream: Stream, config: Config, run_dir: Path, clock
 
 def _shares(config: Config, kind: NodeKind, source: SourceSpec) -> bool:
     """Whether speech shares the process that captures its sound. Not at fast pace, where sound has to wait for speech;
-    not with a connection, which would be lost whenever a recogniser crashes; and not where PocketSphinx may run, which
-    lets no other thread run meanwhile, for longer than a sound card waits."""
+    and not with a connection, which would be lost whenever a recogniser crashes."""
     if config.speech.process == "own" or config.pace == "fast" or kind != "audio":
         return False
-    return config.speech.recognizer in ("none", "vosk") and (not source.is_live or source.kind == "microphone")
+    return config.speech.recognizer != "external" and (not source.is_live or source.kind == "microphone")
 
 
 def _captures(stream: Stream, config: Config, notes: list[str]) -> dict[NodeKind, tuple[SourceSpec, frozenset[Medium]]]:

@@ -19,7 +19,7 @@ from msgspec import Meta
 from emostream.engines.bundle import FACE, VOICE, Bundle
 from emostream.errors import ConfigError
 from emostream.files import OWNER_ONLY, write_atomically
-from emostream.stream.cores.adapt import Baseline
+from emostream.stream.cores.adapt import Baseline, VoiceBaseline
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,13 @@ _Finite = Annotated[float, Meta(gt=-1e6, lt=1e6)]
 
 
 class Rest(msgspec.Struct, frozen=True):
-    """Mean vector at rest, and of how many utterances."""
+    """Mean vector at rest, and of how many utterances; of a voice, by how much moving it has made how many answers
+    surer, in sum."""
 
     mean: list[_Finite]
     weight: Annotated[float, Meta(gt=0, le=1e6)]
+    tried: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    surer: _Finite = 0.0
 
 
 class _File(msgspec.Struct):
@@ -63,16 +66,14 @@ class Profile:
             for m, baseline in by_modality.items():
                 if (rest := self._streams.get(stream, {}).get(m)) is not None:
                     baseline.rest = (np.array(rest.mean), rest.weight)
+                    if isinstance(baseline, VoiceBaseline):
+                        baseline.tried, baseline.surer = rest.tried, rest.surer
 
     def save(self, baselines: Mapping[str, Mapping[str, Baseline]]) -> None:
         """Write the file if anything has changed; other streams stay as they are. Raises OSError."""
         for stream, by_modality in baselines.items():
-            known = {m: baseline.rest for m, baseline in by_modality.items()}
-            self._streams[stream] = {
-                m: Rest([round(float(x), 5) for x in rest[0]], round(rest[1], 5))
-                for m, rest in known.items()
-                if rest is not None and rest[1] >= 1e-5
-            }
+            known = {m: _rest(baseline) for m, baseline in by_modality.items()}
+            self._streams[stream] = {m: rest for m, rest in known.items() if rest is not None}
         content = _File(FORMAT, self._networks, {s: dict(rests) for s, rests in self._streams.items() if rests})
         if content != self._written:
             write_atomically(self._path, msgspec.json.encode(content) + b"\n", OWNER_ONLY)
@@ -114,3 +115,11 @@ class Profile:
         if len(rest.mean) != self._dims[m]:
             raise ConfigError(f"{self._path}: {stream}, {m}: has {len(rest.mean)} numbers, not {self._dims[m]}")
         return True
+
+
+def _rest(baseline: Baseline) -> Rest | None:
+    if baseline.rest is None or baseline.rest[1] < 1e-5:
+        return None
+    mean, weight = baseline.rest
+    tried = {"tried": baseline.tried, "surer": baseline.surer} if isinstance(baseline, VoiceBaseline) else {}
+    return Rest([round(float(x), 5) for x in mean], round(weight, 5), **{k: round(v, 5) for k, v in tried.items()})

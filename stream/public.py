@@ -15,7 +15,8 @@ from emostream.stream.bus import BusObserver, Context, bind_xpub
 from emostream.stream.emotion import Emotion, encode_emotion
 from emostream.stream.gate import Gate
 from emostream.stream.keys import Keys
-from emostream.stream.topics import closed_topic
+from emostream.stream.status import decode_status, encode_status, of_stream
+from emostream.stream.topics import STATUS, closed_topic, status_topic
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,13 @@ class EmotionPublisher:
             return False
         self._socket.send_multipart([topic.encode(), payload])
         return True
+
+    def send_status(self, payload: bytes) -> None:
+        """Send the status of the run, and that of each stream to those who subscribe to it alone."""
+        self.forward(STATUS, payload)
+        status = decode_status(payload)
+        for stream in status.streams:
+            self.forward(status_topic(stream), encode_status(of_stream(status, stream)))
 
     def tick(self) -> None:
         """Take what subscribers have sent, and look who is allowed. To be called often: it piles up otherwise."""

@@ -11,7 +11,7 @@ from typing import IO, TypeVar
 import msgspec
 import numpy as np
 from mcap.records import Channel, Message, Metadata
-from mcap.stream_reader import StreamReader
+from mcap.stream_reader import CRCValidationError, StreamReader
 
 from emostream.errors import EmostreamError, SourceError
 from emostream.stream.emotion import Box, Emotion, decode_emotion
@@ -31,6 +31,11 @@ class _Sound(msgspec.Struct):
     media_ns: int
     data: str
     sample_rate: int
+
+
+class _Image(msgspec.Struct):
+    media_ns: int
+    data: str
 
 
 class _Person(msgspec.Struct):
@@ -133,6 +138,14 @@ def labels(path: Path | Sequence[Path], stream: str, identity: str = "") -> list
     return found
 
 
+def pictures(path: Path | Sequence[Path], stream: str, identity: str = "") -> Iterator[tuple[int, bytes]]:
+    """Media times and JPEG pictures, where they were recorded. Raises as ``Recording.of`` does."""
+    for record in _records(_several(path), identity):
+        if isinstance(record, _Entry) and (record.stream, record.kind) == (stream, "picture"):
+            image = _decoded(_Image, record)
+            yield image.media_ns, _bytes(image.data, record.path, unit=1)
+
+
 def files_of(location: Path) -> list[Path]:
     """The files that a path names, in the order in which they were written: itself; the recordings in a folder; or
     those that a pattern fits, as ``recordings/*1a2b3c4d*``. Raises SourceError if there are none."""
@@ -178,12 +191,12 @@ def _decoded(form: type[_S], record: _Entry) -> _S:
         raise SourceError(f"{record.path}: is damaged ({error})") from error
 
 
-def _bytes(text: str, path: Path, size: int | None = None) -> bytes:
+def _bytes(text: str, path: Path, size: int | None = None, unit: int = 2) -> bytes:
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError as error:
         raise SourceError(f"{path}: is damaged ({error})") from error
-    if len(data) % 2 or size not in (None, len(data)):
+    if len(data) % unit or size not in (None, len(data)):
         raise SourceError(f"{path}: is damaged ({len(data)} bytes in place of {size or 'an even number'})")
     return data
 
@@ -200,7 +213,7 @@ def _records_of(path: Path, identity: str) -> Iterator[_Entry | _Facts | None]:
     begun = False
     with _opened(path, identity) as file:
         try:
-            for record in StreamReader(file, record_size_limit=_LARGEST).records:
+            for record in StreamReader(file, validate_crcs=True, record_size_limit=_LARGEST).records:
                 begun = True
                 if isinstance(record, Channel):
                     stream, _, kind = record.topic.strip("/").rpartition("/")
@@ -211,6 +224,8 @@ def _records_of(path: Path, identity: str) -> Iterator[_Entry | _Facts | None]:
                     yield _Entry(path, *topics[record.channel_id], record.data)
         except EmostreamError:
             raise
+        except CRCValidationError as error:  # no crash does that: what is read would not be what was heard and seen
+            raise SourceError(f"{path}: is damaged ({error})") from error
         except Exception as error:  # whatever mcap and zstandard say of bytes that are none of theirs
             if not begun:
                 raise SourceError(f"{path}: is no MCAP file ({type(error).__name__})") from error

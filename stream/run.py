@@ -37,8 +37,8 @@ def run(
     ``notifier`` tells systemd how the run is going; ``stream-run`` has one.
 
     The nodes are processes that import the caller's main module, so a script calls this below
-    ``if __name__ == "__main__":``. Raises RunError if no source can be opened, a node cannot run, or the run cannot
-    go on; BundleError, BusError, ConfigError, ModelError or SourceError for what is found before the nodes start.
+    ``if __name__ == "__main__":``. Raises RunError if no source can be opened or decoded, a node cannot run, or the run
+    cannot go on; BundleError, BusError, ConfigError, ModelError or SourceError for what is found before they start.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
         raise RunError('a script calls emostream.run below `if __name__ == "__main__":`, since the nodes import it')
@@ -55,5 +55,5 @@ def run(
     finally:
         summary.status = supervisor.status(over=True)
     if reasons := supervisor.unopened:
-        raise RunError("no source could be opened: " + "; ".join(reasons))
+        raise RunError("no source could be used: " + "; ".join(reasons))
     return summary

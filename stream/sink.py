@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from emostream.commands import stop_by_signals
 from emostream.stream.emotion import Emotion, encode_emotion
 from emostream.stream.listen import DEFAULT_ENDPOINT, listen_run
 from emostream.stream.status import Status
@@ -52,9 +53,10 @@ def sink_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def run_sink(sink: Sink, endpoint: str, key: Path | None, estimates: bool) -> None:
-    """Hand on what the run publishes until Ctrl-C, then close the sink. Raises ConfigError as ``listen``."""
+    """Hand on what the run publishes until Ctrl-C or SIGTERM, then close the sink. Raises ConfigError as ``listen``."""
     with closing(sink):
         try:
+            stop_by_signals()
             for message in listen_run(endpoint, key=key, estimates=estimates, silent_s=_SILENT_S):
                 if isinstance(message, Emotion):
                     if message.final:  # a recorder or a home cannot take a label back

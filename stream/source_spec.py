@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,3 +109,8 @@ class SourceSpec:
         return masked(self.text)
 
     __repr__ = __str__
+
+
+def described(sources: Iterable[SourceSpec]) -> str:
+    """Sources in words, each once, without passwords and tokens."""
+    return ", ".join(dict.fromkeys(map(str, sources)))

@@ -109,6 +109,12 @@ def decode_status(data: bytes) -> Status:
     return decode_public(_decoder, data)
 
 
+def of_stream(status: Status, stream: str) -> Status:
+    """The status of one of its streams: with the nodes that serve it alone."""
+    nodes = {name: node for name, node in status.nodes.items() if parse_node(name)[1] in (stream, "")}
+    return msgspec.structs.replace(status, streams={stream: status.streams[stream]}, nodes=nodes)
+
+
 def status_json_schema() -> dict[str, Any]:
     """JSON Schema of the status message."""
     return msgspec.json.schema(Status)

@@ -12,6 +12,7 @@ from emostream.stream.config import Config, Stream, changed, parse_stream
 from emostream.stream.control import Request
 from emostream.stream.messages import Expected, Orders, Spans, within
 from emostream.stream.prior import log_ratios
+from emostream.stream.source_spec import described
 
 SETTABLE = (
     "speech.threshold", "speech.min_speech_ms", "speech.pause_ms", "speech.hangover_ms", "speech.min_hangover_ms",
@@ -109,7 +110,8 @@ class Steering:
         """The nodes of a new stream have been planned; the arguments are the fields of ``Expected``."""
         self._streams[stream.name] = stream
         self.config = self._with(self._streams.values())
-        expected = Expected(list(inputs), sorted(modalities), first, self.orders.serial + 1)
+        sources = described(source for _, source in stream.sources)
+        expected = Expected(list(inputs), sorted(modalities), first, self.orders.serial + 1, sources)
         self._next(
             added=self.orders.added | {stream.name: expected},
             removed=[name for name in self.orders.removed if name != stream.name],

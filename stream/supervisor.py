@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 import zmq
 
 from emostream.errors import ConfigError, EmostreamError, RunError
-from emostream.stream.bus import Inbox, Publisher, hold, ipc, make_run_dir
+from emostream.stream.bus import Inbox, Publisher, are_there, hold, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config
 from emostream.stream.control import ControlServer, Request, Waiting, control_path, sent_at
@@ -37,7 +37,8 @@ _SILENT_NS = 15_000_000_000  # without a heartbeat, after which a node counts as
 _STOP_NS = 2_400_000_000  # from ``stop`` to killing the nodes that are left, so that Ctrl-C takes less than 3 s
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0
-_RECORD_NS = 2_000_000_000  # for a recording to be finished once all else is over
+_RECORD_NS = 2_000_000_000  # for a recording to be finished once all else is over …
+_RECORD_STOP_NS = 200_000_000  # … but no longer after all others had to stop
 _SUSPENDED_NS = 2_000_000_000
 _STATUS_NS = 1_000_000_000
 _LINES, _LINES_AT_ONCE = 1000, 20  # of the log, that wait for a recording; and that are sent between two looks around
@@ -98,6 +99,8 @@ class Supervisor:
         self._board = StatusBoard(self._run_id, [])
         self._next_status_ns = 0
         self._reported_states: tuple[str, ...] = ()
+        self._removed = False  # files of sockets …
+        self._missing_ns: int | None = None  # … that are not there since this time
         self._last_number = 0  # the highest of fusion's numbers
         self._looked_ns = 0
         self._t0_ns: int | None = None
@@ -126,7 +129,7 @@ class Supervisor:
 
     @property
     def unopened(self) -> list[str]:
-        """Why sources could not be opened, if none could; empty otherwise."""
+        """Why sources could not be opened or decoded, if none could; empty otherwise."""
         captures = [node for node in self._nodes.values() if node.spec.kind == "capture"]
         return [node.error for node in captures] if all(node.cannot_run for node in captures) else []
 
@@ -162,6 +165,7 @@ class Supervisor:
             if self._notifier is not None:
                 self._notifier.stopping()
             self._finish_recording(control)
+            self._tell_late()
             while (message := inbox.receive(50)) is not None:  # last log lines
                 self._take(message)
             self._kill_nodes()  # before the sockets close, which would wait for nodes that stand still
@@ -181,6 +185,8 @@ class Supervisor:
         """Let a recording come to its end, with the last labels."""
         process = self._nodes[RECORD].process if RECORD in self._nodes else None
         until_ns = self._clock.now_ns() + _RECORD_NS
+        if self._stop_by_ns is not None:
+            until_ns = min(until_ns, self._stop_by_ns + _RECORD_STOP_NS)
         while process is not None and process.exitcode is None and self._clock.now_ns() < until_ns:
             self._pass_on(control)
             control.send(Control(command="stop"))
@@ -422,8 +428,21 @@ class Supervisor:
         self._reported_states, self._next_status_ns = states, now_ns + _STATUS_NS
         status = self.status()
         control.send(StatusReport(payload=encode_status(status).decode()))
+        self._notice_removal()
         self._status_line = "; ".join(stream_line(name, stream) for name, stream in status.streams.items())
         self._on_status(status)
+
+    def _notice_removal(self) -> None:
+        """Say once if somebody has removed the files of sockets. What is connected stays connected."""
+        running = [name for name, node in self._nodes.items() if node.health and node.health.state == "running"]
+        if self._removed or are_there(self._run_dir, [CONTROL, *running]):
+            self._missing_ns = None
+            return
+        self._missing_ns = self._missing_ns or self._clock.now_ns()
+        if self._clock.now_ns() - self._missing_ns < _STATUS_NS:  # it may be that of a node that ends
+            return
+        self._removed = True
+        self._on_log("run", "warning", f"{self._run_dir}: sockets in it were removed; no node can be started again")
 
     def _on_exit(self, node: _Node, code: int) -> None:
         self._follow_exit(node, code)
@@ -453,6 +472,9 @@ class Supervisor:
             crashes=len(node.crashed_ns),
         )
         verdict = judge(end, rules, lossless=self._config.pace == "fast", stopping=self._stop_by_ns is not None)
+        if verdict.wait_ns is not None and (self._removed or not are_there(self._run_dir, [CONTROL])):
+            why = f"{name} ended and cannot be started again, since {self._run_dir} was removed"
+            verdict = replace(verdict, wait_ns=None, line=None, fatal=why)
         node.away += verdict.away
         node.cannot_run = node.cannot_run or verdict.cannot_run
         if verdict.crashed:
@@ -471,8 +493,20 @@ class Supervisor:
             node.process, node.restart_ns = None, now_ns + verdict.wait_ns
 
     def _out_of_time(self) -> bool:
-        if self._stop_by_ns is None or self._clock.now_ns() < self._stop_by_ns:
-            return False
-        late = [name for name, node in self._nodes.items() if not node.done]
-        self._on_log("run", "warning", f"killed because they did not stop in time: {', '.join(late)}")
-        return True
+        return self._stop_by_ns is not None and self._clock.now_ns() >= self._stop_by_ns
+
+    def _tell_late(self) -> None:
+        """Say which nodes do not end though they were told to, once the time for that is over. What they had not worked
+        off is lost: they count as away since their last sign of life."""
+        if self._stop_by_ns is None:
+            return
+        late = []
+        for name, node in self._nodes.items():
+            if node.done or node.process is None:
+                continue
+            node.process.join(max(0.0, (self._stop_by_ns - self._clock.now_ns()) / 1e9))
+            if node.process.exitcode is None:
+                late.append(name)
+                self._board.away(name, node.seen_ns)
+        if late:
+            self._on_log("run", "warning", f"killed because they did not stop in time: {', '.join(late)}")

@@ -12,6 +12,8 @@ Medium = Literal["audio", "video"]
 Content = Literal["pcm", "audio", "face", "picture", "speech", "words"]
 NodeKind = Literal["audio", "video", "capture", "speech", "fusion", "page", "record"]
 
+STREAM_NAME = "[A-Za-z0-9_-]{1,64}"  # a regular expression
+
 LOGS = "log."  # a subscription to this prefix gets the lines of all nodes
 CONTROL = "control"  # a topic, and the name of the supervisor's publisher
 LABEL = "label"  # fusion's labels on their way to the supervisor
@@ -50,6 +52,12 @@ def emotion_topic(kind: Literal["utterance", "window"], stream: str) -> str:
 def closed_topic(kind: Literal["utterance", "window"], stream: str) -> str:
     """The same topic as of version 2: it ends, so that a subscription to ``desk`` is not one to ``desk2`` too."""
     return f"emotion/{kind}/{stream}/"
+
+
+def status_topic(stream: str) -> str:
+    """Topic of one stream's status. It ends, and it does not begin with ``status``: whoever subscribes to that gets
+    the status of the run alone, as before."""
+    return f"stream/status/{stream}/"
 
 
 def health_topic(node: str) -> str:

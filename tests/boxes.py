@@ -52,8 +52,8 @@ class Program:
     def wait_for(self, text: str, seconds: float = 15) -> None:
         until(lambda: text in self.printed, seconds, lambda: f"{text!r} is not in:\n{self.printed}")
 
-    def interrupt(self) -> int:
-        self.process.send_signal(signal.SIGINT)
+    def interrupt(self, number: int = signal.SIGINT) -> int:
+        self.process.send_signal(number)
         return self.process.wait(patience(15))
 
     def kill(self) -> None:

@@ -177,6 +177,18 @@ def silent_audio(path: Path, seconds: float = 3.0) -> Path:
     return write_media(path, speech=np.zeros(round(seconds * RATE_HZ), np.int16))
 
 
+def undecodable(path: Path) -> Path:
+    """A track of FLAC, of which no packet is FLAC."""
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("flac", rate=RATE_HZ, layout="mono")
+        container.start_encoding()
+        for n in range(20):
+            packet = av.Packet(bytes(range(100, 200)))
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 10), n, n
+            container.mux(packet)
+    return path
+
+
 def zero_length_audio(path: Path) -> Path:
     """A .wav file with a header and no samples."""
     return write_media(path, speech=np.zeros(0, np.int16))

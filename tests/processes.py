@@ -94,7 +94,7 @@ class Pipeline:
     def __init__(
         self, *arguments: object, env: dict[str, str] | None = None, endpoint: str = "", key: Path | None = None
     ) -> None:
-        endpoint = endpoint or f"tcp://127.0.0.1:{free_port()}"
+        self.endpoint = endpoint = endpoint or f"tcp://127.0.0.1:{free_port()}"
         self.subscriber = Subscriber(endpoint, key)
         self._output = ""
         self._printed = tempfile.TemporaryFile("w+b")  # noqa: SIM115

@@ -24,6 +24,7 @@ from emostream.stream.sources.base import AudioChunk
 from emostream.stream.sources.file import FileSource
 from emostream.stream.sources.network import LiveSource
 from emostream.stream.sources.web import Body, Web
+from tests import media
 from tests.processes import command
 
 LISTS = {
@@ -199,6 +200,14 @@ def test_a_playlist_of_the_same_server_plays(servers, segment, monkeypatch):
     one.files |= {"/a/live.m3u8": playlist("sound.ts", f"{one.url}/a/sound.ts"), "/a/sound.ts": segment}
     assert is_heard(f"{one.url}/a/live.m3u8", monkeypatch)
     assert "/a/sound.ts" in one.asked
+
+
+@process
+def test_a_recording_in_which_nothing_can_be_decoded_is_an_error(servers, tmp_path):
+    one, _ = servers
+    one.files["/x.mkv"] = media.undecodable(tmp_path / "x.mkv").read_bytes()
+    with pytest.raises(SourceError, match=r"/x.mkv: reading ended early \(nothing in it can be decoded"):
+        list(opened(f"{one.url}/x.mkv").items())
 
 
 @process

@@ -115,6 +115,19 @@ def test_at_16_khz_samples_and_features_are_untouched():
     np.testing.assert_allclose(rows, logmel(samples), atol=1e-5)  # BLAS may add in another order for fewer rows
 
 
+def test_at_rest_the_same_rows_come_in_fewer_messages():
+    chunks = _chunks(media.speech_samples(3.0).astype(np.float32) / 32768, 16_000, list(range(512, 48_000, 512)))
+    core, messages = AudioCore("a", None), []
+    for number, chunk in enumerate(chunks):
+        core.at_rest = 30 <= number < 60
+        messages += core.push(chunk)
+    often = _run(chunks)
+    for ours, theirs in zip(_rows(messages + core.flush()), _rows(often), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    count = [sum(isinstance(message, AudioRows) for message in each) for each in (messages, often)]
+    assert count[0] < count[1] - 7
+
+
 def test_training_may_have_other_features():
     samples = media.speech_samples(1.0)
     messages = _run(_chunks(samples.astype(np.float32) / 32768, 16_000, [5000]), AudioCore("a", None, Mfcc()))

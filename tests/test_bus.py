@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import socket as sockets
 import stat
+import subprocess
 import threading
 import time
 from contextlib import closing
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emostream.errors import BusError
-from emostream.stream.bus import Inbox, Publisher, bind, ipc, make_run_dir
+from emostream.stream.bus import Inbox, Publisher, are_there, bind, hold, ipc, make_run_dir
 from emostream.stream.clock import VirtualClock
 from emostream.stream.messages import Codec, End, Message, Pcm, SpeechEvent
 from emostream.stream.public import EmotionPublisher
@@ -462,6 +464,18 @@ def test_the_run_dir_is_private_to_the_user(short_path):
     assert first.parent == short_path / "new" / "runs"
     for folder in (first, first.parent):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.process
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="needs systemd-tmpfiles")
+def test_what_cleans_temporary_folders_leaves_that_of_a_run_alone(context, short_path):
+    held, left = make_run_dir(str(short_path)), make_run_dir(str(short_path))
+    (left / "socket").touch()
+    (config := short_path.with_suffix(".conf")).write_text(f"d {short_path} 0700 - - 0\n")
+    with closing(hold(held)), closing(Publisher(context, ipc(held, "audio"), VirtualClock(), 10, False)):
+        subprocess.run(["systemd-tmpfiles", "--clean", config], check=True)
+        config.unlink()
+        assert are_there(held, ["audio"]) and not are_there(held, ["audio", "video"]) and not left.exists()
 
 
 def test_the_run_dir_is_in_the_users_runtime_folder_if_there_is_one(short_path, monkeypatch):

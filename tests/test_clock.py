@@ -54,7 +54,7 @@ def test_the_clock_is_set_in_mid_run(tmp_path):
             latency = label["latency_ms"]
             took_ms = (label["published_ns"] - label["captured_ns"]) / 1e6
             assert took_ms == pytest.approx(latency["total"], abs=0.01)
-            assert 192 <= latency["total"] < 10_000 and all(part > -1 for part in latency.values())
+            assert 192 <= latency["total"] < 60_000 and all(part > -1 for part in latency.values())
         assert run.finish(30) == 0, run.output
     assert "utterances: 5 labelled of 5 heard" in run.output
     assert not any(word in run.output for word in ("crashed", "heartbeat", "killed")), run.output

@@ -197,7 +197,7 @@ def check_settings(options: argparse.Namespace) -> None:
     config, changes = getattr(options, "config", None), getattr(options, "set", [])
     if config is not None and config.suffix == ".json5":  # zenoh's own format
         config = None
-    stream = getattr(options, "stream", [])
+    stream = getattr(options, "stream", None) or []
     load_config(config, changes, stream if isinstance(stream, list) else [stream], getattr(options, "pace", None))
 
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,18 @@ def test_a_run_ends_though_fusion_is_killed_after_the_ends_of_streams(tmp_path):
         os.kill(run.node("fusion"), signal.SIGKILL)
         assert run.finish(patience(30)) == 0, run.output
     assert "fusion: crashed" in run.output
+
+
+@pytest.mark.long
+def test_a_run_whose_sockets_are_removed_goes_on_until_a_node_ends(short_path):
+    with Pipeline(*RUN, "--set", f"bus.run_dir={short_path}") as run:
+        run.subscriber.wait_for("utterance", 1, 30)
+        shutil.rmtree(next(short_path.glob("emostream-*")))
+        run.subscriber.wait_for("utterance", 2, 30)
+        assert "sockets in it were removed; no node can be started again" in run.output
+        os.kill(run.node("video.demo"), signal.SIGKILL)
+        assert run.finish(patience(5)) == 1
+    assert run.output.splitlines()[-1].startswith("error: video.demo ended and cannot be started again, since")
 
 
 def nodes(run: Pipeline) -> set[str]:

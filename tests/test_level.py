@@ -154,8 +154,11 @@ class ScriptedVad:
     def push(self, samples: np.ndarray) -> float:
         return samples[1] / 1000
 
-    def push_both(self, samples: np.ndarray, twin: ScriptedVad, raised: np.ndarray) -> tuple[float, float]:
-        return self.push(samples), twin.push(raised)
+    def push_all(self, frames: np.ndarray) -> np.ndarray:
+        return np.array([self.push(frame) for frame in frames])
+
+    def push_both(self, frames: np.ndarray, twin: ScriptedVad, raised: np.ndarray) -> np.ndarray:
+        return np.stack([self.push_all(frames), twin.push_all(raised)], axis=1)
 
     def reset(self) -> None:
         pass

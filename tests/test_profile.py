@@ -13,7 +13,7 @@ import pytest
 from emostream import Config, Labeller
 from emostream.engines.bundle import open_bundle
 from emostream.errors import ConfigError
-from emostream.stream.cores.adapt import Baseline
+from emostream.stream.cores.adapt import Baseline, VoiceBaseline
 from emostream.stream.profile import FORMAT, Profile
 from emostream.stream.sources import DEMO
 from tests.processes import BIN, environment
@@ -24,11 +24,14 @@ RNG = np.random.default_rng(0)
 
 
 def baselines(*learnt: str) -> dict[str, dict[str, Baseline]]:
-    """Adaptation of one stream; the modalities in ``learnt`` know somebody."""
-    known = {m: Baseline(np.zeros(dim), None) for m, dim in DIMS.items()}
+    """Of one stream; those of ``learnt`` know somebody."""
+    voice, face = VoiceBaseline(np.zeros(DIMS["audio"]), None), Baseline(np.zeros(DIMS["video"]), None)
+    known = {"audio": voice, "video": face}
     for m in learnt:
         for weight in (0.9, 0.4, 1.0):
             known[m].update(RNG.normal(size=(5, DIMS[m])), weight)
+    if "audio" in learnt:
+        voice.judge(0.5, 0.7)  # moved, answers were surer
     return {"desk": known}
 
 
@@ -51,7 +54,8 @@ def test_it_is_its_owners_and_holds_numbers_only(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     kept = json.loads(path.read_text())
     assert set(kept) == {"format", "networks", "streams"} and set(kept["streams"]) == {"desk"}
-    assert set(kept["streams"]["desk"]) == {"audio"} and set(kept["streams"]["desk"]["audio"]) == {"mean", "weight"}
+    assert set(kept["streams"]["desk"]) == {"audio"}
+    assert set(kept["streams"]["desk"]["audio"]) == {"mean", "weight", "tried", "surer"}
 
 
 def test_streams_that_are_not_in_the_run_stay(tmp_path):

@@ -283,6 +283,22 @@ def test_a_box_that_floods_does_not_delay_another_and_nonsense_harms_nobody(loca
     assert box.link.counters["remote_calls"] >= 40 and queue_ms < all_of_it_ms / 2  # not behind what waits there
 
 
+def test_a_large_call_is_done_in_pieces_and_another_stream_does_not_wait_for_all_of_it(
+    local, replica, directory, boxes
+):
+    directory.places = [replica.look([BOX.public])[0]]
+    box = boxes(Head(open_bundle("ekman7")), streams=("a", "b"))
+    box.until(lambda: box.link.settled)
+    crops = RNG.integers(0, 255, (64, 48, 48), dtype=np.uint8)
+    large = box.link.submit("b", Encode(crops, ENCODE.rows))
+    small = box.link.submit("a", ENCODE)
+    box.until(lambda: small.done and large.done)
+    first_ms, last_ms = box.link.times_ms["run"]  # in the order in which the answers came
+    assert first_ms < last_ms and replica.look([BOX.public])[1]["calls_cut"] >= 2
+    np.testing.assert_allclose(large.answer().faces, local.encode_faces(crops), atol=1e-5)
+    np.testing.assert_array_equal(large.answer().voices[0], local.run(ENCODE).voices[0])
+
+
 def test_keys_are_needed_before_anything_starts(tmp_path):
     done = subprocess.run(
         [BIN / "stream-run", "--set", "fusion.remote=tcp://127.0.0.1:9", "--set", f"bus.keys={tmp_path}"],

@@ -208,3 +208,8 @@ def test_running_behind_is_told_once_and_again_when_it_is_over(runtime, supervis
         f"running 2.0 s behind: 7 messages wait; {LIGHTER}",
     ]  # fmt: skip
     assert beats[-6:] == [1.9, 2.1, 8.0, 0.6, 0.4, 2.0]
+    for behind_s, passed_ms in ((0.0, 1000), (17.0, 17_000)):
+        runtime.inbox.behind_s = behind_s
+        runtime.clock.advance_ns(passed_ms * _MS)
+        runtime.tick()
+    assert lines[-1].startswith("running 17.0 s behind: 7 messages wait; it was suspended, or had no processor, for 1")

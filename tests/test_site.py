@@ -83,8 +83,7 @@ def test_a_browser_reads_and_searches_it_from_the_disk(site):
             assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         page.set_viewport_size({"width": 1280, "height": 900})
         page.fill("[data-md-component=search-query]", "pulse")
-        found = page.wait_for_selector(".md-search-result__link", timeout=20_000)
-        assert found is not None and "microphone.html" in (found.get_attribute("href") or "")
+        page.wait_for_selector(".md-search-result__link[href*='microphone.html']", timeout=20_000)
         browser.close()
     assert len(asked) > 10 and [url for url in asked if not url.startswith((site.as_uri(), "data:", "blob:"))] == []
 

@@ -27,8 +27,8 @@ class FakeVad:
     def __init__(self) -> None:
         self.resets = 0
 
-    def push(self, samples: np.ndarray) -> float:
-        return samples[0] / 1000
+    def push_all(self, frames: np.ndarray) -> np.ndarray:
+        return frames[:, 0] / 1000
 
     def reset(self) -> None:
         self.resets += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,9 +62,9 @@ def test_labels_of_two_boxes_are_printed_and_kept_by_day(tmp_path, router, boxes
             assert all(c.raddr and c.raddr.port in (port, *runs) for c in sockets), sockets  # none listens, none is UDP
             of_hub = psutil.Process(hub.process.pid).net_connections("inet")
             assert {c.laddr for c in of_hub} == {("127.0.0.1", port)}, of_hub
-            assert first.interrupt() == 0
+            assert first.interrupt(signal.SIGTERM) == 0
             hub.wait_for("lab/desk-box: vanished; 1 there")
-        assert hub.interrupt() == 0
+        assert hub.interrupt(signal.SIGHUP) == 0
     assert "lab/hall-box  hall     0.50-  3.00 s  joy" in hub.printed and "Traceback" not in hub.printed
     check_all_kept(tmp_path / "out", desk, hall)
     day = time.strftime("%Y-%m-%d", time.gmtime(stored(tmp_path / "out")[0]["published"].timestamp()))

@@ -9,6 +9,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
+from emostream.stream.nodes.tether import end_with
+
 Task = TypeVar("Task")
 _work: Callable[[Any], Any] | None = None  # a worker process's function
 
@@ -41,6 +43,9 @@ def submit(pool: ProcessPoolExecutor, tasks: Iterable[Task]) -> dict[Future[Any]
 def _start(make: Callable[..., Callable[[Any], Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with(parent.pid)  # else it would wait for tasks for ever, where the parent was killed
     _work = make(*args, **kwargs)
 
 

@@ -15,6 +15,7 @@ from emostream.stream.sources.base import GAP_NS, AudioChunk
 from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, RATE_HZ
 
 _ROWS_BLOCKS = 2  # 64 ms: the rows of an utterance exist when its pause is detected
+_REST_BLOCKS = 5  # where nobody speaks
 _DELAY_SAMPLES = 16  # of the resampler, at the lower of its two rates
 
 
@@ -41,7 +42,8 @@ class AudioCore:
     ``t0_ns``: Unix time of media time 0, or None if nothing is captured live (a file read at full speed). ``features``
     computes the rows, log-mel values by default; training has others. ``channels``: see ``Channels``. A gap in the
     source's time stamps ends the run of samples: features do not reach across it, and the timeline shows it. ``gaps``
-    and ``late_chunks`` count gaps and chunks that were left out because their time had passed.
+    and ``late_chunks`` count gaps and chunks that were left out because their time had passed. ``at_rest``: nobody
+    speaks, so that rows may come later, more at a time.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class AudioCore:
         self._pcm_ns = self._rows_ns = 0  # media time of the next block and of the next row
         self._expected_ns: int | None = None
         self.delay_ns = 0  # of the source: what counts as captured later
+        self.at_rest = False
         self.gaps = 0
         self.late_chunks = 0
 
@@ -137,7 +140,7 @@ class AudioCore:
             )
             self._pcm_ns = end_ns
             self._blocks.append(block)
-            if len(self._blocks) == _ROWS_BLOCKS:
+            if len(self._blocks) >= (_REST_BLOCKS if self.at_rest else _ROWS_BLOCKS):
                 messages += self._rows(self._features.push(np.concatenate(self._blocks)))
                 self._blocks = []
         return messages

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _BLOCK_S = 0.032
 _FLOOR_S = 3.0  # how fast a level that has become louder for good counts as noise
+_FIRST_FLOOR_S, _FIRST_S = 0.5, 1.0  # in the first second faster: what is steady from its start on is no first word
 _FLOOR_FALL = 0.7  # of the difference that is left after a block that is quieter
 _FAST_S = 0.1
 _CLEARLY = 2.5  # times the energy, 4 dB, by which a channel must beat what is heard now
@@ -40,6 +41,7 @@ class Channels:
         self._taken = 0  # of the candidates: 0 the mean, then each channel
         self._last = np.zeros(0, np.float32)  # the last sample of each candidate
         self._noise = self._level = np.zeros(0)
+        self._heard_s = 0.0
         self._missing_told = False
 
     def mono(self, samples: np.ndarray, rate_hz: int) -> np.ndarray:
@@ -55,6 +57,7 @@ class Channels:
             self._count, self._rate_hz, self._taken = count, rate_hz, 0
             self._last = np.zeros(count + 1, np.float32)
             self._noise, self._level = np.full(count + 1, -1.0), np.zeros(count + 1)
+            self._heard_s = 0.0
         mean = _mean(samples)
         block = max(1, round(_BLOCK_S * rate_hz))
         parts = [self._block(mean[at : at + block], samples[at : at + block]) for at in range(0, len(mean), block)]
@@ -85,11 +88,13 @@ class Channels:
         energy = np.square(steps, dtype=np.float64).mean(axis=0)
         self._noise = np.where(self._noise < 0, energy / _AT_FIRST, self._noise)
         length_s = len(candidates) / self._rate_hz
-        rising = np.minimum(energy, self._noise * 10 ** (length_s / _FLOOR_S))
+        self._heard_s += length_s
+        floor_s = _FLOOR_S if self._heard_s > _FIRST_S else _FIRST_FLOOR_S
+        rising = np.minimum(energy, self._noise * 10 ** (length_s / floor_s))
         self._noise = np.where(energy < self._noise, energy + (self._noise - energy) * (1 - _FLOOR_FALL), rising)
         self._noise = np.maximum(self._noise, _LEAST / _ABOVE_NOISE)
         share = min(1.0, length_s / _FAST_S)
-        voice = np.where(energy > _ABOVE_NOISE * self._noise, energy, 0.0)
+        voice = np.maximum(0.0, energy - _ABOVE_NOISE * self._noise)
         self._level = np.maximum(voice, self._level + (voice - self._level) * share)
         best = int(self._level.argmax())
         if self._level[0] * _CLEARLY > self._level[best]:

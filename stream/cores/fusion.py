@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -230,7 +231,11 @@ class FusionCore:
         ]
         encoded_ns = self._clock.now_ns()
         keys = [job_key(job, item, choice) for (_, job), item, choice in zip(ready, features, choices, strict=True)]
-        results = yield from self._results(ready, features, keys)
+        trials = [
+            stream.known.trial(speaker, sound) if job.kind != "window" else []
+            for (stream, job), speaker, sound in zip(ready, speakers, sounds, strict=True)
+        ]
+        results, tried = yield from self._results(ready, features, keys, trials)
         if self._config.video.who == "all":
             yield from self._estimate_each(ready, choices)
         times = RunTimes(begun_ns, encoded_ns, self._clock.now_ns())
@@ -244,7 +249,7 @@ class FusionCore:
                     log.warning("%s: the network's answer to utterance %d is no number", stream.name, job.utterance)
                 continue
             if job.kind == "pause":
-                stream.provisional = (keys[i], results[i])
+                stream.provisional = (keys[i], results[i], tried[i])
                 if not self._config.fusion.early:
                     continue
             now_ns = self._clock.now_ns()
@@ -255,19 +260,25 @@ class FusionCore:
                 )
             )
             if job.kind == "utterance":
-                self._learn(stream, job, results[i], choices[i], speakers[i], sounds[i])
+                self._learn(stream, job, results[i], choices[i], speakers[i], sounds[i], tried[i])
             self.counters[_OUT[job.kind]] += 1
         return published
 
     def _results(
-        self, ready: list[tuple[StreamState, Job]], features: list[Features], keys: list[tuple[object, ...]]
-    ) -> Generator[Call, Any, dict[int, Result]]:
-        """Results by the job's index, in one run of the network; none for a job without features."""
+        self,
+        ready: list[tuple[StreamState, Job]],
+        features: list[Features],
+        keys: list[tuple[object, ...]],
+        trials: list[list[np.ndarray]],
+    ) -> Generator[Call, Any, tuple[dict[int, Result], list[list[float]]]]:
+        """Results by the job's index, in one run of the network, none for a job without features; and for each job the
+        best label's probability for each sound to be tried."""
         results: dict[int, Result] = {}
+        tried: list[list[float]] = [[] for _ in ready]
         left: list[int] = []
         for i, ((stream, job), item) in enumerate(zip(ready, features, strict=True)):
             if stream.provisional is not None and stream.provisional[0] == keys[i]:
-                results[i] = stream.provisional[1]
+                _, results[i], tried[i] = stream.provisional
                 self.counters["labels_ready_at_end"] += job.kind == "utterance"
             elif item.present():
                 left.append(i)
@@ -276,20 +287,34 @@ class FusionCore:
                 log.warning("%s: utterance %d has no features, so no label", stream.name, job.utterance)
         if left:
             contributions = [ready[i][1].kind != "window" for i in left]
-            classified: list[Result] = yield Classify([features[i] for i in left], contributions)
-            results |= dict(zip(left, classified, strict=True))
-        return results
+            heard = [i for i in left if len(features[i].audio)]
+            sounds = [(i, replace(features[i], audio=sound).only(["audio"])) for i in heard for sound in trials[i]]
+            classified: list[Result] = yield Classify(
+                [features[i] for i in left] + [sound for _, sound in sounds], contributions + [False] * len(sounds)
+            )
+            results |= dict(zip(left, classified, strict=False))
+            for (i, _), result in zip(sounds, classified[len(left) :], strict=True):
+                tried[i].append(float(result.probabilities.max()))
+        return results, tried
 
     def _learn(
-        self, stream: StreamState, job: Job, result: Result, choice: Choice, speaker: str | None, sound: np.ndarray
+        self,
+        stream: StreamState,
+        job: Job,
+        result: Result,
+        choice: Choice,
+        speaker: str | None,
+        sound: np.ndarray,
+        tried: list[float],
     ) -> None:
-        """What an utterance tells of the person: as much as it is neutral. ``sound``: its voice vectors as they are."""
+        """What an utterance tells of the person: as much as it is neutral. ``sound``: its voice vectors as they are;
+        ``tried``: what came of moving them."""
         stream.ended_ns = job.end_ns
         stream.people.learn(choice)
         if "neutral" not in self._classifier.labels:
             return
         weight = float(result.probabilities[list(self._classifier.labels).index("neutral")]) ** 2
-        stream.known.learn_voice(speaker, sound, weight, job.end_ns)
+        stream.known.learn_voice(speaker, sound, weight, job.end_ns, tried)
         stream.known.keep_voices(stream.speakers.names)
         if choice.face is not None and (face := stream.known.face(choice.face)) is not None:
             face.update(self._inputs.face_vectors(stream, job, choice.face), weight)

@@ -32,7 +32,8 @@ _RESTING = 8  # faces of one rest
 _LAG_NS = 500_000_000  # by which a camera may be behind
 _BEFORE_NS, _AFTER_NS = 150_000_000, 300_000_000  # before and after an utterance, faces are those of someone who speaks
 
-Provisional = tuple[tuple[object, ...], Result]  # what a label depends on (see ``job_key``), and the result
+# what a label depends on (see ``job_key``), the result, and what came of the voice's trial (see ``Adaptation.trial``)
+Provisional = tuple[tuple[object, ...], Result, list[float]]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from emostream.errors import ModelError, SourceError
+from emostream.errors import ModelError, SourceError, UnreadableError
 from emostream.stream.emotion import Word
 from emostream.stream.messages import End, Face, Message, Words, within
 from emostream.stream.nodes.runtime import REST_S, NodeRuntime, Stopped
@@ -32,7 +32,8 @@ def main(runtime: NodeRuntime) -> None:
     """Open the source, wait until everyone is ready, then publish its samples and frames until it ends or ``stop``
     comes.
 
-    Raises SourceError or ModelError if it cannot begin, after ending its topics. A crash ends no topic, since the node
+    Raises SourceError or ModelError if it cannot begin, after ending its topics, and UnreadableError if the source was
+    opened and nothing in it can be decoded. A crash ends no topic, since the node
     is started again, nor does a live source that was there before and is away when it is.
     """
     spec = runtime.spec
@@ -77,6 +78,8 @@ def main(runtime: NodeRuntime) -> None:
     runtime.send_ends(end for medium in sorted(spec.media) for end in _ends(spec.stream, medium, reason))
     if failure is not None and cores is None:
         raise failure
+    if failure is not None and cores is not None and cores.is_unused and not started_again:
+        raise UnreadableError(str(failure)) from failure
     if failure is not None:  # a damaged file: what came before the damage counts
         log.error("%s", failure)
 
@@ -124,10 +127,12 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
             if runtime.spec.config.speech.recognizer == "external":
                 runtime.send(Words(stream=stream, words=_on_timeline(item.words, t0_ns or 0)))
             continue
-        for message in cores.push(item, getattr(source, "delay_ns", 0)):
+        for message in cores.push(item, getattr(source, "delay_ns", 0), runtime.at_rest):
             runtime.send(message)
             if pictures is not None and isinstance(message, Face) and isinstance(item, VideoFrame):
                 pictures(item, message)
+        if source.live:
+            runtime.flush_seldom()
 
 
 def _pictures(runtime: NodeRuntime) -> Callable[[VideoFrame, Face], None] | None:
@@ -225,8 +230,11 @@ class Cores:
         self._count = {"chunks": 0, "frames": 0}
         self._seen = (0, 0)  # pictures and faces, when the senses were taken last
 
-    def push(self, item: AudioChunk | VideoFrame | SeenFaces, delay_ns: int) -> list[Message]:
-        """``delay_ns``: how long the source held it back; it counts as captured when it was given."""
+    def push(self, item: AudioChunk | VideoFrame | SeenFaces, delay_ns: int, at_rest: bool = False) -> list[Message]:
+        """``delay_ns``: how long the source held it back; it counts as captured when it was given. ``at_rest``: see
+        ``AudioCore``."""
+        if self._audio is not None:
+            self._audio.at_rest = at_rest
         for core in (self._audio, self._video):
             if core is not None:
                 core.delay_ns = delay_ns
@@ -237,6 +245,11 @@ class Cores:
         if self._video is None:
             return []
         return self._video.repeat(item) if isinstance(item, SeenFaces) else self._video.push(item)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing has been pushed yet."""
+        return not any(self._count.values())
 
     def flush(self) -> list[Message]:
         return self._audio.flush() if self._audio is not None else []

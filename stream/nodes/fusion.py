@@ -22,7 +22,7 @@ from emostream.stream.messages import End, Label, Message, Orders
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
 from emostream.stream.profile import Profile
 from emostream.stream.public import EmotionPublisher
-from emostream.stream.topics import LABEL, STATUS, fused_contents, fused_topics, parse_node
+from emostream.stream.topics import LABEL, fused_contents, fused_topics, parse_node
 
 if TYPE_CHECKING:
     from emostream.stream.remote.link import Link
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _SAVE_S = 5.0
 _IDLE_MS = 100
+_REST_MS = 250  # where nobody speaks: as often as speech reports progress
 _TICK_S = 0.05
 _GIVE_UP_S = 1.8  # later than the speech node, whose last words it still takes
 _JOIN_S = 15.0  # at the start
@@ -73,7 +74,7 @@ def main(runtime: NodeRuntime) -> None:
         runtime.counters = lambda: core.counters + public.counters + (link.counters if link is not None else Counter())
         runtime.by_stream = core.by_stream
         stack.callback(setattr, runtime, "on_status", runtime.on_status)  # a status may come after the socket is closed
-        runtime.on_status = lambda payload: public.forward(STATUS, payload.encode())
+        runtime.on_status = lambda payload: public.send_status(payload.encode())
         keeper = None
         if config.fusion.profile:
             profile = Profile(user_path(config.fusion.profile), open_bundle(config.fusion.bundle))
@@ -172,9 +173,10 @@ def _serve(
         if not spec.realtime:
             for stream, endpoint in video_nodes.items():
                 inbox.hold(endpoint, core.ahead_ns(stream) > _AHEAD_NS)
-        if spec.realtime and core.at_rest and len(inbox) == 0:  # features can wait until somebody speaks
-            inbox.wait_for(speech_nodes, _IDLE_MS)
         patience_ms = min(_IDLE_MS, core.patience_ms())
+        if spec.realtime and core.at_rest and len(inbox) == 0:  # features can wait until somebody speaks
+            inbox.wait_for(speech_nodes, _REST_MS if link is None else _IDLE_MS)
+            patience_ms = 0
         message = inbox.receive(patience_ms if link is None else link.patience_ms(patience_ms))
         if link is not None:
             link.tick()

@@ -20,6 +20,7 @@ from emostream.stream.control import Control, Request, control_path
 from emostream.stream.messages import Face, Label, Orders, Pcm, Picture
 from emostream.stream.nodes.runtime import NodeRuntime, ipc_of
 from emostream.stream.page.tls import Certificate
+from emostream.stream.source_spec import described
 from emostream.stream.steering import SETTABLE
 from emostream.stream.topics import LABEL, Content, parse_node, stream_topic
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _IDLE_MS = 100
 _LOOKING_MS = 20
+_PING_S = 10.0  # a browser that neither reads nor answers for so long is let go
 _ANY = ("0.0.0.0", "[::]")
 
 
@@ -62,18 +64,19 @@ def main(runtime: NodeRuntime) -> None:
     with _served(app, page, None if certificate is None else certificate.context):
         log.info("%s/%s/", address(page, names), token)
 
-        def show_settings(orders: Orders) -> None:
+        def show(orders: Orders) -> None:
             state.set_settings(settings_of(config, orders))
+            state.set_sources(sources_of(config, orders))
 
-        runtime.on_orders = show_settings
-        show_settings(runtime.orders)
+        runtime.on_orders = show
+        show(runtime.orders)
         runtime.wait_for_go()
         with contextlib.closing(_Senses(runtime, state)) as senses:
             while not runtime.stopping:
                 runtime.tick()
                 if certificate is not None:
                     certificate.tick()
-                senses.take(looking := state.viewers > 0)
+                senses.take(looking := state.is_watched)
                 while (message := labels.receive(0)) is not None:
                     if isinstance(message, Label):
                         state.add(message.payload)
@@ -88,6 +91,12 @@ def settings_of(config: Config, orders: Orders) -> dict[str, object]:
     if isinstance(prior, dict):  # as one types it
         values["fusion.prior"] = "{" + ", ".join(f"{label} = {share:g}" for label, share in prior.items()) + "}"
     return values
+
+
+def sources_of(config: Config, orders: Orders) -> dict[str, str]:
+    """The sources of each stream, of those added too, as they were named, without secrets."""
+    streams = {stream.name: described(source for _, source in stream.sources) for stream in config.streams}
+    return streams | {name: expected.sources for name, expected in orders.added.items()}
 
 
 def address(page: PageConfig, names: Sequence[str]) -> str:
@@ -166,6 +175,7 @@ def _served(app: Any, page: PageConfig, tls: ssl.SSLContext | None) -> Iterator[
         raise RunError(f"the page cannot have {host}:{port} ({error.strerror}); see page.port") from error
     settings = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", ws="websockets-sansio", ws_max_size=65_536,
+        ws_ping_interval=_PING_S, ws_ping_timeout=_PING_S, ws_per_message_deflate=tls is not None,
         limit_concurrency=64, timeout_graceful_shutdown=1, server_header=False,
     )  # fmt: skip
     settings.load()

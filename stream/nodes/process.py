@@ -1,7 +1,8 @@
 """A node's process, from start to end.
 
 Exit codes: 0: it came to its end; 3: it cannot run at all (its log line says why); 4: somebody else than the supervisor
-sent it SIGTERM; any other: it crashed. Two nodes may share a process: see ``code_of``.
+sent it SIGTERM; 5: nothing in its source can be decoded; any other: it crashed. Two nodes may share a process: see
+``code_of``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import NoReturn
 import zmq
 
 from emostream.commands import THREADS
-from emostream.errors import EmostreamError
+from emostream.errors import EmostreamError, UnreadableError
 from emostream.stream.bus import LINGER_MS, Context
 from emostream.stream.handover import Handover
 from emostream.stream.limits import no_core_dumps
@@ -32,6 +33,7 @@ from emostream.stream.topics import HEARD, stream_topic
 
 CANNOT_RUN = 3
 TERMINATED = 4
+UNREADABLE = 5
 GUEST = 16  # added to the code of a node that shares another one's process
 _ORPHAN_S = 1.5  # from the supervisor's death to the end of a node that does not end by itself
 _LOOK_S = 0.1
@@ -69,6 +71,7 @@ def run_node(spec: NodeSpec, guest: NodeSpec | None = None) -> None:
     ``spec`` publishes of the guest's stream is handed over to it without a socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends both to all; the supervisor decides
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    logging.basicConfig(format=f"error: {spec.name}: %(message)s", level="ERROR")  # until its runtime sends its lines
     no_core_dumps()
     runtimes: list[NodeRuntime] = []
     _watch_signals(runtimes, spec.parent)
@@ -114,7 +117,7 @@ def _run(
         pass
     except EmostreamError as error:
         logging.error("%s", error)
-        code = CANNOT_RUN
+        code = UNREADABLE if isinstance(error, UnreadableError) else CANNOT_RUN
     except Exception as error:
         logging.debug("%s", traceback.format_exc())
         if runtime is not None and not runtime.has_run and spec.t0_ns is None:  # it would fail again

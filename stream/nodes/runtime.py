@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -40,7 +41,7 @@ _DUTIES_NS = 50_000_000
 _AGAIN_NS = 500_000_000
 _NEVER_NS = 1 << 62
 _STAY_S = 1.0
-REST_S = 0.1  # between two looks, at rest; less than min_hangover_ms: the label of a short utterance is not delayed
+REST_S = 0.16  # between two looks, at rest; less than min_hangover_ms: the label of a short utterance is not delayed
 _CAUGHT_UP_S = 0.5
 LIGHTER = "this machine is too slow for so much: fewer streams, a lower video.fps or speech.recognizer=none help"
 
@@ -121,7 +122,9 @@ class NodeRuntime:
         self.orders = spec.orders
         self.heard_ns: int | None = None
         self.peak_dbfs = -120.0  # of a speech node: the loudest sample so far
+        self.helpers: list[int] = []  # processes of this node's own, whose time and memory are its own
         self._told_behind = False
+        self._stood_s, self._used_s = 0.0, time.process_time()  # how long the process did not run, since it was behind
         self.observer = bus.observer
         self.inbox: Inbox | None = None
         self.t0_ns = spec.t0_ns
@@ -195,6 +198,12 @@ class NodeRuntime:
             self._outlet.bundling = True
             self._outlet.flush()
 
+    def flush_seldom(self) -> None:
+        """As ``flush``, for a live source, which is never waited for: at rest not after each block of its sound."""
+        if self._outlet is not None:
+            self._outlet.bundling = True
+            self._outlet.flush_seldom(self.clock.now_ns(), int(REST_S * 1e9))
+
     def rest(self, resting: bool) -> None:
         """Say whether this node waits for its next message. While it does not, several are taken at once, which costs
         less than one by one."""
@@ -239,6 +248,7 @@ class NodeRuntime:
 
     def _do_duties(self) -> None:
         """Take control messages; send log lines and, each second, a heartbeat."""
+        self._notice_suspension()
         self._next_duties_ns = self.clock.now_ns() + _DUTIES_NS
         while (message := self._control.receive(0)) is not None:
             if isinstance(message, StatusReport):
@@ -331,7 +341,8 @@ class NodeRuntime:
             self._tell_behind(behind_s, len(inbox))
             for topic, (start_ns, end_ns) in inbox.take_dropped_spans().items():
                 span = f"from {start_ns / 1e9:.2f} to {end_ns / 1e9:.2f} s"
-                logging.warning("too slow: some of %s %s was dropped; words or labels may lack it", topic, span)
+                slow = "suspended" if self._stood_s else "too slow"
+                logging.warning("%s: some of %s %s was dropped; words or labels may lack it", slow, topic, span)
         counters = dict(self.counters())
         if self.observer is not None:
             counters |= self.observer.counters()
@@ -358,19 +369,37 @@ class NodeRuntime:
         """Processor time of the process; of one that two nodes share, this one's part."""
         if self._inlet is not None:
             self._inlet.cpu_s = time.thread_time()
-            return self._inlet.cpu_s
+            return self._inlet.cpu_s + self._of_helpers_s()
         cpu = self._process.cpu_times()
         guest_s = self._outlet.cpu_s if self._outlet is not None else 0.0  # as of its last heartbeat
         self._spent_s = max(self._spent_s, cpu.user + cpu.system - guest_s)
         return self._spent_s
 
+    def _notice_suspension(self) -> None:
+        """A process that did not run (Ctrl-Z, a paused machine) is behind for that reason."""
+        used_s, since_s = time.process_time(), (self.clock.now_ns() - self._next_duties_ns) / 1e9
+        if self._next_duties_ns and since_s > BEHIND_S and used_s - self._used_s < since_s / 4:
+            self._stood_s = since_s
+        self._used_s = used_s
+
+    def _of_helpers_s(self) -> float:
+        spent_s = 0.0
+        for pid in self.helpers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = psutil.Process(pid).cpu_times()
+                spent_s += times.user + times.system
+        return spent_s
+
     def _tell_behind(self, behind_s: float, queued: int) -> None:
         if behind_s >= BEHIND_S and not self._told_behind:
-            logging.warning("running %.1f s behind: %d messages wait; %s", behind_s, queued, LIGHTER)
+            why = f"it was suspended, or had no processor, for {self._stood_s:.1f} s" if self._stood_s else LIGHTER
+            logging.warning("running %.1f s behind: %d messages wait; %s", behind_s, queued, why)
             self._told_behind = True
         elif behind_s < _CAUGHT_UP_S and self._told_behind:
             logging.warning("has caught up")
             self._told_behind = False
+        if behind_s < _CAUGHT_UP_S:
+            self._stood_s = 0.0
 
 
 def ipc_of(spec: NodeSpec, node: str) -> str:

@@ -9,6 +9,7 @@ from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.messages import End, Orders, Pcm, Words
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
 from emostream.stream.source_spec import masked
+from emostream.stream.speech.apart import Apart
 from emostream.stream.speech.recognizer import make_recognizer
 from emostream.stream.speech.speaker import load_speaker
 from emostream.stream.speech.vad import load_vad
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 _SILENT_DBFS = -90.0
 _IDLE_MS = 100
 _GIVE_UP_S = 1.0
+_AT_ONCE = 8  # blocks whose voice activity is computed in one run, where so many wait
 
 
 class _Hint:
@@ -62,7 +64,10 @@ def main(runtime: NodeRuntime) -> None:
     quiet_vad = vad.twin() if spec.config.audio.level == "auto" else None
     speaker = load_speaker(config)
     voice = None if speaker is None else speaker.new_vector()
-    core = SpeechCore(spec.stream, vad, make_recognizer(config), config, runtime.clock, quiet_vad, voice)
+    recognizer = make_recognizer(config, apart=f"recognizer.{spec.stream}" if spec.host else "")
+    if isinstance(recognizer, Apart):
+        runtime.helpers.append(recognizer.process.pid)
+    core = SpeechCore(spec.stream, vad, recognizer, config, runtime.clock, quiet_vad, voice)
     runtime.counters = lambda: {
         "utterances": core.utterances,
         "utterances_ended": core.utterances_ended,
@@ -95,8 +100,11 @@ def main(runtime: NodeRuntime) -> None:
             runtime.rest(core.at_rest)
         message = inbox.receive(_IDLE_MS)
         if isinstance(message, Pcm) and not (runtime.stopping and not spec.realtime):
-            for event in core.push(message):
-                runtime.send_last(event) if runtime.stopping else runtime.send(event)
+            blocks = [message, *inbox.more(Pcm, _AT_ONCE - 1)]
+            core.expect(blocks)
+            for block in blocks:
+                for event in core.push(block):
+                    runtime.send_last(event) if runtime.stopping else runtime.send(event)
         elif isinstance(message, Words):
             core.hear(message.words)
         elif isinstance(message, End):

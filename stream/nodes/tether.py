@@ -20,9 +20,14 @@ class TetheredProcess(SpawnProcess):
         return _begin, (os.getpid(),), self.__dict__
 
 
-def _begin(parent: int) -> TetheredProcess:
+def end_with(parent: int) -> None:
+    """From now on Linux sends this process SIGTERM when its parent dies; if that is dead already, this is the end."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before
+    if os.getppid() != parent:
         os._exit(1)
+
+
+def _begin(parent: int) -> TetheredProcess:
+    end_with(parent)
     return TetheredProcess.__new__(TetheredProcess)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from emostream.stream.status import Status, decode_status
 KEPT = 500  # labels
 _ENVELOPE = 100  # values of the waveform: five seconds
 _PER_VALUE = 800  # samples: 50 ms
+_EXPECTED_S = 5.0  # within which a browser that was sent the page opens its socket
 
 
 class Labelled(msgspec.Struct):
@@ -49,10 +51,12 @@ class PageState:
         self._status: tuple[int, str, Status] | None = None
         self._heard: dict[str, Heard] = {}
         self._settings: tuple[int, dict[str, object]] = 0, {}
+        self._sources: tuple[int, dict[str, str]] = 0, {}
         self._version = 0
         self.labelled = 0
         self.on_label: Callable[[Emotion], object] = lambda emotion: None
         self.viewers = 0  # browsers that want sound and faces
+        self._expected_until_s = 0.0
 
     def add(self, payload: str) -> None:
         """Take a public message: a label or a running estimate."""
@@ -80,6 +84,13 @@ class PageState:
             if settings != self._settings[1]:
                 self._version += 1
                 self._settings = self._version, settings
+
+    def set_sources(self, sources: dict[str, str]) -> None:
+        """What each stream listens to and looks at, in words."""
+        with self._lock:
+            if sources != self._sources[1]:
+                self._version += 1
+                self._sources = self._version, sources
 
     def hear(self, pcm: Pcm) -> None:
         with self._lock:
@@ -135,6 +146,11 @@ class PageState:
         with self._lock:
             return None if self._settings[0] <= since else self._settings[1]
 
+    def sources(self, since: int = 0) -> dict[str, str] | None:
+        """The sources by stream, if they were changed after ``since``."""
+        with self._lock:
+            return None if self._sources[0] <= since else self._sources[1]
+
     def senses(self) -> dict[str, dict[str, object]]:
         with self._lock:
             return {
@@ -154,3 +170,13 @@ class PageState:
         """So many more (or fewer) browsers want sound and faces."""
         with self._lock:
             self.viewers += by
+
+    def expect(self) -> None:
+        """A browser has asked for the page: sound and faces are fetched for it while it loads."""
+        with self._lock:
+            self._expected_until_s = time.monotonic() + _EXPECTED_S
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a browser wants sound and faces now, or is about to."""
+        return self.viewers > 0 or time.monotonic() < self._expected_until_s

@@ -15,7 +15,7 @@ from av.format import ContainerFormat
 _LISTS = {"concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "vobsub", "webm_dash_manifest"}
 _NONE = "none"  # an empty list of protocols would mean all of them to some versions
 _PROTOCOLS = {
-    "rtsp": "rtsp,rtp,tcp",  # over TCP alone, which network.py asks for
+    "rtsp": "rtsp,rtp,tcp,udp",  # over UDP where a server has nothing else
     "rtsps": "rtsps,rtsp,rtp,tls,tcp",
     "rtp": "rtp,udp",
     "udp": "udp",

@@ -134,6 +134,7 @@ class LiveSource:
         self._arrived = threading.Event()
         self._closing = threading.Event()
         self._ended = threading.Event()
+        self._failure: SourceError | None = None  # why a recording ended early
         self._smoother = Smoother()
         self.counters: Counter[str] = Counter()
 
@@ -151,6 +152,8 @@ class LiveSource:
                     yield self._queue.popleft()
                 continue
             if self._ended.is_set() and not self._queue:
+                if self._failure is not None:
+                    raise self._failure
                 return
             self._arrived.clear()
             if not self._queue and not self._ended.is_set() and not self._arrived.wait(_IDLE_S):
@@ -180,7 +183,9 @@ class LiveSource:
             if self._spec.scheme in ("http", "https"):
                 return self._opened_web(self._spec.address)
             options = {"fflags": "nobuffer"} | input_options(self._spec.scheme)
-            if self._spec.scheme in ("rtsp", "rtsps"):
+            if self._spec.scheme == "rtsp":  # UDP only if the server refuses TCP
+                options |= {"rtsp_flags": "prefer_tcp"}
+            elif self._spec.scheme == "rtsps":  # which would not be encrypted over UDP
                 options |= {"rtsp_transport": "tcp"}
             return self._opened(self._spec.address, None, options)
         except (FFmpegError, OSError, ValueError) as error:
@@ -245,8 +250,9 @@ class LiveSource:
         except Exception as error:  # nobody would notice the end of this thread
             log.debug("%s", traceback.format_exc())
             failure = OSError(None, f"{type(error).__name__}: {error}")
-        if failure is not None and not self._closing.is_set():
-            log.error("%s: reading ended early (%s)", self.name, getattr(failure, "strerror", None) or failure)
+        if failure is not None:
+            why = getattr(failure, "strerror", None) or str(failure)
+            self._failure = SourceError(f"{self.name}: reading ended early ({why.removeprefix(f'{self.name}: ')})")
         container.close()
         self._ended.set()
         self._arrived.set()
@@ -308,6 +314,8 @@ class LiveSource:
             return f"nothing came for {self._timeout_s:g} s"
         except (FFmpegError, OSError) as error:
             return error.strerror or str(error)
+        except SourceError as error:
+            return str(error).removeprefix(f"{self.name}: ")
         except Exception as error:  # nobody would notice the end of this thread
             log.debug("%s", traceback.format_exc())
             return f"{type(error).__name__}: {error}"

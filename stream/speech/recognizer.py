@@ -11,6 +11,7 @@ from emostream.errors import ModelError
 from emostream.stream import models
 from emostream.stream.config import Speech
 from emostream.stream.emotion import Word
+from emostream.stream.speech.apart import Apart
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,10 @@ class Recognizer(Protocol):
         ...
 
 
-def make_recognizer(config: Speech) -> Recognizer | None:
+def make_recognizer(config: Speech, apart: str = "") -> Recognizer | None:
     """The configured recogniser. ``auto``: Vosk if there is a model for the language, else PocketSphinx for English,
-    else None (utterances then have no words); the log says which one and why.
+    else None (utterances then have no words); the log says which one and why. ``apart``: PocketSphinx has a
+    process of its own, of this name.
 
     Raises ModelError if a recogniser that was asked for by name is not available.
     """
@@ -73,7 +75,7 @@ def make_recognizer(config: Speech) -> Recognizer | None:
                 log.info(
                     "speech recognition: pocketsphinx (in place of Vosk; to get Vosk: %s)", models.how_to_get("vosk-en")
                 )
-            return PocketSphinxRecognizer()
+            return Apart("pocketsphinx", apart) if apart else PocketSphinxRecognizer()
     elif config.recognizer == "pocketsphinx":
         raise ModelError(f"PocketSphinx only recognises English here, but speech.language is {config.language!r}")
     log.warning(
