@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from emostream.stream.emotion import Emotion
     from emostream.stream.sheet.collect import Sheet
 
-_ESTIMATE_S = 600.0  # the time left is told from the speed of so long: a recording may take minutes
-# what mimetypes does not know everywhere
+_ESTIMATE_S = 600.0  # the remaining time is estimated over this period, since a recording may take minutes
+# suffixes that mimetypes does not know on every system
 _SUFFIXES = {".mkv", ".mka", ".flac", ".opus", ".m4a", ".webm", ".ts", ".mts", ".m2ts", ".caf", ".amr", ".mxf", ".3gp"}
 
 
@@ -40,16 +40,16 @@ def label() -> int:
         "files",
         nargs="+",
         metavar="FILE",
-        help="a file, a folder (its media files, and those below it), a pattern, or - for standard input",
+        help="a file, a folder (all media files in and below it), a pattern, or - for standard input",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="LABELS.jsonl",
-        help="write labels into a file, in place of what is there: .jsonl, .csv, .parquet, and for one recording .vtt, "
+        help="write labels into a file, replacing its content: .jsonl, .csv, .parquet, and for one recording .vtt, "
         ".eaf (ELAN) or .TextGrid (Praat); or, with --format, a file for each recording into a folder",
     )
-    parser.add_argument("--format", choices=WRITERS, help="of --out, if its name does not say so")
+    parser.add_argument("--format", choices=WRITERS, help="format of --out, if its name does not say")
     parser.add_argument(
         "--sheets",
         type=Path,
@@ -64,7 +64,10 @@ def label() -> int:
         "given) that it has labels of, but for the last of these; and with --sheets: draw those that are missing",
     )
     parser.add_argument(
-        "--tracks", default="", metavar="TRACKS", help='of several: "audio:2,video:1", or by language: "audio:deu"'
+        "--tracks",
+        default="",
+        metavar="TRACKS",
+        help='which tracks, if there are several: "audio:2,video:1", or by language: "audio:deu"',
     )
     parser.add_argument(
         "--ray",
@@ -72,7 +75,9 @@ def label() -> int:
         help='label on this Ray cluster: HOST:PORT, "auto" for the one of this machine; "local" starts one here '
         "(docs/scale.md)",
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="with --ray: so many files at a time (default: its CPUs)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="with --ray: files at a time (default: its number of CPUs)"
+    )
     add_config_options(parser)
     options = parser.parse_args()
     if options.jobs is not None and (options.ray is None or options.jobs < 1):
@@ -106,8 +111,8 @@ def label() -> int:
 
 @dataclass
 class _Outputs:
-    """Where labels go, besides the terminal. ``written``: the recordings of which ``lines`` has all labels already,
-    ``drawn``: those that have a sheet."""
+    """Where labels go besides the terminal. ``written``: recordings whose labels are all in ``lines`` already;
+    ``drawn``: recordings that have a sheet."""
 
     lines: BinaryIO | None = None
     export: Export | None = None
@@ -145,7 +150,7 @@ def _open_outputs(options: argparse.Namespace, form: str, files: list[Path], sta
 
 
 def _left(files: list[Path], outputs: _Outputs, options: argparse.Namespace) -> list[Path]:
-    """The recordings of which something is missing yet, where a call goes on with what another one left."""
+    """The recordings that are not complete yet, when resuming an earlier call."""
     if outputs.written:
         print(f"note: {options.out} has the labels of {len(outputs.written)} of them already", file=sys.stderr)
     if outputs.sheets is not None:
@@ -157,8 +162,8 @@ def _left(files: list[Path], outputs: _Outputs, options: argparse.Namespace) -> 
 
 
 def named_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files that are meant: as named, those in a folder, those that a pattern fits; each once. And a line for each
-    folder without media and each pattern that nothing fits.
+    """The files that these names stand for: files, media files in folders, and matches of patterns, each once. Also an
+    error line for each folder without media and each pattern without a match.
 
     Raises ConfigError if there is no file at all."""
     found: dict[Path, None] = {}
@@ -182,13 +187,13 @@ def named_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def is_media(path: Path) -> bool:
-    """Whether a file's name says that it holds sound or moving pictures."""
+    """Whether a file's name suggests that it holds sound or moving pictures."""
     kind, _ = mimetypes.guess_type(path.name)
     return path.suffix.lower() in _SUFFIXES or (kind or "").startswith(("audio/", "video/"))
 
 
 class _Labels:
-    """Labels on their way to standard output and to what --out names. ``failed``: how many recordings had an error."""
+    """Writes labels to standard output and to what --out names. ``failed``: how many recordings had an error."""
 
     def __init__(self, outputs: _Outputs) -> None:
         from emostream.stream.emotion import encode_emotion
@@ -222,7 +227,7 @@ class _Labels:
 
 
 def _progress() -> Progress:
-    """A bar on stderr, with the time left; nothing where that is no terminal."""
+    """A progress bar on stderr with the remaining time; nothing if stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -234,7 +239,7 @@ def _progress() -> Progress:
 
 
 def _label_files(config: Config, files: list[Path], labels: _Labels, outputs: _Outputs, tracks: str) -> None:
-    """Label files one after another, whatever happens to one of them."""
+    """Label files one after another; an error in one does not stop the others."""
     from emostream.stream.label import Labeller, error_line
     from emostream.stream.sheet.collect import Sheet
 
@@ -242,7 +247,7 @@ def _label_files(config: Config, files: list[Path], labels: _Labels, outputs: _O
         task = progress.add_task("labelling", total=len(files))
 
         def labels_of(path: Path, done: int, sheet: Sheet | None) -> Iterator[Emotion | Exception]:
-            """The labels of a file, and at last why there are no more, or no sheet, if something went wrong."""
+            """A file's labels and, if something went wrong, finally the exception."""
 
             def show(part: float) -> None:
                 progress.update(task, completed=done + part)
@@ -269,7 +274,7 @@ def _label_files(config: Config, files: list[Path], labels: _Labels, outputs: _O
 def _label_on_cluster(
     config: Config, files: list[Path], labels: _Labels, tracks: str, address: str, jobs: int | None
 ) -> None:
-    """Label files on a Ray cluster. Progress is by their sizes: their lengths are not known before they are read."""
+    """Label files on a Ray cluster. Progress is by file size, since lengths are not known before files are read."""
     from emostream.stream.cluster.label import ClusterLabeller
     from emostream.stream.emotion import decode_emotion
 
@@ -287,7 +292,7 @@ def _label_on_cluster(
 
 
 def _size(path: Path) -> int:
-    """In bytes; a file that is not there, or is empty, counts as one."""
+    """Size in bytes; 1 for a missing or empty file."""
     with contextlib.suppress(OSError, ValueError):
         return max(1, path.stat().st_size)
     return 1

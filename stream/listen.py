@@ -1,4 +1,4 @@
-"""Subscribing to what a running pipeline publishes."""
+"""Subscribes to what a running pipeline publishes."""
 
 from __future__ import annotations
 
@@ -54,12 +54,13 @@ def listen(
     seconds without a message; by default never. Messages that are not emostream's are skipped with a warning, and one
     says how many labels did not come.
 
-    Or many boxes, each with its ``stream-uplink``: ``zenoh://HOST:PORT/SITE/BOX/STREAM`` of a zenoh router,
-    ``zenoh+tls://…`` encrypted; of the names, those at the end may be left out, and ``*`` is any. Each ``Emotion`` then
-    has ``site`` and ``box``. The last label of each stream comes first, no label twice. ``config``: a configuration of
-    zenoh's own, for certificates. Boxes and the router may come and go, which is logged.
+    To listen to many boxes, each with its ``stream-uplink``, give the address of a zenoh router,
+    ``zenoh://HOST:PORT/SITE/BOX/STREAM``, or ``zenoh+tls://…`` if encrypted; names may be omitted from the end, and
+    ``*`` matches any. Each ``Emotion`` then has ``site`` and ``box``. The last label of each stream comes first; no
+    label comes twice. ``config``: a zenoh configuration file, for certificates. Boxes and the router may come and go,
+    which is logged.
 
-    Raises ConfigError if the address is not valid, a file cannot be used or the package for zenoh is missing.
+    Raises ConfigError if the address is not valid, a file cannot be used or the zenoh package is missing.
     """
     for _, emotion in listen_raw(
         endpoint, key=key, config=config, stream=stream, estimates=estimates, timeout_s=timeout_s
@@ -196,7 +197,7 @@ class _Gaps:
 
 
 class _Subscriber:
-    """A SUB socket, and its monitor: ZeroMQ itself keeps silent about a handshake that failed.
+    """A SUB socket and its monitor, since ZeroMQ itself does not report failed handshakes.
 
     Raises ConfigError if the address is not valid."""
 
@@ -205,8 +206,8 @@ class _Subscriber:
     ) -> None:
         self._context, self._endpoint, self._topics, self._pair = context, endpoint, topics, pair
         self._opened = 0
-        self._failures = 0  # one after another
-        self._told: set[str] = set()  # since labels could come last
+        self._failures = 0  # consecutive ones
+        self._told: set[str] = set()  # warnings since the last successful handshake
         self._again_s: float | None = None  # when to connect again, if ZeroMQ does not
         self._open()
 
@@ -237,7 +238,7 @@ class _Subscriber:
             self._poller.register(socket, zmq.POLLIN)
 
     def receive(self, timeout_s: float | None) -> list[bytes] | None:
-        """The parts of the next message; None after so many seconds without one."""
+        """The parts of the next message; None after ``timeout_s`` without one."""
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             if self._again_s is not None and time.monotonic() >= self._again_s:

@@ -1,4 +1,4 @@
-"""What somebody who looks into a problem needs to know of a run, in one file that can be sent."""
+"""A report of a run for somebody who looks into a problem, in one file that can be sent."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class ProblemReport:
 
 
 def _masked(value: Any) -> Any:
-    """Settings in which the passwords of URLs are ``***``."""
+    """The settings with ``***`` for passwords in URLs."""
     if isinstance(value, dict):
         return {key: _masked(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -115,5 +115,5 @@ def _doctor() -> str:
 
     try:
         return "\n".join(f"{one.area}: {one.name}: {one.ok}: {one.detail} {one.mend}" for one in examine()) + "\n"
-    except Exception as error:  # a report of a broken machine is needed most
+    except Exception as error:  # a report is needed most from a broken machine
         return f"stream-doctor itself fails here ({type(error).__name__}: {error})\n"

@@ -1,8 +1,7 @@
-"""What a run learnt of a person, kept for the next one (``[fusion] profile``, ``stream-run --profile``).
+"""What a run learnt about a person, kept for the next run (``[fusion] profile``, ``stream-run --profile``).
 
-A profile holds numbers alone: by stream and modality the mean of the encoder's vectors at rest, and of how many
-utterances. There is no picture, no sound and no word in it; it is still personal, and its file is readable by its owner
-only.
+A profile only holds numbers: for each stream and modality, the mean of the encoder's vectors at rest and the number of
+utterances. It contains no pictures, sound or words; it is still personal, so only its owner can read the file.
 """
 
 from __future__ import annotations
@@ -47,9 +46,9 @@ class _File(msgspec.Struct):
 
 
 class Profile:
-    """A profile's file and what it says for a bundle.
+    """A profile file, as far as it applies to a bundle.
 
-    Raises ConfigError if the file is there and is no profile, or if it cannot be read or written.
+    Raises ConfigError if the file exists but is not a profile, or cannot be read.
     """
 
     def __init__(self, path: Path, bundle: Bundle) -> None:
@@ -61,7 +60,7 @@ class Profile:
         self._written: _File | None = None
 
     def restore(self, baselines: Mapping[str, Mapping[str, Baseline]]) -> None:
-        """Give each stream's baselines, by modality, what the profile knows."""
+        """Set each stream's baselines, by modality, to what the profile contains."""
         for stream, by_modality in baselines.items():
             for m, baseline in by_modality.items():
                 if (rest := self._streams.get(stream, {}).get(m)) is not None:

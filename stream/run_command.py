@@ -179,7 +179,7 @@ def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool, repo
         if file is not None:
             file.close()
         in_time = shown.close(last=lambda: view.summary(lines))
-    if not in_time:  # the terminal or pipe takes nothing more, and Python would wait for it at its end
+    if not in_time:  # the terminal or pipe is stuck, and Python would wait for it at exit
         os._exit(0)
     if shown.error is not None:
         raise shown.error
@@ -187,7 +187,7 @@ def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool, repo
 
 
 def _stop_by_signals(stop: threading.Event) -> None:
-    """Ctrl-C, SIGTERM and the terminal's end (unless nohup has seen to that) stop a run in order."""
+    """Let Ctrl-C, SIGTERM and the terminal's end (except under nohup) stop the run in an orderly way."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):

@@ -1,4 +1,4 @@
-"""Getting to know the person: what of a face or a voice is just how this person looks or sounds.
+"""Getting to know the person: separates how this person always looks or sounds from what they feel.
 
 People differ more at rest than most moods do. A baseline is the mean of one person's vectors when nothing is felt;
 what follows is moved by its difference from a vector that all people share. It grows slowly: the first utterance is not
@@ -20,8 +20,8 @@ SURER = 0.02  # by which moving a voice must raise the best label's probability,
 
 
 class Baseline:
-    """The rest of one person in one modality. ``everyone``: what all people's rest is moved to, (dim,);
-    ``forget_ns``: after how long without the person nothing is known any more, None for never."""
+    """One person's vector at rest, in one modality. ``everyone``: the shared vector to which everybody's rest is
+    shifted, (dim,); ``forget_ns``: how long the person may be away before being forgotten, None for ever."""
 
     def __init__(self, everyone: np.ndarray, forget_ns: int | None) -> None:
         self._everyone, self._forget_ns = everyone.astype(np.float32), forget_ns
@@ -34,14 +34,14 @@ class Baseline:
         self._weight = 0.0
 
     def seen(self, at_ns: int) -> None:
-        """The person is there at this media time; forgets the last one, who has been away for too long."""
+        """Somebody is there at this media time. Forgets the previous person if they have been away too long."""
         if self._forget_ns is not None and at_ns - self._seen_ns > self._forget_ns:
             self.forget()
         self._seen_ns = max(self._seen_ns, at_ns)
 
     def update(self, vectors: np.ndarray, weight: float) -> None:
-        """Take (n, dim) vectors of one utterance, or of the time before it. ``weight``, 0 to 1: how surely they are of
-        rest."""
+        """Take (n, dim) vectors from one utterance, or from the time before it. ``weight``, 0 to 1: how surely the
+        person was at rest."""
         if not len(vectors) or weight <= 0:
             return
         kept = min(1.0, (MOST - weight) / self._weight) if self._weight > 0 else 0.0
@@ -50,7 +50,7 @@ class Baseline:
 
     @property
     def rest(self) -> tuple[np.ndarray, float] | None:
-        """Mean vector (dim,) and weight, in utterances, of what was taken; None if nothing was."""
+        """Mean vector (dim,) and weight (in utterances) of what was taken; None if nothing was."""
         return (self._sum / self._weight, self._weight) if self._weight > 0 else None
 
     @rest.setter
@@ -111,11 +111,11 @@ class VoiceBaseline(Baseline):
 
 
 class Adaptation:
-    """What is known of the people of one stream: of each voice by its name, of each face by its number, and of all its
-    voices together, for those that are not told apart.
+    """What is known about the people of one stream: a baseline for each voice by name, for each face by number, and one
+    for all voices together, used for voices that are not told apart.
 
-    ``everyone``: by modality, what all people's rest is moved to; ``alone``: the stream is one person's, whichever face
-    is in view and whoever is heard. ``first``: by modality, of all voices and of the first face.
+    ``everyone``: by modality, the vector to which everybody's rest is shifted; ``alone``: all faces and voices of the
+    stream belong to one person. ``first``: by modality, the baseline of all voices and that of the first face.
     """
 
     def __init__(self, everyone: Mapping[str, np.ndarray], forget_ns: int | None, alone: bool) -> None:
@@ -141,8 +141,8 @@ class Adaptation:
         return self._voices.get(speaker)
 
     def heard(self, speaker: str | None, start_ns: int, end_ns: int) -> None:
-        """Somebody spoke from one media time to another. What is known of who was away for too long is forgotten; of a
-        voice that is by the start, which is the same however often an utterance is looked at."""
+        """Somebody spoke between these media times. Forgets whoever was away too long; for a voice this is judged by
+        the start, which stays the same however often an utterance is evaluated."""
         if (stream := self.first.get("audio")) is not None:
             stream.seen(end_ns)
         if speaker in self._voices:
@@ -179,7 +179,7 @@ class Adaptation:
         self._voices = {name: voice for name, voice in self._voices.items() if name in speakers}
 
     def face(self, person: int | None) -> Baseline | None:
-        """Of a person's face; None for nobody's, and where faces are not adapted to."""
+        """The baseline of a person's face; None for no person, and if faces are not adapted to."""
         first = self.first.get("video")
         if first is None or person is None or self._alone:
             return first if person is not None else None

@@ -1,8 +1,8 @@
-"""One channel of sound out of several: the one, or the mean, that carries the speech.
+"""Mixes several channels down to one: the channel that carries the speech, or the mean of all.
 
-The mean of all channels is right for a voice that all of them have, as in stereo from a camera. It is silent where two
-have opposite phase (a plug half in, a cable of balanced sound), 6 dB down where one of two is connected, 15.6 dB where
-the voice is in the centre of 5.1, and 18 dB where one of eight microphones hears it.
+The mean is right for a voice that is on all channels, as in a camera's stereo sound. It is silent if two channels have
+opposite phase (a half-inserted plug, a balanced cable), 6 dB down if only one of two is connected, 15.6 dB down if the
+voice is in the centre of 5.1, and 18 dB down if one of eight microphones hears it.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ _RAMP_S = 0.008  # from one channel to another, without a click
 class Channels:
     """(n, channels) float32 to (n,) float32.
 
-    ``choice``: "auto", "mean", or the channels to take, from 1 on, as "2" or "1,2". With "auto" it is the mean, until a
-    channel has clearly more of what rises above its own noise than what is heard now has; then that channel, until
-    another one, or the mean, has clearly more. So two speakers who each have a channel are both heard, and hum on
-    another channel is not. The choice is made with each block of 32 ms, from the block itself, so that it is not late.
+    ``choice``: "auto", "mean", or the channels to take, counted from 1, such as "2" or "1,2". "auto" starts with the
+    mean and switches to a channel, or back to the mean, when that has clearly more energy above its own noise than what
+    is heard now. So two speakers with a channel each are both heard, and hum on another channel is not. The choice is
+    made for each block of 32 ms from the block itself, so that it is never late.
     """
 
     def __init__(self, choice: str = "auto", name: str = "") -> None:
         self._wanted = None if choice in ("auto", "mean") else [int(part) - 1 for part in choice.split(",")]
         self._automatic, self._name = choice == "auto", name
         self._count = self._rate_hz = 0
-        self._taken = 0  # of the candidates: 0 the mean, then each channel
+        self._taken = 0  # index of the candidate heard now: 0 is the mean, then each channel
         self._last = np.zeros(0, np.float32)  # the last sample of each candidate
         self._noise = self._level = np.zeros(0)
         self._heard_s = 0.0
         self._missing_told = False
 
     def mono(self, samples: np.ndarray, rate_hz: int) -> np.ndarray:
-        """The channel of these samples that is heard."""
+        """Mix (n, channels) samples down to (n,)."""
         count = samples.shape[1]
         if count == 1:
             return np.ascontiguousarray(samples[:, 0], np.float32)
@@ -81,12 +81,12 @@ class Channels:
         return np.asarray(old * (1 - ramp) + new * ramp, np.float32)
 
     def _choose(self, candidates: np.ndarray) -> int:
-        """The candidate to hear, of (n, 1 + channels) samples."""
-        # differences of neighbouring samples: rumble and mains hum count for little
+        """Which column of these (n, 1 + channels) samples to hear."""
+        # differences of neighbouring samples, so that rumble and mains hum count for little
         steps = np.diff(candidates, axis=0, prepend=self._last[None])
         self._last = candidates[-1].copy()
         energy = np.square(steps, dtype=np.float64).mean(axis=0)
-        self._noise = np.where(self._noise < 0, energy / _AT_FIRST, self._noise)
+        self._noise = np.where(self._noise < 0, energy / _FIRST_TO_NOISE, self._noise)
         length_s = len(candidates) / self._rate_hz
         self._heard_s += length_s
         floor_s = _FLOOR_S if self._heard_s > _FIRST_S else _FIRST_FLOOR_S
@@ -97,9 +97,9 @@ class Channels:
         voice = np.maximum(0.0, energy - _ABOVE_NOISE * self._noise)
         self._level = np.maximum(voice, self._level + (voice - self._level) * share)
         best = int(self._level.argmax())
-        if self._level[0] * _CLEARLY > self._level[best]:
-            best = 0  # a voice that all channels have
-        if best != self._taken and self._level[best] > _CLEARLY * self._level[self._taken]:
+        if self._level[0] * _SWITCH_RATIO > self._level[best]:
+            best = 0  # all channels carry the voice
+        if best != self._taken and self._level[best] > _SWITCH_RATIO * self._level[self._taken]:
             return best
         return self._taken
 

@@ -1,4 +1,4 @@
-"""Core of the speech node: 16 kHz blocks in, starts, pauses, ends and words of utterances out."""
+"""Core of the speech node: 16 kHz blocks in; starts, pauses, ends and words of utterances out."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from emostream.stream.speech.vad import RATE_HZ, SileroVad
 log = logging.getLogger(__name__)
 
 _PREROLL_BLOCKS = 8  # 256 ms before the first speech frame also go to the recogniser, as onsets are soft
-_TOLD_NS = 250_000_000  # of missing sound: shorter than any word worth a line
-_SCRAP_NS = 400_000_000  # what is left of an utterance whose sound went missing: shorter, it gets no label
+_REPORTED_GAP_NS = 250_000_000  # missing sound that is worth a log line; anything shorter holds no word
+_SCRAP_NS = 400_000_000  # an utterance cut shorter than this by missing sound gets no label
 _PROGRESS_NS = 250_000_000
 _STALL_NS = 500_000_000
-_ONSET_NS = 100_000_000  # speech this soon after missing sound had begun before
-_TOLD_WORDS, _BEFORE_S = 1000, 0.5  # of another program's words: how many are kept; they may begin before the sound
-_HOLD_BLOCKS = 10  # 320 ms: after 192, 2 of 60 voices of normal level were not yet louder than a quiet microphone's
+_ONSET_NS = 100_000_000  # speech that starts this soon after missing sound had begun before it
+_EXTERNAL_WORDS, _BEFORE_S = 1000, 0.5  # another program's words: how many to keep; how early they may begin
+_HOLD_BLOCKS = 10  # 320 ms; after 192 ms, 2 of 60 voices of normal level were no louder than on a quiet microphone
 _VERY_QUIET_DBFS = -40.0
-_WARN_NS = 60_000_000_000  # at most one warning in this media time
+_WARN_NS = 60_000_000_000  # media time between two warnings, at least
 
 
 @dataclass(frozen=True)
 class _Heard:
-    """A block and its speech probability, as it came and amplified."""
+    """A block and its speech probability, both as captured and amplified."""
 
     pcm: Pcm
     probability: float
@@ -52,13 +52,13 @@ class SpeechCore:
     Recognition runs only within utterances, in segments: a pause ends a segment, so that its words become final during
     the rest of the hangover, and further speech begins the next one.
 
-    ``quiet_vad``: a second voice activity, which hears the blocks of a quiet microphone amplified (see
-    ``speech.level``), as the recogniser then does too; without it there is no automatic level. A microphone of which
-    nothing has been heard yet counts as quiet, and every voice begins softly. So what might be the start of an
-    utterance is held back for 320 ms: if it becomes loud within them, it is heard as it came. Thus a normal
-    microphone has the utterances that it has without an automatic level.
+    ``quiet_vad``: a second voice activity detector, which hears a quiet microphone's blocks amplified (see
+    ``speech.level``), as the recogniser then does too; without it there is no automatic level. A microphone counts as
+    quiet until something loud is heard, and every voice begins softly. So the possible start of an utterance is held
+    back for 320 ms; if it becomes loud by then, it is heard as captured. Thus a normal microphone yields the same
+    utterances with and without the automatic level.
 
-    ``voice``: tells what the voice of each utterance is like, for the events of its pauses and its end.
+    ``voice``: computes each utterance's speaker vector, for the events at its pauses and its end.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class SpeechCore:
         self._preroll: deque[Pcm] = deque()
         self._fed_ns = 0  # the recogniser has everything before this media time
         self._segment_ns: int | None = None  # media time of the open segment's first sample
-        self._words: list[Word] = []  # of the finished segments of this utterance
+        self._words: list[Word] = []  # from the finished segments of this utterance
         self._utterance = 0
-        self._told: deque[Word] = deque(maxlen=_TOLD_WORDS)  # by another program
+        self._told: deque[Word] = deque(maxlen=_EXTERNAL_WORDS)  # from another program
         self._last: Pcm | None = None
         self._reported_ns = 0
         self.utterances = 0
@@ -97,24 +97,24 @@ class SpeechCore:
         self.scraps = 0
         self._resumed_ns = -_SCRAP_NS  # when sound came back after it was missing
         self.quiet_utterances = 0
-        self._loudest, self._likeliest = 0, 0.0  # since they were taken last
+        self._loudest, self._likeliest = 0, 0.0  # since the last ``take_senses``
 
     def follow(self, config: Speech) -> None:
-        """Go on with another threshold and other waits."""
+        """Use the threshold and waits of this configuration from now on."""
         self._threshold = config.threshold
         self._endpointer.follow(config)
         self._hangover_ns = int(config.hangover_ms * 1e6)
 
     def take_senses(self) -> dict[str, float]:
-        """The loudest sample (dBFS, -120 for silence) and the highest speech probability since this was called last."""
+        """The loudest sample (dBFS, -120 for silence) and the highest speech probability since the last call."""
         level_dbfs = 20 * math.log10(max(self._loudest, 0.03) / 32768)
         senses = {"level_dbfs": round(level_dbfs, 1), "speech": round(self._likeliest, 3)}
         self._loudest, self._likeliest = 0, 0.0
         return senses
 
     def hear(self, words: list[Word]) -> None:
-        """Take words of another program's recogniser, with times on the stream's timeline; those of the open utterance,
-        and of half a second before it, are its words."""
+        """Take words from another program's recogniser, with times on the stream's timeline. An utterance gets those
+        that fall into it, or into the half second before it."""
         self._told.extend(words)
 
     def _told_since(self, start_ns: int) -> list[Word]:
@@ -122,7 +122,7 @@ class SpeechCore:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nobody speaks, so that nobody waits for the next block."""
+        """Whether nobody speaks, so that the next block is not urgent."""
         return self._endpointer.at_rest and not self._held
 
     def expect(self, blocks: Sequence[Pcm]) -> None:
@@ -166,7 +166,7 @@ class SpeechCore:
         return events + self._take(pcm, probability, received_ns)
 
     def _release(self, received_ns: int) -> list[Message]:
-        """Take the blocks that are held back, as those of a quiet microphone."""
+        """Process the blocks that were held back as those of a quiet microphone."""
         held, self._held = self._held, []
         if held:
             raised = {block.media_start_ns: block for block in self._raised}
@@ -197,7 +197,7 @@ class SpeechCore:
         return events
 
     def _listen_to_voice(self, pcm: Pcm, changes: list[str]) -> None:
-        """What a voice is like is told from the sound between start and pause."""
+        """Feed the speaker vector with the sound between a start and a pause."""
         if self._voice is None:
             return
         if "started" in changes:
@@ -210,7 +210,7 @@ class SpeechCore:
             self._voiced = changes[-1] in ("started", "resumed")
 
     def _awaited(self, block: Pcm) -> bool:
-        """Whether the recogniser gets this block if speech goes on: it came in a pause of the open utterance."""
+        """Whether the recogniser needs this block if speech goes on, since it came in a pause of the open utterance."""
         return self._recognizer is not None and self._endpointer.speaking and block.media_end_ns > self._fed_ns
 
     def stalled(self) -> list[Message]:
@@ -238,7 +238,7 @@ class SpeechCore:
         assert self._last is not None
         missing_ns = pcm.media_start_ns - self._last.media_end_ns
         self.sound_lost_ns += missing_ns
-        if missing_ns >= _TOLD_NS:
+        if missing_ns >= _REPORTED_GAP_NS:
             span = f"from {self._last.media_end_ns / 1e9:.2f} to {pcm.media_start_ns / 1e9:.2f} s"
             log.warning("%s: sound is missing %s; what was said then is lost", pcm.stream, span)
             self._resumed_ns = pcm.media_start_ns
@@ -283,12 +283,12 @@ class SpeechCore:
         return self._event(kind, change, words, received_ns, self._clock.now_ns() - begun_ns)
 
     def _is_scrap(self, utterance: EndpointEvent, cut: bool) -> bool:
-        """Whether missing sound has left too little of an utterance to be labelled."""
+        """Whether missing sound has left too little of an utterance to label."""
         cut = cut or utterance.start_ns - self._resumed_ns < _ONSET_NS
         return cut and utterance.end_ns - utterance.start_ns < _SCRAP_NS
 
     def _note_level(self, utterance: EndpointEvent) -> None:
-        """Count an utterance at a very quiet microphone and, in real time, warn of it."""
+        """Count an utterance at a very quiet microphone and, in real time, warn about it."""
         assert self._last is not None
         if not self._has_level or self._peak_dbfs >= _VERY_QUIET_DBFS:
             return

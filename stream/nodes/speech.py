@@ -24,8 +24,8 @@ _AT_ONCE = 8  # blocks whose voice activity is computed in one run, where so man
 
 
 class _Hint:
-    """Says once, ten seconds after the start, that nobody has spoken yet, and what is heard instead: most often it is
-    another microphone than was thought, or one that is muted."""
+    """Says once, ten seconds after the start, that nobody has spoken yet and how loud the sound is: most often it is
+    the wrong microphone, or it is muted."""
 
     AFTER_NS = 10_000_000_000
 
@@ -52,7 +52,7 @@ class _Hint:
 
 
 def main(runtime: NodeRuntime) -> None:
-    """Load voice activity and recogniser, then turn sound into speech events until it ends or ``stop`` comes.
+    """Load voice activity detection and recogniser, then turn sound into speech events until it ends or ``stop`` comes.
 
     Raises ModelError if a model is missing.
     """

@@ -1,4 +1,4 @@
-"""A process that ends with its parent from its first moments on, before anything that it needs is imported."""
+"""A process that ends with its parent, even before it has imported anything."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class TetheredProcess(SpawnProcess):
-    """Linux sends it SIGTERM when its parent dies, which is its end until it handles that."""
+    """Linux sends it SIGTERM when its parent dies, which ends it unless it has installed a handler."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # pickle calls the function before it reads the state, which names what is to be imported
+        # pickle calls the function before it reads the state, whose reading imports modules
         return _begin, (os.getpid(),), self.__dict__
 
 

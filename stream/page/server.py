@@ -1,5 +1,5 @@
-"""The HTTP server of the page. Everything lies below a random token, so that another user of this machine, or a page of
-the web in this user's browser, cannot look."""
+"""The page's HTTP server. All paths begin with a random token, so that neither another user of this machine nor another
+web page in this user's browser can look."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Steer = Callable[[ControlRequest], str]
 
 
 class Guard:
-    """Lets requests in that name this server as their host, come from no other page, and know the token."""
+    """Only lets in requests that name this server as their host, do not come from another page, and know the token."""
 
     def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str], secure: bool) -> None:
         self._app, self._token, self._hosts = app, token, hosts
@@ -67,14 +67,14 @@ class Guard:
             await PlainTextResponse(text, status)(scope, receive, send)
 
     def _is_here(self, host: str) -> bool:
-        """Whether a host is this server; "*.example.org" stands for each name right below example.org."""
+        """Whether a host is this server; "*.example.org" matches each name directly below example.org."""
         host = host.lower()
         return host in self._hosts or f"*.{host.partition('.')[2]}" in self._hosts
 
     def _is_ours(self, origin: str) -> bool:
         try:
             parts = urlsplit(origin)
-        except ValueError:  # no address at all
+        except ValueError:  # not a valid address
             return False
         return parts.scheme == self._scheme and self._is_here(parts.netloc)
 
@@ -88,9 +88,9 @@ def make_app(
     secure: bool = False,
     count_labels: bool = False,
 ) -> ASGIApp:
-    """The page's application. ``hosts``: what a request may name as its host, as "127.0.0.1:8800"; ``steer``: carries
-    out a request to the run and gives its answer; without it, nothing can be changed; ``secure``: it is served by
-    https; ``count_labels``: its metrics count each label by name."""
+    """The page's application. ``hosts``: accepted Host headers, such as "127.0.0.1:8800"; ``steer``: carries out a
+    request to the run and returns its answer (without it, nothing can be changed); ``secure``: served over https;
+    ``count_labels``: metrics count each label by name."""
     metrics = RunMetrics(state, count_labels)
     before, after, policy = _document()
 
@@ -130,7 +130,7 @@ def make_app(
     async def control(request: Request) -> Response:
         if steer is None:
             return JSONResponse({"ok": False, "text": "this run cannot be steered"}, 409)
-        if request.headers.get("content-type") != "application/json":  # which no form of another page can send
+        if request.headers.get("content-type") != "application/json":  # a form on another page cannot send this
             return JSONResponse({"ok": False, "text": "send application/json"}, 415)
         try:
             asked = await request.json()
@@ -188,7 +188,7 @@ async def _until_gone(websocket: WebSocket) -> None:
 
 
 async def _messages(websocket: WebSocket, state: PageState) -> None:
-    """The public messages as they are. Who is slow gets the newest estimate, and every label of the last 500."""
+    """Send the public messages unchanged. A slow reader gets the newest estimate, and all of the last 500 labels."""
     number, version = state.labelled, 0
     while True:
         for label in state.labels(number):
@@ -219,7 +219,7 @@ async def _events(websocket: WebSocket, state: PageState) -> None:
 
 
 async def _page(websocket: WebSocket, state: PageState) -> None:
-    """What the page draws, ten times a second: one message with all that is new, so that nothing queues up."""
+    """Send what the page draws: ten times a second one message with everything new, so that nothing queues up."""
     number, version = 0, 0
     hurried_until = time.monotonic() + _HURRIED_FOR_S
     while True:

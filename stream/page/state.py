@@ -1,4 +1,4 @@
-"""What the page shows: the newest of everything, and the last labels. Written by the node, read by the server."""
+"""What the page shows: the newest data of each kind and the last labels. Written by the node, read by the server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXPECTED_S = 5.0  # within which a browser that was sent the page opens its soc
 
 
 class Labelled(msgspec.Struct):
-    """A label with its place in the run's order, which has no gaps."""
+    """A label with its number in the order of the run, which has no gaps."""
 
     number: int
     payload: str
@@ -32,7 +32,7 @@ class Labelled(msgspec.Struct):
 
 @dataclass
 class Heard:
-    """The last seconds of a stream's sound and the faces of its newest picture."""
+    """The last seconds of a stream's sound, the faces in its newest picture, and the picture if it is sent."""
 
     envelope: deque[int] = field(default_factory=lambda: deque(maxlen=_ENVELOPE))  # peaks, 0 to 100
     waiting: list[np.ndarray] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Heard:
 
 
 class PageState:
-    """All methods may be called from any thread. ``on_label`` is called with each label, in the thread of ``add``."""
+    """Thread-safe. ``on_label`` is called with each label, in the thread that calls ``add``."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,7 +79,7 @@ class PageState:
             self._status = self._version, payload, status
 
     def set_settings(self, settings: dict[str, object]) -> None:
-        """What can be changed on the page, as it is now."""
+        """Set the present values of the settings that can be changed on the page."""
         with self._lock:
             if settings != self._settings[1]:
                 self._version += 1
@@ -125,7 +125,7 @@ class PageState:
             self._heard.clear()
 
     def labels(self, since: int = 0) -> list[Labelled]:
-        """The labels after the one of this number, of the last 500."""
+        """The labels with a higher number, among the last 500."""
         with self._lock:
             return [label for label in self._labels if label.number > since]
 
@@ -167,7 +167,7 @@ class PageState:
             }
 
     def look(self, by: int) -> None:
-        """So many more (or fewer) browsers want sound and faces."""
+        """Change the number of browsers that want sound and faces."""
         with self._lock:
             self.viewers += by
 

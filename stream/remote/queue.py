@@ -1,4 +1,4 @@
-"""Which streams a replica takes, and which calls go into its next batch. No sockets, no clock, no networks."""
+"""Decides which streams a replica takes, and which calls go into its next batch. No sockets, no clock, no networks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from emostream.stream.cores.classifier import Classify
 from emostream.stream.cores.runs import Call
 
 Stream = tuple[bytes, int]
-"""The connection of a box, and the stream's number on it."""
+"""A box's connection, and the stream's number on it."""
 
-MOST_WAITING = 4  # calls of a stream; a box sends one at a time
-GONE_S = 10.0  # after so long without a word from its box, a stream's place is free
+MOST_WAITING = 4  # calls per stream; a box sends one at a time
+GONE_S = 10.0  # a stream's place is freed after this long without a message from its box
 _ACTIVE_S = 1.0
 _MOST_CALLS = 64  # of a batch
 _BATCH_S = 0.03  # of work in a batch, about: what a call that comes meanwhile waits for
@@ -79,7 +79,7 @@ class Piece:
 
 @dataclass
 class _Place:
-    used: float  # what its calls have cost: whose share is least is next
+    used: float  # total cost of its calls; the stream with the least is next
     waiting: deque[Waiting] = field(default_factory=deque)
     asked_s: float = -1e9
     seen_s: float = 0.0
@@ -87,8 +87,8 @@ class _Place:
 
 @dataclass
 class Batch:
-    """``expired``: calls for which nobody waits any more; ``wait_s``: if there is nothing to run, until when that stays
-    so, if no call comes; None for ever."""
+    """``expired``: calls for which nobody waits any more; ``wait_s``: if there is nothing to run, how long that stays
+    so unless a call comes; None for ever."""
 
     pieces: list[Piece] = field(default_factory=list)
     expired: list[Waiting] = field(default_factory=list)
@@ -96,8 +96,8 @@ class Batch:
 
 
 class Queue:
-    """``most``: streams that are admitted at a time. ``wait_s``: how long a call waits for those of other streams, and
-    only where others have called within the last second.
+    """``most``: how many streams are admitted at a time. ``wait_s``: how long a call waits for calls of other streams,
+    if any have called within the last second.
 
     A batch has one call of each stream at most, those first whose streams have used least: what one stream sends too
     much of waits in its own queue, and is refused where that is full. A call that is larger than a batch is done in
@@ -115,18 +115,18 @@ class Queue:
         return len(self._places)
 
     def admit(self, stream: Stream, now_s: float) -> bool:
-        """Whether a stream has a place, from now on."""
+        """Give a stream a place. Returns whether it has one now."""
         if stream not in self._places and len(self._places) >= self.most:
             return False
         self._places.setdefault(stream, _Place(self._used)).seen_s = now_s
         return True
 
     def leave(self, stream: Stream) -> None:
-        """A stream needs its place no longer."""
+        """A stream no longer needs its place."""
         self._places.pop(stream, None)
 
     def seen(self, box: bytes, now_s: float) -> None:
-        """A box is there."""
+        """A box gave a sign of life."""
         for (owner, _), place in self._places.items():
             if owner == box:
                 place.seen_s = now_s
@@ -136,14 +136,14 @@ class Queue:
         self._places = {stream: place for stream, place in self._places.items() if now_s - place.seen_s < GONE_S}
 
     def push(self, call: Waiting) -> str:
-        """Take a call; returns why not, or nothing."""
+        """Queue a call. Returns why it was refused, or an empty text."""
         place = self._places.get(call.stream)
         if place is None:
             return "not joined"
         if len(place.waiting) >= MOST_WAITING:
             return f"{MOST_WAITING} calls of this stream wait already"
         if not place.waiting:
-            place.used = max(place.used, self._used)  # nothing is saved up
+            place.used = max(place.used, self._used)  # idle streams save up no credit
         place.waiting.append(call)
         place.asked_s = place.seen_s = call.since_s
         return ""

@@ -1,4 +1,4 @@
-"""A replica of the networks: one process, an actor of Ray's, that boxes call over encrypted sockets."""
+"""A replica of the networks: a process (a Ray actor) that boxes call over encrypted sockets."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from emostream.stream.remote.wire import Answer, Ask, Failed, Join, Joined, Leav
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 64  # messages that are read before others have their turn
+_AT_ONCE = 64  # messages to read before doing anything else
 _TICK_MS = 500
 
 
 class Replica:
-    """``config``: of which ``[fusion]`` counts, as ``model_dump`` gives it. ``host``: the address that boxes reach this
-    machine at, and the only one that is listened on; empty: Ray's name for it. ``ports``: those to choose from, any
-    for (0, 0).
+    """``config``: from ``model_dump``; only ``[fusion]`` counts. ``host``: the address at which boxes reach this
+    machine, and the only one to listen on; empty: the address that Ray uses. ``ports``: the range to choose from; (0,
+    0): any.
 
-    Its pair of keys is made here and never leaves the process. Raises BundleError, BackendError or ClusterError.
+    Its key pair is made here and never leaves the process. Raises BundleError, BackendError or ClusterError.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Replica:
         raise ClusterError(f"{host} is no address of this machine, or no port of {ports[0]} to {ports[1]} is free")
 
     def look(self, allowed: list[str]) -> tuple[Place, dict[str, int]]:
-        """Let in boxes with these keys from now on; where to find this replica, and its counters."""
+        """Let in boxes with these keys from now on. Returns where to find this replica, and its counters."""
         if not all(thread.is_alive() for thread in self._threads):
             raise RuntimeError("a thread has died")
         self._allowed = frozenset(allowed)
@@ -89,7 +89,7 @@ class Replica:
         return place, dict(self.counters + self._door.counters)
 
     def close(self) -> None:
-        """End the threads. Ray kills the process instead."""
+        """End the threads. Under Ray, the process is killed instead."""
         self._stop.set()
         with self._ready:
             self._ready.notify()

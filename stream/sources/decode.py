@@ -18,8 +18,8 @@ from emostream.stream.sources.tracks import Tracks, frame_rate, packets
 
 log = logging.getLogger(__name__)
 
-# PyAV before 19 fails on names and titles that are not UTF-8 unless it is told to replace them; PyAV 19 always replaces
-# them and no longer has the argument.
+# PyAV before 19 fails on names and titles that are not UTF-8 unless asked to replace them; PyAV 19 always replaces them
+# and no longer has the argument.
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _TIMED_BY_FIRST = ("aac", "ac3", "eac3")  # FFmpeg takes every packet to be as long as the first
 _MAX_BAD_PACKETS = 50  # at the start of a file, in a row, before decoding gives up
@@ -33,7 +33,7 @@ class Sampler:
         self._slot: int | None = None
 
     def wants(self, media_ns: int) -> bool:
-        """Whether to take the frame of this time, whose slot is then used up."""
+        """Whether to take the frame of this time. If so, its slot is used up."""
         if self.is_over(media_ns):
             return False
         self._slot = self._slot_of(media_ns)
@@ -44,7 +44,7 @@ class Sampler:
         return self._slot is not None and self._slot_of(media_ns) <= self._slot
 
     def _slot_of(self, media_ns: int) -> int:
-        return int((media_ns + 1_000_000) * self._fps // 1_000_000_000)  # time bases are rounded, to 1 ms at worst
+        return int((media_ns + 1_000_000) * self._fps // 1_000_000_000)  # time stamps are rounded, to 1 ms at worst
 
 
 def decode(
@@ -139,8 +139,8 @@ def _samples(frame: av.AudioFrame, name: str) -> np.ndarray:
 
 
 def _skippable_s(packet: av.Packet[Any]) -> float | None:
-    """Time in seconds of a frame on which no other frame depends, so that it need not be decoded: two thirds of a
-    camera's MJPEG at 30 frames a second never are. None if it has no time, or if others may depend on it."""
+    """Time in seconds of a frame that may be skipped undecoded, since no other frame depends on it: two thirds of a
+    camera's MJPEG at 30 frames a second are. None if it has no time, or if others may depend on it."""
     context = packet.stream.codec_context
     if not isinstance(context, av.VideoCodecContext) or not context.codec.intra_only:
         return None

@@ -1,4 +1,4 @@
-"""A media file, of any format that FFmpeg reads. Media time 0 is the start of the file, for both media."""
+"""A media file in any format that FFmpeg reads. Media time 0 is the start of the file, for both media."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 
 _WITHOUT_LENGTH = ("aac", "ac3", "eac3", "dts", "mpegvideo", "h264", "hevc", "loas", "amr", "gsm", "truehd")
-_MP3_LENGTH = (b"Xing", b"Info", b"VBRI")  # a header of one of these tells the number of frames
+_MP3_LENGTH = (b"Xing", b"Info", b"VBRI")  # headers that contain the number of frames
 _FIFO_S = 30.0
-_URL = re.compile(r"[a-z]+:/")  # as a path, which has no two slashes in a row
-_HEAD_BYTES = 1 << 20  # a cover may come before it
+_URL = re.compile(r"[a-z]+:/")  # a URL that became a path, which never has two slashes in a row
+_HEAD_BYTES = 1 << 20  # so many, since a cover picture may precede the MP3 header
 
 
 class _Bytes:
@@ -80,7 +80,7 @@ class _Bytes:
 
 
 def open_bytes(path: Path, wait_s: float) -> _Bytes:
-    """A file for PyAV. Of a FIFO, waits ``wait_s`` seconds at most for somebody who writes into it.
+    """A file for PyAV. If it is a FIFO, waits at most ``wait_s`` seconds for somebody to write into it.
 
     Raises OSError."""
     if not stat.S_ISFIFO(os.stat(path).st_mode):
@@ -96,19 +96,19 @@ def open_bytes(path: Path, wait_s: float) -> _Bytes:
 
 
 def _polled(poll: select.poll, wait_s: float) -> list[tuple[int, int]]:
-    """What a poll gives, once it is more than that nobody has opened the other end yet."""
+    """Poll until there is data; empty if there is none in time."""
     until = time.monotonic() + wait_s
     while time.monotonic() < until:
         events = poll.poll(100)
         if any(event & select.POLLIN for _, event in events):
             return events
-        time.sleep(0.02)  # POLLHUP comes at once
+        time.sleep(0.02)  # while nobody has opened the other end, POLLHUP comes at once
     return []
 
 
 class FileSource:
-    """Samples and frames of the ``media`` of a file, at most ``fps`` frames a second, as fast as they are decoded.
-    ``tracks``: which ones, as in ``tracks.choose``."""
+    """Samples and frames of a file's ``media``, at most ``fps`` frames a second, as fast as they are decoded.
+    ``tracks``: which tracks to use, as in ``tracks.choose``."""
 
     live = False
 
@@ -144,7 +144,7 @@ class FileSource:
         except OSError as error:
             self.close()
             raise SourceError(f"{self.name}: cannot be read ({error.strerror})") from error
-        if self._container.format.name == "tty":  # FFmpeg plays text as a picture of a terminal
+        if self._container.format.name == "tty":  # FFmpeg renders text files as a picture of a terminal
             self.close()
             raise SourceError(f"{self.name}: not a media file but text")
 
@@ -154,7 +154,7 @@ class FileSource:
         self._container = av.open(self._file, options=input_options(), **OPEN_OPTIONS)
 
     def tracks(self) -> frozenset[Medium]:
-        """The media of the opened file, whichever were asked for."""
+        """All media of the opened file, whether asked for or not."""
         assert self._container is not None
         media: tuple[Medium, ...] = ("audio", "video")
         chosen = choose(self._container, media, self._wanted, self.name, tell=False)
@@ -171,7 +171,7 @@ class FileSource:
 
     @property
     def _is_estimated(self) -> bool:
-        """Whether FFmpeg has only guessed the length, from the size and the bit rate of what came first."""
+        """Whether FFmpeg only estimated the length from the file's size and the bit rate of its start."""
         assert self._container is not None and self._file is not None
         kind = self._container.format.name
         return kind in _WITHOUT_LENGTH or (kind == "mp3" and not self._has_mp3_length())
@@ -191,8 +191,8 @@ class FileSource:
         return abs(frames * (1152 if rate_hz >= 32_000 else 576) / rate_hz - self._part_s) < 1.0
 
     def seek(self, media_ns: int) -> None:
-        """Let ``items`` begin at a place from which this time can be decoded, if the file has such places; else it
-        begins at its start. To be called before ``items``."""
+        """Let ``items`` begin at a point from which this time can be decoded; at the start if the file cannot seek.
+        Call it before ``items``."""
         assert self._container is not None
         try:
             while self._later and media_ns >= self._base_ns + self._part_s * 1e9:
@@ -224,7 +224,7 @@ class FileSource:
         def media_ns_of(seconds: float | None) -> int:
             return base_ns + round(((seconds or 0.0) - start_s) * 1e9)
 
-        gaps: list[tuple[int, int]] = []  # in the sound: from when to when
+        gaps: list[tuple[int, int]] = []  # in the sound: (start, end)
         timeline = timeline_of(container, self.name)
         try:
             tracks = choose(container, self._media, self._wanted, self.name)

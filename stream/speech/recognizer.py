@@ -1,4 +1,4 @@
-"""The protocol of speech recognisers, and which one a configuration asks for."""
+"""The protocol of speech recognisers, and the choice of the configured one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Recognizer(Protocol):
     name: str
 
     def begin(self) -> None:
-        """Begin a segment, and forget the last one."""
+        """Begin a segment and forget the last one."""
         ...
 
     def push(self, samples: np.ndarray) -> None:
@@ -34,7 +34,7 @@ class Recognizer(Protocol):
         ...
 
     def finish(self) -> list[Word]:
-        """End the segment; its final words."""
+        """End the segment; returns its final words."""
         ...
 
     def reset(self) -> None:
@@ -49,7 +49,7 @@ def make_recognizer(config: Speech, apart: str = "") -> Recognizer | None:
 
     Raises ModelError if a recogniser that was asked for by name is not available.
     """
-    if config.recognizer in ("none", "external"):  # those of another program come as messages
+    if config.recognizer in ("none", "external"):  # external words arrive as messages
         return None
     if config.recognizer in ("auto", "vosk"):
         name = f"vosk-{config.language}"

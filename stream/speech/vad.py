@@ -23,7 +23,7 @@ class SileroVad:
     (``tools/vad_graph.py``): three frames in one run take half of the time of three runs."""
 
     def __init__(self, model: Path) -> None:
-        import onnxruntime  # here, since other nodes need no more than the constants above
+        import onnxruntime  # here, since other nodes only need the constants above
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -38,7 +38,7 @@ class SileroVad:
         self._context = np.zeros(_CONTEXT, np.int16)
 
     def twin(self) -> Self:
-        """Another one that has heard nothing yet. The two share the network."""
+        """Another instance that has heard nothing yet. The two share the network."""
         twin = copy(self)
         twin.reset()
         return twin

@@ -115,8 +115,8 @@ class LiveStream extends HTMLElement {
     image.src = `data:image/jpeg;base64,${jpeg}`;
   }
 
-  // The faces at their places, in the picture if it is sent; else nothing is between them, and since boxes are square
-  // they tell its shape.
+  // Draws the faces at their places, in the picture if it is sent. Otherwise only the crops are drawn, and the picture's
+  // aspect ratio follows from the boxes, which are square.
   look(faces) {
     const scene = $(".scene", this), draw = scene.getContext("2d"), first = faces[0], picture = this.picture;
     scene.classList.toggle("whole", Boolean(picture));
@@ -206,7 +206,7 @@ function table(rows) {
   return element;
 }
 
-// The parts of a latency below one another, each from where the last one ended.
+// The parts of a latency one below the other, each beginning where the previous one ended.
 function waterfall({ total, ...parts }) {
   const element = table(Object.entries({ ...parts, total }).map(([name, value]) => [name.replaceAll("_", " "), duration(value)]));
   let begin = 0;
@@ -261,7 +261,7 @@ function drawLatency() {
   $("#half").textContent = `: ${half}`;
 }
 
-// What is wrong with a process or its source, and what mends it; "" if nothing is.
+// What is wrong with a process or its source, and how to fix it; "" if nothing is.
 function wrong(name, node) {
   if (node.state === "failed") return `${name} has failed for good; the log of stream-run says why.`;
   if (node.state === "away") return `${name}: its process ended and is being started again; if that repeats, the log of stream-run says why.`;
@@ -308,7 +308,7 @@ function showStatus(status) {
   }));
 }
 
-// What the labels are like since a setting was changed, beside what they were like before.
+// Compares the labels since a setting was changed with those before.
 let since = null;
 const kept = []; // [latency or null, uncertain] of each label
 const likeness = (labels) => {
