@@ -1,4 +1,4 @@
-"""A source leads nowhere but where it is: no neighbours of a file, no other servers."""
+"""A source cannot lead elsewhere: neither to a file's neighbours nor to other servers."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def opened(url: str, *allowed: str, timeout_s: float = 3) -> LiveSource:
 
 def is_heard(url: str, monkeypatch: pytest.MonkeyPatch, *allowed: str) -> bool:
     """Whether sound comes from ``url``."""
-    monkeypatch.setattr("emostream.stream.sources.network._SETTLE_NS", 0)  # what is served here is never stale
+    monkeypatch.setattr("emostream.stream.sources.network._SETTLE_NS", 0)  # this server's data is never stale
     source = opened(url, *allowed)
     try:
         return any(isinstance(item, AudioChunk) for item in itertools.islice(source.items(), 20))
@@ -259,7 +259,7 @@ def test_a_user_and_a_password_are_told_to_the_source_alone(servers, segment, mo
     ("first", "again"), [(playlist()[:-15], b"#EXTINF:2.0,\nsound.ts\n" * 4000), (playlist()[:-15], b""), (b"", b"")]
 )
 def test_an_answer_without_end_ends(servers, first: bytes, again: bytes):
-    """A playlist that goes on forever, and one of which a byte comes now and then, cost neither memory nor time."""
+    """An endless playlist, and one that arrives byte by byte, cost neither memory nor time."""
 
     def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -331,7 +331,7 @@ def test_a_name_that_moves_into_the_own_network_is_refused(servers, segment, mon
     [("rtsp", b"OPTIONS rtsp://"), ("rtsps", b"\x16\x03"), ("rtmp", b"\x03"), ("rtmps", b"\x16\x03")],
 )
 def test_the_protocols_of_other_urls_are_enough(scheme: str, says: bytes):
-    """The first bytes of each are sent; nothing answers."""
+    """Sends the first bytes of each; the server does not answer."""
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -1,4 +1,4 @@
-"""stream/cores/adapt.py, and what fusion makes of it."""
+"""stream/cores/adapt.py, and its use in fusion."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_who_is_away_for_long_is_forgotten():
 
 @pytest.fixture
 def knowing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A classifier that knows how everyone looks and sounds at rest."""
+    """A classifier with a common resting face and voice."""
     rest = {"video": np.zeros(4, np.float32), "audio": np.zeros(4, np.float32)}
     monkeypatch.setattr(FakeClassifier, "rest", rest)
 
@@ -83,7 +83,7 @@ def faces_of(run: Run) -> list[np.ndarray]:
 
 
 def test_a_resting_face_is_told_from_a_speaking_one(knowing):
-    """Faces of the two seconds before the utterance are the rest; those right before and after speech are not."""
+    """Faces of the two seconds before the utterance count as resting; those right before and after speech do not."""
     run = Run().push(*(sound_message(i / 10) for i in range(50)), *(face_message(i / 10) for i in range(51)))
     run.push(speech_message("started", 3.1, 1, 3.0, 3.1))
     run.at(4.4).push(speech_message("ended", 4.4, 1, 3.0, 4.0, "so good")).step()
@@ -121,7 +121,7 @@ def test_labels_do_not_depend_on_estimates_nor_on_the_order_of_arrival(knowing, 
         return [(label.utterance, label.probabilities, label.adapted) for label in run.labels]
 
     want = labels(False, False)
-    assert want[-1][2] > want[0][2] > 0  # more is known of the third utterance than of the first
+    assert want[-1][2] > want[0][2] > 0  # more is known at the third utterance than at the first
     assert labels(True, estimates) == want
 
 
@@ -202,7 +202,7 @@ def test_a_voice_is_moved_while_that_makes_answers_surer():
 
 @pytest.mark.parametrize("realtime", [False, True])
 def test_a_label_is_moved_by_its_own_speakers_voice(knowing, monkeypatch, realtime):
-    """The vector that comes with the pause says whose, so the label that was computed then stays."""
+    """The vector that comes with the pause identifies the voice, so the label computed then stays."""
     anna, ben = np.eye(2, 256, dtype=np.float32)
     spoken = [(float(t), t + 1.5, "so good") for t in range(1, 19, 3)]
     corrected: list[float] = []

@@ -33,7 +33,7 @@ def _sound(rate: int, seconds: float = 1.5) -> np.ndarray:
 
 
 def _chunks(samples: np.ndarray, rate: int, cuts: list[int], start_ns: int = 0) -> list[AudioChunk]:
-    """The samples, (n,) or (n, channels), as chunks that end at ``cuts``, each with its time."""
+    """The samples, (n,) or (n, channels), as timed chunks that end at ``cuts``."""
     wide = samples if samples.ndim == 2 else samples[:, None]
     bounds = [0, *sorted(cuts), len(wide)]
     return [AudioChunk(wide[a:b], rate, start_ns + a * _S // rate) for a, b in pairwise(bounds)]
@@ -232,7 +232,7 @@ def test_a_gap_is_counted_and_the_timeline_shows_it(rate):
     assert (steps[steps != 32_000_000] >= 2 * _S).all()
     assert (steps != 32_000_000).sum() == 1
     later_ns = _start_ns(rate, chunks[-1].media_ns)
-    assert later_ns in starts  # the sound after the gap is where its time stamp says
+    assert later_ns in starts  # the sound after the gap is at the place that its time stamp says
     times, _ = _rows(messages)
     steps = np.diff(times)
     assert (steps > 0).all()
@@ -276,7 +276,7 @@ def test_a_chunk_that_comes_twice_is_left_out():
 
 
 def test_a_gap_that_is_filled_later_stays_a_gap():
-    """Time never goes backwards: late chunks are left out."""
+    """Time never goes backwards: late chunks are dropped."""
     chunks = _chunks(_sound(16_000), 16_000, [6000, 12_000, 18_000])
     core = AudioCore("a", None)
     messages = _run([chunks[0], chunks[2], chunks[1], chunks[3]], core)
@@ -286,7 +286,7 @@ def test_a_gap_that_is_filled_later_stays_a_gap():
 
 
 def test_a_change_of_rate_in_mid_stream():
-    """As of a microphone that was opened again as another device."""
+    """As from a microphone that was reopened as another device."""
     core = AudioCore("a", None)
     first = _chunks(_sound(48_000), 48_000, [])
     second = _chunks(_sound(44_100), 44_100, [], start_ns=first[0].media_end_ns)

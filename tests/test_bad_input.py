@@ -78,12 +78,12 @@ def test_port_in_use():
 
 
 def test_a_backend_that_cannot_run_ends_the_run_at_once():
-    """On a machine without a GPU: fusion says why, and neither waits for the others nor for its sockets."""
+    """On a machine without a GPU: fusion reports the reason without waiting for the others or for its sockets."""
     if not available()["tensorrt"]:
         pytest.skip("TensorRT can run here")
     begun = time.monotonic()
     done = run_once("--stream", "demo", "--set", "fusion.backend=tensorrt")
-    assert time.monotonic() - begun < 15  # of which most is starting the processes; the demo takes 27 s
+    assert time.monotonic() - begun < 15  # mostly for starting the processes; the demo takes 27 s
     assert done.returncode == 1
     assert "error: fusion: backend 'tensorrt' cannot run here" in done.stderr
     assert "error: fusion cannot run: " in done.stderr

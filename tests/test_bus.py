@@ -174,7 +174,7 @@ def test_a_full_queue_keeps_the_newest_sound_and_all_speech_events(context):
     for n in range(4):
         publisher.send(_said(n))
         publisher.send(_pcm(n))
-    assert inbox.receive(1000).utterance == 0  # takes all eight in
+    assert inbox.receive(1000).utterance == 0  # reads all eight into the inbox
     for n in range(4, 8):
         publisher.send(_pcm(n))
     publisher.send(_end())
@@ -229,7 +229,7 @@ def test_a_publisher_waits_for_a_subscriber_that_does_not_read(context):
     assert 8 <= accepted <= 32
 
     begun = time.monotonic()
-    assert not publisher.send(_pcm(accepted))  # still full, and it comes back to look whether it is to stop
+    assert not publisher.send(_pcm(accepted))  # still full; it returns so that the node can check whether to stop
     assert 0.05 < time.monotonic() - begun < 1.0
 
     received = []
@@ -418,7 +418,7 @@ def test_an_endpoint_that_cannot_be_bound(context, endpoint):
 
 
 def test_a_unix_socket_is_taken_from_nobody(context, short_path):
-    """ZeroMQ itself removes whatever is in its place: another run's socket, or a file."""
+    """ZeroMQ itself would remove whatever is at that path: another run's socket, or a file."""
     endpoint = f"ipc://{short_path}/labels"
     with closing(Publisher(context, endpoint, VirtualClock(), 8, lossless=False)) as first:
         with pytest.raises(BusError, match="another program"):

@@ -1,4 +1,4 @@
-"""Trying devices, and reports of problems: with files in place of microphone and camera."""
+"""Device checks and problem reports, with files in place of microphone and camera."""
 
 from __future__ import annotations
 

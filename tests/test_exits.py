@@ -33,7 +33,7 @@ def test_a_live_source_that_has_run_is_tried_again_less_and_less_often_and_told_
     assert [each.wait_ns for each in waits] == [*BACKOFF_NS, BACKOFF_NS[-1], BACKOFF_NS[-1]]
     assert waits[0].line[0] == "warning" and "away" in waits[0].line[1]
     assert not any(each.line for each in waits[1:]) and all(each.away for each in waits)
-    assert not any(each.crashed or each.fatal for each in waits)  # an absence is no crash
+    assert not any(each.crashed or each.fatal for each in waits)  # an absent source is not a crash
 
 
 @pytest.mark.parametrize("change", [{"has_run": False}, {"is_live": False}, {"code": UNREADABLE}])

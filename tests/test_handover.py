@@ -1,4 +1,5 @@
-"""stream/handover.py: sound from one node to another of the same process; and what the end of that process says."""
+"""stream/handover.py: sound from one node to another of the same process; and how the end of that process is
+reported."""
 
 from __future__ import annotations
 

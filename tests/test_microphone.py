@@ -1,4 +1,4 @@
-"""A real microphone path: what PulseAudio plays into a null sink, sounddevice captures from its monitor."""
+"""A real microphone path: PulseAudio plays into a null sink, and sounddevice captures from its monitor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ pulseaudio_only = pytest.mark.skipif(
 
 
 class PulseAudio:
-    """A sound server whose only microphone hears what its only speaker plays. ``env``: with which clients find it."""
+    """A sound server whose only microphone hears what its only speaker plays. ``env``: the environment for its
+    clients."""
 
     def __init__(self, home) -> None:
         home.chmod(0o700)

@@ -1,4 +1,4 @@
-"""The live page: who is let in, what it says, and a real browser that shows it."""
+"""The live page: who is let in, what it shows, and a real browser that displays it."""
 
 from __future__ import annotations
 
@@ -351,7 +351,7 @@ def test_a_browser_shows_the_demo_and_comes_back_when_the_page_does(tmp_path):
         page.keyboard.press("Enter")
         page.wait_for_selector(".detail")
         assert "happy" in page.inner_text(".detail") and "endpoint wait" in page.inner_text(".detail")
-        os.kill(run.node("page"), signal.SIGKILL)  # labels go on, and the page comes back
+        os.kill(run.node("page"), signal.SIGKILL)  # labels continue, and the page comes back
         page.wait_for_selector("#state.bad", timeout=10_000)
         page.wait_for_selector("#state:not(.bad)", timeout=20_000)
         count = len(run.subscriber.of("utterance"))

@@ -54,7 +54,7 @@ def state() -> PageState:
 
 @pytest.fixture
 def url(state):
-    """The page's address; what is set there changes its settings, but for a threshold above 1."""
+    """The page's address; settings made there take effect, except for a threshold above 1."""
     port = free_port()
 
     def steer(request: Request) -> str:
@@ -122,7 +122,7 @@ def test_two_hundred_utterances_and_settings_with_their_effect(state, url):
         )
         state.set_status(status(8))
         page.wait_for_function("() => document.querySelector('#trouble').textContent.includes('nothing for 8 s')")
-        assert not [line for line in said if "409" not in line]  # the answer to what could not be set
+        assert not [line for line in said if "409" not in line]  # 409 answers the setting that was refused
         browser.close()
 
 

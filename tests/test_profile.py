@@ -124,7 +124,7 @@ def test_a_folder_and_a_place_that_cannot_be_written_are_errors(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         Profile(tmp_path / "missing/me.profile", BUNDLE).check_writable()
     Profile(tmp_path / "me.profile", BUNDLE).check_writable()
-    assert os.listdir(tmp_path) == []  # trying leaves nothing
+    assert os.listdir(tmp_path) == []  # the check leaves no file
 
 
 def test_it_needs_adapt():

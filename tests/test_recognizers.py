@@ -61,7 +61,7 @@ def test_pocketsphinx_english():
     assert len(heard & SAID) >= 8
     assert any(partials) and len(partials[-1]) >= len(partials[0])
     recognizer.reset()
-    assert recognise(recognizer, samples)[1] == words  # after a reset nothing of the first time is left
+    assert recognise(recognizer, samples)[1] == words  # a reset leaves nothing of the first time
 
 
 @pytest.mark.process

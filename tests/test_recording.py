@@ -248,7 +248,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
 
 @pytest.mark.slow
 def test_a_recording_has_the_labels_of_what_was_recorded(tmp_path):
-    """To the last digit: of sound and faces as the nodes make them."""
+    """Labels are equal to the last digit, since sound and faces are those the nodes made."""
     source = FileSource(DEMO_TWO, frozenset({"audio", "video"}), 10.0)
     source.open()
     config = load_config()
@@ -268,7 +268,7 @@ def test_a_recording_has_the_labels_of_what_was_recorded(tmp_path):
     one.close()
     source.close()
     with Labeller(config) as labeller:
-        before = list(itertools.islice(labeller.label(DEMO_TWO), 2))  # one of each voice
+        before = list(itertools.islice(labeller.label(DEMO_TWO), 2))  # one label for each voice
         after = list(itertools.islice(labeller.label_recording(str(one.path)), 2))
     facts = ("label", "probabilities", "text", "start_s", "end_s", "modalities", "speaker", "face", "speaking", "faces")
     assert len(before) == 2

@@ -106,7 +106,7 @@ def test_whatever_others_ask_for_a_stream_that_comes_new_is_in_the_next_batch(ex
     assert 999 in numbers(queue.take(0.0))  # it has used least
     while queue.take(0.0).pieces:
         pass
-    assert all(not place.waiting for place in queue._places.values())  # nobody else waits for ever
+    assert all(not place.waiting for place in queue._places.values())  # nobody waits for ever
 
 
 def test_a_call_waits_for_the_others_that_have_called_lately_but_not_longer_than_said():
@@ -170,7 +170,7 @@ def test_an_answer_arrives_as_it_was():
     assert wire.decode_to_box(head) == Answer(17, 1.5, 2.5, 3)
     came = wire.decode_answer(parts, call, DIMS, 7)
     np.testing.assert_array_equal(came.voices[0], vectors.voices[0])
-    logits = np.zeros((4, 7), np.float32)  # of two items, and the first without each of its two modalities
+    logits = np.zeros((4, 7), np.float32)  # two items, and the first without each of its two modalities
     _, *parts = map(bytes, wire.encode_answer(Answer(17, 1.5, 2.5, 3), logits))
     assert wire.decode_answer(parts, CALLS[2], DIMS, 7).shape == (4, 7)
     with pytest.raises(ValueError, match="bytes in place of"):

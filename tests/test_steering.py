@@ -1,4 +1,4 @@
-"""What a run is asked to do while it goes on: the orders for its nodes."""
+"""Steering: how requests to a live run become orders for its nodes."""
 
 from __future__ import annotations
 

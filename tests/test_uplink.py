@@ -93,10 +93,10 @@ def test_hub_uplink_and_run_are_killed_and_come_back_and_nothing_is_lost_or_doub
             other.say("desk")
         until(lambda: hub.printed.count("joy") == 30, 10, lambda: hub.printed)
         box.say("desk")
-        hub.kill()  # perhaps with that label, perhaps without
+        hub.kill()  # perhaps it has that label, perhaps not
         for _ in range(20):
             box.say("door", "desk")
-        for _ in range(300):  # more than a delivery holds
+        for _ in range(300):  # more than fit into one delivery
             other.say("desk")
             time.sleep(0.001)
         link.wait_for("labels wait for the hub")
@@ -198,7 +198,7 @@ def test_nonsense_is_refused_and_does_no_harm(tmp_path, router):
             session.put("emostream/a/b/uplink", b"nonsense")
             session.put("emostream/a/*/uplink", b"{}")
             assert answer("emostream/a/b/deliver", b"{}\n" + good) == ["stored"]
-            assert answer("emostream/a/b/deliver", b"{}\n" + good) == ["stored"]  # the answer was lost, say
+            assert answer("emostream/a/b/deliver", b"{}\n" + good) == ["stored"]  # as if the answer had been lost
         assert hub.interrupt() == 0
     assert len(stored(tmp_path / "out")) == 1 and "Traceback" not in hub.printed
 

@@ -54,7 +54,7 @@ class Missing(Exception):
     """What the machine lacks for a part, in one line."""
 
 
-Found = dict[str, Any]  # of a part: its figures, and "faults", one line each
+Found = dict[str, Any]  # a part's figures, and "faults", one line each
 
 
 @dataclass
@@ -86,7 +86,7 @@ def need(module: str) -> None:
 
 
 def need_gpu(device: str) -> None:
-    """Raises Missing if torch shall have a GPU, and has none."""
+    """Raises Missing if torch should have a GPU but has none."""
     need("torch")
     need("onnx")
     import torch
@@ -259,7 +259,7 @@ def _compare(
 
 
 def _on_cpu(bundle: Bundle, graph: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """ONNX Runtime on the CPU, whatever its build."""
+    """ONNX Runtime on the CPU, even if its build supports a GPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

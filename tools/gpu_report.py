@@ -1,4 +1,4 @@
-"""What tools/gpu_parts.py has found, as gpu-report.json and gpu-report.md.
+"""Writes the findings of tools/gpu_parts.py as gpu-report.json and gpu-report.md.
 
     python -m tools.gpu_report FOLDER OUT [--device cpu]      # FOLDER: a JSON file of each part
 
