@@ -1,5 +1,5 @@
-"""Who speaks? Faces of the GRID corpus side by side, each with the sound of one of them or of somebody else; and voices
-in conversations.
+"""Who speaks? Faces of the GRID corpus side by side, with the sound of one of them or of somebody else; and voices in
+conversations.
 
     python benchmarks/people.py --data DIR [--quick]
 
@@ -11,8 +11,9 @@ a wrong null is counted apart from wrong faces.
 Conversations are made of DIR's ravdess/, emodb/ and nemo/: two to four speakers of one corpus, six utterances each in
 random order, a second apart. The assigned names are compared with the true speakers by purity (the share of utterances
 whose name belongs mostly to their speaker) and coverage (the share of utterances that have their speaker's most
-frequent name). The threshold was set on the first two of every four speakers; these are the others. The same is done
-for DIR's meetings/, where an utterance belongs to the speaker whom it overlaps most, if for at least four fifths of it.
+frequent name). The threshold was set on the first two of every four speakers; only the others are used here. The same
+is done for DIR's meetings/, where an utterance belongs to the speaker whom it overlaps most, if that is at least four
+fifths of it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from emostream.stream.emotion import Emotion
 from emostream.stream.label import Labeller
 
 _RATE_HZ, _FPS = 16_000, 25
-_EACH = 6  # utterances of a speaker in a conversation
+_EACH = 6  # utterances per speaker in a conversation
 _BEFORE, _AFTER = 13, 18  # frames for which the first and the last picture are held
 BIAS = [
     "Read sentences of one grammar, of the same length and begun at the same time: two people's words agree more by"
@@ -73,7 +74,7 @@ class Clip:
         return cls(path.stem, np.stack(frames), np.concatenate(parts))
 
     def seen(self, still: bool = False) -> np.ndarray:
-        """The pictures, with the first and last one held."""
+        """The pictures, with the first and the last one held."""
         held = np.concatenate(
             [np.repeat(self.frames[:1], _BEFORE, 0), self.frames, np.repeat(self.frames[-1:], _AFTER, 0)]
         )

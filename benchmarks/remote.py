@@ -1,12 +1,12 @@
-"""The networks elsewhere against those here: processor time and round trips of simulated boxes on one Ray actor.
+"""Remote networks compared with local ones: processor time and round trips of simulated boxes on one Ray actor.
 
     python -m benchmarks.remote [--boxes 1 8] [--seconds 10] [--rounds 2]
 
-Each box has one stream on which somebody speaks without end, as a live run calls the networks then: four times a
-second the faces, sound and words since the last time are encoded, and then the window of 5 s is classified; at every
-tenth, with the contribution of each modality, as a label is. In each round the boxes take turns with the same calls
-computed by a ``Classifier`` in this process. Counted is processor time of this process and of the actor's, per call.
-All is on one machine: the round trip has no network in it. Exit code 1: a call had no answer within 5 s.
+Each box has one stream on which somebody never stops speaking, and calls the networks like a live run: four times a
+second it encodes the new faces, sound and words, then classifies the window of 5 s; every tenth time with the
+contribution of each modality, as for a label. In each round the boxes alternate with the same calls computed by a
+``Classifier`` in this process. The figures are processor time per call, of this process and of the actor's. Everything
+runs on one machine, so the round trip contains no network. Exit code 1: a call had no answer within 5 s.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from emostream.stream.remote.wire import Places
 
 HOP_S = 0.25
 LABEL_EVERY = 10  # hops
-FACES, ROWS, PIECES = 3, 24, 6  # of a hop: faces at ten a second, sound at 10 ms, pieces of the last words
+FACES, ROWS, PIECES = 3, 24, 6  # per hop: faces at ten a second, sound at 10 ms, pieces of the last words
 
 
 def calls(rng: np.random.Generator, dims: tuple[int, int, int], label: bool) -> list[Call]:
-    """Those of one hop."""
+    """The calls of one hop."""
     window = Features(
         *(rng.normal(size=(n, dim)).astype(np.float32) for n, dim in zip((62, 50, 12), dims, strict=True))
     )
@@ -58,7 +58,7 @@ def pair(server: str = "") -> KeyPair:
 
 
 class Box:
-    """A link, and its calls when they are due: the second of a hop once the first is answered."""
+    """A link that makes its calls when they are due, the second one of a hop once the first is answered."""
 
     def __init__(self, directory: Door, keys: KeyPair, head: Head, poller: zmq.Poller, number: int, boxes: int) -> None:
         self.context = zmq.Context()
@@ -91,7 +91,7 @@ class Box:
             self._ticket = self.link.submit("a", self._waiting.pop(0))
 
     def left_s(self, passed_s: float) -> float:
-        """Until it has something to do, if no answer comes."""
+        """The time until it has something to do, if no answer comes."""
         return HOP_S if self._ticket is not None else max(0.0, self._first_s + HOP_S * self._hops - passed_s)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The last seconds of a run's sound and pictures, for the report of a problem, where somebody asks for them."""
+"""The last seconds of a run's sound and pictures for a problem report, if the user asks for them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from emostream.errors import ConfigError, EmostreamError
 from emostream.stream.bus import hold, make_run_dir
 from emostream.stream.config import Config
 
-_FILES = 3  # that are kept: the one that is being written, and those before it
-_PICTURE_NS = 500_000_000  # from a picture to the next
+_FILES = 3  # files to keep: the one being written, and those before it
+_PICTURE_NS = 500_000_000  # between two pictures
 
 
 class ReportMedia:
-    """Records a run into a folder of its own, of which only the last ``seconds`` stay, until ``close`` removes it. What
-    a killed run leaves goes at the next start, as its sockets do.
+    """Records a run into its own folder, keeps only the last ``seconds``, and removes the folder on ``close``. The next
+    start removes what a killed run left, as it does with sockets.
 
-    Raises ConfigError where the run is recorded anyway, or has no last seconds, and BusError as ``make_run_dir``."""
+    Raises ConfigError if the run is already recorded or not in real time, and BusError like ``make_run_dir``."""
 
     def __init__(self, config: Config, seconds: float) -> None:
         if not 1 <= seconds <= 60:
@@ -42,13 +42,13 @@ class ReportMedia:
         return sorted(self._folder.glob("emostream-*.mcap"))
 
     def tick(self) -> None:
-        """Remove what is older than the last seconds. To be called about once a second."""
+        """Remove what is older than the last seconds. Call this about once a second."""
         for path in self._files[:-_FILES]:
             path.unlink(missing_ok=True)
 
     def parts(self) -> dict[str, bytes]:
-        """Files for the report: a WAV file and JPEG pictures of each stream, named by their times in seconds as the
-        labels have them. Raises EmostreamError if there is no recording, and ImportError if a package is missing."""
+        """Files for the report: a WAV file and JPEG pictures of each stream, named by time in seconds as in the labels.
+        Raises EmostreamError if there is no recording, and ImportError if a package is missing."""
         from emostream.stream.recorded import Recording
 
         if not (paths := self._files):
@@ -66,7 +66,7 @@ class ReportMedia:
 
 
 def _sound(paths: list[Path], stream: str, from_ns: int) -> dict[str, bytes]:
-    """What was heard from a time on, as a WAV file; sound that is missing is silence there."""
+    """The sound from a given time on, as a WAV file with silence where sound is missing."""
     from emostream.stream.recorded import sound_and_faces
     from emostream.stream.recording import RATE_HZ
 

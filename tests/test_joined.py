@@ -1,4 +1,4 @@
-"""stream/sources/joined.py: recordings that were glued together, of which FFmpeg reads the first alone."""
+"""stream/sources/joined.py: joined recordings, of which FFmpeg reads only the first."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tone(path: Path, hz: float, seconds: float, rate_hz: int = RATE_HZ, codec: s
 
 
 def heard(path: Path, from_s: float | None = None) -> list[tuple[float, float]]:
-    """Where its sound is, in seconds, and its pitch there in Hz, by half-seconds of sound."""
+    """Time in seconds and pitch in Hz of each half-second of sound."""
     source = FileSource(path, frozenset({"audio"}), 10)
     source.open()
     if from_s is not None:

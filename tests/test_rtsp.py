@@ -1,4 +1,4 @@
-"""A real RTSP server, GStreamer's: over TCP and UDP, with passwords, and started again with other codecs and sizes."""
+"""A real RTSP server (GStreamer): over TCP and UDP, with passwords, restarted with other codecs and sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from emostream.stream.sources import DEMO
 from tests.processes import Pipeline, free_port, patience
 
-PYTHON = "/usr/bin/python3"  # which has GObject introspection
+PYTHON = "/usr/bin/python3"  # the system's, which has GObject introspection
 SERVER = Path(__file__).with_name("rtsp_server.py")
 PACKAGES = "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-rtsp gstreamer1.0-plugins-good ffmpeg"
 
@@ -36,7 +36,7 @@ def _server_there():
 
 
 def recording(path: Path, *options: str) -> Path:
-    """The demo clip three times over, as a camera would send it."""
+    """The demo clip, three times in a row, as a camera would send it."""
     subprocess.run(
         ["ffmpeg", "-v", "error", "-stream_loop", "2", "-i", DEMO, *options, path], check=True, timeout=patience(120)
     )
@@ -71,9 +71,9 @@ def test_a_camera_that_is_started_again_with_another_codec_and_size(tmp_path, tr
         assert run.process.returncode == 0, run.output
     assert "went away" in run.output and "is back" in run.output
     assert "p%40ss" not in run.output and "p@ss" not in run.output
-    for label in (first[1], *second[1:3]):  # those that are there from their start on
+    for label in (first[1], *second[1:3]):  # the labels of utterances that were heard from their start
         assert label["modalities"]["audio"]["coverage"] > 0.9 and label["modalities"]["video"]["coverage"] > 0.8, label
-        assert -60 < label["latency_ms"]["queue"] < 5000  # of a busy machine; not those of another clock
+        assert -60 < label["latency_ms"]["queue"] < 5000  # a busy machine's delay, not the offset of another clock
 
 
 def test_a_wrong_password_is_one_line(tmp_path):

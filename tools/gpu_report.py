@@ -2,7 +2,7 @@
 
     python -m tools.gpu_report FOLDER OUT [--device cpu]      # FOLDER: a JSON file of each part
 
-A part that was stopped, or whose process died, has a file PART.end beside it that says so.
+If a part was stopped or its process died, a file PART.end beside it says so.
 
 Exit code 0: every part was done; 1: a fault, or a part took too long; 3: the machine lacks something.
 """
@@ -29,7 +29,7 @@ _PACKAGES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "pycuda", "tens
 
 
 def report(folder: Path, out: Path, device: str) -> int:
-    """Write the report; 0: every part was done, 1: a fault, 3: something was missing."""
+    """Write the report. Returns 0: every part was done, 1: a fault, 3: something was missing."""
     parts: dict[str, Found] = {}
     for part in CHECKS:
         file, end = folder / f"{part}.json", folder / f"{part}.end"

@@ -4,8 +4,8 @@
 
 The architecture is that of H. Wang, S. Zheng, Y. Chen, L. Cheng, Q. Chen, "CAM++: A Fast and Efficient Network for
 Speaker Verification Using Context-Aware Masking" (Interspeech 2023): residual 2-D convolutions, three densely connected
-blocks of dilated convolutions, each masked by its context, and statistical pooling. The graph names places in that
-file, a ZIP archive of plain arrays; ONNX Runtime reads the weights from there. It is for at most 200 rows, 2 s: one
+blocks of dilated convolutions, each masked by its context, and statistical pooling. The graph refers to offsets in that
+file, a ZIP archive of plain arrays, from which ONNX Runtime reads the weights. It takes at most 200 rows, 2 s: one
 segment of the context.
 """
 
@@ -33,8 +33,8 @@ _EPSILON = 1e-5
 
 
 def places(path: Path) -> dict[str, tuple[int, int]]:
-    """By a weight's name, the byte at which its float32 numbers begin and how many bytes there are. The file's pickle
-    is read as a list of instructions, and never run."""
+    """By weight name: offset and length in bytes of its float32 numbers. The file's pickle is parsed as a list of
+    instructions and never executed."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         entries = {Path(entry.filename).name: entry for entry in archive.infolist()}
         index = archive.read(entries["data.pkl"])
@@ -64,7 +64,7 @@ class SpeakerGraph(Writer):
         self._file, self._weights = file, weights
 
     def weight(self, name: str, *shape: int) -> str:
-        """A constant of the file."""
+        """A constant from the file."""
         at, length = self._weights[name]
         if length != 4 * int(np.prod(shape)):
             raise SystemExit(f"{name}: {length} bytes, not those of {shape}")
@@ -81,7 +81,7 @@ class SpeakerGraph(Writer):
 
     def conv(self, x: str, name: str, out: int, into: int, *kernel: int, strides: Sequence[int] = (), dilation: int = 1,
              bias: bool = False) -> str:  # fmt: skip
-        """A convolution that keeps the length, but for strides."""
+        """A convolution that preserves the length, apart from strides."""
         wanted = [self.weight(f"{name}.weight", out, into, *kernel)]
         wanted += [self.weight(f"{name}.bias", out)] if bias else []
         pads = [(size - 1) // 2 * dilation for size in kernel] * 2
@@ -107,7 +107,7 @@ class SpeakerGraph(Writer):
         return self.add("Reshape", x, self.store([0, 320, -1]))
 
     def layer(self, x: str, name: str, width: int, dilation: int) -> str:
-        """32 more channels, masked by their context: the mean over all, and over the segment, which is all too."""
+        """Adds 32 channels, masked by their context: mean over all rows plus mean over the segment, here the same."""
         x = self.normalised(x, f"{name}.nonlinear1.batchnorm", width)
         x = self.normalised(self.conv(x, f"{name}.linear1", 128, width, 1), f"{name}.nonlinear2.batchnorm", 128)
         y = self.conv(x, f"{name}.cam_layer.linear_local", 32, 128, 3, dilation=dilation)

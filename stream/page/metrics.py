@@ -31,7 +31,7 @@ class RunMetrics(Collector):
         state.on_label = self._add
 
     def text(self) -> bytes:
-        """The present metrics."""
+        """The current metrics."""
         registry = CollectorRegistry()
         registry.register(self)
         return bytes(generate_latest(registry))

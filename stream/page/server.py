@@ -1,5 +1,5 @@
 """The page's HTTP server. All paths begin with a random token, so that neither another user of this machine nor another
-web page in this user's browser can look."""
+web page in this user's browser can see it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from emostream.stream.page.events import Events
 from emostream.stream.page.metrics import RunMetrics
 from emostream.stream.page.state import PageState
 
-PERIOD_S = 0.1  # between two looks for something new
-_HURRIED_S, _HURRIED_FOR_S = 0.02, 2.0  # the same, for so long, until a page that was opened has sound and faces
-_AT_ONCE = 12  # labels that are in the page as it is sent; all of them follow by its socket
+PERIOD_S = 0.1  # between two checks for new data
+_HURRIED_S, _HURRIED_FOR_S = 0.02, 2.0  # the same until a new page has sound and faces, at most so long
+_AT_ONCE = 12  # labels included in the page itself; the socket then sends all of them
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 _EXPORTS = {"jsonl": (jsonl, "application/x-ndjson"), "csv": (to_csv, "text/csv"), "vtt": (to_vtt, "text/vtt")}
 Steer = Callable[[ControlRequest], str]
@@ -55,7 +55,7 @@ class Guard:
         if allowed and scope["path"] == "/healthz":
             await self._app(scope, receive, send)
         elif allowed and hmac.compare_digest(first.encode(), self._token.encode()):
-            if scope["path"] == f"/{first}" and scope["type"] == "http":  # what the page names is below its address
+            if scope["path"] == f"/{first}" and scope["type"] == "http":  # the page's links are relative to its address
                 await RedirectResponse(f"{first}/")(scope, receive, send)
                 return
             await self._app({**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode()}, receive, send)
@@ -230,8 +230,8 @@ async def _page(websocket: WebSocket, state: PageState) -> None:
 
 
 def _news(state: PageState, number: int, version: int) -> tuple[str, int, int]:
-    """What is newer than this label and this version, as JSON, and the newest label and version. Faces and sound are as
-    they are now."""
+    """What is newer than this label and this version, as JSON, and the newest label and version. Faces and sound are
+    always the current ones."""
     labels = state.labels(number)
     number = labels[-1].number if labels else number
     before, (version, windows) = version, state.windows(version)
@@ -249,8 +249,8 @@ def _news(state: PageState, number: int, version: int) -> tuple[str, int, int]:
 
 
 def _document() -> tuple[str, str, dict[str, str]]:
-    """The page in one piece, so that a browser need not ask again before it shows something: what is before and after
-    the state of things, and the policy that lets this style and this script be used and no other."""
+    """The page as a single file, so that a browser can draw it without a second request: the parts before and after the
+    current state, and the content security policy, which allows only this style and this script."""
     folder = files(__package__).joinpath("static")
     text, style, script = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     before, after = text.replace("/* page.css */", style).replace("/* page.js */", script).split("/* now */")

@@ -19,7 +19,7 @@ from emostream.stream.status import Status, decode_status
 KEPT = 500  # labels
 _ENVELOPE = 100  # values of the waveform: five seconds
 _PER_VALUE = 800  # samples: 50 ms
-_EXPECTED_S = 5.0  # within which a browser that was sent the page opens its socket
+_EXPECTED_S = 5.0  # within which a browser opens its socket after it got the page
 
 
 class Labelled(msgspec.Struct):
@@ -79,14 +79,14 @@ class PageState:
             self._status = self._version, payload, status
 
     def set_settings(self, settings: dict[str, object]) -> None:
-        """Set the present values of the settings that can be changed on the page."""
+        """Set the current values of the settings that can be changed on the page."""
         with self._lock:
             if settings != self._settings[1]:
                 self._version += 1
                 self._settings = self._version, settings
 
     def set_sources(self, sources: dict[str, str]) -> None:
-        """What each stream listens to and looks at, in words."""
+        """What each stream hears and sees, in words."""
         with self._lock:
             if sources != self._sources[1]:
                 self._version += 1
@@ -120,7 +120,7 @@ class PageState:
             self._heard.setdefault(picture.stream, Heard()).picture = self._version, shown
 
     def forget_senses(self) -> None:
-        """Nobody looks any more."""
+        """No browser shows the page any more."""
         with self._lock:
             self._heard.clear()
 
@@ -130,7 +130,7 @@ class PageState:
             return [label for label in self._labels if label.number > since]
 
     def windows(self, since: int = 0) -> tuple[int, list[tuple[str, Emotion]]]:
-        """The newest running estimate of each stream, if it is newer than ``since``; and the present version."""
+        """The newest running estimate of each stream, if it is newer than ``since``; and the current version."""
         with self._lock:
             return self._version, [
                 (text, emotion) for version, text, emotion in self._windows.values() if version > since
@@ -172,7 +172,7 @@ class PageState:
             self.viewers += by
 
     def expect(self) -> None:
-        """A browser has asked for the page: sound and faces are fetched for it while it loads."""
+        """Note that a browser has requested the page, so that it gets sound and faces while the page loads."""
         with self._lock:
             self._expected_until_s = time.monotonic() + _EXPECTED_S
 

@@ -17,7 +17,7 @@ from emostream.files import user_path
 log = logging.getLogger(__name__)
 
 _LOOK_S = 60.0  # between two checks for renewed files
-_TURNS = 10  # at most in a handshake; TLS 1.2 takes three
+_TURNS = 10  # at most in a handshake; TLS 1.2 needs three
 
 
 class Certificate:
@@ -77,7 +77,7 @@ class Certificate:
             _try_to_read(path, what)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname = False
-        client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # browsers judge who signed it
+        client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whether to trust the issuer is up to the browser
         try:
             client.load_verify_locations(self._certificate)
         except ssl.SSLError as error:

@@ -1,8 +1,8 @@
-"""Recordings that were glued together byte by byte (``cat a.flv b.flv``), where FFmpeg reads the first of them alone,
-or decodes the others as if they had its codec, rate and tracks (Ogg, FLAC, AVI, Matroska).
+"""Finds recordings that were joined byte by byte (``cat a.flv b.flv``), of which FFmpeg reads only the first, or
+decodes the others as if they had its codec, rate and tracks (Ogg, FLAC, AVI, Matroska).
 
-Those of which it reads all (MPEG-TS, MPEG-PS, MP3, AAC, Matroska without sizes as browsers write it) are none of this
-module's: ``timeline.py`` mends their times.
+This module ignores formats that FFmpeg reads completely (MPEG-TS, MPEG-PS, MP3, AAC, Matroska without sizes, as
+browsers write it): ``timeline.py`` repairs their times.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-Part = tuple[int, int]  # its first byte, and that after its last
+Part = tuple[int, int]  # offset of its first byte, and of the byte after its last
 
-# what a recording begins with, long enough not to be found within one: to be looked for in the whole file
+# how a recording begins: searched for in the whole file, and long enough not to occur by chance inside a recording
 _BEGINNINGS = {
     "flv": re.compile(rb"FLV\x01[\x01\x04\x05]\x00{3}\x09\x00{4}"),
     "asf": re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c.{12}\x01\x02", re.DOTALL),
@@ -27,8 +27,8 @@ _BEGINNINGS = {
 
 
 def parts_of(path: Path, format_name: str) -> list[Part]:
-    """The recordings in a file of this format (as FFmpeg calls it), in their order; none if it is one recording, or
-    FFmpeg reads all of it. Raises OSError."""
+    """The recordings in a file of this format (by FFmpeg's name), in order; empty if there is only one, or if FFmpeg
+    reads all of them. Raises OSError."""
     name = format_name.split(",")[0]
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -47,7 +47,7 @@ def parts_of(path: Path, format_name: str) -> list[Part]:
 
 
 def _page_end(content: mmap.mmap, at: int) -> int:
-    """Where an Ogg page ends. The first pages of tracks that belong together follow one another."""
+    """Where an Ogg page ends. The first pages of the tracks of one recording follow each other directly."""
     count = content[at + 26] if at + 26 < len(content) else 0
     return at + 27 + count + sum(content[at + 27 : at + 27 + count])
 
@@ -55,8 +55,8 @@ def _page_end(content: mmap.mmap, at: int) -> int:
 def _forms(
     order: str, mark: bytes, kinds: tuple[bytes, ...], more: bytes = b""
 ) -> Callable[[BinaryIO, int], Iterator[int]]:
-    """Of RIFF and IFF: a mark, the size of what follows it, and which kind that is; ``more``: kind of those that go on
-    with the one before."""
+    """For RIFF and IFF, whose forms begin with a mark, the size of the rest, and a kind. ``more``: the kind of forms
+    that continue the previous one."""
 
     def begins(file: BinaryIO, size: int) -> Iterator[int]:
         at = 0
@@ -81,8 +81,8 @@ def _is_at(file: BinaryIO, at: int, mark: bytes) -> bool:
 
 
 def _movies(file: BinaryIO, size: int) -> Iterator[int]:
-    """Of MP4 and its relatives: the boxes with which a whole recording begins. None where it consists of fragments,
-    which FFmpeg reads wherever they come from."""
+    """For MP4 and its relatives: where each complete recording begins. Nothing if it is fragmented, since FFmpeg reads
+    all fragments, whichever recording they belong to."""
     begins, at, movies = [], 0, 0
     while at + 8 <= size:
         file.seek(at)
@@ -102,7 +102,7 @@ def _movies(file: BinaryIO, size: int) -> Iterator[int]:
 
 
 def _segments(file: BinaryIO, size: int) -> Iterator[int]:
-    """Of Matroska: a header and a segment. None where one does not say how long it is."""
+    """For Matroska, a header and a segment per recording: where each begins. Nothing if a size is unknown."""
     begins, at = [], 0
     while at < size:
         file.seek(at)
@@ -119,7 +119,7 @@ def _segments(file: BinaryIO, size: int) -> Iterator[int]:
 
 
 def _ebml_size(data: bytes) -> tuple[int | None, int]:
-    """A size as EBML writes it, None if it is unknown, and of how many bytes."""
+    """A size in EBML notation, None if unknown, and the number of bytes that the notation takes."""
     width = 9 - data[0].bit_length() if data and data[0] else 0
     if not width or len(data) < width:
         return None, width

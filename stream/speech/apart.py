@@ -1,7 +1,7 @@
-"""A recogniser in a process of its own: it gets the sound of utterances and gives their words.
+"""A recogniser in its own process, which receives the sound of utterances and returns their words.
 
-PocketSphinx keeps Python's lock while it searches, so in a thread it would hold up whoever reads the sound. In a
-process it does not, and at rest that process sleeps. It ends with the process that started it.
+PocketSphinx holds Python's lock while it searches, so in a thread it would delay the thread that reads the sound. The
+process sleeps at rest, and ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _START = (
 
 
 class _Order(msgspec.Struct, array_like=True):
-    """What the process is asked to do; ``partial`` and ``finish`` have an answer, a list of words."""
+    """A request to the process; ``partial`` and ``finish`` are answered with a list of words."""
 
     what: Literal["begin", "push", "partial", "finish", "reset"]
     samples: bytes = b""
@@ -42,10 +42,10 @@ _words = msgspec.msgpack.Decoder(list[Word])
 
 
 class Apart:
-    """See ``recognizer.Recognizer``. ``name``: pocketsphinx, the only one that needs this; ``label``: its process's
-    EMOSTREAM_NODE, for a list of processes.
+    """See ``recognizer.Recognizer``. ``name``: pocketsphinx, the only one that needs this; ``label``: EMOSTREAM_NODE of
+    its process, to identify it in a process list.
 
-    Raises ModelError if it cannot be loaded. A recogniser that dies raises RuntimeError at the next call.
+    Raises ModelError if the recogniser cannot be loaded, and RuntimeError at the next call after its process has died.
     """
 
     def __init__(self, name: Literal["pocketsphinx"], label: str = "") -> None:
@@ -96,8 +96,8 @@ class Apart:
 
 
 def serve(descriptor: int) -> None:
-    """What runs in the process, until the other end is closed. It first says why it cannot run, or nothing."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # whoever asked for it decides
+    """Runs in the process until the other end is closed. First sends the reason why it cannot run, or nothing."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # the parent process decides when to end
         signal.signal(number, signal.SIG_IGN)
     no_core_dumps()
     with Connection(descriptor) as line, suppress(EOFError, OSError):
@@ -105,7 +105,7 @@ def serve(descriptor: int) -> None:
             from emostream.stream.speech.pocketsphinx import PocketSphinxRecognizer
 
             recognizer: Recognizer = PocketSphinxRecognizer()
-        except Exception as error:  # of the library, at a model that is damaged, too
+        except Exception as error:  # the library's own errors too, as for a damaged model
             line.send_bytes(f"PocketSphinx cannot be loaded ({error})".encode())
             return
         line.send_bytes(b"")

@@ -1,4 +1,4 @@
-"""Voice activity of one stream: of the sound as it comes and, at a quiet microphone, amplified too."""
+"""Voice activity detection for one stream: on the original sound and, with a quiet microphone, also amplified."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from emostream.stream.speech.vad import SileroVad
 
 @dataclass(frozen=True)
 class Listened:
-    """Of one block: its speech probability as it came; and, where the microphone is ``quiet``, amplified (512,) int16
-    samples and theirs. ``peak_dbfs``: the recent peak."""
+    """The result for one block: its speech probability and the recent peak, ``peak_dbfs``. If the microphone is
+    ``quiet``, also the amplified samples, (512,) int16, and their speech probability."""
 
     probability: float
     peak_dbfs: float
@@ -26,11 +26,11 @@ class Listened:
 
 
 class Listener:
-    """``quiet_vad``: hears amplified blocks; without it no microphone counts as quiet.
+    """``quiet_vad`` hears the amplified blocks; without it, no microphone counts as quiet.
 
-    Blocks that are known to come next (``expect``) are computed together with the first of them. That changes nothing,
-    since whether a microphone is quiet follows from the sound alone while it is: an utterance that began in a normal
-    voice is not amplified, so there blocks are taken one by one as soon as the level might say otherwise.
+    Blocks announced by ``expect`` are computed together with the first of them. The results are the same as one by one:
+    the group ends before the first block at which the level would change between quiet and not quiet, since there the
+    decision also depends on ``speaking`` (an utterance that began in a normal voice is not amplified).
     """
 
     def __init__(self, vad: SileroVad, quiet_vad: SileroVad | None) -> None:
@@ -41,11 +41,11 @@ class Listener:
         self._known: deque[tuple[np.ndarray, Listened]] = deque()
 
     def expect(self, blocks: Sequence[np.ndarray]) -> None:
-        """Tell of the blocks, (512,) int16 each, that are pushed next."""
+        """Announce the blocks, (512,) int16 each, that will be pushed next."""
         self._next = list(blocks)
 
     def reset(self) -> None:
-        """Forget the sound so far: some is missing."""
+        """Forget the sound so far, because some is missing."""
         self._next = []
         self._known.clear()
         self._vad.reset()
@@ -64,7 +64,7 @@ class Listener:
         return listened
 
     def _listen(self, blocks: list[np.ndarray], speaking: bool) -> None:
-        """Compute the first of these blocks, and those after it for which it is sure that they are heard alike."""
+        """Compute the first of these blocks, and those after it that are certain to be treated alike."""
         if self._quiet_vad is None:
             for block, probability in zip(blocks, self._vad.push_all(np.stack(blocks)), strict=True):
                 self._known.append((block, Listened(float(probability), 0.0, False)))
