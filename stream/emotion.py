@@ -75,7 +75,8 @@ class Emotion(msgspec.Struct, kw_only=True):
     ``run`` names the run of ``stream-run``, within which no ``utterance`` and no ``seq`` of a topic comes twice; it is
     empty where a recording was labelled without one. ``source``: the path of a recording as it was given; empty in live
     runs. Numbers are without gaps, but go on at a later thousand after fusion had to be started again.
-    ``speaker``: which voice spoke, by a name within the run (s1, s2, …), null where that is not told.
+    ``speaker``: which voice spoke, by a name within the run (s1, s2, …), null where that is not told. ``overlap``, 0 to
+    1: the share of the utterance's time in which two or more people spoke at once, null where it is not measured.
     ``final``: false where ``[fusion] early`` asks for labels at a pause, which may not be the end; a final one follows.
     ``face``: the id of the face that the label is of, null for none; ``speaking``: that whose mouth surely moved with
     the sound; ``faces``: those in view; ``faces_seen``: how many there were at a time, followed or not."""
@@ -110,6 +111,7 @@ class Emotion(msgspec.Struct, kw_only=True):
     speaking: int | None = None
     faces: list[SeenFace] = []
     faces_seen: int = 0
+    overlap: float | None = None
 
     @property
     def topic(self) -> str:

@@ -17,7 +17,7 @@ from emostream.stream.emotion import Emotion, encode_emotion
 
 COLUMNS = (
     "run", "stream", "source", "utterance", "start_s", "end_s", "label", "confidence", "uncertain", "valence",
-    "arousal", "text", "speaker", "face",
+    "arousal", "text", "speaker", "face", "overlap",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t")
 

@@ -136,7 +136,8 @@ class SpeechEvent(Media):
     when that last speech was captured, ``received_ns`` when the node received the frame that caused this event, and
     ``recognition_ns`` how long the recogniser then took. ``voice``: of an utterance that paused or ended, what its
     voice is like, (dim,) float32 of length 1 (see ``speech.speaker``), and ``voice_s``, from how many seconds; None
-    where that is not told."""
+    where that is not told. ``overlap``: in which share of it two or more people spoke at once (see
+    ``speech.overlap``)."""
 
     event: Literal["started", "words", "paused", "ended", "dropped", "progress"]
     utterance: int = 0
@@ -148,6 +149,7 @@ class SpeechEvent(Media):
     recognition_ns: int = 0
     voice: np.ndarray | None = None
     voice_s: float = 0.0
+    overlap: float | None = None
 
     @property
     def topic(self) -> str:

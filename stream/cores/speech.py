@@ -16,6 +16,7 @@ from emostream.stream.emotion import Word
 from emostream.stream.messages import Message, Pcm, SpeechEvent
 from emostream.stream.speech.endpoint import Endpointer, EndpointEvent
 from emostream.stream.speech.level import Level
+from emostream.stream.speech.overlap import OverlapMeter
 from emostream.stream.speech.recognizer import Recognizer
 from emostream.stream.speech.speaker_vector import SpeakerVector
 from emostream.stream.speech.vad import RATE_HZ, SileroVad
@@ -56,7 +57,8 @@ class SpeechCore:
     utterance is held back for 320 ms: if it becomes loud within them, it is heard as it came. Thus a normal
     microphone has the utterances that it has without an automatic level.
 
-    ``voice``: tells what the voice of each utterance is like, for the events of its pauses and its end.
+    ``voice`` tells what the voice of each utterance is like, ``overlap`` how much of it two people spoke at once, for the
+    events of its pauses and its end.
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class SpeechCore:
         clock: Clock,
         quiet_vad: SileroVad | None = None,
         voice: SpeakerVector | None = None,
+        overlap: OverlapMeter | None = None,
     ) -> None:
         self._stream, self._vad, self._recognizer, self._clock = stream, vad, recognizer, clock
-        self._quiet_vad, self._voice = quiet_vad, voice
+        self._quiet_vad, self._voice, self._overlap = quiet_vad, voice, overlap
         self._voiced = False  # somebody speaks, and does not pause
         self._level = Level()
         self._quiet = True  # blocks are amplified; an utterance that began in a normal voice is not, to its end
@@ -131,6 +134,8 @@ class SpeechCore:
         if newest is not None and pcm.media_start_ns - newest.media_end_ns > 0:
             events += self._release(received_ns)
             events += self._gap(pcm, received_ns)
+        if self._overlap is not None:
+            self._overlap.push(pcm)
         self._loudest = max(self._loudest, int(pcm.samples.max(initial=0)), -int(pcm.samples.min(initial=0)))
         if self._quiet_vad is None:
             return events + self._take(pcm, self._listen(pcm), received_ns)
@@ -263,6 +268,8 @@ class SpeechCore:
             self.utterances += 1
             self._words = []
             self._peak_dbfs = self._level.peak_dbfs
+            if self._overlap is not None:
+                self._overlap.begin(change.start_ns)
         if change.kind in ("started", "resumed"):
             if self._recognizer is not None:
                 self._recognizer.begin()
@@ -341,7 +348,11 @@ class SpeechCore:
         assert pcm is not None
         live = pcm.captured_ns > 0 and change is not None
         start_ns, end_ns = (change.start_ns, change.end_ns) if change is not None else (0, 0)
-        voice = self._voice.value() if self._voice is not None and kind in ("paused", "ended") else None
+        silent = kind in ("paused", "ended")
+        voice = self._voice.value() if self._voice is not None and silent else None
+        overlap = self._overlap.value(end_ns) if self._overlap is not None and silent else None
+        if self._overlap is not None and kind in ("ended", "dropped"):
+            self._overlap.reset()
         if self._told and change is not None:
             words = [*words, *self._told_since(start_ns)]
             if kind in ("ended", "dropped"):
@@ -361,4 +372,5 @@ class SpeechCore:
             recognition_ns=recognition_ns,
             voice=voice,
             voice_s=0.0 if voice is None or self._voice is None else round(self._voice.seconds, 3),
+            overlap=overlap,
         )

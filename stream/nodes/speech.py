@@ -9,6 +9,7 @@ from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.messages import End, Orders, Pcm, Words
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
 from emostream.stream.source_spec import masked
+from emostream.stream.speech.overlap import load_overlap
 from emostream.stream.speech.recognizer import make_recognizer
 from emostream.stream.speech.speaker import load_speaker
 from emostream.stream.speech.vad import load_vad
@@ -62,7 +63,9 @@ def main(runtime: NodeRuntime) -> None:
     quiet_vad = vad.twin() if spec.config.audio.level == "auto" else None
     speaker = load_speaker(config)
     voice = None if speaker is None else speaker.new_vector()
-    core = SpeechCore(spec.stream, vad, make_recognizer(config), config, runtime.clock, quiet_vad, voice)
+    network = load_overlap(config)
+    overlap = None if network is None else network.new_meter()
+    core = SpeechCore(spec.stream, vad, make_recognizer(config), config, runtime.clock, quiet_vad, voice, overlap)
     runtime.counters = lambda: {
         "utterances": core.utterances,
         "utterances_ended": core.utterances_ended,
