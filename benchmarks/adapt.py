@@ -1,16 +1,16 @@
-"""Getting to know the voice: accuracy after 0, 1, 5, 10 and 20 utterances of people whom training never heard.
+"""Getting to know the voice: accuracy after 0, 1, 5, 10 and 20 utterances of people who were not in training.
 
     python benchmarks/adapt.py --data DIR [--bundle ekman7] [--conversations 100]
 
-By sound alone, on the held-out speakers of RAVDESS, EmoDB and nEMO below DIR, their utterances in random order, with
-seven in ten neutral as in talk, and all of one mood (anger). Each is labelled as it is and by a baseline that has
-learnt from the speaker's utterances before, as a live run does it; both see the same utterances. A figure for n
-utterances is the mean over those with about n before them: 0, 1, 4 to 6, 8 to 12, 16 to 24.
+By sound alone, on the held-out speakers of RAVDESS, EmoDB and nEMO below DIR, with their utterances in random order,
+with seven in ten neutral as in talk, or all of one mood (anger). Each utterance is labelled without adaptation and with
+a baseline learnt from the speaker's preceding utterances, as in a live run. A figure for n utterances is the mean over
+those with about n before them: 0, 1, 4 to 6, 8 to 12, 16 to 24.
 
-With ``--conversations``, so many of two to four of those speakers of one corpus in place of that, 6 or 20 utterances
-each in random order, a second and a half apart: without adaptation, with the stream's baseline, with one of each voice
-as the speaker network tells them, and of each true speaker. The sound is that which voice activity takes for speech, in
-quiet noise, as in a live run.
+With ``--conversations N``, N conversations of two to four of those speakers of one corpus instead, 6 or 20 utterances
+each in random order, a second and a half apart: without adaptation, with the stream's baseline, with one for each voice
+as identified by the speaker network, and with one for each true speaker. The sound is what voice activity detection
+takes for speech, in quiet noise, as in a live run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from emostream.errors import ModelError
 from emostream.stream import models
 from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Speech
-from emostream.stream.cores.adapt import Adaptation, Baseline
+from emostream.stream.cores.adapt import Adaptation
 from emostream.stream.cores.classifier import Classifier, Features
 from emostream.stream.cores.speakers import Speakers
 from emostream.stream.cores.speech import SpeechCore
@@ -49,15 +50,15 @@ BEFORE = {0: (0, 0), 1: (1, 1), 5: (4, 6), 10: (8, 12), 20: (16, 24)}
 _LENGTH = 25
 _REPEATS = 40
 _NEUTRAL = 0.7
-_MOST = 60  # clips of each label and speaker
+_MOST = 60  # clips of each label and speaker, at most
 _MOST_TALKED = 25  # … in conversations
-POLICIES = ("none", "stream", "told", "true")  # whose baseline
+POLICIES = ("none", "stream", "told", "true")  # whose baseline; told: the voice as identified
 _EACH = (6, 20)  # utterances of each speaker
 _PAUSE_NS = 1_500_000_000
 
 
 def orders(labels: np.ndarray, neutral: int, anger: int, order: str, rng: np.random.Generator) -> np.ndarray:
-    """Which of a speaker's utterances come, one after another: (25,)."""
+    """The order of a speaker's utterances, as indices: (25,)."""
     if order == "random":
         return rng.permutation(len(labels))[:_LENGTH]
     if order == "anger":
@@ -67,23 +68,38 @@ def orders(labels: np.ndarray, neutral: int, anger: int, order: str, rng: np.ran
     return np.array([rng.choice(pools[bool(plain)]) for plain in kind])
 
 
+def label(
+    classifier: Classifier, moments: Sequence[tuple[Adaptation, str | None, np.ndarray]]
+) -> list[tuple[np.ndarray, list[float]]]:
+    """Probabilities of utterances, each with what is known of the people and whose voice it is, and what came of the
+    voice's trial, as a live run has them. Voice vectors: (n, dim)."""
+    faces, words = classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8)), classifier.encode_words([])  # none
+    sounds, trials = [], []
+    for known, speaker, rows in moments:
+        baseline = known.voice(speaker)
+        sounds.append(rows if baseline is None else baseline.correct(rows))
+        trials.append(known.trial(speaker, rows))
+    tried = [rows for trial in trials for rows in trial]
+    items = [Features(rows, faces, words) for rows in (*sounds, *tried)]
+    results = classifier.classify(items, [False] * len(items))
+    best = iter([float(result.probabilities.max()) for result in results[len(sounds) :]])
+    return [(result.probabilities, [next(best) for _ in trial]) for result, trial in zip(results, trials, strict=False)]
+
+
 def follow(
     classifier: Classifier, sounds: list[np.ndarray], sequences: list[np.ndarray], adapt: bool
 ) -> list[np.ndarray]:
-    """The label's number for each utterance of each sequence, which are followed side by side."""
+    """The label's number for each utterance of each sequence; the sequences are processed side by side."""
     neutral = list(classifier.labels).index("neutral")
-    baselines = [Baseline(classifier.rest["audio"], None) for _ in sequences]
+    known = [Adaptation({"audio": classifier.rest["audio"]} if adapt else {}, None, alone=True) for _ in sequences]
     answers = [np.zeros(len(sequence), np.int64) for sequence in sequences]
-    faces = classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8))  # none
-    words = classifier.encode_words([])
     for step in range(max(map(len, sequences))):
         running = [k for k, sequence in enumerate(sequences) if step < len(sequence)]
         heard = [sounds[sequences[k][step]] for k in running]
-        corrected = [baselines[k].correct(rows) if adapt else rows for k, rows in zip(running, heard, strict=True)]
-        items = [Features(rows, faces, words) for rows in corrected]
-        for k, rows, result in zip(running, heard, classifier.classify(items, [False] * len(items)), strict=True):
-            answers[k][step] = int(result.probabilities.argmax())
-            baselines[k].update(rows, float(result.probabilities[neutral]) ** 2)
+        moments = [(known[k], None, rows) for k, rows in zip(running, heard, strict=True)]
+        for k, rows, (probabilities, tried) in zip(running, heard, label(classifier, moments), strict=True):
+            answers[k][step] = int(probabilities.argmax())
+            known[k].learn_voice(None, rows, float(probabilities[neutral]) ** 2, 0, tried)
     return answers
 
 
@@ -134,8 +150,8 @@ def measure(bundle_name: str, data: Path, cache: Path) -> list[tuple[object, ...
 
 @dataclass(frozen=True)
 class Said:
-    """A recording as a live run hears it. ``sound``: voice vectors (n, dim); ``voice``: (256,), what the speaker
-    network makes of ``voice_s`` seconds of it, None for too little."""
+    """A recording as a live run hears it. ``sound``: voice vectors (n, dim); ``voice``: (256,), the speaker network's
+    vector for ``voice_s`` seconds of it, None if that is too little."""
 
     speaker: str
     label: str
@@ -146,8 +162,8 @@ class Said:
 
 
 def hear(path: Path, label: str, speaker: str, classifier: Classifier, encoder: SpeakerEncoder) -> Said | None:
-    """The longest utterance of a recording, half a second of quiet noise before it and a second after; None if voice
-    activity finds none."""
+    """The longest utterance of a recording, with half a second of quiet noise before it and a second after; None if
+    voice activity detection finds none."""
     samples = read_samples(path).astype(np.float32)
     samples = np.pad(0.3 * samples / max(1.0, float(np.abs(samples).max())), (8_000, 16_000))
     samples += np.random.default_rng(0).normal(0, 3e-4, len(samples)).astype(np.float32)
@@ -164,7 +180,7 @@ def hear(path: Path, label: str, speaker: str, classifier: Classifier, encoder: 
 
 
 def conversation(said: list[Said], each: int, order: str, rng: np.random.Generator) -> list[Said]:
-    """Two to four of the speakers, as far as there are, with so many utterances of each, in random order."""
+    """Two to four of the speakers, if there are that many, with ``each`` utterances per speaker, in random order."""
     people = sorted({one.speaker for one in said})
     chosen: list[Said] = []
     for name in rng.choice(people, min(len(people), int(rng.integers(2, 5))), replace=False):
@@ -179,7 +195,7 @@ def conversation(said: list[Said], each: int, order: str, rng: np.random.Generat
 
 
 def names(talk: list[Said]) -> list[tuple[str | None, int]]:
-    """Whose voice each utterance is, as a live run tells it, and when it ends."""
+    """The name of each utterance's voice, as a live run assigns it, and when the utterance ends."""
     speakers, at_ns, told = Speakers(int(Speech().speaker_s * 1e9)), 0, []
     for one in talk:
         at_ns += _PAUSE_NS + one.length_ns
@@ -189,26 +205,21 @@ def names(talk: list[Said]) -> list[tuple[str | None, int]]:
 
 
 def converse(classifier: Classifier, talks: list[list[Said]], policy: str) -> list[list[bool]]:
-    """Whether each utterance of each conversation is labelled rightly."""
+    """Whether each utterance of each conversation is labelled correctly."""
     neutral = list(classifier.labels).index("neutral")
     rest = {"audio": classifier.rest["audio"]} if policy != "none" else {}
     known = [Adaptation(rest, None, alone=policy == "stream") for _ in talks]
     told = [names(talk) for talk in talks]
     right: list[list[bool]] = [[] for _ in talks]
-    faces, words = classifier.encode_faces(np.zeros((0, CROP, CROP), np.uint8)), classifier.encode_words([])  # none
     for step in range(max(map(len, talks))):
         running = [k for k, talk in enumerate(talks) if step < len(talk)]
         said = [talks[k][step] for k in running]
         who = [one.speaker if policy == "true" else told[k][step][0] for k, one in zip(running, said, strict=True)]
-        items = []
-        for k, one, name in zip(running, said, who, strict=True):
-            baseline = known[k].voice(name)
-            items.append(Features(one.sound if baseline is None else baseline.correct(one.sound), faces, words))
-        results = classifier.classify(items, [False] * len(items))
-        for k, one, name, result in zip(running, said, who, results, strict=True):
-            right[k].append(classifier.labels[int(result.probabilities.argmax())] == one.label)
-            weight = float(result.probabilities[neutral]) ** 2
-            known[k].learn_voice(name, one.sound, weight, told[k][step][1])
+        moments = [(known[k], name, one.sound) for k, one, name in zip(running, said, who, strict=True)]
+        for k, one, name, (probabilities, tried) in zip(running, said, who, label(classifier, moments), strict=True):
+            right[k].append(classifier.labels[int(probabilities.argmax())] == one.label)
+            weight = float(probabilities[neutral]) ** 2
+            known[k].learn_voice(name, one.sound, weight, told[k][step][1], tried)
     return right
 
 

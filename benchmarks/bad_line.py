@@ -1,4 +1,4 @@
-"""A TCP line between two programs that is slow, loses packets, goes away, and counts what passes."""
+"""A TCP connection between two programs that is slow, loses packets, breaks down, and counts bytes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import Coroutine
 from typing import Any
 
 _CHUNK = 1400  # about a packet
-_AHEAD = 512  # chunks on the way in one direction
+_AHEAD = 512  # most chunks in transit in one direction
 
 
 class BadLine:
-    """Listens on a free ``port`` of 127.0.0.1 and passes on to another one. Each packet takes ``delay_s``. A share of
-    ``loss`` is lost, so TCP would send it again after ``resend_s``; what comes behind it waits, as it does in TCP.
-    While ``away`` is set nothing passes, and nothing is closed: as with a cable that was pulled.
+    """Listens on a free ``port`` of 127.0.0.1 and forwards to another one. Each packet takes ``delay_s``. A share of
+    ``loss`` is lost and sent again after ``resend_s``; what comes behind it waits, as in TCP. While ``away`` is set
+    nothing passes, and nothing is closed, as with an unplugged cable.
 
     ``sent`` and ``returned``: bytes from whoever connects, and to it. A context manager, with a thread of its own."""
 

@@ -4,20 +4,20 @@
 
 One ``emostream.run`` of the demo clip over and over, with sound, picture and words, at its own pace. Faults are
 injected into its node processes one after another, in an order and at moments that the seed decides: SIGKILL, SIGTERM,
-and SIGSTOP for 1, 5, 20 and 60 s, to the nodes of sound, picture, speech and fusion. What the clip's utterances are is
-known from labelling it undisturbed. Each utterance of the run is then
+and SIGSTOP for 1, 5, 20 and 60 s, to the nodes of sound, picture, speech and fusion. The clip's true utterances are
+those found by labelling it without faults. Each utterance of the run is then
 
     labelled    by a label that overlaps it by half
-    told        without one, but within a time that a log line names as away or dropped
-    silent      without one, and nobody said so: a fault of emostream
+    told        without one, but within a time that a log line reports as away or dropped
+    silent      without one, and nothing reported it: a fault of emostream
     doubled     labelled twice, or a number given twice: a fault
-    wrong       labelled otherwise than undisturbed, with all of it heard: a fault
+    wrong       labelled differently than without faults, although all of it was heard: a fault
 
 A label is whole if it has all three modalities, sound and picture for .8 of its time. After each fault, the first
-utterance that begins 2 s after its end is asked for, unless the next fault comes before that is over. Recovery is the
+utterance that begins 2 s after its end is examined, unless the next fault comes before that is over. Recovery is the
 time from a fault's end to the start of the last utterance before the first whole label, 0 if that is the next; it is
-left out where a fault comes in between. Figures of one run are a line of RUNS beside the page (``docs/chaos.jsonl``),
-whose table adds them up. Exit code 1 if anything was silent, doubled or wrong.
+left out where another fault comes in between. Figures of one run are a line in RUNS beside the page
+(``docs/chaos.jsonl``), whose table adds them up. Exit code 1 if anything was silent, doubled or wrong.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ _TOLD = re.compile(r"from (-?[\d.]+) to (-?[\d.]+) s")
 RUNS = "chaos.jsonl"
 COUNTS = ("in", "labelled", "told", "silent", "doubled", "wrong")
 _WAIT_S = 1.0  # from an utterance's end until its label is out
-_WHOLE = 0.8  # coverage from which a modality counts as there
+_WHOLE = 0.8  # coverage from which a modality counts as present
 
 
 @dataclass(frozen=True)
 class Injected:
-    """A fault: what, to which node, and when (seconds since the run's media began)."""
+    """A fault: which one, to which node, and when (seconds since the run's media began)."""
 
     fault: str
     node: str
@@ -69,7 +69,7 @@ class Injected:
 
 @dataclass
 class Seen:
-    """What a run published and said."""
+    """What a run published and logged."""
 
     labels: list[Emotion] = field(default_factory=list)
     told: list[tuple[float, float]] = field(default_factory=list)
@@ -78,8 +78,8 @@ class Seen:
 
 
 class After(msgspec.Struct):
-    """What followed a kind of fault: of ``injected``, after ``asked`` the next utterance could be looked at, and was
-    ``whole``; ``recovery_s``: seconds, of each."""
+    """What followed a kind of fault. ``injected``: how many; ``asked``: after how many of them the next utterance could
+    be examined; ``whole``: how many of these were whole; ``recovery_s``: seconds, one for each."""
 
     injected: int = 0
     asked: int = 0
@@ -99,7 +99,7 @@ class Outcome(msgspec.Struct):
 
 
 def looped(path: Path, seconds: float) -> tuple[Path, float]:
-    """The demo clip over and over, for at least so long, without coding it again; and the length of one turn."""
+    """The demo clip repeated for at least this long, without coding it again; and the length of one turn."""
     offset_s = turn_s = 0.0
     with av.open(str(path), "w") as out:
         tracks: dict[int, av.stream.Stream] = {}
@@ -189,7 +189,7 @@ def measure(path: Path, length_s: float, seed: int) -> Seen:
 
 
 def judge(seen: Seen, clip: list[Emotion], turn_s: float, length_s: float) -> tuple[Outcome, list[str]]:
-    """Figures, and what is a fault of emostream."""
+    """Figures, and the faults of emostream."""
     counts: Counter[str] = Counter()
     faults: list[str] = []
     utterances: list[tuple[float, float, bool]] = []  # start, end, and whether its label had all modalities
@@ -230,8 +230,8 @@ def judge(seen: Seen, clip: list[Emotion], turn_s: float, length_s: float) -> tu
 
 
 def _recovery(injected: list[Injected], utterances: list[tuple[float, float, bool]]) -> dict[str, After]:
-    """By fault: how often it came, whether the first utterance that begins 2 s after its end is whole, and the times to
-    recovery in seconds. ``utterances``: start and end in seconds, and whether the label is whole."""
+    """By fault: how often it came, whether the first utterance that begins 2 s after its end is whole, and the recovery
+    times in seconds. ``utterances``: start and end in seconds, and whether the label is whole."""
     by_fault = {fault: After() for fault in FAULTS}
     for i, one in enumerate(injected):
         after = by_fault[one.fault]

@@ -46,7 +46,7 @@ LIGHT_BLUE, ORANGE, BLUE, GREEN, GREY = "#56B4E9", "#E69F00", "#0072B2", "#009E7
 _LONGEST_US = 3_600_000_000
 _DIGITS = 3  # significant digits of the histogram
 
-Figures = dict[str, Any]  # of a result: written as JSON
+Figures = dict[str, Any]  # figures of a result, written as JSON
 
 
 @dataclass
@@ -91,8 +91,8 @@ def versions() -> dict[str, str]:
 def percentiles(values_ms: Sequence[float]) -> dict[str, float]:
     """``n``, p50, p90, p99, p99.9 and max of values in milliseconds, from an HDR histogram (three significant digits).
 
-    A percentile is the smallest value that at least so large a share of the values does not exceed. Some delays are
-    negative, since voice activity may end before the last sample: the histogram then counts from the smallest.
+    A percentile is the smallest value that at least this share of the values does not exceed. Some delays are negative,
+    since voice activity may end before the last sample: the histogram then counts from the smallest.
     Raises ValueError if there are no values.
     """
     from hdrh.histogram import HdrHistogram
@@ -161,7 +161,7 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def add_data(parser: argparse.ArgumentParser, holds: str) -> None:
-    """The option of a benchmark that needs recordings. ``holds``: what the folder has to have."""
+    """The option of a benchmark that needs recordings. ``holds``: what the folder has to contain."""
     default = os.environ.get(DATA)
     parser.add_argument(
         "--data", type=Path, default=default, metavar="DIR", help=f"folder with {holds} (default: {DATA})"
@@ -183,7 +183,7 @@ def finish(out: Path, result: Result, tables: str, plot: Callable[[Path], None])
     path = out / f"{result.name}.json"
     path.write_text(json.dumps(asdict(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     picture = path.with_suffix(".png")
-    picture.unlink(missing_ok=True)  # an older run's picture must not stand beside this run's figures
+    picture.unlink(missing_ok=True)  # an older run's picture must not be shown with this run's figures
     if result.figures:
         plot(picture)
     text = _markdown(result, tables, picture.name if result.figures else None)

@@ -7,7 +7,7 @@ two seconds after ``go`` until the end, the processor time of each process and o
 from the system. The nodes are those of ``stream-run``, started by ``timed_run.py``, which makes them count the time
 that their own thread spends sending and receiving; together with ZeroMQ's threads, that is the cost of messages.
 
-Faults, which make the exit code 1: a node that is started again, lost messages, a label in the silence, none in the
+Faults, which make the exit code 1: a restarted node, lost messages, a label in the silence, no label in the
 conversation.
 """
 
@@ -41,20 +41,20 @@ CASES = {  # name → whether someone speaks, medium of the script
 }
 AT_REST, AIM = "rest, sound", 0.03
 _SETTLE_S = 2.0
-_LAST_S = 1.0  # the second look comes this long before the end, while all processes are still there
+_LAST_S = 1.0  # the second reading is this long before the end, while all processes still run
 
 
 @dataclass(frozen=True)
 class Look:
-    """Processor time so far. ``processes``: names of its nodes → seconds of all its threads, and of ZeroMQ's among
-    them."""
+    """Processor time so far. ``processes``: names of a process's nodes → seconds of all its threads, and of ZeroMQ's
+    among them."""
 
     passed_s: float  # since go
     processes: Mapping[str, tuple[float, float]]
 
 
 def silence(seconds: float) -> list[Segment]:
-    """Nothing, so that a script of it is the noise of a room."""
+    """No speech: a script of it contains only the noise of a room."""
     return [Segment("silence", np.zeros(round(seconds * RATE_HZ), np.float32), 0, 0)]
 
 
@@ -69,8 +69,14 @@ def threads(pid: int) -> tuple[float, float]:
     return total, zeromq
 
 
+def with_helpers(pid: int) -> tuple[float, float]:
+    """``threads`` of a node, and of processes of its own: of a recogniser."""
+    total, zeromq = threads(pid)
+    return total + sum(threads(child.pid)[0] for child in psutil.Process(pid).children()), zeromq
+
+
 def measure(path: Path, medium: str, length_s: float, progress: Callable[[float], None]) -> tuple[Watch, list[Look]]:
-    """Play a file in real time and look at its processes twice."""
+    """Play a file in real time and read its processes' times twice."""
     due_s = [_SETTLE_S, length_s - _LAST_S]
     looks: list[Look] = []
 
@@ -78,15 +84,16 @@ def measure(path: Path, medium: str, length_s: float, progress: Callable[[float]
         progress(min(1.0, max(0.0, passed_s / length_s)))
         if len(looks) < len(due_s) and passed_s >= due_s[len(looks)]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                pids = {name: process.pid for process, name in live.nodes().items()} | {"supervisor": live.process.pid}
-                looks.append(Look(passed_s, {name: threads(pid) for name, pid in pids.items()}))
+                spent = {name: with_helpers(process.pid) for process, name in live.nodes().items()}
+                looks.append(Look(passed_s, spent | {"supervisor": threads(live.process.pid)}))
 
     command = [sys.executable, str(Path(__file__).with_name("timed_run.py"))]
     return play({STREAM: {medium: path}}, latency.SETTINGS["all"][1], length_s, tick, command=command), looks
 
 
 def judge(watch: Watch, looks: Sequence[Look], speaks: bool) -> tuple[common.Figures, list[str]]:
-    """Processor seconds per second by kind of process, and how much of the nodes' goes into messages; and faults."""
+    """Processor seconds per second by kind of process, and how much of the nodes' time goes into messages; and
+    faults."""
     faults = [*watch.late, *watch.faults]
     faults += [f"{node} was started again" for node in restarted(watch.beats)]
     faults += [f"lost: {node} {count}" for node, count in losses(watch.last_beats).items()]
@@ -125,7 +132,7 @@ def _counted(beats: Sequence[Health]) -> float:
 
 
 def tables(figures: Mapping[str, common.Figures]) -> str:
-    """One row per case; in brackets, what of it goes into messages."""
+    """One row per case; in brackets, the part that goes into messages."""
     if not figures:
         return "Nothing was measured."
     rows = []

@@ -4,16 +4,17 @@
 
 RAVDESS sentences, and GRID's if DIR has them, each with silence before and after it and noise 50 dB below its loudest
 sample, go through Silero VAD and the endpointer that runs live, without processes. The true end of speech is the end of
-the last 10 ms whose level is within 26 dB of the loudest, so very soft tails do not count. Every clip is one utterance.
+the last 10 ms whose level is within 26 dB of the loudest, so very soft endings do not count. Every clip is one
+utterance.
 
 For each rule, the benchmark reports how long after the true end the end is confirmed, and how many utterances are cut
-early, which means that voice activity heard more speech after the rule had ended the utterance. Utterances are "lost"
-if voice activity heard nothing more although the level stayed up, so that the end was confirmed 100 ms or more before
-the true one: breath, a laugh, a scream. No wait mends that. A rule is chosen on the speakers with odd numbers and
-judged on those with even ones, also as other microphones, rooms and lines make them.
+early, which means that voice activity detection found more speech after the rule had ended the utterance. Utterances
+are "lost" if it found nothing more although the level stayed up, so that the end was confirmed 100 ms or more before
+the true one: breath, a laugh, a scream. No wait helps against that. A rule is chosen on the speakers with odd numbers
+and evaluated on those with even ones, also under other microphones, rooms and lines.
 
-Ordinary talk, if DIR has meetings/: an utterance is cut if the person who spoke last goes on within a second, as the
-list of turns has it; its delay runs from the end of that turn, where nobody speaks for a second.
+Ordinary talk, if DIR has meetings/: an utterance counts as cut if the person who spoke last continues within a second,
+according to the list of turns; its delay runs from the end of that turn, if nobody speaks for a second.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Rule = tuple[int, int]
 _LEVEL = 10 ** (-26 / 20)
 _NOISE = 10 ** (-50 / 20)
 _EARLY_S = 0.1
-_NEAR_S, _SOON_S = 0.15, 1.0  # by how much turns may be off; how soon somebody who goes on was cut
+_NEAR_S, _SOON_S = 0.15, 1.0  # tolerance of turns; somebody who continues within this time was cut
 _LEAD_S, _TAIL_S = 0.5, 1.5  # silence around a clip
 BIAS = [
     "Acted sentences of one breath: people who think while they speak pause more, and are cut more often.",
@@ -68,7 +69,7 @@ class Clip:
 
     @property
     def even(self) -> bool:
-        """Whether its speaker is one that rules are judged on."""
+        """Whether its speaker is one that rules are evaluated on."""
         digits = self.name.rpartition("-")[2]
         return not digits.isdigit() or int(digits) % 2 == 0
 
@@ -91,7 +92,7 @@ def padded(sound: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, flo
 
 
 def hear(paths: Sequence[Path]) -> list[Clip]:
-    """Run voice activity on each file."""
+    """Run voice activity detection on each file."""
     vad, rng, clips = load_vad(), np.random.default_rng(0), []
     for path in paths:
         pcm, start_s, end_s = padded(read_sound(path), rng)
@@ -100,7 +101,7 @@ def hear(paths: Sequence[Path]) -> list[Clip]:
 
 
 def hear_elsewhere(paths: Sequence[Path], condition: str, data: Path) -> list[Clip]:
-    """The same under one of CONDITIONS. Its noises, voices and rooms were never trained with."""
+    """The same under one of CONDITIONS, with noises, voices and rooms that training never used."""
     from emostream.train.bundle.degrade import degrade, surroundings
 
     around, vad, rng, clips = surroundings(data, judging=True), load_vad(), np.random.default_rng(0), []
@@ -123,7 +124,8 @@ def hear_talk(folder: Path) -> list[Clip]:
 
 
 def ends(clip: Clip, rule: Rule) -> list[tuple[float, float]]:
-    """Of each utterance, when voice activity heard its last speech and when the rule confirmed the end, in seconds."""
+    """For each utterance, when voice activity detection found its last speech and when the rule confirmed the end, in
+    seconds."""
     hangover_ms, min_hangover_ms = rule
     endpointer = Endpointer.from_config(Speech(hangover_ms=hangover_ms, min_hangover_ms=min_hangover_ms, pause_ms=64))
     return [
@@ -161,8 +163,8 @@ def judge(clips: Sequence[Clip], rule: Rule) -> common.Figures:
 
 
 def judge_talk(clips: Sequence[Clip], rule: Rule) -> common.Figures:
-    """One rule on conversations. ``cut``: utterances that ended though the person who spoke last went on within a
-    second; ``delay``: of the ends after which nobody spoke for a second, from the end of the turn."""
+    """One rule on conversations. ``cut``: utterances that ended although the person who spoke last continued within a
+    second; ``delay``: from the end of the turn, for the ends after which nobody spoke for a second."""
     delays: list[float] = []
     utterances = cut = 0
     for clip in clips:
@@ -176,7 +178,7 @@ def judge_talk(clips: Sequence[Clip], rule: Rule) -> common.Figures:
             soon = [turn for turn in clip.turns if end_s - _NEAR_S <= turn[0] < end_s + _SOON_S]
             if within or any(turn[2] == last[2] for turn in soon):
                 cut += 1
-            elif not soon and end_s - last[1] < _SOON_S:  # otherwise it was no speech, or is on no list
+            elif not soon and end_s - last[1] < _SOON_S:  # otherwise it was no speech, or is not in the list
                 delays.append((confirmed_s - last[1]) * 1000)
     return {
         "clips": len(clips), "utterances": utterances, "cut": cut, "cut_early": cut / max(1, utterances),
@@ -185,7 +187,8 @@ def judge_talk(clips: Sequence[Clip], rule: Rule) -> common.Figures:
 
 
 def tables(figures: dict[str, common.Figures]) -> str:
-    """One table for each half of the speakers, one row per rule; then the default rule elsewhere, and in talk."""
+    """A table for each half of the speakers, with a row per rule; then the default rule in other conditions, and in
+    talk."""
     parts = []
     for half in ("chosen", "judged"):
         rules = figures[half]

@@ -1,4 +1,4 @@
-"""Labels held against a script: which utterance each belongs to, the parts of its latency, and what was lost."""
+"""Labels compared with a script: which utterance each belongs to, the parts of its latency, and what was lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emostream.stream.messages import Health
 
 PARTS = ("vad", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other", "transport")
 CONFIRMED = "confirmed end → label"
-SPANS = {  # what percentiles are taken of → the parts of the total that it leaves out
+SPANS = {  # time span for percentiles → the parts of the total that it leaves out
     "total": (),
     "without endpoint wait": ("endpoint_wait",),
     CONFIRMED: ("vad", "endpoint_wait"),
@@ -79,7 +79,7 @@ def parts(utterance: Utterance, label: Label, t0_ns: int) -> dict[str, float]:
     latency = label.emotion.latency_ms
     if latency is None:
         raise ValueError("the label carries no latency")
-    vad_end_ns = label.emotion.captured_ns - t0_ns  # where voice activity saw the end, in media time
+    vad_end_ns = label.emotion.captured_ns - t0_ns  # where voice activity detection saw the end, in media time
     total = (label.received_ns - t0_ns - utterance.end_ns) / 1e6
     values = {"total": total, "vad": (vad_end_ns - utterance.end_ns) / 1e6}
     values |= {name: getattr(latency, name) for name in _PIPELINE_PARTS}

@@ -1,11 +1,12 @@
-"""End-to-end latency: from the true end of speech to the label in a subscriber's hands, and its parts.
+"""End-to-end latency: from the true end of speech to the arrival of the label at a subscriber, and its parts.
 
     python benchmarks/latency.py [--quick] [--data RAVDESS]
 
 A scripted conversation, whose ends of speech are known, plays in real time through the real pipeline: stream-run with
 its processes, sockets, decoder, voice activity, recogniser (PocketSphinx), face detector and networks. A subscriber in
 a process of its own notes when each label comes. Input comes on its own schedule whether or not the pipeline keeps up,
-and latency counts from when a sample was due. There are three settings: sound alone; sound and picture; and words too.
+and latency counts from when a sample was due. There are three settings: sound; sound and picture; sound, picture and
+words.
 
 The total is the sum of these parts:
 
@@ -46,7 +47,7 @@ SETTINGS = {  # name → medium of the script, recogniser
     "all": ("source", "pocketsphinx"),
 }
 MODALITIES = {"audio": ("audio",), "audio+video": ("audio", "video"), "all": ("audio", "video", "text")}
-PAUSE_S = 0.9  # at least, between utterances: twice the longest wait for the endpoint
+PAUSE_S = 0.9  # shortest pause between utterances: twice the longest wait for the endpoint
 
 
 def measure(script: Script, setting: str, progress: Callable[[float], None]) -> Watch:

@@ -29,14 +29,14 @@ from emostream.stream.clock import SystemClock, take_offset_ns
 from emostream.stream.emotion import Emotion, decode_emotion
 from emostream.stream.messages import Codec, Control, Health
 
-START_S = 90.0  # for the processes to start, and again for them to end
+START_S = 90.0  # limit for the processes to start, and again for them to end
 _MEDIA = {"audio": ("audio",), "video": ("video",), "source": ("audio", "video")}  # key of a stream → its capture nodes
-_MAX_STEP_NS = 100_000  # the system's clock may be set by less during a run
+_MAX_STEP_NS = 100_000  # largest tolerated step of the system's clock during a run
 
 
 @dataclass(frozen=True)
 class Observed:
-    """A message and when the observer received it. ``message`` is None when the supervisor has made its folder of
+    """A message and when the observer received it. ``message`` None means that the supervisor has made its folder of
     sockets."""
 
     received_ns: int
@@ -46,7 +46,8 @@ class Observed:
 @dataclass
 class Watch:
     """What was seen of one run. ``t0_ns``: the moment of ``go``; ``labels``: of all streams, as they came; ``beats``:
-    heartbeats by node; ``late``: why it was given up, if it was; ``faults``: what went wrong with the run itself."""
+    heartbeats by node; ``late``: why the run was given up, if it was; ``faults``: what went wrong with the run
+    itself."""
 
     t0_ns: int | None = None
     labels: list[Label] = field(default_factory=list)
@@ -62,7 +63,7 @@ class Watch:
 
 class LiveRun:
     """A ``stream-run`` as its user starts it, and a subscriber in a process of its own that notes when labels,
-    heartbeats and ``go`` come. Use in a ``with``: nothing of it is left afterwards.
+    heartbeats and ``go`` come. Use it in a ``with``, which removes everything afterwards.
 
     ``arguments``: for stream-run; ``nodes``: names of the nodes whose heartbeats are wanted, such as ``speech.NAME``;
     ``command``: what to start instead of stream-run. All times are Unix time in nanoseconds on a clock that does not
@@ -107,7 +108,7 @@ class LiveRun:
     def observed(self, wait_s: float = 0.2) -> Iterator[Observed | None]:
         """What the observer received, until the run has ended; None if nothing came for ``wait_s``."""
         while True:
-            ended = self.process.poll() is not None  # asked first, so that what came before the end is still taken
+            ended = self.process.poll() is not None  # checked first, so that earlier messages are still read
             if self._connection.poll(wait_s):
                 yield Observed(*_decode(*self._connection.recv()))
             elif ended:
@@ -132,7 +133,7 @@ class LiveRun:
         self.process.send_signal(signal.SIGINT)
 
     def faults(self) -> list[str]:
-        """What is wrong with a run that has ended: its exit code, or a system clock that was set in the meantime."""
+        """What is wrong with a finished run: its exit code, or a system clock that was set meanwhile."""
         faults = []
         self._output.seek(0)
         if code := self.process.wait():

@@ -8,8 +8,8 @@ Runtime, on arrays of the same lengths; this project's in torch (eager, and comp
 every backend of ``engines`` that works on this machine, where ONNX Runtime runs both the graph as exported and the form
 for a CPU that it uses. Each has one thread.
 
-All systems take turns on inputs of the same kind, in another order in each round, so that other work of the machine
-hits all alike; ratios are those of medians of one such run. A system runs several times in its turn: the first run
+All systems take turns on inputs of the same kind, in another order in each round, so that other work on the machine
+affects all alike; ratios are those of medians of one such run. A system runs several times in its turn: the first run
 finds the processor's caches full of the others' data ("first"), the rest find its own ("again").
 """
 
@@ -47,7 +47,7 @@ ROWS_PER_S = {"audio": 100, "video": 10, "text": 3}  # MFCC, faces, words
 OUR_ROWS_PER_S = {"audio": 12.5, "video": 10, "text": 4}  # voice vectors, faces, pieces of words
 PAPER_EAGER, PAPER_ONNX, OURS = "published, torch eager", "published, onnxruntime", "ours, onnxruntime"
 WITH_VOICE = "ours, onnxruntime, and the whole voice encoder"
-AIMS = {PAPER_EAGER: 20.0, PAPER_ONNX: 4.0}  # how many times faster ours is to be, at 5 s
+AIMS = {PAPER_EAGER: 20.0, PAPER_ONNX: 4.0}  # how many times faster ours should be, at 5 s
 BIAS = [
     "Lengths are the same in every round, which flatters a backend that has to prepare for each new length "
     "(stream-engines compare varies them).",
@@ -111,7 +111,7 @@ def fusion_systems(bundle: Bundle, folder: Path, compiled: bool) -> dict[str, Sy
         systems["ours, torch.compile"] = lambda batch, seconds: _eager(optimised, our_inputs(batch, seconds))
     systems["ours, onnxruntime, as exported"] = _on(OnnxRuntime(bundle.path(FUSION)), our_inputs)
     for backend, lacking in available().items():
-        if not lacking and backend != "torch":  # which would be ours in eager mode once more
+        if not lacking and backend != "torch":  # torch would repeat ours in eager mode
             systems[f"ours, {backend}"] = _on(load(bundle, FUSION, backend), our_inputs)
     voice, fusion = load(bundle, VOICE, "onnxruntime"), load(bundle, FUSION, "onnxruntime")
 
@@ -183,7 +183,7 @@ def measure(
     systems: dict[str, System], cases: list[tuple[int, float]], rounds: int, progress: Callable[[str], None]
 ) -> tuple[Times, list[str]]:
     """Percentiles of the repeated runs, and as ``first`` the median of the first ones. A system that fails is left out
-    and is a fault."""
+    and counts as a fault."""
     figures: Times = {}
     faults = []
     rng = np.random.default_rng(1)
@@ -225,7 +225,7 @@ def ratios(figures: Times, runs: str) -> dict[str, float]:
 
 
 def tables(fusion: Times, faces: Times) -> str:
-    """Medians by window, by batch, and for the face encoder; and the ratios that are aimed at."""
+    """Medians by window, by batch, and for the face encoder; and the ratios with their goals."""
 
     def cell(times: dict[str, dict[str, float]], name: str) -> str:
         return f"{times[name]['p50']:.2f} ({times[name]['first']:.2f})" if name in times else ""

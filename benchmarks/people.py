@@ -3,16 +3,16 @@ in conversations.
 
     python benchmarks/people.py --data DIR [--quick]
 
-Every two of DIR's talking faces (clips/grid_*) are put beside each other and labelled with the sound of either: both
+All pairs of DIR's talking faces (clips/grid_*) are put side by side and labelled with the sound of either: both
 talking, or the other's picture stopped. Then with a third person's voice; and each face alone, with its own and with
-the others' voices. A case is right where ``speaking`` is the face whose sound it is, or null where it is nobody's in
-view; null is counted apart from wrong faces.
+the others' voices. A case is right if ``speaking`` is the face whose sound it is, or null if that face is not in view;
+a wrong null is counted apart from wrong faces.
 
 Conversations are made of DIR's ravdess/, emodb/ and nemo/: two to four speakers of one corpus, six utterances each in
-random order, a second apart. What is told of them is compared with who spoke by purity (the share of utterances whose
-name is mostly that of their speaker) and coverage (the share of utterances that have their speaker's most frequent
-name). The threshold was set on the first two of every four speakers, and these are the others. And so for DIR's
-meetings/, where an utterance is of whom it overlaps the most, if for at least four fifths of it.
+random order, a second apart. The assigned names are compared with the true speakers by purity (the share of utterances
+whose name belongs mostly to their speaker) and coverage (the share of utterances that have their speaker's most
+frequent name). The threshold was set on the first two of every four speakers; these are the others. The same is done
+for DIR's meetings/, where an utterance belongs to the speaker whom it overlaps most, if for at least four fifths of it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from emostream.stream.label import Labeller
 
 _RATE_HZ, _FPS = 16_000, 25
 _EACH = 6  # utterances of a speaker in a conversation
-_BEFORE, _AFTER = 13, 18  # frames for which the first and the last picture stay
+_BEFORE, _AFTER = 13, 18  # frames for which the first and the last picture are held
 BIAS = [
     "Read sentences of one grammar, of the same length and begun at the same time: two people's words agree more by"
     " chance than in talk.",
@@ -80,7 +80,7 @@ class Clip:
         return np.repeat(held[:1], len(held), 0) if still else held
 
     def heard(self) -> np.ndarray:
-        """The sound, in as much quiet noise."""
+        """The sound, with silence for the held pictures, in quiet noise."""
         step = _RATE_HZ // _FPS
         whole = np.concatenate([np.zeros(_BEFORE * step), self.samples, np.zeros(_AFTER * step)])
         noise = np.random.default_rng(0).normal(0, 1e-3, len(whole))
@@ -90,7 +90,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Case:
-    """What is seen and heard. ``right``: where in the picture, from left to right, who speaks is; None: nowhere."""
+    """What is seen and heard. ``right``: the speaker's place in the picture, from left to right; None: not in it."""
 
     kind: str
     frames: np.ndarray
@@ -122,7 +122,7 @@ def judge(labeller: Labeller, case: Case) -> Iterator[str]:
         yield "right" if place == case.right else "null" if place is None else "wrong"
 
 
-Spoken = list[tuple[Path, str]]  # recordings, and whose they are
+Spoken = list[tuple[Path, str]]  # recordings and their speakers
 
 
 def speakers(data: Path) -> dict[str, dict[str, list[Path]]]:
@@ -148,7 +148,7 @@ def conversation(people: dict[str, list[Path]], rng: np.random.Generator) -> Spo
 
 
 def purity_and_coverage(pairs: Sequence[tuple[str, str]]) -> tuple[float, float]:
-    """Of (speaker, name) of each utterance."""
+    """Purity and coverage from the (speaker, name) of each utterance."""
 
     def share(by: int) -> float:
         groups: dict[str, Counter[str]] = defaultdict(Counter)
@@ -177,7 +177,7 @@ def hear(labeller: Labeller, spoken: Spoken) -> list[tuple[str, str]]:
 def named(
     labels: Iterable[Emotion], spans: Sequence[tuple[float, float, str]], least: float = 0.5
 ) -> list[tuple[str, str]]:
-    """(speaker, name) of each label that lies mostly in one speaker's spans and has a name."""
+    """(speaker, name) of each label that has a name and lies mostly within one speaker's spans."""
     pairs = []
     for label in labels:
         during: Counter[str] = Counter()

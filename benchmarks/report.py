@@ -3,8 +3,8 @@
     python -m benchmarks.report [--full] [--only NAME …]
 
 Runs each benchmark as its user would, one after the other. Their tables and pictures go to docs/benchmarks.md, a line
-of key figures to docs/benchmarks-history.json, and README's table between its two marks is replaced. A benchmark that
-has faults is shown with them; its key figures are left out. ``--full`` takes hours, of which soak.py takes one.
+of key figures to docs/benchmarks-history.json, and README's table between its two marks is replaced. A benchmark with
+faults is shown with them; its key figures are left out. ``--full`` takes hours, of which soak.py takes one.
 endpoint.py and people.py need recordings (EMOSTREAM_DATA) and are left out without them; the others play the demo
 clip's sentences.
 """
@@ -52,7 +52,7 @@ KEYS: dict[str, tuple[str, str, Callable[[dict[str, Any]], object]]] = {
 
 
 def key_figures(results: Results) -> dict[str, object]:
-    """What is kept of a run: the key figures of benchmarks that ran without faults."""
+    """The key figures of those benchmarks of a run that had no faults."""
     return {
         key: place(results[name]["figures"])
         for key, (name, _, place) in KEYS.items()
@@ -125,7 +125,7 @@ def write(folder: Path, names: Sequence[str], docs: Path, readme: Path) -> None:
             shutil.copyfile(folder / f"{name}.png", pictures / f"{name}.png")
     path.write_text(json.dumps(history, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (docs / "benchmarks.md").write_text(page(folder, results, history), encoding="utf-8")
-    if not history[-1]["quick"]:  # a quick run is not to be quoted
+    if not history[-1]["quick"]:  # a quick run must not be quoted
         readme.write_text(into_readme(readme.read_text(encoding="utf-8"), figures), encoding="utf-8")
 
 

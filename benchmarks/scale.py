@@ -3,9 +3,9 @@
     python -m benchmarks.scale [--what sound|words|picture|all] [--files 24] [--rounds 3] [--jobs 2]
 
 Labels copies of the demo clip (27 s) twice in each round: in a pool of processes that each take one file at a time,
-and by ``stream-label --ray local``'s own code in as many workers. Counted is the time of each process from when it
-has loaded until all are done; and, since other work on the machine changes that, the processor time of the files. All
-have one thread for linear algebra. Machine and versions are printed too.
+and by ``stream-label --ray local``'s own code in as many workers. It counts the time of each process from when it has
+loaded until all are done and, since other work on the machine affects that, the processor time of the files. All
+processes have one thread for linear algebra. Machine and versions are printed too.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def make_files(folder: Path, count: int, picture: bool) -> list[Path]:
 
 
 def make_work(config: Config) -> Callable[[Path], tuple[float, float, float, float, int]]:
-    """What a process of the pool does with a file: when it had loaded, when it was done (both monotonic), seconds of
-    media and of processor time, and the number of labels."""
+    """The function that a process of the pool calls with a file. It returns when the process had loaded, when the file
+    was done (both monotonic), seconds of media and of processor time, and the number of labels."""
     labeller, loaded_s = Labeller(config), time.monotonic()
 
     def work(path: Path) -> tuple[float, float, float, float, int]:
@@ -73,7 +73,7 @@ def in_processes(config: Config, files: list[Path], jobs: int) -> tuple[float, f
 
 
 def on_cluster(config: Config, files: list[Path], jobs: int) -> tuple[float, float, int]:
-    """The same."""
+    """The same by workers of a Ray cluster."""
     labeller = ClusterLabeller(config, "local", jobs)
     outcomes = [outcome for _, outcome in labeller.label(files)]
     media_s = labeller.tally.media_s

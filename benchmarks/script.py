@@ -5,10 +5,10 @@ a quiet room is added throughout. Where an utterance ends is known by constructi
 
 - demo clip: a sentence is cut where ``demo.json`` says that the voice ends, so the cut is its end.
 - RAVDESS: a clip ends with its last 10 ms whose level is within 30 dB of its loudest 10 ms. Half a second of what
-  follows is kept. Clips with a pause of more than 0.25 s are skipped: two labels for one of them would be no fault.
+  follows is kept. Clips with a pause of more than 0.25 s are skipped: two labels for one of them would not be a fault.
 
-The file's packets are as long as a microphone's blocks (``audio.block_ms``), because a sample waits for the end of its
-block.
+The file's packets are as long as a microphone's blocks (``audio.block_ms``), because a sample waits until its block is
+complete.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def levels(samples: np.ndarray) -> np.ndarray:
 def make_script(
     path: Path, segments: Sequence[Segment], count: int, pause_s: float, video: bool, source: str
 ) -> Script:
-    """Write ``count`` utterances, taken from ``segments`` in a circle, to ``path`` (.mkv with 16-bit PCM sound).
+    """Write ``count`` utterances, taken cyclically from ``segments``, to ``path`` (.mkv with 16-bit PCM sound).
 
     With ``video`` it also has the demo clip's picture, which loops and does not follow the words. The silence after an
     utterance is ``pause_s`` and up to 0.25 s more, so that ends fall anywhere between the steps of 32 ms, 100 ms and

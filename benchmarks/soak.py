@@ -7,13 +7,13 @@ and picture each loop on their own, without a gap. Every few seconds, the reside
 threads of each process are read. Heartbeats carry what was dropped; each label carries its latency. There are two
 drifts:
 
-    sound − picture     how far sound has got minus how far the picture has, in media time, from the packets and frames
+    sound − picture     progress of the sound minus progress of the picture, in media time, from the packets and frames
                         counted in heartbeats, each relative to the time since ``go`` at which it was sent
-    sound − script      where voice activity saw an utterance end minus where the script says so
+    sound − script      end of an utterance by voice activity detection minus its end in the script
 
 After a warm-up, each quantity is judged by its Theil–Sen slope and its 99 % interval: it is flat if the interval
-contains 0 or the slope is below a bound per hour. Anything that is not flat, or was dropped, missed, doubled, started
-again or silent, is a fault: exit code 1.
+contains 0 or the slope is below a bound per hour. Anything that is not flat, or was dropped, missed, doubled,
+restarted or silent, is a fault: exit code 1.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make_loop(folder: Path, count: int, seconds: float) -> tuple[Script, int]:
     def script() -> Script:
         return make_script(folder / "sound.mkv", said, count, latency.PAUSE_S, False, "demo clip")
 
-    # whole packets only, since counting them has to tell the time
+    # whole packets only, since their count serves as a clock
     said[0] = said[0].after_silence(-round(script().length_s * RATE_HZ) % BLOCK)
     looped = script()
     times = math.ceil(seconds / looped.length_s)
@@ -76,8 +76,8 @@ def make_loop(folder: Path, count: int, seconds: float) -> tuple[Script, int]:
 
 
 def _concat(path: Path, length_s: float, times: int) -> None:
-    """Write the file so many times over, without coding it again: sound.mkv → sound-loop.mkv. Lengths have a resolution
-    of a microsecond."""
+    """Write the file repeated ``times`` times, without coding it again: sound.mkv → sound-loop.mkv. Lengths have a
+    resolution of a microsecond."""
     entry = f"file {path.name}\nduration {length_s:.6f}\n"
     listed = path.with_suffix(".ffconcat")
     listed.write_text("ffconcat version 1.0\n" + entry * times, encoding="ascii")
@@ -131,7 +131,7 @@ def match(script: Script, received: Sequence[Label], times: int) -> Matching:
 
 
 def drift(beats: Mapping[str, Sequence[Health]], t0_ns: int, fps: float) -> Series:
-    """Sound − picture in milliseconds, at each heartbeat of the sound, in steps of the picture's frames."""
+    """Sound − picture in milliseconds, at each heartbeat of the sound, with a resolution of one video frame."""
     ahead = {}
     for medium, counter, each_s in (("audio", "chunks", BLOCK / RATE_HZ), ("video", "frames", 1 / fps)):
         running = [b for b in beats.get(f"{medium}.{STREAM}", []) if b.state == "running" and b.counters.get(counter)]
@@ -157,7 +157,7 @@ def longest_silence_s(beats: Mapping[str, Sequence[Health]], t0_ns: int, length_
 def judge(
     script: Script, times: int, watch: Watch, samples: Samples, warm_up_s: float, quick: bool
 ) -> tuple[common.Figures, list[str]]:
-    """Figures and faults. If ``quick``, of all slopes only a rise of file descriptors is a fault."""
+    """Figures and faults. If ``quick``, the only slope that counts as a fault is a rise of file descriptors."""
     faults = [*watch.late, *watch.faults]
     if watch.t0_ns is None:
         return {}, faults

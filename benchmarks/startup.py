@@ -31,7 +31,7 @@ from emostream.commands import exit_code
 from emostream.stream.emotion import Emotion
 from emostream.stream.messages import Control, Health
 
-AIM_MS = 4000.0  # all nodes ready, warm
+AIM_MS = 4000.0  # goal: all nodes ready, warm
 TOP = 10
 NODES = ("audio.demo", "speech.demo", "video.demo", "fusion")
 MILESTONES = ("supervisor up", "all processes started", "all nodes ready", "go", "first estimate", "first label")

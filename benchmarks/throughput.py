@@ -8,7 +8,7 @@ from the confirmed end of an utterance to its label at the subscriber is within 
 nothing was dropped and no label lacks the picture that was there. The search for the largest N that holds doubles N
 until a step does not hold, or ``--max`` does, and then halves the interval.
 
-A step that does not hold is a finding and no fault. A node or run that crashes is a fault: exit code 1.
+A step that does not hold is a finding, not a fault. A node or run that crashes is a fault: exit code 1.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from benchmarks.live_run import START_S, LiveRun, Watch, play
 from benchmarks.script import RATE_HZ, Script, Segment, demo_segments, make_script
 from emostream.commands import exit_code
 
-KINDS = {  # of process → its colour in pictures
+KINDS = {  # kind of process → its colour in pictures
     "audio": common.LIGHT_BLUE, "video": common.ORANGE, "speech": common.BLUE, "fusion": common.GREEN,
     "supervisor": common.GREY,
 }  # fmt: skip
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, are spread evenly, however many there are
 _CYCLE_S = 4.0  # about a sentence and its pause: offsets fall anywhere in it
-_START_STREAM_S = 3.0  # more time to start and to end, for each stream
+_START_STREAM_S = 3.0  # additional time to start and to end, for each stream
 _COVERED = 0.5  # the least share of a label's time that the picture has to cover; a stream alone has nearly all of it
 _LOOK_S = 1.0
 
@@ -87,7 +87,7 @@ def conversation(index: int, segments: Sequence[Segment], seconds: float) -> tup
 
 
 def search(holds: Callable[[int], bool], most: int) -> int:
-    """The largest N up to ``most`` that holds, 0 if not even 1 does. Assumes that if N holds, so does any fewer."""
+    """The largest N up to ``most`` that holds, 0 if not even 1 does. Assumes that if N holds, so does any smaller N."""
     good, bad, n = 0, most + 1, 1
     while n < bad:
         if holds(n):

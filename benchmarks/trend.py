@@ -1,4 +1,4 @@
-"""Whether a quantity stays flat over hours: a robust slope, its confidence interval, and the bound that it is held to.
+"""Whether a quantity stays flat over hours: a robust slope, its confidence interval, and the bound for it.
 
 The slope is Theil's and Sen's (Sen 1968, "Estimates of the regression coefficient based on Kendall's tau"): the median
 of the slopes between all pairs of points, which a few wild values do not move.
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 HOUR_S = 3600.0
-FEWEST = 10  # values of which a slope is taken
-_POINTS = 1000  # of a series at most, since the slopes of all their pairs are taken
+FEWEST = 10  # fewest values for which a slope is computed
+_POINTS = 1000  # most points of a series, since the slopes of all their pairs are computed
 _CONFIDENCE = 0.99  # some twenty slopes are judged: at 0.95, one is often steep by chance
 
 
@@ -37,8 +37,7 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class Series:
-    """Values of one quantity over time. ``what``: that which was measured, such as a process; times in seconds since
-    go."""
+    """Values of one quantity over time. ``what``: the thing measured, such as a process; times in seconds since go."""
 
     quantity: str
     what: str

@@ -7,8 +7,8 @@ own. All boxes but one share a process; the one is a real ``stream-uplink`` with
 line that counts its bytes. Labels are those of the demo clip, without words, under other numbers.
 
     paced      each box has a label every four seconds and a status each second, as a run of one stream has
-    away       the hub is killed for a while, and then has to take what waited
-    flood      every box has as many labels at once as fit: what the hub can write
+    away       the hub is killed for a while, and then has to accept the waiting labels
+    flood      every box has as many labels at once as fit: how fast the hub can write
 
 A label that was lost, doubled or out of order is a fault: exit code 1.
 """
@@ -103,7 +103,7 @@ class RealBox:
 
 
 class HubProcess:
-    """A ``stream-hub``, started again over the same folder."""
+    """A ``stream-hub`` that can be restarted on the same folder."""
 
     def __init__(self, folder: Path) -> None:
         self.out = folder / "out"
@@ -218,7 +218,7 @@ def _measure(
 
 
 def _pace(boxes: list[Box], labels: list[Emotion], seconds: float, every_s: float = _LABEL_S) -> int:
-    """Let boxes speak one after another, evenly. Returns how many labels that were."""
+    """Let boxes publish one after another, evenly. Returns the number of labels."""
     begun_s = time.monotonic()
     said = 0
     told_s = 0.0
@@ -247,7 +247,7 @@ def _wait(reached: Callable[[], object], why: str) -> None:
 
 
 def _faults(out: Path, boxes: list[Box]) -> list[str]:
-    """Labels of a box that are not there once, in order."""
+    """Faults: labels of a box that did not arrive exactly once and in order."""
     import pyarrow.parquet as parquet
 
     got: defaultdict[str, list[int]] = defaultdict(list)

@@ -8,13 +8,13 @@
     for emotion in emostream.listen():                      # whatever stream-run publishes on this machine
         print(emotion.stream, emotion.label)
 
-    with emostream.Control() as control:                    # … which it steers
+    with emostream.Control() as control:                    # steer that run
         control.mute(for_s=2)
 
     emostream.run(emostream.load_config("config.toml"), on_emotion=print)   # a live run inside your program
 
-What is named here is the public API; everything else may change between versions. Every error that a caller can expect
-is an ``EmostreamError`` (its subclasses: ``emostream.errors``).
+The names here are the public API; everything else may change between versions. Every error that a caller can expect is
+an ``EmostreamError`` (subclasses: see ``emostream.errors``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __version__ = "0.2.0"
 
 __all__ = ["Config", "Control", "EmostreamError", "Emotion", "Labeller", "__version__", "listen", "load_config", "run"]
 
-# Loaded when first used, so that importing this package costs next to nothing.
+# Loaded on first use, so that importing this package costs next to nothing.
 _HOMES = {
     "Config": "emostream.stream.config",
     "Control": "emostream.stream.control",
@@ -48,8 +48,8 @@ _HOMES = {
     "run": "emostream.stream.run",
 }
 
-# Nothing leaves the machine. ONNX Runtime sends machine, paths and models to its maker unless this is set before its
-# import (its own call for turning that off comes too late), and Ray sends usage statistics. Child processes inherit it.
+# Nothing may leave the machine. Unless this is set before its import, ONNX Runtime sends facts about machine, paths and
+# models to its maker (its own call to turn that off comes too late); Ray sends usage statistics. Children inherit this.
 os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 

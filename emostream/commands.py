@@ -1,10 +1,10 @@
 """The console scripts, and what all commands share: ``--version``, and one place that turns errors into a line for the
 user and an exit code.
 
-This module imports little: each script imports its command where an error, Ctrl-C included, is already an exit code.
+This module imports little: each script imports its command only where errors and Ctrl-C already become exit codes.
 
 Exit codes: 0 done; 1 it could not run, or found faults; 2 wrong usage or configuration; 130 stopped by Ctrl-C before it
-was done (``stream-run`` and ``stream-listen`` have no other end, so theirs is 0).
+was done (``stream-run`` and ``stream-listen`` normally end that way, so theirs is 0).
 ``stream-engines`` also has 3: this machine lacks what the command needs.
 """
 
@@ -24,8 +24,8 @@ from types import FrameType
 from emostream import __version__
 from emostream.errors import EmostreamError
 
-STOPPED = 130  # 128 + SIGINT, as shells have it
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # of linear algebra; read when NumPy is imported
+STOPPED = 130  # 128 + SIGINT, as in shells
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # for linear algebra; read when NumPy is imported
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -36,16 +36,16 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 
 def _take_one_thread() -> None:
-    """For linear algebra, unless the user says otherwise: matrices are small here, and a second thread mostly waits
-    (``stream-label`` took 1.8 times the processor time with two, and no less time)."""
+    """Use one thread for linear algebra, unless the user says otherwise: matrices are small here, and a second thread
+    mostly waits (with two, ``stream-label`` took 1.8 times the CPU time and was no faster)."""
     for name in THREADS:
         os.environ.setdefault(name, "1")
 
 
 def _script(module: str, function: str, is_service: bool = False) -> Callable[[], None]:
-    """A console script: import a module of emostream and run a function of it, which returns an exit code.
+    """A console script: import a module of emostream and run its function, which returns an exit code.
 
-    ``is_service``: SIGTERM and SIGHUP are its usual end, of which it takes care itself once it has begun."""
+    ``is_service``: SIGTERM and SIGHUP are its normal end; once it has begun, it handles them itself."""
 
     def command() -> int:
         if module.startswith("stream."):
@@ -61,7 +61,7 @@ def _script(module: str, function: str, is_service: bool = False) -> Callable[[]
             _end_at_once()
         _print_anything()
         code = exit_code(command)
-        if callable(signal.getsignal(signal.SIGINT)):  # Python's own end takes a while, and would print a traceback
+        if callable(signal.getsignal(signal.SIGINT)):  # during Python's exit, Ctrl-C would print a traceback
             signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
         if _foreign_threads:
             _end_before_python_does(code)
@@ -78,10 +78,10 @@ stream_doctor = _script("stream.cli", "doctor")
 stream_models = _script("stream.cli", "models")
 stream_keys = _script("stream.cli", "keys")
 stream_ctl = _script("stream.ctl", "ctl")
-stream_mqtt = _script("stream.mqtt", "mqtt")
-stream_lsl = _script("stream.lsl", "lsl")
-stream_uplink = _script("stream.uplink", "uplink")
-stream_hub = _script("stream.hub", "hub")
+stream_mqtt = _script("stream.mqtt", "mqtt", is_service=True)
+stream_lsl = _script("stream.lsl", "lsl", is_service=True)
+stream_uplink = _script("stream.uplink", "uplink", is_service=True)
+stream_hub = _script("stream.hub", "hub", is_service=True)
 stream_fusion = _script("stream.remote.command", "fusion")
 stream_replay = _script("stream.replay_command", "replay")
 stream_engines = _script("engines.commands.main", "main")
@@ -89,9 +89,9 @@ stream_train = _script("train.commands.main", "main")
 
 
 def _print_anything() -> None:
-    """What a terminal's encoding lacks is replaced, in names of files above all: no reason to end."""
+    """Replace characters that the terminal's encoding lacks (mostly in file names) instead of failing."""
     for output in (sys.stdout, sys.stderr):
-        if isinstance(output, io.TextIOWrapper):  # None, where there is no terminal
+        if isinstance(output, io.TextIOWrapper):  # None without a terminal
             output.reconfigure(errors="replace")
 
 
@@ -99,15 +99,15 @@ _foreign_threads = False
 
 
 def expect_foreign_threads() -> None:
-    """This command uses a library, such as zenoh, whose own threads call Python: a thread that still lets go of an
-    object of ours while Python ends is ended by Python in a way that Rust takes for a crash ("FATAL: exception not
-    rethrown", SIGABRT; one end in eighteen). So the command ends before Python does."""
+    """This command uses a library, such as zenoh, whose own threads call Python. If such a thread still releases one of
+    our objects during Python's shutdown, Python ends the thread in a way that Rust takes for a crash ("FATAL: exception
+    not rethrown", SIGABRT; one exit in eighteen). So the command exits before Python shuts down."""
     global _foreign_threads
     _foreign_threads = True
 
 
 def _end_before_python_does(code: int) -> None:
-    with contextlib.suppress(OSError, ValueError):  # stdout was flushed where that could still be told
+    with contextlib.suppress(OSError, ValueError):  # stdout was flushed earlier, where errors are still reported
         sys.stderr.flush()
     os._exit(code)
 
@@ -116,7 +116,8 @@ _stopped = False  # whether Ctrl-C came
 
 
 def _note_ctrl_c() -> None:
-    """Ctrl-C raises KeyboardInterrupt as ever, and is noted: NumPy makes an ImportError of it while it is imported."""
+    """Let Ctrl-C raise KeyboardInterrupt as usual, but remember it: NumPy turns it into an ImportError during
+    import."""
 
     def note(number: int, frame: FrameType | None) -> None:
         global _stopped
@@ -128,11 +129,20 @@ def _note_ctrl_c() -> None:
 
 
 def _end_at_once() -> None:
-    """Nothing has begun yet: SIGTERM, or the terminal's end, ends the command with 0, as it does later."""
+    """Before anything has begun, let SIGTERM or the terminal's end exit the command with 0, as it does later."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, lambda number, frame: os._exit(0))
+
+
+def stop_by_signals() -> None:
+    """From now on SIGTERM, and the terminal's end (unless nohup has seen to that), are a KeyboardInterrupt, as Ctrl-C
+    is: a service that has something to hand on, or to say goodbye to, does so."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def exit_code(body: Callable[[], int]) -> int:
@@ -146,12 +156,12 @@ def exit_code(body: Callable[[], int]) -> int:
                 raise
             code = end.code
         if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a full disk or a closed pipe is still an error of the command
+            sys.stdout.flush()  # here, where a full disk or a closed pipe is still reported as an error
         return code
     except EmostreamError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader of a pipe had enough
+    except BrokenPipeError:  # the reader closed the pipe
         _leave_unwritten()
         return 0
     except MemoryError as error:
@@ -176,7 +186,7 @@ def exit_code(body: Callable[[], int]) -> int:
 
 
 def _leave_unwritten() -> None:
-    """Let Python's own flush at exit not fail again on what cannot be written."""
+    """Keep Python's flush at exit from failing again on what cannot be written."""
     if sys.stdout is not None:
-        with contextlib.suppress(io.UnsupportedOperation):  # replaced by an object in memory, which has no descriptor
+        with contextlib.suppress(io.UnsupportedOperation):  # stdout is an in-memory object without a descriptor
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,20 +1,21 @@
-"""Every error that a user can meet and mend. Anything else that is raised is a fault of emostream's own.
+"""Every error that a user can meet and fix. Any other exception is a bug in emostream.
 
     EmostreamError
     ├── ConfigError       a setting, an option or a path given by the user cannot be used
     ├── RunError          a live run cannot begin, or cannot go on
     ├── SourceError       a file, device or URL cannot be opened or read
+    │   └── UnreadableError   it was opened, and nothing in it can be decoded
     ├── ClusterError      Ray is missing, or its cluster cannot be reached or used
     ├── BusError          a ZeroMQ endpoint cannot be used
     ├── ControlError      a run cannot be steered, or cannot do what was asked
     ├── ModelError        a third-party model is missing or damaged
     ├── BundleError       a bundle is missing, damaged or of another format
     ├── BackendError      a graph cannot be built, loaded or run on a backend
-    ├── CorpusError       training data is missing or not as its corpus's layout says
+    ├── CorpusError       training data is missing or does not have its corpus's layout
     │   └── Problems      many such faults at once
-    └── ExportError       an exported graph does not give what its torch module gives
+    └── ExportError       an exported graph's output differs from its torch module's
 
-Each message says what is wrong, where, and what mends it, so that a command can print it as it is.
+Each message says what is wrong, where, and how to fix it, so that a command can print it unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 
 
 class EmostreamError(Exception):
-    """Base class of every expected error. ``exit_code``: of a command that ends by it."""
+    """Base class of every expected error. ``exit_code``: the exit code of a command that it ends."""
 
     exit_code = 1
 
@@ -35,13 +36,17 @@ class ConfigError(EmostreamError, ValueError):
 
 
 class RunError(EmostreamError):
-    """A live run cannot begin, or could not go on. ``exit_code`` is 4 where a node failed again and again."""
+    """A live run cannot begin, or could not go on. ``exit_code`` is 4 if a node failed repeatedly."""
 
     GAVE_UP = 4
 
 
 class SourceError(EmostreamError):
     """A source cannot be opened or read."""
+
+
+class UnreadableError(SourceError):
+    """A source was opened, and nothing in it can be decoded."""
 
 
 class ClusterError(EmostreamError):
@@ -73,7 +78,7 @@ class CorpusError(EmostreamError):
 
 
 class Problems(CorpusError):
-    """All that is wrong with a corpus, each with its row or file. Printed as a list, of which the first are shown."""
+    """Everything that is wrong with a corpus, each problem with its row or file. Only the first ones are printed."""
 
     SHOWN = 50
 
@@ -91,4 +96,4 @@ class Problems(CorpusError):
 
 
 class ExportError(EmostreamError):
-    """An exported graph does not give what the torch module gives."""
+    """An exported graph's output differs from its torch module's."""

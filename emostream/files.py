@@ -1,10 +1,11 @@
-"""Files written whole or not at all, their hashes, and where a user's own files are."""
+"""Files written completely or not at all, their hashes, and where a user's own files are."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,24 +16,25 @@ import platformdirs
 from emostream.errors import ConfigError
 
 OWNER_ONLY = 0o600  # mode of files that hold what people said, or numbers made from how they look and sound
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def write_atomically(path: Path, data: bytes | str, mode: int = 0o666) -> None:
-    """Write a file so that a reader sees the old content or all of the new; text is written as UTF-8.
+    """Write a file so that a reader sees either the old content or all of the new; text is written as UTF-8.
 
-    ``mode``: permissions of the new file, less the umask's. A failure leaves the old file as it was and nothing beside
-    it. Raises OSError that names ``path``.
+    ``mode``: permissions of the new file, before the umask. A failure leaves the old file unchanged and no other file
+    behind. Raises OSError with ``path`` as its file name.
     """
     content = data.encode() if isinstance(data, str) else data
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # same folder: os.replace needs one file system
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # os.replace needs the same file system
     with becoming(part, path), open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
 def becoming(part: Path, path: Path) -> Iterator[None]:
-    """``part``, which the block writes, becomes ``path`` at its end, or is gone if that fails. Raises OSError that
-    names ``path``."""
+    """Rename ``part``, which the block writes, to ``path`` when the block ends; remove it on failure. Raises OSError
+    with ``path`` as its file name."""
     try:
         yield
         os.replace(part, path)
@@ -51,7 +53,7 @@ def sha256(path: Path) -> str:
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user writes it, ``~`` expanded. Raises ConfigError where the user has no home folder."""
+    """A path as a user writes it, with ``~`` expanded. Raises ConfigError if the user has no home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -59,17 +61,18 @@ def user_path(path: str | Path) -> Path:
 
 
 def printable(text: str | Path) -> str:
-    """A name as text that can be written anywhere: bytes of it that are not UTF-8 are replaced."""
-    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A name as text that can be written anywhere: bytes of it that are not UTF-8 are replaced, and so are control
+    characters, which would begin a line or give a terminal orders."""
+    return _CONTROL.sub("\ufffd", str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 def cache_folder() -> Path:
-    """Where this user's models and engines are kept. Raises ConfigError where the user has no home folder."""
+    """Where this user's models and engines are kept. Raises ConfigError if the user has no home folder."""
     return _folder_of_user(platformdirs.user_cache_path, "XDG_CACHE_HOME")
 
 
 def config_folder() -> Path:
-    """Where this user's settings and keys are kept. Raises ConfigError where the user has no home folder."""
+    """Where this user's settings and keys are kept. Raises ConfigError if the user has no home folder."""
     return _folder_of_user(platformdirs.user_config_path, "XDG_CONFIG_HOME")
 
 
@@ -81,5 +84,5 @@ def _folder_of_user(find: Callable[[str], Path], variable: str) -> Path:
 
 
 def as_json(value: object) -> bytes:
-    """A report or manifest, any value that msgspec encodes, as indented JSON that ends in a newline."""
+    """Any value that msgspec can encode, such as a report or manifest, as indented JSON that ends in a newline."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

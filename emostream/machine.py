@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def cpu_name() -> str:
-    """The processor's model name; where the system does not say, its architecture."""
+    """The processor's model name, or its architecture if the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -19,7 +19,7 @@ def cpu_name() -> str:
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Version of Python, then of each of the packages that is installed, in the order given."""
+    """The versions of Python and of those packages that are installed, in the order given."""
     versions = {"python": platform.python_version()}
     for package in packages:
         try:

@@ -43,7 +43,7 @@ Coordinate = Annotated[float, msgspec.Meta(ge=-1, le=1)]
 SUBSETS = tuple("+".join(names) for n in (1, 2, 3) for names in itertools.combinations(MODALITIES, n))
 
 
-# far beyond any bundle; arrays of these sizes fit into memory
+# limits far beyond any real bundle; arrays of these sizes fit into memory
 _MOST_DIM, _MOST_ROWS, _MOST_LABELS, _MOST_BYTES = 65_536, 100_000, 10_000, 50_000_000
 
 
@@ -66,7 +66,7 @@ class Corpus(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class File(msgspec.Struct, forbid_unknown_fields=True):
-    """What a file of the bundle must be."""
+    """The expected size and hash of a file of the bundle."""
 
     sha256: str
     bytes: int
@@ -79,11 +79,11 @@ class _Head(msgspec.Struct):
 class Manifest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """``manifest.json``. ``temperature`` divides the logits before the softmax (Guo et al., ICML 2017); it has a value
     for each of SUBSETS, the modalities that are present. A label whose probability is below ``uncertain_below`` is
-    marked uncertain. ``modalities``: those that the network was trained with; others are not given to it.
-    ``label_shares``: how often the fusion network met each label in training, for each of SUBSETS;
-    empty, as in bundles made before it existed: equally often. ``rest``: by modality, the vector to which a
-    person's resting face or neutral voice is moved; without it, neither is learnt. ``coordinates``: valence and arousal
-    of each label, in [-1, 1], where the training data had them; empty: the published ones."""
+    marked uncertain. ``modalities``: those that the network was trained with; it gets no others. ``label_shares``: how
+    often each label occurred in the fusion network's training, for each of SUBSETS; empty, as in bundles made before it
+    existed: equally often. ``rest``: by modality, the vector to which a person's resting face or neutral voice is
+    shifted; without it, neither is learnt. ``coordinates``: valence and arousal of each label, in [-1, 1], where the
+    training data had them; empty: the published ones."""
 
     format: str
     name: str
@@ -115,7 +115,7 @@ class Bundle:
     id: str
 
     def path(self, name: str) -> Path:
-        """Where one of its files is."""
+        """The path of one of its files."""
         return self.folder / name
 
     def path_for(self, graph: str, backend: str) -> Path:
@@ -137,7 +137,8 @@ def open_bundle(name: str | Path) -> Bundle:
     if not os.path.isfile(path):
         shipped = sorted(entry.parent.name for entry in BUNDLES.glob("*/manifest.json"))
         raise BundleError(
-            f"bundle {str(name)!r} not found: neither a folder with a manifest.json nor one of: {', '.join(shipped)}"
+            f"bundle {str(name)!r} not found: there is no {user_path(name).absolute()}/manifest.json, and shipped are: "
+            f"{', '.join(shipped)}"
         )
     try:
         raw = path.read_bytes() if path.stat().st_size <= _MOST_BYTES else b""
@@ -182,7 +183,7 @@ def open_bundle(name: str | Path) -> Bundle:
 
 
 def _check_label_shares(path: Path, manifest: Manifest) -> None:
-    """Raises BundleError if a set of modalities or a label is missing, unknown, or the shares are not of a whole."""
+    """Raises BundleError if a set of modalities or a label is missing or unknown, or if shares do not sum to 1."""
     if not manifest.label_shares:
         return
     if set(manifest.label_shares) != set(SUBSETS):

@@ -1,7 +1,7 @@
 """Runs every backend that works here on the same inputs and compares results, speed and memory.
 
-The backends take turns, in another order each round, so that other load on the machine hits all alike; each finds the
-processor's caches full of the others' data, as in a live system. Lengths differ from round to round, as utterances'
+The backends take turns, in another order each round, so that other load on the machine affects all alike; each finds
+the processor's caches full of the others' data, as in a live system. Lengths differ from round to round, as utterances'
 lengths do: a backend that prepares for each new shape pays for it here. Memory and load time are measured in a process
 that runs one backend alone.
 """
@@ -29,12 +29,12 @@ from emostream.errors import BackendError
 from emostream.machine import cpu_name, package_versions
 
 REFERENCE = "onnxruntime"
-MOST_DIFFERENCE = 1e-4  # of a logit or a value of a face vector, where all compute in float32
+MOST_DIFFERENCE = 1e-4  # in a logit or a value of a face vector, where all compute in float32
 LEAST_AGREEMENT = 0.999  # share of rows with the reference's label
 THREADS = 1
 _PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx-cu13")
 _ROWS_PER_S = {"audio": 12.5, "video": 10.0, "text": 2.5}  # voice vectors, faces, words of fluent speech
-_SHORTEST = 0.8  # of a case's length, which differs from round to round
+_SHORTEST = 0.8  # share of a case's length; lengths differ from round to round
 _WARM_UP = 3  # rounds that are not measured
 ALONE_ROUNDS = 40  # between the two measurements of memory
 
@@ -89,7 +89,7 @@ class Measured(msgspec.Struct):
 
 
 class Comparison(msgspec.Struct):
-    """Backends that were measured, those that lack something on this machine, and those that failed, with reasons."""
+    """Backends that were measured; those that lack something on this machine, and those that failed, with reasons."""
 
     bundle: str
     machine: str
@@ -134,7 +134,7 @@ def compare(bundle: Bundle, runs: int, progress: Progress = lambda part: None) -
 
 
 def faults(comparison: Comparison) -> list[str]:
-    """Backends that failed, or whose results are not the reference's; one line each."""
+    """Backends that failed, or whose results differ from the reference's; one line each."""
     lines = [f"{backend} failed: {reason}" for backend, reason in comparison.failed.items()]
     for backend, measured in comparison.measured.items():
         if not measured.difference <= MOST_DIFFERENCE:  # also for NaN
@@ -216,7 +216,7 @@ def _alone_in_a_process(bundle: Bundle, backend: str) -> Alone:
 
 
 def _alone(folder: Path, backend: str) -> Alone:
-    """Runs in a process of its own, which has imported nothing heavy yet."""
+    """Measure a backend in this process, a fresh one that has imported nothing heavy yet."""
     bundle = open_bundle(folder)
     process, rng = psutil.Process(), np.random.default_rng(0)
 

@@ -22,7 +22,7 @@ from emostream.engines.trt.runtimes import logger
 from emostream.errors import BackendError
 from emostream.files import sha256
 
-SIZES = ("smallest", "typical", "largest")  # of a profile
+SIZES = ("smallest", "typical", "largest")  # the shapes of a profile
 _COUNTED = ("Conv", "Gemm", "MatMul", "GRU")  # all others together are a few per cent of these
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
@@ -50,7 +50,7 @@ class Facts(msgspec.Struct):
 
 
 class Cost(msgspec.Struct):
-    """What a graph costs a runtime that has little else to do. ``steps``: of all its recurrences, one after the other,
+    """The sequential cost of a graph. ``steps``: those of all its recurrences, one after the other,
     at the profile's typical shapes. ``loops`` and ``layers``: in TensorRT's network as parsed; None if it has not been
     parsed."""
 
@@ -148,7 +148,7 @@ def _flops(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def _steps(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> int:
-    """How many steps of recurrences follow one another."""
+    """Number of sequential recurrence steps."""
     sequences = []
     for node in model.graph.node:
         if node.op_type == "GRU":

@@ -27,7 +27,7 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # it would keep a memory plan for each new set of shapes, and utterances have all lengths: memory would grow
+        # or it would keep a memory plan for each new set of shapes, and memory would grow with each new length
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         has_cuda = _CUDA in onnxruntime.get_available_providers()

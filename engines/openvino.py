@@ -11,8 +11,8 @@ import numpy as np
 from emostream.engines import signature
 from emostream.errors import BackendError
 
-# On import OpenVINO reports to Google Analytics and stores an identifier in the user's home, unless this package of its
-# own cannot be imported. Nothing may leave the machine.
+# On import OpenVINO reports to Google Analytics and stores an identifier in the user's home, unless its telemetry
+# package cannot be imported. Nothing may leave the machine.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino  # noqa: E402
@@ -68,5 +68,5 @@ class OpenVino:
 
 
 def _last_line(error: RuntimeError) -> str:
-    """The error itself; the lines before it are locations in OpenVINO's source."""
+    """The error's last line; the lines before it are locations in OpenVINO's source."""
     return str(error).strip().splitlines()[-1]

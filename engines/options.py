@@ -13,9 +13,9 @@ AHEAD_OF_TIME = "ahead-of-time"
 
 @dataclass(frozen=True)
 class Options:
-    """How to build. ``compute``: capabilities such as SM86 to build for ahead of time (TensorRT-RTX only); empty: for
-    the GPU of this machine. ``max_batch``: the largest batch of the fusion graph. Raises ConfigError if they do not fit
-    together."""
+    """How to build. ``compute``: capabilities, such as SM86, to build for ahead of time (TensorRT-RTX only); empty:
+    build for the GPU of this machine. ``max_batch``: the largest batch of the fusion graph. Raises ConfigError if they
+    do not fit together."""
 
     runtime: str = "tensorrt"
     precision: str = "fp32"

@@ -1,7 +1,7 @@
 """PyTorch: runs an ONNX graph operator by operator, for comparison with other backends.
 
 onnx2torch (1.5) would do this, but it supports neither GRU nor GatherElements and needs torchvision. So this is an
-interpreter of the operators in a bundle's graphs and nothing else, after their definitions for opset 17 in
+interpreter for only the operators in a bundle's graphs, after their definitions for opset 17 in
 https://onnx.ai/onnx/operators/. It refuses an unknown operator or attribute.
 """
 
@@ -76,11 +76,11 @@ class Torch:
             with exact():
                 values = self.compute({name: torch.tensor(array, device=self.device) for name, array in inputs.items()})
                 return {name: value.cpu().numpy() for name, value in zip(self.outputs, values, strict=True)}
-        except RuntimeError as error:  # of a GPU: no memory, or what an earlier step did wrong
+        except RuntimeError as error:  # on a GPU: no memory, or an error of an earlier step
             raise BackendError(f"{self.name} failed: {error}") from error
 
     def compute(self, inputs: dict[str, Tensor]) -> list[Tensor]:
-        """The outputs, on the device, of inputs that are there. Raises BackendError if a step fails."""
+        """Outputs on the device from inputs on the device. Raises BackendError if a step fails."""
         values: dict[str, Any] = {"": None, **self._constants, **inputs}
         for step in self._steps:
             values[step.output] = self._call(step, values)
@@ -89,8 +89,8 @@ class Torch:
         return [values[name] for name in self.outputs]
 
     def at_shapes_of(self, inputs: dict[str, Tensor]) -> list[Bound]:
-        """The steps for inputs of these shapes alone: what follows from shapes is computed now, so that nothing is
-        copied to a GPU or read from it between them. Raises BackendError if a step fails."""
+        """The steps for inputs of exactly these shapes: what follows from the shapes is computed now, so that nothing
+        is copied to or from a GPU between steps. Raises BackendError if a step fails."""
         values: dict[str, Any] = {"": None, **self._constants, **inputs}
         fixed = {"", *self._constants}
         bound = []
@@ -125,15 +125,15 @@ class Torch:
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """On a GPU without TF32, whose mantissa of 10 bits would change results by more than 1e-4."""
+    """Turn off TF32 on a GPU: its mantissa of 10 bits would change results by more than 1e-4."""
     with torch.backends.cudnn.flags(allow_tf32=False):
         yield
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One operator. ``kind``: its type; ``on_one_device``: its inputs must be; otherwise all but the first are sizes or
-    indices. ``last_used``: values that no later step needs."""
+    """One operator. ``kind``: its type; ``on_one_device``: whether all its inputs must be on one device; otherwise all
+    but the first are sizes or indices. ``last_used``: values that no later step needs."""
 
     kind: str
     what: str
@@ -147,7 +147,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class Bound:
-    """A step at fixed shapes. ``arguments``: names of values that differ from run to run, or what is fixed."""
+    """A step at fixed shapes. ``arguments``: names of values that differ from run to run, or fixed values."""
 
     kind: str
     function: Callable[..., Tensor]
@@ -315,7 +315,7 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Unsqueeze": _unsqueeze,
     "Where": lambda keep, x, y: torch.where(keep, x, y),
 }
-# their inputs after the first are sizes or axes, and lists
+# operators whose inputs after the first are sizes or axes, as lists
 _LISTED = {"Expand", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
-# … or sizes and indices, read on the CPU
+# … or sizes and indices, which are read on the CPU
 _SIZED = _LISTED | {"ConstantOfShape", "Gather", "Range"}

@@ -1,5 +1,5 @@
-"""PyTorch at few shapes, each prepared once: as a CUDA graph, or compiled. ``tools/gpu_check.sh`` measures both on a
-GPU; the pipeline uses neither before that was done (docs/deploy.md)."""
+"""PyTorch at a few shapes, each prepared once: as a CUDA graph, or compiled. ``tools/gpu_check.sh`` measures both on a
+GPU; until that has been done, the pipeline uses neither (docs/deploy.md)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from emostream.engines.trt.profiles import Profile
 from emostream.errors import BackendError
 
 How = Literal["graph", "compiled"]
-_MOST_SHAPES = 64  # that are kept, each with buffers of its own
-_numbers = count()  # of parts, in this process
+_MOST_SHAPES = 64  # shapes that are kept, each with its own buffers
+_numbers = count()  # numbers the parts in this process
 _WARM_UP = 3  # runs before a capture, in which cuDNN and cuBLAS take their memory
 
 
 class StaticTorch:
     """One ONNX graph in PyTorch, at the shapes of ladders (``trt/buffers.py``), to which inputs are padded. ``graph``:
-    every kernel of a run is started by one call, a CUDA graph; on a CPU, which has none, the same steps are run one by
-    one. ``compiled``: by ``torch.compile``, but for recurrent layers, which the compiler would unroll.
+    a CUDA graph, in which one call starts every kernel of a run; a CPU has no such graphs and runs the same steps one
+    by one. ``compiled``: by ``torch.compile``, except for recurrent layers, which the compiler would unroll.
 
     ``profile``: the range of shapes. Raises BackendError as ``Torch``."""
 
@@ -45,7 +45,7 @@ class StaticTorch:
         self._prepared: OrderedDict[tuple[Shape, ...], _Prepared] = OrderedDict()
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See ``Backend.run``. Shapes that come for the first time are prepared, which takes a while."""
+        """See ``Backend.run``. A new shape is prepared first, which takes a while."""
         rows = check(inputs, self._profile, self._dtypes)
         parts = [
             self._run({name: array[part] for name, array in inputs.items()}) for part in split(rows, self._largest)
@@ -75,7 +75,7 @@ class StaticTorch:
 
 
 class _Prepared:
-    """The graph at one shape of each input, with buffers that stay: ``host`` is page-locked for a GPU."""
+    """The graph at one shape of each input, with permanent buffers: ``host`` is page-locked for a GPU."""
 
     def __init__(self, graph: Torch, shapes: dict[str, Shape], dtypes: dict[str, np.dtype], how: How) -> None:
         on_gpu = graph.device.type == "cuda"
@@ -93,7 +93,7 @@ class _Prepared:
             self._capture()
 
     def _capture(self) -> None:
-        """Record the kernels of a run; from then on they are started together."""
+        """Record the kernels of a run; later runs start them together."""
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -125,7 +125,7 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class _Part:
-    """Successive steps as one function: of the values ``takes``, which gives the values ``gives``."""
+    """Successive steps as one function from the values ``takes`` to the values ``gives``."""
 
     function: Callable[..., list[Tensor]]
     takes: list[str]
@@ -133,7 +133,7 @@ class _Part:
     is_recurrent: bool
 
     def compiled(self) -> _Part:
-        # torch counts how often a piece of code is compiled, and gives up after eight: each part is code of its own
+        # torch stops compiling a piece of code after eight times, so each part gets its own code object
         assert isinstance(self.function, FunctionType)
         code = self.function.__code__.replace(co_name=f"part_{next(_numbers)}")
         own = FunctionType(code, self.function.__globals__, code.co_name, None, self.function.__closure__)

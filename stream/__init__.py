@@ -1,1 +1,1 @@
-"""The live pipeline: sources, producers, fusion, and the bus that joins them. Imports no torch."""
+"""The live pipeline: sources, producers, fusion, and the bus that connects them. Does not import torch."""

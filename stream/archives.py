@@ -1,4 +1,4 @@
-"""Unpacking an archive of which nobody knows yet whether it is what it should be."""
+"""Unpacks an archive that cannot be trusted yet."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _DAMAGED = (
 def unpack_zip(path: Path, target: Path, *, max_bytes: int = MAX_BYTES, max_entries: int = MAX_ENTRIES) -> None:
     """Unpack into ``target``, without the archive's top folder.
 
-    Sizes are counted as the bytes come: an archive may lie about them. Raises ModelError for what is not a zip archive,
-    is damaged or encrypted, holds more than ``max_entries`` files or ``max_bytes`` bytes, a link, or a name that leads
-    out of the folder; what was unpacked until then is left in ``target``.
+    Sizes are counted while reading, since an archive may lie about them. Raises ModelError for a file that is not a zip
+    archive, is damaged or encrypted, or holds more than ``max_entries`` files or ``max_bytes`` bytes, a link, or a name
+    that leads out of the folder; whatever was unpacked by then stays in ``target``.
     """
     try:
         with zipfile.ZipFile(path) as archive:

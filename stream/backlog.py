@@ -19,7 +19,7 @@ _TABLES = """
     CREATE TABLE IF NOT EXISTS lost (count INTEGER NOT NULL);
     INSERT INTO lost SELECT 0 WHERE NOT EXISTS (SELECT * FROM lost);
 """
-_FETCHED = 50  # rows of a batch that are read at a time: it may be full before
+_FETCHED = 50  # rows read at a time, since a batch may be full before its last row
 
 
 class Batch(NamedTuple):
@@ -30,9 +30,9 @@ class Batch(NamedTuple):
 
 
 class Backlog:
-    """Labels in the order in which they came, ``most_labels`` and ``most_bytes`` (of their JSON) at most. Where one
-    more does not fit, the oldest fall out and are counted in ``lost``. In memory, or in a file of ``folder`` that only
-    its owner can read; what is taken out of it is overwritten. Several threads may use it.
+    """Labels in order of arrival, at most ``most_labels`` and ``most_bytes`` (of JSON). If another does not fit, the
+    oldest are dropped and counted in ``lost``. Kept in memory, or in a file in ``folder`` that only its owner can read;
+    removed labels are overwritten there. Thread-safe.
 
     Raises ConfigError if the folder cannot be used, or another process uses it."""
 
@@ -79,7 +79,8 @@ class Backlog:
             self.waiting_bytes += len(label)
 
     def first(self, most_labels: int, most_bytes: int) -> Batch | None:
-        """The oldest labels, which stay: so many, and of so many bytes, but one at least. None: nothing waits."""
+        """The oldest labels, at most so many and of so many bytes, but at least one; they stay in the store. None if it
+        is empty."""
         labels: list[bytes] = []
         size = last = 0
         with self._lock:
@@ -95,13 +96,13 @@ class Backlog:
         return Batch(labels, last) if labels else None
 
     def oldest_ns(self) -> int | None:
-        """When the oldest label that waits was published, Unix time; None: nothing waits."""
+        """When the oldest waiting label was published (Unix time); None if none waits."""
         with self._lock:
             row = self._db.execute("SELECT at_ns FROM labels ORDER BY n LIMIT 1").fetchone()
         return None if row is None else int(row[0])
 
     def remove(self, batch: Batch) -> None:
-        """The hub has these. Some may have fallen out while they were on their way: they are not lost after all."""
+        """The hub has these labels. Any that were dropped while on their way are not lost after all."""
         with self._lock:
             row = "SELECT count(*), coalesce(sum(length(json)), 0) FROM labels WHERE n <= ?"
             count, size = self._db.execute(row, (batch.last,)).fetchone()
@@ -114,7 +115,7 @@ class Backlog:
             self.waiting_bytes -= size
 
     def rewrite(self, change: Callable[[bytes], bytes]) -> None:
-        """Change every label that waits."""
+        """Change every waiting label."""
         with self._lock:
             self._db.create_function("change", 1, change)
             self._db.execute("UPDATE labels SET json = change(json)")
@@ -125,7 +126,7 @@ class Backlog:
             self._db.close()
 
     def _make_room(self, size: int) -> None:
-        """Let the oldest fall out, inside of a transaction."""
+        """Drop the oldest labels; called inside a transaction."""
         while self.waiting and (self.waiting >= self._most_labels or self.waiting_bytes + size > self._most_bytes):
             n, old = self._db.execute("SELECT n, length(json) FROM labels ORDER BY n LIMIT 1").fetchone()
             self._db.execute("DELETE FROM labels WHERE n = ?", (n,))
@@ -139,7 +140,7 @@ class Backlog:
             self._db.execute("UPDATE lost SET count = ?", (self.lost,))
 
     def _recount(self) -> None:
-        """Read what the file says; labels that could not even be counted there stay counted."""
+        """Read the counts from the file, but keep a higher count of lost labels that could not be written there."""
         row = self._db.execute("SELECT count(*), coalesce(sum(length(json)), 0) FROM labels").fetchone()
         self.waiting, self.waiting_bytes = row
         self.lost = max(self.lost, self._db.execute("SELECT count FROM lost").fetchone()[0])

@@ -1,9 +1,9 @@
-"""What a box and a hub have in common: keys, the state of a box, a delivery, and how a zenoh session is opened.
+"""What a box and a hub share: keys, the state of a box, a delivery, and how to open a zenoh session.
 
 Keys are ``emostream/SITE/BOX/…``: ``STREAM/utterance`` and ``STREAM/window`` (the messages as published), ``status``,
-``uplink`` (an ``UplinkState``), ``alive`` (a liveliness token) and ``deliver`` (a query: labels that the hub shall
-keep; its answer says that it has them). A query of ``STREAM/utterance``, ``status`` and ``uplink`` is answered with
-the last value. ``Uplink`` says why labels are both published and delivered.
+``uplink`` (an ``UplinkState``), ``alive`` (a liveliness token) and ``deliver`` (a query with labels for the hub to
+keep; the answer confirms that it has them). A query of ``STREAM/utterance``, ``status`` or ``uplink`` is answered with
+the last value. ``Uplink`` explains why labels are both published and delivered.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from emostream.stream.emotion import Emotion, decode_emotion, decode_public
 
 PREFIX = "emostream"
 NAME = r"[A-Za-z0-9_.-]{1,64}"  # of a site and of a box
-BATCH_LABELS, BATCH_BYTES = 200, 64 << 10  # of a delivery; the first label counts whatever its size
-MOST_DELIVERY_BYTES = 4 << 20  # a hub takes no larger one
-MOST_BOXES = 20_000  # of a hub
-BEHIND_S = 15.0  # of the oldest label that waits at a box, from which it is told to be behind
+BATCH_LABELS, BATCH_BYTES = 200, 64 << 10  # at most in a delivery; its first label may be larger
+MOST_DELIVERY_BYTES = 4 << 20  # a hub refuses larger ones
+MOST_BOXES = 20_000  # per hub
+BEHIND_S = 15.0  # a box whose oldest waiting label is older is reported as behind
 STORED = b"stored"
-ANY_LABEL = "*/utterance"  # below a box's key: of any stream
+ANY_LABEL = "*/utterance"  # below a box's key: labels of any stream
 _ENDPOINT = re.compile(r"(tcp|tls|quic|ws|wss)/(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _CONNECT_MS = 3000
 
 
 class UplinkState(msgspec.Struct, kw_only=True):
-    """How far a box's uplink is. ``waiting`` and ``waiting_bytes``: labels that the hub has not confirmed;
-    ``behind_s``: the age of the oldest of them; ``lost``: labels that fell out of the full store, since it was made;
-    ``run_there``: whether a run publishes there."""
+    """The state of a box's uplink. ``waiting`` and ``waiting_bytes``: labels that the hub has not confirmed;
+    ``behind_s``: the age of the oldest of them; ``lost``: labels dropped from the full store since it was created;
+    ``run_there``: whether a run is publishing on the box."""
 
     schema: str = "emostream-uplink/1"
     waiting: int = 0
@@ -46,7 +46,7 @@ class UplinkState(msgspec.Struct, kw_only=True):
 
 
 class Delivery(NamedTuple):
-    """What a box delivers: labels, each as the JSON that came and what it says."""
+    """What a box delivers: labels, each as the original JSON and decoded."""
 
     site: str
     box: str
@@ -59,12 +59,12 @@ _state_decoder = msgspec.json.Decoder(UplinkState)
 
 
 def key(site: str, box: str, *parts: str) -> str:
-    """A key of a box; ``*`` for any."""
+    """A box's key; ``*`` stands for any site or box."""
     return "/".join((PREFIX, site, box, *parts))
 
 
 def site_and_box(of: object) -> tuple[str, str]:
-    """The site and the box that a key of zenoh names. Raises ValueError if they are none: a key may hold wildcards."""
+    """The site and box that a zenoh key names. Raises ValueError if it names none, since a key may hold wildcards."""
     match = re.match(rf"{PREFIX}/({NAME})/({NAME})/", str(of))
     if not match:
         raise ValueError(f"{of}: no key of a box")
@@ -72,7 +72,7 @@ def site_and_box(of: object) -> tuple[str, str]:
 
 
 def check_name(option: str, name: str) -> None:
-    """Raises ConfigError if a site or a box cannot be named so."""
+    """Raises ConfigError if this is not a valid name of a site or a box."""
     if not re.fullmatch(NAME, name):
         raise ConfigError(f"{option} {name!r}: up to 64 letters, digits, dots, - and _")
 
@@ -93,7 +93,7 @@ def encode_delivery(state: UplinkState, labels: Sequence[bytes]) -> bytes:
 
 
 def decode_delivery(site: str, box: str, data: bytes) -> Delivery:
-    """What a box delivers. Raises msgspec.DecodeError if that is no delivery, and ValueError if it holds an estimate or
+    """Decode a delivery. Raises msgspec.DecodeError if it is not one, and ValueError if it holds a running estimate or
     a number of more than 64 bits."""
     if len(data) > MOST_DELIVERY_BYTES:
         raise msgspec.DecodeError(f"more than {MOST_DELIVERY_BYTES} bytes")
@@ -109,24 +109,24 @@ def decode_delivery(site: str, box: str, data: bytes) -> Delivery:
 class _Box(msgspec.Struct):
     is_there: bool = False
     behind: bool = False
-    lost: int | None = None  # None: it has not told yet
+    lost: int | None = None  # None: not reported yet
     run_there: bool | None = None
 
 
 class Boxes:
-    """What is known of each box, ``MOST_BOXES`` at most; methods return what is news for the user, one line each.
-    Several threads may use it."""
+    """What is known about each box, at most ``MOST_BOXES``; methods return news for the user, one line each.
+    Thread-safe."""
 
     def __init__(self) -> None:
         self._boxes: dict[tuple[str, str], _Box] = {}
         self._lock = threading.Lock()
 
     def has_room_for(self, site: str, box: str) -> bool:
-        """Whether this box is known, or can be."""
+        """Whether this box is known or can be added."""
         return (site, box) in self._boxes or len(self._boxes) < MOST_BOXES
 
     def presence(self, site: str, box: str, is_there: bool) -> list[str]:
-        """A box's uplink can be reached from now on, or no longer."""
+        """A box's uplink became reachable, or no longer is."""
         with self._lock:
             known = self._get(site, box)
             if known is None or known.is_there == is_there:
@@ -136,7 +136,7 @@ class Boxes:
         return [f"{site}/{box}: {'appeared' if is_there else 'vanished'}; {there} there"]
 
     def update(self, site: str, box: str, state: UplinkState, taken: int = 0) -> list[str]:
-        """A box told its state; ``taken``: of the labels that wait by it, those that are here now."""
+        """A box reported its state. ``taken``: how many of the labels that it reports as waiting have arrived here."""
         news = []
         with self._lock:
             known = self._get(site, box)
@@ -162,7 +162,7 @@ class Boxes:
 
 
 def load_zenoh() -> Any:
-    """The module zenoh. Raises ConfigError if it is missing."""
+    """The zenoh module. Raises ConfigError if it is missing."""
     try:
         import zenoh
     except ImportError as error:
@@ -171,9 +171,9 @@ def load_zenoh() -> Any:
 
 
 def make_session_config(path: Path | None, connect: Sequence[str], listen: Sequence[str] = ()) -> Any:
-    """A zenoh configuration that connects to ``connect`` and listens at ``listen``, and nowhere else: as a client, or
-    as a router where it listens. ``path``: a file of zenoh's own (JSON5), for certificates and access control; scouting
-    is off unless it turns it on. The environment's ``ZENOH_CONFIG`` does not count.
+    """A zenoh configuration that connects to ``connect`` and listens at ``listen`` and nowhere else: as a router if it
+    listens, else as a client. ``path``: a zenoh configuration file (JSON5), for certificates and access control;
+    scouting is off unless the file turns it on. The environment variable ``ZENOH_CONFIG`` is ignored.
 
     Raises ConfigError if an endpoint or the file cannot be used, or the package is missing."""
     zenoh = load_zenoh()
@@ -192,9 +192,9 @@ def make_session_config(path: Path | None, connect: Sequence[str], listen: Seque
         "connect/exit_on_failure": not listen,
         "listen/endpoints": list(listen),
         "listen/exit_on_failure": True,
-        "transport/link/rx/max_message_size": 2 * MOST_DELIVERY_BYTES,  # else a box could send 1 GB
-        "transport/shared_memory/enabled": False,  # else 16 MB for each box of the same machine, in /dev/shm
-        "transport/unicast/max_sessions": MOST_BOXES,  # else 1000
+        "transport/link/rx/max_message_size": 2 * MOST_DELIVERY_BYTES,  # by default, a box could send 1 GB
+        "transport/shared_memory/enabled": False,  # it takes 16 MB in /dev/shm for each box on the same machine
+        "transport/unicast/max_sessions": MOST_BOXES,  # default: 1000
     }
     for scouting in ("scouting/multicast/enabled", "scouting/gossip/enabled"):
         if config.get_json(scouting) == "null":
@@ -205,8 +205,8 @@ def make_session_config(path: Path | None, connect: Sequence[str], listen: Seque
 
 
 def open_session(config: Any) -> Any:
-    """A session. Raises BusError if it cannot be opened: whom it shall connect to cannot be reached or refuses, or an
-    address to listen at is taken."""
+    """Open a session. Raises BusError if its peer cannot be reached or refuses, or if an address to listen at is
+    taken."""
     zenoh = load_zenoh()
     try:
         return zenoh.open(config)
@@ -215,5 +215,5 @@ def open_session(config: Any) -> Any:
 
 
 def _short(error: Exception) -> str:
-    """What zenoh says, without the places in its source."""
+    """zenoh's message, without the locations in its source code."""
     return re.sub(r"\s+at /\S+\.rs:\d+\.?", "", str(error)).strip().rstrip(".")

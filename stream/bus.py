@@ -1,8 +1,8 @@
 """ZeroMQ between the nodes: one publisher per node, and inboxes that count the messages they miss.
 
-A publisher binds an XPUB socket, which shows who has subscribed; at fast pace it waits for a full subscriber instead of
-dropping messages (NODROP). An inbox empties its sockets into a bounded queue of its own; at real-time pace a full queue
-drops its oldest samples and frames, but never speech events or ends.
+A publisher binds an XPUB socket, which shows who has subscribed; at fast pace it waits for a subscriber whose queue is
+full instead of dropping messages (NODROP). An inbox drains its sockets into its own bounded queue; at real-time pace a
+full queue drops its oldest samples and frames, but never speech events or ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import zmq
@@ -37,23 +37,23 @@ log = logging.getLogger(__name__)
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
-LINGER_MS = 500  # at exit: long enough for the last message, short enough not to hang on a dead subscriber
+LINGER_MS = 500  # long enough for the last message at exit, short enough not to hang on a dead subscriber
 _RUN_DIR = "emostream-"
 _LOCK = "in-use"
-_LONGEST_DIR = 70  # the path of a Unix socket has at most 107 bytes, of which 35 are added here
-SEND_TIMEOUT_MS = 100  # of one attempt, at fast pace: between two attempts a node checks whether it has to stop
+_LONGEST_DIR = 70  # a Unix socket's path has at most 107 bytes; 35 are added here
+SEND_TIMEOUT_MS = 100  # per attempt at fast pace; between two attempts a node checks whether it has to stop
 _DROPPABLE = (Pcm, AudioRows, Face, Picture)
 
 
 class BusObserver(Protocol):
-    """Measures what messages cost a node. Calls come from the thread that owns the sockets, and do not nest."""
+    """Measures what messages cost a node. Calls come from the thread that owns the sockets and do not nest."""
 
     def begin(self) -> None:
         """A publisher or an inbox starts to use its sockets: to send, receive, wait or read subscriptions."""
         ...
 
     def end(self) -> None:
-        """It is done."""
+        """The publisher or inbox is done."""
         ...
 
     def counters(self) -> Mapping[str, int]:
@@ -61,12 +61,12 @@ class BusObserver(Protocol):
         ...
 
 
-observer: BusObserver | None = None  # of the sockets that nodes of this process open from now on; none costs nothing
+observer: BusObserver | None = None  # for sockets that nodes of this process open from now on; None costs nothing
 
 
 def make_run_dir(configured: str = "") -> Path:
     """Make a folder of mode 0700 for this run's ipc sockets: in ``configured``, else in the user's runtime folder
-    (``XDG_RUNTIME_DIR``), else in the system's temporary folder. Folders there that a killed run has left go.
+    (``XDG_RUNTIME_DIR``), else in the system's temporary folder. Removes folders there that killed runs have left.
 
     Raises BusError.
     """
@@ -87,14 +87,30 @@ def make_run_dir(configured: str = "") -> Path:
         raise BusError(f"bus.run_dir = {configured!r}: cannot be used ({error.strerror})") from error
 
 
-def hold(run_dir: Path) -> TextIO:
-    """Mark a run's folder as in use until the file that this returns is closed, if only by the end of the process."""
+def hold(run_dir: Path) -> contextlib.ExitStack:
+    """Mark a run's folder as in use until what this returns is closed, if only by the end of the process. The folder is
+    locked too: systemd-tmpfiles leaves such folders alone, however old they are.
+
+    Raises BusError; the folder is removed then."""
     path = run_dir / f"{_LOCK}.new"
-    held = path.open("w")
-    if fcntl is not None:
-        fcntl.flock(held, fcntl.LOCK_EX)
-    path.rename(run_dir / _LOCK)  # only now, so that no file of this name is free while its run lives
-    return held
+    try:
+        with contextlib.ExitStack() as stack:
+            held = stack.enter_context(path.open("w"))
+            if fcntl is not None:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                folder = os.open(run_dir, os.O_RDONLY)
+                stack.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_SH)
+            path.rename(run_dir / _LOCK)  # only now, so that no file of this name is free while its run lives
+            return stack.pop_all()
+    except OSError as error:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        raise BusError(f"{run_dir}: cannot be used ({error.strerror})") from error
+
+
+def are_there(run_dir: Path, nodes: Iterable[str]) -> bool:
+    """Whether others could still connect to these nodes: whether the files of their sockets are there."""
+    return all(os.path.exists(ipc(run_dir, node).removeprefix("ipc://")) for node in nodes)
 
 
 def _sweep(parent: Path) -> None:
@@ -102,7 +118,7 @@ def _sweep(parent: Path) -> None:
     if fcntl is None:
         return
     for folder in parent.glob(f"{_RUN_DIR}*"):
-        with contextlib.suppress(OSError):  # of another user, in use, or just removed by another start
+        with contextlib.suppress(OSError):  # another user's, in use, or just removed by another run that starts
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
             with (folder / _LOCK).open() as held:
@@ -111,13 +127,14 @@ def _sweep(parent: Path) -> None:
 
 
 def ipc(run_dir: Path, node: str) -> str:
-    """Endpoint of a node's publisher. The file name is short however long the node's name is, as paths are limited."""
+    """Endpoint of a node's publisher. The file name is short however long the node's name is, since paths are
+    limited."""
     return f"ipc://{run_dir}/{hashlib.sha256(node.encode()).hexdigest()[:12]}"
 
 
 def is_listened_at(path: str | Path) -> bool:
-    """Whether a process listens at a Unix socket: one that was killed leaves its file. What cannot be asked counts as
-    listening."""
+    """Whether a process listens at a Unix socket (a killed process leaves the file). Yes if that cannot be
+    determined."""
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -130,8 +147,8 @@ def is_listened_at(path: str | Path) -> bool:
 
 
 def bind(socket: zmq.Socket[Any], endpoint: str, setting: str = "bus.emotion=tcp://…") -> None:
-    """Bind a socket; ``setting`` says where it is. ZeroMQ removes whatever is in a Unix socket's place: here that is
-    done only to a socket at which nobody listens any more.
+    """Bind a socket; ``setting``: how to choose another endpoint, for the error message. ZeroMQ would replace anything
+    in a Unix socket's place; here only a socket at which nobody listens any more is replaced.
 
     Raises BusError, which says what is wrong with the endpoint."""
     try:
@@ -153,7 +170,7 @@ def bind(socket: zmq.Socket[Any], endpoint: str, setting: str = "bus.emotion=tcp
 
 
 def _update_subscriptions(socket: zmq.Socket[bytes], subscribed: set[str]) -> None:
-    """Read the news of an XPUB socket of this run: topics subscribed to (1) and unsubscribed from (0)."""
+    """Read an XPUB socket's subscription messages: topics subscribed to (1) and unsubscribed from (0)."""
     while socket.poll(0):
         request = socket.recv()
         topic = request[1:].decode(errors="replace")
@@ -166,8 +183,8 @@ def _update_subscriptions(socket: zmq.Socket[bytes], subscribed: set[str]) -> No
 class Publisher:
     """Publishes one node's messages at ``endpoint``.
 
-    ``lossless``: wait for a subscriber whose queue is full; otherwise ZeroMQ drops messages for it, which it sees as
-    gaps. Raises BusError if the endpoint cannot be bound.
+    ``lossless``: wait for a subscriber whose queue is full; otherwise ZeroMQ drops messages for that subscriber, which
+    sees a gap. Raises BusError if the endpoint cannot be bound.
     """
 
     def __init__(
@@ -196,16 +213,16 @@ class Publisher:
         return self._subscribed >= set(topics)
 
     def is_wanted(self, topic: str) -> bool:
-        """Whether the topic had a subscriber when subscriptions were read last."""
+        """Whether the topic had a subscriber when subscriptions were last read."""
         return topic in self._subscribed
 
     def was_heard(self, topics: Iterable[str]) -> bool:
-        """Whether nobody subscribes to these topics any more: an inbox unsubscribes from a topic when its End comes."""
+        """Whether all subscribers have received the End of these topics: an inbox then unsubscribes from the topic."""
         _update_subscriptions(self._socket, self._subscribed)
         return not self._subscribed & set(topics)
 
     def send(self, message: Message) -> bool:
-        """Number, time-stamp and send a message. False if a subscriber had no room for ``SEND_TIMEOUT_MS``; the
+        """Number, time-stamp and send a message. False if a subscriber's queue was full for ``SEND_TIMEOUT_MS``; the
         message then keeps its number for the next attempt."""
         if self._observer is not None:
             self._observer.begin()
@@ -226,7 +243,7 @@ class Publisher:
 
 
 def bind_xpub(context: Context, endpoint: str, options: Mapping[zmq.SocketOption, Any]) -> zmq.Socket[bytes]:
-    """A bound XPUB socket. It is closed again if it cannot be bound: an open one would block the end of its context."""
+    """A bound XPUB socket. It is closed if it cannot be bound, since an open one would block the context's end."""
     socket: zmq.Socket[bytes] = context.socket(zmq.XPUB)
     try:
         for option, value in {zmq.LINGER: LINGER_MS, **options}.items():
@@ -238,12 +255,15 @@ def bind_xpub(context: Context, endpoint: str, options: Mapping[zmq.SocketOption
     return socket
 
 
+M = TypeVar("M", bound=Message)
+
+
 class Inbox:
     """The receiving end of a node: one SUB socket per endpoint, one queue.
 
-    ``capacity`` bounds the queue at real-time pace. ``lossless`` leaves messages in the sockets until they are asked
-    for, so that the publisher waits. ``dropped`` and ``missed`` count messages by topic: those dropped here, and gaps
-    in ``seq``.
+    ``capacity`` bounds the queue at real-time pace. ``lossless``: leave messages in the sockets until they are asked
+    for, so that the publisher waits. Both count messages by topic: ``dropped`` those dropped here, ``missed`` gaps in
+    ``seq``.
     """
 
     def __init__(self, context: Context, capacity: int, lossless: bool, observer: BusObserver | None = None) -> None:
@@ -260,7 +280,7 @@ class Inbox:
         self._dropped_spans: dict[str, tuple[int, int]] = {}
 
     def connect(self, endpoint: str, topics: Iterable[str]) -> None:
-        """Subscribe to ``topics`` of the publisher at ``endpoint``; if it is another one than before, anew."""
+        """Subscribe to ``topics`` of the publisher at ``endpoint``, replacing any earlier connection to it."""
         if (before := self._sockets.get(endpoint)) is not None:
             self._poller.unregister(before)
             before.close()
@@ -277,15 +297,15 @@ class Inbox:
         self._poller.register(socket, zmq.POLLIN)
 
     def wake_on(self, socket: zmq.Socket[Any]) -> None:
-        """Let ``receive`` return at once when another socket, which the inbox does not read, has something to read."""
+        """Let ``receive`` return at once when another socket, which the inbox does not read, becomes readable."""
         self._poller.register(socket, zmq.POLLIN)
 
     def forget(self, socket: zmq.Socket[Any]) -> None:
-        """Take back ``wake_on``, before that socket is closed."""
+        """Undo ``wake_on`` before that socket is closed."""
         self._poller.unregister(socket)
 
     def hold(self, endpoint: str, hold: bool) -> None:
-        """Stop reading one publisher, or resume: at fast pace a publisher that is not read waits."""
+        """Stop or resume reading one publisher; at fast pace, a publisher that is not read waits."""
         if hold and endpoint not in self._held:
             self._poller.unregister(self._sockets[endpoint])
             self._held.add(endpoint)
@@ -297,7 +317,7 @@ class Inbox:
         return len(self._queue)
 
     def behind_ns(self, now_ns: int) -> int:
-        """How long ago the oldest message that waits was captured; 0 if none does, or nothing is captured live."""
+        """How long ago the oldest waiting message was captured; 0 if none waits or nothing is captured live."""
         oldest = next((message for _, message in self._queue if isinstance(message, Media)), None)
         return max(0, now_ns - oldest.captured_ns) if oldest is not None and oldest.captured_ns else 0
 
@@ -307,12 +327,20 @@ class Inbox:
             self._fill(0 if self._queue else timeout_ms)
         return self._queue.popleft()[1] if self._queue else None
 
+    def more(self, kind: type[M], most: int) -> list[M]:
+        """Take the messages of this kind that wait before any other one, ``most`` of them at most."""
+        taken: list[M] = []
+        while self._queue and len(taken) < most and isinstance(message := self._queue[0][1], kind):
+            taken.append(message)
+            self._queue.popleft()
+        return taken
+
     def wait(self, timeout_ms: int) -> None:
         """Wait until a message comes or ``timeout_ms`` have passed; the message stays in its socket."""
         self._poll(self._poller, timeout_ms)
 
     def wait_for(self, endpoints: Iterable[str], timeout_ms: int) -> None:
-        """As ``wait``, but for these publishers alone: what the others send stays in the sockets meanwhile."""
+        """Like ``wait``, but only for these publishers; messages of others stay in their sockets meanwhile."""
         poller = zmq.Poller()
         for endpoint in endpoints:
             poller.register(self._sockets[endpoint], zmq.POLLIN)
@@ -371,10 +399,10 @@ class Inbox:
                 start_ns, end_ns = self._dropped_spans.get(topic, (message.media_start_ns, 0))
                 self._dropped_spans[topic] = min(start_ns, message.media_start_ns), max(end_ns, message.media_end_ns)
                 return
-        self._capacity = len(self._queue)  # only speech events and ends, which are few: make room
+        self._capacity = len(self._queue)  # only speech events and ends, which are few: make room for them
 
     def take_dropped_spans(self) -> dict[str, tuple[int, int]]:
-        """By topic, from when to when (media time) messages were dropped since this was called last."""
+        """By topic, the span (media time) in which messages were dropped since the last call."""
         spans, self._dropped_spans = self._dropped_spans, {}
         return spans
 

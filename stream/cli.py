@@ -1,4 +1,4 @@
-"""The commands ``stream-listen``, ``stream-health``, ``stream-doctor``, ``stream-models`` and ``stream-keys``; and the
+"""The commands ``stream-listen``, ``stream-health``, ``stream-doctor``, ``stream-models`` and ``stream-keys``, and
 options that commands share."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_key_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--key", type=Path, metavar="FILE", help="of stream-keys new client, for another machine's run")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="made by stream-keys new client; for a remote run")
 
 
 def listen() -> int:
@@ -40,20 +40,21 @@ def listen() -> int:
     parser = make_parser("stream-listen", "Print the labels that stream-run publishes.")
     parser.add_argument(
         "endpoint", nargs="?", default=DEFAULT_ENDPOINT,
-        help=f"default: {DEFAULT_ENDPOINT}; of boxes: zenoh[+tls]://HOST:PORT[/SITE[/BOX[/STREAM]]], * is any",
+        help=f"default: {DEFAULT_ENDPOINT}; for boxes: zenoh[+tls]://HOST:PORT[/SITE[/BOX[/STREAM]]], * matches any",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print the messages as they are, one per line")
+    parser.add_argument("--json", action="store_true", help="print the messages unchanged, one per line")
     parser.add_argument("--windows", action="store_true", help="print running estimates too")
     parser.add_argument("--status", action="store_true", help="print the status messages alone, as they are")
+    parser.add_argument("--stream", metavar="NAME", help="of this stream alone (default: of all)")
     _add_key_option(parser)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="of zenoh, JSON5: certificates")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="zenoh configuration (JSON5), for certificates")
     options = parser.parse_args()
-    where = {"key": options.key, "config": options.config}
+    where = {"key": options.key, "config": options.config, "stream": options.stream}
     if is_router(options.endpoint):
         expect_foreign_threads()
         logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
     elif not (options.status or options.key):
-        threading.Thread(target=_tell_presence, args=(options.endpoint,), daemon=True).start()
+        threading.Thread(target=_tell_presence, args=(options.endpoint, options.stream), daemon=True).start()
     try:
         if options.status:
             for payload, _ in listen_status(options.endpoint, **where):
@@ -67,16 +68,20 @@ def listen() -> int:
     return 0
 
 
-def _tell_presence(endpoint: str) -> None:
-    """Say on stderr when a pipeline is not there, went away, or is there (again)."""
+def _tell_presence(endpoint: str, stream: str | None) -> None:
+    """Say on stderr when a pipeline is not there, went away, or is there (again); and when it has no such stream."""
     from emostream.stream.listen import listen_status
 
     there: bool | None = None
+    missed = False
     while True:
         for _, status in listen_status(endpoint, timeout_s=3.5):
             if there is False:
                 print(f"{endpoint}: a pipeline is there (run {status.run})", file=sys.stderr)
             there = True
+            if stream is not None and stream not in status.streams and not missed:
+                print(f"{endpoint}: no stream {stream} yet; there are {', '.join(status.streams)}", file=sys.stderr)
+            missed = stream is not None and stream not in status.streams
         if there is not False:
             gone = "no pipeline is there yet; waiting" if there is None else "the pipeline went away; waiting"
             print(f"{endpoint}: {gone}", file=sys.stderr)
@@ -84,16 +89,16 @@ def _tell_presence(endpoint: str) -> None:
 
 
 def health() -> int:
-    """stream-health: can labels come?"""
+    """stream-health: can the pipeline label what is said?"""
     from emostream.stream.listen import DEFAULT_ENDPOINT, listen_status
     from emostream.stream.status import stream_line
 
     parser = make_parser("stream-health", "Exit with 0 while stream-run can label what is said, else with 1.")
     parser.add_argument("endpoint", nargs="?", default=DEFAULT_ENDPOINT, help=f"default: {DEFAULT_ENDPOINT}")
     parser.add_argument(
-        "--timeout", type=float, default=5, metavar="S", help="wait for its status so long (default: 5)"
+        "--timeout", type=float, default=5, metavar="S", help="how long to wait for its status (default: 5)"
     )
-    parser.add_argument("--all", action="store_true", help="ask that of every stream, not of any")
+    parser.add_argument("--all", action="store_true", help="require this of every stream, not just of one")
     _add_key_option(parser)
     options = parser.parse_args()
     if not 0 < options.timeout < 1e6:
@@ -109,15 +114,15 @@ def health() -> int:
 
 
 def doctor() -> int:
-    """stream-doctor: devices, models, backends, versions, and how to mend what is missing."""
+    """stream-doctor: devices, models, backends, versions, and how to get what is missing."""
     parser = make_parser("stream-doctor", "Show what this machine has for a run, and how to get what is missing.")
     parser.add_argument(
         "--microphone", nargs="?", const="microphone", metavar="SOURCE",
-        help="record some seconds instead, and say what was heard (default: the system's microphone)",
+        help="instead, record for some seconds and say what was heard (default: the system's microphone)",
     )  # fmt: skip
     parser.add_argument(
         "--camera", nargs="?", const="camera:0", metavar="SOURCE",
-        help="look for some seconds instead, and say where a face is (default: camera:0)",
+        help="instead, look for some seconds and say where a face is (default: camera:0)",
     )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=3, help="(default: %(default)s)")
     add_config_options(parser)
@@ -162,7 +167,7 @@ def models() -> int:
     commands.add_parser("list", help="show which models there are, where they were found, how to get the others")
     pull = commands.add_parser("pull", help="download a model into the user's cache and check its hash")
     pull.add_argument(
-        "--sha256", metavar="HEX", help="what the download's hash must be, for a model whose hash is not known here"
+        "--sha256", metavar="HEX", help="expected hash of the download, for a model whose hash is not known here"
     )
     pull.add_argument("name", choices=sorted(name for name, model in table.MODELS.items() if model.url))
     commands.add_parser("verify", help="compare the models found with the table of hashes")
@@ -196,19 +201,19 @@ def _pull(name: str, sha256: str | None) -> int:
 
 
 def keys() -> int:
-    """stream-keys: who may hear the labels on another machine."""
+    """stream-keys: who may receive the labels on another machine."""
     from emostream.stream.keys import Keys
 
     parser = make_parser("stream-keys", "Keys for labels that leave this machine: make, show, allow, revoke.")
     commands = parser.add_subparsers(dest="command", required=True)
     new = commands.add_parser("new", help="make the keys of a pipeline (server) or of a listener (client)")
     new.add_argument("side", choices=("server", "client"))
-    new.add_argument("--server", default="", metavar="KEY", help="client: public key of the pipeline that it believes")
+    new.add_argument("--server", default="", metavar="KEY", help="client: public key of the pipeline to trust")
     show = commands.add_parser("show", help="print the public keys of this machine and what to type with them")
     allow = commands.add_parser("allow", help="let a client in, at once, by its public key")
     allow.add_argument("public_key", metavar="PUBLIC_KEY")
     allow.add_argument("name", nargs="?", default="", metavar="NAME", help="to tell clients apart (default: client-N)")
-    revoke = commands.add_parser("revoke", help="let a client in no longer, and cut it off")
+    revoke = commands.add_parser("revoke", help="no longer let a client in, and disconnect it")
     revoke.add_argument("client", metavar="NAME_OR_KEY")
     listed = commands.add_parser("list", help="print who is allowed")
     for command in (new, show, allow, revoke, listed):
@@ -236,7 +241,7 @@ def keys() -> int:
 
 
 def _show_keys(folder: Keys, server: bool = False, client: bool = False) -> None:
-    """Print public keys, and what to do with them on the other machine."""
+    """Print public keys and what to do with them on the other machine."""
     import platform
 
     from emostream.stream.keys import read_pair

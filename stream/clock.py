@@ -1,9 +1,9 @@
 """The clock that all nodes read: Unix time that never steps.
 
-It is the system's monotonic clock plus an offset that the supervisor takes once and hands to its nodes, so that times
-from different processes of one machine can be subtracted. What is published says what the wall clock says by then: a
-box without a clock of its own begins in 1970 and learns the time later. No other module takes the time of anything that
-is published; some wait a moment between two attempts.
+It is the system's monotonic clock plus an offset that the supervisor determines once and passes to its nodes, so that
+times from different processes of one machine can be subtracted. Published messages are stamped with the wall clock as
+it is by then: a box without a battery-backed clock begins in 1970 and learns the time later. Every published time comes
+from this module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Clock(Protocol):
         ...
 
     def wall_ns(self, when_ns: int) -> int:
-        """What the system's wall clock, which may have been set since, says for a time of this clock."""
+        """Convert a time of this clock to the system's wall clock, which may have been set since."""
         ...
 
     def wait_until_ns(self, when_ns: int, stop: threading.Event) -> bool:
@@ -29,7 +29,7 @@ class Clock(Protocol):
 
 
 def take_offset_ns(monotonic_ns: Callable[[], int] = time.monotonic_ns) -> int:
-    """Unix time minus monotonic time, now. ``monotonic_ns``: another clock that does not step."""
+    """Unix time minus monotonic time, now. ``monotonic_ns``: an alternative clock that does not step."""
     best_ns, offset_ns = 1 << 62, 0
     for _ in range(3):  # the process may be interrupted between two readings
         before_ns, wall_ns, after_ns = monotonic_ns(), time.time_ns(), monotonic_ns()
@@ -39,7 +39,7 @@ def take_offset_ns(monotonic_ns: Callable[[], int] = time.monotonic_ns) -> int:
 
 
 class SystemClock:
-    """The system's monotonic clock plus ``offset_ns``; without one, the offset is taken now."""
+    """The system's monotonic clock plus ``offset_ns``, by default the present offset."""
 
     def __init__(self, offset_ns: int | None = None) -> None:
         self.offset_ns = take_offset_ns() if offset_ns is None else offset_ns

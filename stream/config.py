@@ -17,22 +17,22 @@ from emostream.errors import ConfigError
 from emostream.stream import prior as priors
 from emostream.stream.places import rebase
 from emostream.stream.source_spec import SourceSpec, masked, split_sources
-from emostream.stream.topics import Medium
+from emostream.stream.topics import STREAM_NAME, Medium
 
 TRACK = r"(audio|video):([1-9][0-9]?|[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})?)"
 TRACKS = rf"^({TRACK}(,\s*{TRACK})?)?$"
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")  # where the page needs no TLS
-_MOST_STREAMS = 256  # of which each has processes of its own
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")  # hosts on which the page needs no TLS
+_MOST_STREAMS = 256  # each has its own processes
 _ENDPOINT = re.compile(r"ipc://.+|tcp://(?P<host>[^\s:;/\[\]]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]):(?P<port>[0-9]+)")
 
 
 def check_tracks(tracks: str) -> None:
-    """Raises ConfigError for what is no choice of tracks."""
+    """Raises ConfigError if this is not a valid choice of tracks."""
     if not re.fullmatch(TRACKS, tracks):
         raise ConfigError(f'tracks are chosen as "audio:2,video:1" or by language, "audio:deu", not {tracks!r}')
 
 
-Who = Literal["speaking", "largest", "all"]  # whose face: see cores/people.py
+Who = Literal["speaking", "largest", "all"]  # whose face to use: see cores/people.py
 
 
 class _Section(BaseModel):
@@ -41,9 +41,9 @@ class _Section(BaseModel):
 
 class Stream(_Section):
     """One stream: ``source`` names one source of sound and picture; or ``audio`` and ``video`` name one of each.
-    ``tracks``: which of them, where there are several: "audio:2,video:1", or by language, "audio:deu"."""
+    ``tracks``: which tracks to use if there are several: "audio:2,video:1", or by language, "audio:deu"."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "main"
+    name: Annotated[str, Field(pattern=f"^{STREAM_NAME}$")] = "main"
     source: str | None = None
     audio: str | None = None
     video: str | None = None
@@ -66,7 +66,7 @@ class Stream(_Section):
 
     @property
     def sources(self) -> list[tuple[Medium, SourceSpec]]:
-        """The source of each medium. A source of both media stands there twice, a device once."""
+        """The source of each medium. A source of both media is listed twice, a device once."""
         if self.source is not None:
             both = SourceSpec.parse(self.source)
             return [(medium, both) for medium in sorted(both.media)]
@@ -178,7 +178,7 @@ class Bus(_Section):
 
     @property
     def needs_keys(self) -> bool:
-        """Whether other machines might reach the public endpoint: all but ipc and what surely is loopback."""
+        """Whether other machines might reach the public endpoint, that is, unless it is ipc or certainly loopback."""
         match = _ENDPOINT.fullmatch(self.emotion)
         if match is None or match["host"] in (None, "localhost"):
             return match is None
@@ -245,7 +245,7 @@ class Log(_Section):
 class Config(_Section):
     """All of config.toml. Sections may be given as mappings: ``Config(fusion={"adapt": False})``.
 
-    Raises ConfigError with all problems, one per line; sections made by themselves raise pydantic.ValidationError.
+    Raises ConfigError with all problems, one per line; a section created separately raises pydantic.ValidationError.
     """
 
     streams: Annotated[list[Stream], Field(min_length=1, max_length=_MOST_STREAMS)] = [

@@ -1,7 +1,7 @@
-"""Steering a run from another process of the same user: requests and replies over a private ipc socket.
+"""Steers a run from another process of the same user: requests and replies over a private ipc socket.
 
-A request is one frame of JSON, ``Request``; so is its reply. The socket is of mode 0600, in a folder that
-belongs to the user, so that nobody else can reach it.
+A request is one frame of JSON (``Request``), and so is its reply (``Reply``). The socket has mode 0600 and is in a
+folder that belongs to the user, so that nobody else can reach it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from emostream.stream.listen import DEFAULT_ENDPOINT
 from emostream.stream.status import Status, decode_status
 
 _LONGEST = 65_536  # bytes of a request
-_AT_ONCE = 32  # requests read in one round: a flood costs others nothing
+_AT_ONCE = 32  # requests read per round, so that a flood does not hold up anything else
 _LONGEST_PATH = 100
 _FOLDER, _NAME = "emostream", "control-"
-_SOONER_NS = 5_000_000_000  # a request is at most this old
+_OLDEST_NS = 5_000_000_000  # a request's time counts if it is at most this old
 
 Command = Literal["status", "mute", "unmute", "pause", "resume", "add", "remove", "set"]
 
 
 class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``streams``: those meant, all if empty; ``for_s``: of mute; ``value``: what to add or set; ``sent_ns``: by this
-    machine's monotonic clock, so that sound is muted from when it was asked for."""
+    """``streams``: which ones, all if empty; ``for_s``: how long to mute; ``value``: what to add or set; ``sent_ns``:
+    by this machine's monotonic clock, so that sound is muted from the time of the request."""
 
     command: Command
     streams: list[str] = []
@@ -48,7 +48,7 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Reply(msgspec.Struct, kw_only=True):
-    """``text``: one line for the user, an error unless ``ok``; ``status``: the run's, as JSON."""
+    """``text``: one line for the user, an error unless ``ok``; ``status``: the run's status as JSON."""
 
     ok: bool
     text: str = ""
@@ -78,7 +78,7 @@ def _short(path: Path) -> Path:
 
 
 def own_folder(path: Path) -> None:
-    """Make the folder of a socket, or see that it is this user's own. Raises BusError."""
+    """Make a socket's folder, or check that it is this user's own. Raises BusError."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
@@ -89,7 +89,7 @@ def own_folder(path: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the sockets of runs that were killed. Only in a folder that was made for such sockets."""
+    """Remove the sockets of killed runs, but only in a folder that was made for such sockets."""
     if folder.name.startswith(_FOLDER):
         for path in folder.glob(f"{_NAME}*"):
             if not is_listened_at(path):
@@ -98,7 +98,7 @@ def _sweep(folder: Path) -> None:
 
 
 class ControlServer:
-    """The run's end. Raises BusError if the socket cannot be made, as where another run has it."""
+    """The run's side. Raises BusError if the socket cannot be bound, for instance because another run has it."""
 
     def __init__(self, context: zmq.Context[Any], path: Path) -> None:
         own_folder(path.parent)
@@ -118,7 +118,8 @@ class ControlServer:
             os.umask(before)
 
     def requests(self) -> list[tuple[bytes, Request]]:
-        """What has come, with whom to answer; anything else is answered at once, with an error."""
+        """The requests that have come, each with the peer to answer. Invalid ones are answered at once with an
+        error."""
         out: list[tuple[bytes, Request]] = []
         for _ in range(_AT_ONCE):
             try:
@@ -134,7 +135,7 @@ class ControlServer:
         return out
 
     def reply(self, who: bytes, reply: Reply) -> None:
-        """Answer; if whoever asked does not read, or has gone, the answer is dropped."""
+        """Answer; the reply is dropped if the peer does not read or has gone."""
         with contextlib.suppress(zmq.ZMQError):
             self.socket.send_multipart([who, msgspec.json.encode(reply)], zmq.NOBLOCK)
 
@@ -142,16 +143,16 @@ class ControlServer:
         self.socket.close()
         with contextlib.suppress(OSError):
             self.path.unlink()
-        if self.path.parent.name.startswith(_FOLDER):  # the folder that was made for it, if no other run is there
+        if self.path.parent.name.startswith(_FOLDER):  # remove the folder made for it, unless another run uses it
             with contextlib.suppress(OSError):
                 self.path.parent.rmdir()
 
 
 class Waiting:
-    """Requests one after another: the next is begun when all nodes follow the last.
+    """Handles requests one after another: the next begins when all nodes have carried out the last.
 
-    ``begin(request)`` gives a line of text and the serial number of the orders that it made, 0 for none; it raises
-    ConfigError. ``follow(serial)``: the nodes that do not follow yet.
+    ``begin(request)`` returns a line of text and the serial number of the orders that it made, 0 for none; it may raise
+    ConfigError. ``follow(serial)`` returns the nodes that have not carried them out yet.
     """
 
     def __init__(
@@ -165,10 +166,10 @@ class Waiting:
         self._server, self._begin, self._follow, self._status = server, begin, follow, status
         self._patience_ns = patience_ns
         self._queue: deque[tuple[bytes, Request]] = deque()
-        self._open: tuple[bytes, str, int, int] | None = None  # whom to answer, what, the serial number, until when
+        self._open: tuple[bytes, str, int, int] | None = None  # peer, reply, serial number, deadline
 
     def tick(self, now_ns: int) -> None:
-        """Take requests, and answer those that are done."""
+        """Take requests and answer those that are done."""
         self._queue.extend(self._server.requests())
         while True:
             if self._open is not None:
@@ -191,17 +192,17 @@ class Waiting:
                 self._open = (who, text, serial, now_ns + self._patience_ns)
 
     def close(self) -> None:
-        """The run is over: nobody waits in vain."""
+        """The run is over: answer everybody who still waits."""
         for who in [*([self._open[0]] if self._open else []), *(who for who, _ in self._queue)]:
             self._server.reply(who, Reply(ok=False, text="the run has ended"))
 
 
 class Control:
-    """Steers a run of ``stream-run`` or ``emostream.run`` on this machine, of the same user. A context manager.
+    """Steers a run of ``stream-run`` or ``emostream.run`` by the same user on this machine. A context manager.
 
-    ``endpoint``: where that run publishes its labels; ``path``: of its control socket, if bus.control names one.
-    Each method returns once the run does what was asked, and raises ControlError if it cannot, or does not answer
-    within ``timeout_s``. ``streams``: the names of those that are meant; none: all of them.
+    ``endpoint``: where that run publishes its labels; ``path``: its control socket, if bus.control names one. Each
+    method returns once the run has done what was asked, and raises ControlError if it cannot, or does not answer within
+    ``timeout_s``. ``streams``: names of streams; none means all.
     """
 
     def __init__(
@@ -231,8 +232,8 @@ class Control:
         return decode_status(self._ask("status").status.encode())
 
     def mute(self, *streams: str, for_s: float | None = None) -> str:
-        """Hear nothing from now on, until ``unmute`` or for ``for_s`` seconds, as a robot does while it speaks. What
-        was said before is labelled."""
+        """Ignore sound from now on, until ``unmute`` or for ``for_s`` seconds, for instance while a robot itself
+        speaks. What was said before is still labelled."""
         return self._ask("mute", streams, for_s=for_s).text
 
     def unmute(self, *streams: str) -> str:
@@ -248,7 +249,7 @@ class Control:
         return self._ask("resume", streams).text
 
     def add(self, stream: str) -> str:
-        """Begin a further stream, [NAME=]SOURCE as in --stream; a file begins when its processes are ready."""
+        """Begin another stream, [NAME=]SOURCE as in --stream; a file starts when its processes are ready."""
         return self._ask("add", value=stream).text
 
     def remove(self, stream: str) -> str:
@@ -260,7 +261,7 @@ class Control:
         return self._ask("set", value=change).text
 
     def ask(self, request: Request) -> str:
-        """Send a request as it is; its time is that of this call. Returns the answer's line."""
+        """Send a request, stamped with the present time. Returns the reply's text."""
         return self._send(request).text
 
     def _ask(
@@ -270,7 +271,7 @@ class Control:
 
     def _send(self, request: Request) -> Reply:
         request.sent_ns = time.monotonic_ns()
-        # False too where the folder is another user's, at which Path's own raises
+        # os.path.exists is also False in another user's folder, where Path.exists would raise
         if not os.path.exists(self._where) or (self._socket is None and not is_listened_at(self._where)):
             raise ControlError(f"{self._where}: no run listens there; is stream-run running, as this user?")
         own_folder(self._where.parent)
@@ -280,7 +281,7 @@ class Control:
             self._socket.connect(f"ipc://{self._where}")
         self._socket.send(msgspec.json.encode(request))
         if not self._socket.poll(int(self._timeout_s * 1000)):
-            self._socket.close()  # its answer may still come, and would be taken for that of the next
+            self._socket.close()  # a late reply would be mistaken for the reply to the next request
             self._socket = None
             raise ControlError(f"{self._where}: no answer came in {self._timeout_s:g} s")
         reply = msgspec.json.decode(self._socket.recv(), type=Reply)
@@ -290,6 +291,6 @@ class Control:
 
 
 def sent_at(request: Request, now_ns: int) -> int:
-    """When a request was sent, by a clock that says ``now_ns``: never in the future, nor long ago."""
+    """When a request was sent, by a clock that now shows ``now_ns``; ``now_ns`` if its time is implausible."""
     age_ns = time.monotonic_ns() - request.sent_ns
-    return now_ns - age_ns if 0 <= age_ns < _SOONER_NS else now_ns
+    return now_ns - age_ns if 0 <= age_ns < _OLDEST_NS else now_ns

@@ -40,14 +40,14 @@ def ctl() -> int:
         ("resume", "go on after pause"),
     ):
         command = commands.add_parser(name, help=what)
-        command.add_argument("streams", nargs="*", metavar="STREAM", help="those meant (default: all)")
+        command.add_argument("streams", nargs="*", metavar="STREAM", help="names (default: all)")
         if name == "mute":
             command.add_argument("--for", dest="for_s", type=seconds, metavar="TIME", help="2s, 500ms, 1min …")
     add = commands.add_parser("add", help="begin a further stream")
     add.add_argument("stream", metavar="[NAME=]SOURCE", help=SOURCE_HELP)
     commands.add_parser("remove", help="end a stream, after its last label").add_argument("stream", metavar="STREAM")
     change = commands.add_parser("set", help="change a setting until the run ends")
-    change.add_argument("change", metavar="KEY=VALUE", help=f"of {', '.join(SETTABLE)}")
+    change.add_argument("change", metavar="KEY=VALUE", help=f"one of {', '.join(SETTABLE)}")
     options = parser.parse_args()
     with Control(options.endpoint, path=options.control) as control:
         match options.command:

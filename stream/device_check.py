@@ -1,4 +1,4 @@
-"""Trying a microphone or a camera for some seconds, and saying what it hears or sees."""
+"""Tries a microphone or a camera for some seconds and reports what it hears or sees."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from emostream.stream.sources.base import AudioChunk, Source, VideoFrame
 from emostream.stream.topics import Medium
 
 _SILENT_DBFS, _QUIET_DBFS, _LOUD_DBFS = -90.0, -45.0, -0.5
-_OPEN_S = 10.0  # in which a source has to give something
+_OPEN_S = 10.0  # a source has to deliver something within this time
 
 
 def hear(source: str, seconds: float, config: Config) -> Iterator[str]:
-    """Record some seconds of sound, and yield lines of what was heard. Raises SourceError or ModelError."""
+    """Record some seconds of sound and yield lines that say what was heard. Raises SourceError or ModelError."""
     from emostream.stream.speech.recognizer import make_recognizer
     from emostream.stream.speech.vad import load_vad
 
@@ -61,7 +61,7 @@ def _judged(peak_dbfs: float) -> str:
 
 
 def see(source: str, seconds: float, config: Config) -> Iterator[str]:
-    """Look for some seconds, and yield lines of what was seen. Raises SourceError or ModelError."""
+    """Look for some seconds and yield lines that say what was seen. Raises SourceError or ModelError."""
     from emostream.stream.cores.video import VideoCore, make_detector
     from emostream.stream.messages import Face
 
@@ -105,7 +105,7 @@ def _opened(source: str, medium: Medium, config: Config) -> Source:
 
 
 def _items(source: Source, seconds: float) -> Iterator[object]:
-    """What a source gives in some seconds of its own, from the first on; less if that does not come."""
+    """The items of a source's first ``seconds``; fewer if they do not come in time."""
     until, first_ns = time.monotonic() + _OPEN_S + seconds, None
     try:
         for item in source.items():

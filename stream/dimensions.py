@@ -1,4 +1,4 @@
-"""Valence and arousal of labels: how pleasant and how active the emotions are that they name."""
+"""Valence and arousal of labels: how pleasant and how active the named emotions are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 # Mean ratings of pleasure and arousal, each in [-1, 1], of "angry", "disgusted", "fearful", "joyful", "sad" and
 # "surprised": Russell and Mehrabian, "Evidence for a three-factor theory of emotions", Journal of Research in
-# Personality 11, 1977, table 4. They rated no "neutral"; it is the middle of both scales.
+# Personality 11, 1977, table 4. They did not rate "neutral"; it is the middle of both scales.
 COORDINATES = {
     "anger": (-0.51, 0.59),
     "disgust": (-0.60, 0.35),

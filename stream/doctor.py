@@ -1,4 +1,4 @@
-"""What this machine has for a run, and how to get what is missing."""
+"""Checks what this machine has for a run, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from emostream.stream import models
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ``ok``: True if present, False if missing and needed, None if missing but replaced by
-    something else. ``mend``: the command that installs it."""
+    """One line of the report. ``ok``: True if present, False if missing and needed, None if missing but something else
+    takes its place. ``mend``: the command that installs it."""
 
     area: str
     name: str

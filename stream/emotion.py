@@ -1,6 +1,6 @@
-"""The public message: what a subscriber of the emotion topics reads, as UTF-8 JSON.
+"""The public message: what a subscriber of the emotion topics receives, as UTF-8 JSON.
 
-Only fields may be added: programs out there read the old ones.
+Fields may be added but never changed or removed, since existing programs read them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Word(msgspec.Struct):
 
 
 class Evidence(msgspec.Struct):
-    """What one modality gave: ``frames`` (voice vectors, faces, rows of text) that went into the network; ``coverage``,
-    the part of the time that they cover, in [0, 1]; ``contribution``, by how much the label's probability drops when
-    the modality is left out (with nothing else there: its excess over chance)."""
+    """What one modality contributed. ``frames``: number of voice vectors, faces or word pieces that went into the
+    network; ``coverage``: the fraction of the time that they cover, in [0, 1]; ``contribution``: by how much the
+    label's probability drops if the modality is left out (for a lone modality: its excess over chance)."""
 
     frames: int
     coverage: float
@@ -35,11 +35,11 @@ class Evidence(msgspec.Struct):
 
 
 class SeenFace(msgspec.Struct):
-    """A face that was in view. ``id``: the same as long as the face is in view, and where it is back soon; it is no
-    identity and is not kept. ``box``: its last x, y, width and height, as fractions of the picture's width and height.
-    ``share``: of the time that it was seen, in [0, 1]. ``moves``: how well its mouth moves with the sound, up to 1, 0
-    for a mouth that does not move at all; null where there is too little to tell. ``label`` and ``probabilities``: what
-    the face shows by itself, where ``[video] who = "all"`` asks for it."""
+    """A face that was in view. ``id``: stays the same while the face is in view and if it soon comes back; it does not
+    identify a person and is not stored. ``box``: its last x, y, width and height, as fractions of the picture's width
+    and height. ``share``: the fraction of the time in which it was seen, in [0, 1]. ``moves``: how well its mouth moves
+    with the sound, at most 1; 0 for a mouth that does not move at all; null if there is too little data. ``label`` and
+    ``probabilities``: what the face shows by itself, if ``[video] who = "all"`` asks for it."""
 
     id: int
     box: Box
@@ -51,8 +51,8 @@ class SeenFace(msgspec.Struct):
 
 class Latency(msgspec.Struct):
     """Milliseconds. ``total`` runs from the capture of the last speech sample to the publishing of the label; the
-    others are its parts and sum to it: waiting for the silence that ends an utterance; finishing recognition;
-    waiting in queues and for late modalities; encoding faces and words; the fusion network; all else."""
+    other fields are its parts and sum to it: waiting for the silence that ends an utterance; finishing recognition;
+    waiting in queues and for late modalities; encoding sound, faces and words; the fusion network; everything else."""
 
     total: float
     endpoint_wait: float
@@ -65,21 +65,21 @@ class Latency(msgspec.Struct):
 
 class Emotion(msgspec.Struct, kw_only=True):
     """The public message of ``emotion.utterance.<stream>`` (the label, once per utterance) and
-    ``emotion.window.<stream>`` (a running estimate while someone speaks). Times in seconds on the stream's timeline;
-    ``captured_ns``, when what is at ``end_s`` was captured, and ``published_ns`` are Unix time. ``latency_ms`` is null
-    where there is no live capture to measure from: running estimates, and files read as fast as possible, of which
-    ``captured_ns`` is 0. ``valence`` and ``arousal``, in [-1, 1], are
-    derived from the probabilities, not measured: the mean under them of the labels' coordinates, those of the bundle's
-    training data or else published ones; null for labels without, and in messages from before they existed.
-    ``adapted``, 0 to 1: how much of what is just this person's resting face or voice was told from the mood.
-    ``run`` names the run of ``stream-run``, within which no ``utterance`` and no ``seq`` of a topic comes twice; it is
-    empty where a recording was labelled without one. ``source``: the path of a recording as it was given; empty in live
-    runs. Numbers are without gaps, but go on at a later thousand after fusion had to be started again.
-    ``speaker``: which voice spoke, by a name within the run (s1, s2, …), null where that is not told. ``overlap``, 0 to
-    1: the share of the utterance's time in which two or more people spoke at once, null where it is not measured.
-    ``final``: false where ``[fusion] early`` asks for labels at a pause, which may not be the end; a final one follows.
-    ``face``: the id of the face that the label is of, null for none; ``speaking``: that whose mouth surely moved with
-    the sound; ``faces``: those in view; ``faces_seen``: how many there were at a time, followed or not."""
+    ``emotion.window.<stream>`` (a running estimate while someone speaks). Times are seconds on the stream's timeline;
+    ``captured_ns`` (when ``end_s`` was captured) and ``published_ns`` are Unix times. ``latency_ms`` is null if there
+    is no live capture to measure from: in running estimates, and for files read as fast as possible, whose
+    ``captured_ns`` is 0. ``valence`` and ``arousal``, in [-1, 1], are derived from the probabilities, not measured:
+    they are the mean of the labels' coordinates under the probabilities. The coordinates come from the bundle's
+    training data, or else are published ones; both fields are null if a label has none, and in messages of older
+    versions. ``adapted``, 0 to 1: to what extent this person's resting face or voice has been separated from the mood.
+    ``run`` names the run of ``stream-run``, within which each ``utterance``, and each ``seq`` of a topic, is unique; it
+    is empty if a recording was labelled without a run. ``source``: the path of a recording as it was given; empty in
+    live runs. Numbers have no gaps, but continue at a later thousand if fusion had to be restarted.
+    ``speaker``: the name of the voice within the run (s1, s2, …); null if unknown. ``overlap``, 0 to 1: the share of
+    the utterance's time in which two or more people speak at once; null if not measured.
+    ``final``: false for labels at a pause (``[fusion] early``), after which speech may go on; a final one follows.
+    ``face``: the id of the face used for the label, null for none; ``speaking``: the face whose mouth clearly moved
+    with the sound; ``faces``: the faces in view; ``faces_seen``: the most faces seen at a time, followed or not."""
 
     schema: Literal["emostream/1"] = "emostream/1"
     kind: Literal["utterance", "window"]
@@ -128,7 +128,7 @@ def encode_emotion(message: Emotion) -> bytes:
 
 
 def decode_public(decoder: msgspec.json.Decoder[_M], data: bytes) -> _M:
-    """A public message from its JSON. Raises msgspec.DecodeError if that is not one."""
+    """A public message from its JSON. Raises msgspec.DecodeError if it is not valid."""
     try:
         return decoder.decode(data)
     except UnicodeDecodeError as error:
@@ -138,7 +138,7 @@ def decode_public(decoder: msgspec.json.Decoder[_M], data: bytes) -> _M:
 
 
 def decode_emotion(data: bytes) -> Emotion:
-    """A label or running estimate from its JSON. Raises msgspec.DecodeError if that is not one."""
+    """A label or running estimate from its JSON. Raises msgspec.DecodeError if it is not valid."""
     return decode_public(_emotion_decoder, data)
 
 

@@ -1,7 +1,7 @@
-"""Recordings that only the holder of a key can read: files in the format of age (age-encryption.org/v1).
+"""Recordings that only the holder of a key can read: files in the age format (age-encryption.org/v1).
 
-What is recorded is encrypted for public keys; the machine that records needs no secret one. The format has no
-password, no settings and no choice of ciphers (X25519, HKDF-SHA-256, ChaCha20-Poly1305), so there is none here.
+Recordings are encrypted for public keys; the recording machine needs no secret key. The format has no passwords, no
+settings and no choice of ciphers (X25519, HKDF-SHA-256, ChaCha20-Poly1305), so there are none here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from emostream.files import OWNER_ONLY, becoming, user_path
 
 SUFFIX = ".age"
 _HEADER = b"age-encryption.org/"
-_LARGEST = 256 << 20  # bytes of a file that is decrypted, in memory; those that are written here are far smaller
+_LARGEST = 256 << 20  # bytes of a file to decrypt, which happens in memory; files written here are far smaller
 _KEY = re.compile(r"age1[0-9a-z]+", re.IGNORECASE)
 _MAKE_ONE = "make one with age-keygen: docs/recording.md"
 
@@ -31,8 +31,8 @@ def _pyrage() -> Any:
 
 
 def recipients(public_key: str) -> list[Any]:
-    """Those who will be able to read, as ``record.public_key`` names them: a key, "age1…", or a file with one on each
-    line, where # begins a comment. Raises ConfigError, and ModelError if the package that encrypts is missing."""
+    """The recipients that ``record.public_key`` names: a key, "age1…", or a file with one key per line, where # begins
+    a comment. Raises ConfigError, and ModelError if the encryption package is missing."""
     pyrage = _pyrage()
     where = "record.public_key"
     keys = [public_key]
@@ -60,8 +60,8 @@ def recipients(public_key: str) -> list[Any]:
 
 
 def seal(content: io.BytesIO, path: Path, readers: list[Any]) -> None:
-    """Encrypt ``content`` into a new file, of which nobody ever sees a part, and which is on the disk when this
-    returns. Raises OSError that names ``path``; then nothing is left of it."""
+    """Encrypt ``content`` into a new file. The file appears only when complete, and is on the disk when this returns.
+    Raises OSError with ``path`` as its file name; then nothing is left of it."""
     part = part_of(path)
     content.seek(0)
     file = _Kept(part)
@@ -69,7 +69,7 @@ def seal(content: io.BytesIO, path: Path, readers: list[Any]) -> None:
         try:
             _pyrage().encrypt_io(content, file, readers)
         except Exception as error:
-            if file.error is not None:  # which says that the disk is full
+            if file.error is not None:  # the original error, such as a full disk
                 raise file.error from error
             raise
         os.fsync(file.raw.fileno())
@@ -77,12 +77,12 @@ def seal(content: io.BytesIO, path: Path, readers: list[Any]) -> None:
 
 
 def part_of(path: Path) -> Path:
-    """Where ``seal`` writes it, until it is whole."""
+    """Where ``seal`` writes a file until it is complete."""
     return path.with_name(f".{path.name}.part")
 
 
 class _Kept:
-    """A new file that remembers why it could not be written: pyrage passes on the text of an error alone."""
+    """A new file that remembers why it could not be written, since pyrage only passes on an error's text."""
 
     def __init__(self, path: Path) -> None:
         self.raw: IO[bytes] = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "wb")
@@ -104,7 +104,7 @@ class _Kept:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let a new name survive a power cut, where the system can."""
+    """Let a new file name survive a power cut, if the system can."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -115,7 +115,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def is_sealed(path: Path, start: bytes) -> bool:
-    """Whether a file is encrypted, or called so. ``start``: its first bytes."""
+    """Whether a file is encrypted, by its name or its first bytes (``start``)."""
     return start.startswith(_HEADER) or path.suffix == SUFFIX
 
 
@@ -123,7 +123,7 @@ def unseal(file: IO[bytes], path: Path, identity: str) -> IO[bytes]:
     """The content of an encrypted file, in memory. ``identity``: a file of secret keys, as age-keygen writes it.
 
     Raises SourceError if the file cannot be decrypted, ConfigError if there is no usable key, and ModelError if the
-    package that decrypts is missing."""
+    decryption package is missing."""
     if not identity:
         raise SourceError(f"{path}: is encrypted; give the file of its secret key: --identity FILE (record.identity)")
     keys = _identities(user_path(identity))
@@ -151,7 +151,7 @@ def _identities(path: Path) -> list[Any]:
     pyrage = _pyrage()
     try:
         found = [pyrage.x25519.Identity.from_str(key) for key in keys]
-    except pyrage.IdentityError as error:  # without the line, which may be most of a secret
+    except pyrage.IdentityError as error:  # do not quote the line, which may contain most of a secret
         raise ConfigError(f"{path}: is no file of secret keys as age-keygen writes it ({error})") from error
     if not found:
         raise ConfigError(f"{path}: holds no secret key; {_MAKE_ONE}")

@@ -1,4 +1,4 @@
-"""What follows when a node's process has ended: the policy by itself, without processes, clocks or sockets."""
+"""The policy for a node's process that has ended, without processes, clocks or sockets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from emostream.errors import RunError
 from emostream.stream.config import Supervision
-from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED
+from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, UNREADABLE
 from emostream.stream.topics import BESIDE
 
 BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
@@ -14,37 +14,37 @@ BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
 
 @dataclass(frozen=True)
 class Exit:
-    """How a process ended, and what is known of its node. ``crashes`` are those of late, without this one."""
+    """How a process ended, and what is known about its node. ``crashes``: recent ones, not counting this one."""
 
     name: str
     kind: str
     code: int
-    is_live: bool = False  # it has a source that may come back
-    has_reported: bool = True  # this process sent a heartbeat, or one before it did
+    is_live: bool = False  # its source may come back
+    has_reported: bool = True  # this process or an earlier one sent a heartbeat
     has_run: bool = True  # at any start
-    away: int = 0  # starts at which its source was away, since it was last there
+    away: int = 0  # consecutive starts at which its source was away
     crashes: int = 0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``wait_ns`` until the node is started again; None: it is over. ``fatal``: why the whole run ends, if it does.
+    """``wait_ns``: time until the node is restarted; None: it is not. ``fatal``: why the whole run ends, if it does.
     ``line``: level and text for the log."""
 
     wait_ns: int | None = None
     line: tuple[str, str] | None = None
     fatal: str = ""
     fatal_code: int = RunError.exit_code
-    reason: bool = False  # the last error that the node logged says why the run ends
+    reason: bool = False  # the node's last logged error says why the run ends
     cannot_run: bool = False
     away: bool = False
     crashed: bool = False
 
 
 def judge(end: Exit, rules: Supervision, lossless: bool, stopping: bool) -> Verdict:
-    """What follows from ``end``. ``lossless``: the run is one at fast pace. ``stopping``: the run was told to stop.
+    """Decide what follows from ``end``. ``lossless``: the run is at fast pace. ``stopping``: the run is stopping.
 
-    A page and a recording are beside the run: whatever happens to them, the labels go on.
+    The page and the recording are beside the run: whatever happens to them, labels go on.
     """
     is_beside = end.kind in BESIDE
     if end.code == 0 or stopping:
@@ -52,7 +52,7 @@ def judge(end: Exit, rules: Supervision, lossless: bool, stopping: bool) -> Verd
     if end.code == CANNOT_RUN and end.has_run and end.is_live:
         first = ("warning", "its source is away; trying again until it is back")
         return Verdict(BACKOFF_NS[min(end.away, len(BACKOFF_NS) - 1)], None if end.away else first, away=True)
-    if end.code == CANNOT_RUN:  # a source that cannot be opened ends its stream alone
+    if end.code in (CANNOT_RUN, UNREADABLE):  # a source that cannot be used ends its stream alone
         fatal = "" if is_beside or end.kind == "capture" else f"{end.name} cannot run"
         return Verdict(fatal=fatal, reason=bool(fatal), cannot_run=True)
     if end.code > 0 and not end.has_reported and not is_beside:  # its process could not even begin

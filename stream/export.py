@@ -6,6 +6,7 @@ import csv
 import importlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ COLUMNS = (
     "run", "stream", "source", "utterance", "start_s", "end_s", "label", "confidence", "uncertain", "valence",
     "arousal", "text", "speaker", "face", "overlap",
 )  # fmt: skip
-_FORMULA = ("=", "+", "-", "@", "\t")
+_FORMULA = tuple("=+-@＝＋－＠")  # the wide ones too: spreadsheets take them for the others
+_CONTROL = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ufffe\uffff]+")  # not in XML, or ends of lines somewhere
 
 
 def jsonl(labels: Sequence[Emotion]) -> bytes:
@@ -28,8 +30,8 @@ def jsonl(labels: Sequence[Emotion]) -> bytes:
 
 
 def table(labels: Sequence[Emotion]) -> list[dict[str, Any]]:
-    """A row for each label: COLUMNS, then each emotion's probability as ``p_NAME`` and the share of time of which there
-    was sound, picture and words as ``has_NAME``."""
+    """A row per label: COLUMNS, then each emotion's probability as ``p_NAME``, and as ``has_NAME`` the fraction of time
+    for which there was sound, picture or words."""
     names = list(dict.fromkeys(name for label in labels for name in label.probabilities))
     return [
         {column: getattr(label, column) for column in COLUMNS}
@@ -40,20 +42,18 @@ def table(labels: Sequence[Emotion]) -> list[dict[str, Any]]:
 
 
 def to_csv(labels: Sequence[Emotion]) -> bytes:
-    """UTF-8, with a head line. What a spreadsheet would take for a formula has an apostrophe before it."""
+    """UTF-8 with a header line. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
     out = io.StringIO()
     rows = table(labels)
     writer = csv.DictWriter(out, rows[0].keys() if rows else COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(
-            {key: f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@\t") else v for key, v in row.items()}
-        )
+        writer.writerow({key: _cell(value) if isinstance(value, str) else value for key, value in row.items()})
     return out.getvalue().encode()
 
 
 def to_parquet(labels: Sequence[Emotion]) -> bytes:
-    """As ``table``. Raises ConfigError if pyarrow is missing."""
+    """The columns of ``table``. Raises ConfigError if pyarrow is missing."""
     arrow, parquet = need("pyarrow"), need("pyarrow.parquet")
     out = arrow.BufferOutputStream()
     rows = table(labels) or [dict.fromkeys(COLUMNS)]
@@ -62,7 +62,7 @@ def to_parquet(labels: Sequence[Emotion]) -> bytes:
 
 
 def to_vtt(labels: Sequence[Emotion]) -> bytes:
-    """WebVTT: a cue for each utterance, of the voice of its stream and speaker."""
+    """WebVTT: a cue for each utterance; its voice is the stream and speaker."""
     cues = ["WEBVTT\n"]
     for label in labels:
         text = _escaped(label.text or "…")
@@ -81,12 +81,12 @@ def to_eaf(labels: Sequence[Emotion]) -> bytes:
         document.add_tier(tier)
         for label in labels:
             value = {
-                "emotion": _word(label), "words": label.text, "confidence": f"{label.confidence:.2f}",
-                "speaker": label.speaker or "",
+                "emotion": _word(label), "words": _line(label.text), "confidence": f"{label.confidence:.2f}",
+                "speaker": _line(label.speaker or ""),
             }[tier]  # fmt: skip
             start_ms, end_ms = round(1000 * max(0.0, label.start_s)), round(1000 * label.end_s)
             document.add_annotation(tier, start_ms, max(start_ms + 1, end_ms), value)
-    text = need("pympi.Elan").to_string(document)  # to_file would keep words in a file of its own
+    text = need("pympi.Elan").to_string(document)  # to_file would leave words in an extra file
     return b"<?xml version='1.0' encoding='UTF-8'?>\n" + str(text).encode()
 
 
@@ -101,11 +101,11 @@ def to_textgrid(labels: Sequence[Emotion]) -> bytes:
         for label in sorted(labels, key=lambda each: each.start_s):
             start_s = max(last_s, label.start_s)  # intervals of a tier may not overlap
             if label.end_s > start_s:
-                value = {"emotion": _word(label), "words": label.text, "speaker": label.speaker}[tier]
-                entries.append((start_s, label.end_s, value or " "))
+                value = {"emotion": _word(label), "words": label.text, "speaker": label.speaker or ""}[tier]
+                entries.append((start_s, label.end_s, _line(value) or " "))
                 last_s = label.end_s
         grid.addTier(textgrid.IntervalTier(tier, entries or [(0.0, end_s, " ")], 0.0, end_s))
-    with tempfile.TemporaryFile() as file:  # has no name: whatever happens, no words are left in it
+    with tempfile.TemporaryFile() as file:  # unnamed, so that no words are left on the disk whatever happens
         grid.save(os.dup(file.fileno()), format="long_textgrid", includeBlankSpaces=True)
         file.seek(0)
         return file.read()
@@ -115,7 +115,7 @@ Writer = Callable[[Sequence[Emotion]], bytes]
 WRITERS: dict[str, Writer] = {
     "jsonl": jsonl, "csv": to_csv, "parquet": to_parquet, "vtt": to_vtt, "eaf": to_eaf, "textgrid": to_textgrid,
 }  # fmt: skip
-OF_ONE = ("vtt", "eaf", "textgrid")  # a file of these is about one recording
+OF_ONE = ("vtt", "eaf", "textgrid")  # formats with one file per recording
 
 
 def form_of(path: Path) -> str:
@@ -128,15 +128,15 @@ def form_of(path: Path) -> str:
 
 
 def file_names(recordings: Sequence[Path]) -> dict[Path, str]:
-    """A name for what is made of each recording, in one folder: its file's, after as many of the folders above it as
-    tell it from the others, "a_talk.mp4". Two paths of one file have the same name."""
+    """A unique name for each recording's output, all in one folder: the file name, preceded by as many parent folders
+    as needed, "a_talk.mp4". Two paths of the same file get the same name."""
     parts = {path: Path(os.path.abspath(path)).parts[1:] for path in recordings}
     depths = dict.fromkeys(recordings, 1)
     while True:
         names = {path: "_".join(parts[path][-depth:]) for path, depth in depths.items()}
         files: dict[str, set[tuple[str, ...]]] = {}
         for path, name in names.items():
-            files.setdefault(name.casefold(), set()).add(parts[path])  # some disks do not tell letters' cases apart
+            files.setdefault(name.casefold(), set()).add(parts[path])  # some file systems ignore case
         deeper = [
             path for path, name in names.items() if len(files[name.casefold()]) > 1 and depths[path] < len(parts[path])
         ]
@@ -144,17 +144,19 @@ def file_names(recordings: Sequence[Path]) -> dict[Path, str]:
             break
         for path in deeper:
             depths[path] += 1
-    for number, path in enumerate(recordings):  # a_b/talk.mp4 and a/b/talk.mp4, from the root on
+    for number, path in enumerate(recordings):  # such as /a_b/talk.mp4 and /a/b/talk.mp4
         if len(files[names[path].casefold()]) > 1:
             names[path] = f"{number + 1}_{names[path]}"
     return names
 
 
 class Export:
-    """Labels of several recordings, written into one file when all are done, or one for each recording when that is.
+    """Labels of several recordings, written into one file when all are done, or into a file per recording when it is
+    done.
 
-    ``path``: a file, or of ``OF_ONE`` a folder for several ``recordings``. Raises ConfigError at once if it cannot be
-    written, or a package for the format is missing."""
+    ``path``: a file, or of ``OF_ONE`` a folder for several ``recordings``. ``journal``: where the labels of what
+    becomes one file are to be kept meanwhile, as JSON lines. Raises ConfigError at once if it cannot be written, or a
+    package for the format is missing."""
 
     def __init__(self, path: Path, form: str, recordings: Sequence[Path]) -> None:
         self._path, self._form = path, form
@@ -163,6 +165,9 @@ class Export:
         self._folder = path if form in OF_ONE and (len(recordings) > 1 or path.is_dir()) else None
         if self._folder is not None and path.suffix:
             raise ConfigError(f"{path}: .{form} is for one recording; name a folder and --format {form}")
+        self.journal = path.with_name(f"{path.name}.jsonl") if self._folder is None else None
+        if self.journal is not None and path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is no file; write JSON lines there, with --format jsonl")
         WRITERS[form]([])
         try:
             if self._folder is not None:
@@ -185,13 +190,13 @@ class Export:
             self._labels = []
 
     def close(self) -> None:
-        """Write what is one file. Raises OSError."""
+        """Write what is one file, as far as it goes. Raises OSError."""
         if self._folder is None:
             write_atomically(self._path, WRITERS[self._form](self._labels), OWNER_ONLY)
 
 
 def need(name: str, what: str = "this format") -> Any:
-    """A package that ``what`` is made with. Raises ConfigError if it is missing."""
+    """The package that ``what`` needs. Raises ConfigError if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -199,11 +204,21 @@ def need(name: str, what: str = "this format") -> Any:
 
 
 def _word(label: Emotion) -> str:
-    return label.label + "?" * label.uncertain
+    return _line(label.label) + "?" * label.uncertain
+
+
+def _line(text: str) -> str:
+    """A text as one line without control characters, which other tools would stumble over."""
+    return _CONTROL.sub(" ", text).strip()
+
+
+def _cell(text: str) -> str:
+    line = _line(text)
+    return f"'{line}" if line.startswith(_FORMULA) else line
 
 
 def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("-->", "→").replace("\n", " ")
+    return _line(text).replace("&", "&amp;").replace("<", "&lt;").replace("-->", "→")
 
 
 def _time(seconds: float) -> str:

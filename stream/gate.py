@@ -1,8 +1,8 @@
-"""The gate of the public socket where other machines can reach it: only clients with an allowed key get in.
+"""The gate of a public socket that other machines can reach: only clients with an allowed key get in.
 
-ZeroMQ asks a socket of its context, by a protocol named ZAP, whether a client whose handshake was right is let in;
-other failures are events of the socket's monitor. pyzmq's authenticators (``zmq.auth``) answer the first and do not say
-who was refused, so both are read here, by a thread.
+For a client whose handshake was valid, ZeroMQ asks a socket of its context, by the ZAP protocol, whether to let it in;
+other failures are events of the socket's monitor. pyzmq's authenticators (``zmq.auth``) answer ZAP but do not say who
+was refused, so a thread reads both here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from emostream.stream.keys import KeyPair
 
 log = logging.getLogger(__name__)
 
-REFUSED = "keys_refused"  # counter: clients who have the pipeline's public key, with a key that is not allowed
-FAILED = "handshakes_failed"  # … and those without a key, with another pipeline's, or who send what was recorded
+REFUSED = "keys_refused"  # counts clients that have the pipeline's public key, but whose own key is not allowed
+FAILED = "handshakes_failed"  # counts clients without a key, with another pipeline's key, or that replay a recording
 
 _ZAP = "inproc://zeromq.zap.01"
 _MONITOR = "inproc://monitor"
@@ -38,12 +38,12 @@ _REASONS: dict[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has the public key of another pipeline, or sends what somebody recorded",
 }
 _NO_HANDSHAKE = "it did not end the handshake"
-_QUIET_S = 60.0  # between two lines about one peer and kind of failure
-_MOST_PEERS = 1000  # that are told apart
+_QUIET_S = 60.0  # between two log lines about the same peer and kind of failure
+_MOST_PEERS = 1000  # told apart in the log
 
 
 def closed(server: KeyPair) -> dict[zmq.SocketOption, Any]:
-    """Options of a socket that lets nobody in but whom a gate's thread does. Without a gate, clients try again."""
+    """Options of a socket that only lets in clients accepted by a gate. While there is no gate, clients keep trying."""
     return {
         zmq.CURVE_SERVER: 1,
         zmq.CURVE_SECRETKEY: server.secret.encode(),
@@ -53,8 +53,8 @@ def closed(server: KeyPair) -> dict[zmq.SocketOption, Any]:
 
 
 class Gate:
-    """A ZeroMQ context of its own, so that what strangers send is decrypted by a thread that serves no other socket.
-    ``allowed``: public keys; ``counters``: where to count those who were not let in; ``what``: that is behind it.
+    """Has its own ZeroMQ context, so that what strangers send is decrypted by a thread that serves no other socket.
+    ``allowed``: public keys; ``counters``: where to count clients that were not let in; ``what``: what it protects.
     """
 
     def __init__(
@@ -65,32 +65,32 @@ class Gate:
         self._allowed, self._lock = allowed, threading.Lock()
         self._admitted: set[str] = set()  # keys of clients that got in
         self.options = closed(server)
-        counters[REFUSED] += 0  # the thread adds no names while others read
+        counters[REFUSED] += 0  # create the entries now, so that the thread does not while others iterate
         counters[FAILED] += 0
         self._counters = counters
         self._told: dict[tuple[str, str], float] = {}
         self._zap = self.context.socket(zmq.REP)
         self._monitor = self.context.socket(zmq.PAIR)
-        self._monitor.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's thread would wait where it is full
+        self._monitor.setsockopt(zmq.RCVHWM, 0)  # unlimited, since ZeroMQ's thread would block on a full queue
         for socket in (self._zap, self._monitor):
             socket.setsockopt(zmq.LINGER, 0)
         self._zap.bind(_ZAP)
         self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
 
     def watch(self, socket: zmq.Socket[bytes]) -> None:
-        """Begin to let clients of this socket in."""
+        """Begin to let clients in to this socket."""
         socket.monitor(_MONITOR, int(_EVENTS))
         self._monitor.connect(_MONITOR)
         self._thread.start()
 
     def replace(self, allowed: frozenset[str]) -> bool:
-        """Let in these from now on. Returns whether somebody got in who may not stay."""
+        """Let these keys in from now on. Returns whether a client is in whose key is no longer allowed."""
         with self._lock:
             self._allowed = allowed
             return not self._admitted <= allowed
 
     def close(self) -> None:
-        """To be called when the socket is closed. Waits for its last messages, as long as its LINGER says."""
+        """Call it after closing the socket. Waits for the socket's last messages, up to its LINGER."""
         if not self._thread.is_alive():
             self._close_own()
         self.context.term()  # which ends the thread
@@ -105,7 +105,7 @@ class Gate:
         poller = zmq.Poller()
         poller.register(self._zap, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
-        peers: dict[int, str] = {}  # by descriptor
+        peers: dict[int, str] = {}  # by file descriptor
         failed = ""
         with contextlib.suppress(zmq.ContextTerminated):
             while True:
@@ -115,7 +115,7 @@ class Gate:
                     what, value = event["event"], event["value"]
                     if what == zmq.Event.ACCEPTED:
                         peers[value] = _peer(value)
-                    elif what == zmq.Event.DISCONNECTED:  # comes right after the failure, if there was one
+                    elif what == zmq.Event.DISCONNECTED:  # follows directly after a failure, if there was one
                         peer = peers.pop(value, "")
                         if failed:
                             self._refuse(FAILED, peer or "somebody who has left", failed)
@@ -129,7 +129,7 @@ class Gate:
         self._close_own()
 
     def _answer(self, request: list[bytes]) -> None:
-        """Answer one request of ZAP: version, number, domain, address, identity, mechanism, credentials."""
+        """Answer a ZAP request: version, number, domain, address, identity, mechanism, credentials."""
         address, mechanism, credentials = request[3].decode(errors="replace"), request[5], request[6:]
         key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" else ""
         with self._lock:
@@ -141,7 +141,7 @@ class Gate:
         self._zap.send_multipart([b"1.0", request[1], b"200" if good else b"400", b"", b"", b""])
 
     def _refuse(self, counter: str, peer: str, reason: str) -> None:
-        """Count, and tell once a minute."""
+        """Count a refusal, and log it at most once a minute."""
         self._counters[counter] += 1
         now_s = time.monotonic()
         if len(self._told) >= _MOST_PEERS:
@@ -153,7 +153,7 @@ class Gate:
 
 
 def _peer(descriptor: int) -> str:
-    """Address of whoever is connected by a descriptor of ZeroMQ's; empty if the connection is closed already."""
+    """Address of the peer of one of ZeroMQ's file descriptors; empty if the connection is already closed."""
     try:
         with sockets.socket(fileno=os.dup(descriptor)) as socket:
             return str(socket.getpeername()[0])

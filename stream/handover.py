@@ -1,7 +1,7 @@
-"""From one node to another of the same process: what one thread publishes and another takes, without a socket.
+"""Hands messages from one node's thread to another node in the same process, without a socket.
 
-A message through a socket wakes two of ZeroMQ's threads, and is encoded and decoded. For 31 blocks of sound a second,
-that is most of what a stream at rest costs.
+A message through a socket wakes two of ZeroMQ's threads and is encoded and decoded. At 31 blocks of sound a second,
+that is most of the cost of a stream at rest.
 """
 
 from __future__ import annotations
@@ -14,35 +14,42 @@ from emostream.stream.messages import End, Message
 
 
 class Handover:
-    """``topics``: those that are handed over. ``at_rest``: the taker says that it does not wait for the next message,
-    so that several may come at once; ``thread`` and ``cpu_s``: its identity, and its processor time so far."""
+    """``topics``: the topics to hand over. The receiver sets ``at_rest`` when it is in no hurry for the next message,
+    so that several may come at once; ``thread`` and ``cpu_s``: the receiver's thread id, and its CPU time so far."""
 
     def __init__(self, topics: Iterable[str]) -> None:
         self.topics = frozenset(topics)
         self.queue: queue.SimpleQueue[list[Message]] = queue.SimpleQueue()
         self._bundle: list[Message] = []
         self.at_rest = self.bundling = False
+        self._flushed_ns = 0
         self.ended = False  # the last message was put
         self.thread = 0
         self.cpu_s = 0.0
 
     def put(self, message: Message) -> None:
-        """Hand a message over, which must not be changed any more. If ``bundling``, those at rest stay until ``flush``,
-        so that the taker wakes up once for several."""
+        """Hand a message over; it must not be changed afterwards. If ``bundling``, messages at rest are held until
+        ``flush``, so that the receiver wakes up once for several."""
         self.ended = self.ended or isinstance(message, End)
         self._bundle.append(message)
         if self.ended or not (self.bundling and self.at_rest):
             self.flush()
 
+    def flush_seldom(self, now_ns: int, least_ns: int) -> None:
+        """As ``flush``; at rest, not before ``least_ns`` after the last time."""
+        if not self.at_rest or now_ns - self._flushed_ns >= least_ns:
+            self._flushed_ns = now_ns
+            self.flush()
+
     def flush(self) -> None:
-        """Hand over what stayed."""
+        """Hand over the messages held back."""
         if self._bundle:
             self.queue.put(self._bundle)
             self._bundle = []
 
 
 class HandoverInbox(Inbox):
-    """The taker's end: an inbox that drops and counts as one with sockets does."""
+    """The receiver's side: an inbox that drops and counts messages like one with sockets."""
 
     def __init__(
         self, handover: Handover, context: Context, capacity: int, observer: BusObserver | None = None

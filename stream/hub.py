@@ -5,23 +5,24 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from emostream.commands import expect_foreign_threads, make_parser
+from emostream.commands import expect_foreign_threads, make_parser, stop_by_signals
 from emostream.errors import BusError, ConfigError
 from emostream.stream import boxes
 from emostream.stream.boxes import MOST_BOXES, Boxes, Delivery, key, load_zenoh, site_and_box
-from emostream.stream.hub_store import HubStore
+from emostream.stream.hub_store import HubStore, Kept
 from emostream.stream.limits import allow_open_files, no_core_dumps
 from emostream.stream.view import plain_line
 
 log = logging.getLogger(__name__)
 
-_WAITING = 64  # deliveries that wait for the disk; with more, zenoh lets the network wait
+_WAITING = 64  # deliveries that wait for the disk; beyond that, zenoh applies back-pressure to the network
 _TICK_S = 0.05
 _AGAIN_S = 5.0
 
@@ -29,19 +30,23 @@ _AGAIN_S = 5.0
 def hub() -> int:
     """stream-hub: print and keep the labels of all boxes."""
     parser = make_parser("stream-hub", "Print, and keep, the labels that stream-uplink sends from many boxes.")
-    parser.add_argument("router", nargs="?", metavar="tls/HOST:PORT", help="of a zenoh router; or tcp/HOST:PORT")
+    parser.add_argument(
+        "router", nargs="?", metavar="tls/HOST:PORT", help="address of a zenoh router; or tcp/HOST:PORT"
+    )
     parser.add_argument(
         "--listen", action="append", default=[], metavar="tls/ADDRESS:PORT",
-        help="be the router, instead, and let boxes come there; may be repeated",
+        help="instead, be the router and let boxes connect there; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--config", type=Path, metavar="FILE", help="of zenoh, JSON5: certificates, who may send what")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="zenoh configuration (JSON5): certificates, access control"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="keep labels there, in files by day")
     parser.add_argument("--format", choices=("parquet", "jsonl"), default="parquet", help="(default: %(default)s)")
     parser.add_argument(
-        "--part-labels", type=int, default=20_000, metavar="N", help="of a file, at most (default: %(default)s)",
+        "--part-labels", type=int, default=20_000, metavar="N", help="labels per file, at most (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--part-minutes", type=float, default=15, metavar="M", help="from file to file (default: %(default)s)"
+        "--part-minutes", type=float, default=15, metavar="M", help="minutes per file, at most (default: %(default)s)"
     )
     parser.add_argument("--quiet", action="store_true", help="print no labels")
     options = parser.parse_args()
@@ -56,13 +61,14 @@ def hub() -> int:
     store = HubStore(options.out, options.format, options.part_labels, options.part_minutes * 60)
     config = boxes.make_session_config(options.config, [options.router] if options.router else [], options.listen)
     with closing(store), suppress(KeyboardInterrupt):
+        stop_by_signals()
         Hub(store, quiet=options.quiet).run(config, options.router or " ".join(options.listen))
     return 0
 
 
 class Hub:
-    """Takes what boxes deliver, and confirms it once ``store`` has written it; prints each new label, unless ``quiet``;
-    and says which box appeared, vanished, is behind or has lost labels."""
+    """Takes deliveries from boxes and confirms each once ``store`` has written it; prints each new label, unless
+    ``quiet``; and says which box appeared, vanished, is behind or has lost labels."""
 
     def __init__(self, store: HubStore, quiet: bool = False) -> None:
         self._store, self._quiet = store, quiet
@@ -70,8 +76,8 @@ class Hub:
         self._failing = False  # whether labels cannot be written
 
     def run(self, config: Any, name: str) -> None:
-        """Until Ctrl-C. ``config``: of ``make_session_config``; ``name``: of the router, for the user. Raises BusError
-        if an address to listen at is taken."""
+        """Run until Ctrl-C. ``config``: from ``make_session_config``; ``name``: the router's, for the user. Raises
+        BusError if an address to listen at is taken."""
         with self._open(config, name) as session:
             queries = session.declare_queryable(
                 key("*", "*", "deliver"), load_zenoh().handlers.FifoChannel(_WAITING), complete=True
@@ -85,7 +91,7 @@ class Hub:
                         self._tick()
                         time.sleep(_TICK_S)
                         continue
-                    waiting = [query]  # all that is there is written at once
+                    waiting = [query]  # write all waiting deliveries at once
                     while len(waiting) < _WAITING and (query := queries.try_recv()) is not None:
                         waiting.append(query)
                     self._take(waiting)
@@ -109,7 +115,7 @@ class Hub:
                 time.sleep(_AGAIN_S)
 
     def _take(self, queries: list[Any]) -> None:
-        """Keep some deliveries, and answer them."""
+        """Store deliveries and answer them."""
         deliveries: list[tuple[Any, Delivery]] = []
         for query in queries:
             try:
@@ -133,9 +139,16 @@ class Hub:
             _answer(query, None)
             self._tell(self._boxes.update(delivery.site, delivery.box, delivery.state, len(delivery.labels)))
         if not self._quiet:
-            for label in kept:
+            self._print(kept)
+
+    def _print(self, labels: Iterable[Kept]) -> None:
+        try:
+            for label in labels:
                 print(f"{label.site}/{label.box}  {plain_line(label.emotion)}")
             sys.stdout.flush()
+        except OSError as error:  # a closed pipe or a full disk costs that output alone
+            log.warning("labels are printed no more (%s)", error.strerror)
+            self._quiet = True
 
     def _tick(self) -> None:
         try:
@@ -156,8 +169,8 @@ class Hub:
             self._tell(self._boxes.presence(*site_and_box(sample.key_expr), is_there))
 
     def _told_state(self, sample: Any) -> None:
-        """What a box says of itself; called by zenoh's thread."""
-        with suppress(msgspec.DecodeError, ValueError):  # any box can send what it likes
+        """A box reports its state; called by zenoh's thread."""
+        with suppress(msgspec.DecodeError, ValueError):  # a box may send anything
             site, box = site_and_box(sample.key_expr)
             self._tell(self._boxes.update(site, box, boxes.decode_state(sample.payload.to_bytes())))
 
@@ -167,7 +180,7 @@ class Hub:
 
 
 def _answer(query: Any, refused: str | None) -> None:
-    """Answer a delivery: it is kept, or why not."""
+    """Answer a delivery: confirm it, or say why it was refused."""
     with query:
         if refused is None:
             query.reply(query.key_expr, boxes.STORED)

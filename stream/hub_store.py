@@ -24,15 +24,15 @@ from emostream.stream.export import COLUMNS, need
 Format = Literal["parquet", "jsonl"]
 Mark = tuple[str, str, str, str]  # site, box, run, stream
 
-_RUNS = 512  # of a box, whose numbers are known: more than a delivery can hold
+_RUNS = 512  # runs per box whose last numbers are remembered; more than a delivery can contain
 _AGAIN_S = 10.0
-_GROUP = 2000  # labels of a row group
+_GROUP = 2000  # labels per row group
 _MARKS = "marks.json"
 _decoder = msgspec.json.Decoder(tuple[str, str, int, msgspec.Raw])
 
 
 class Kept(NamedTuple):
-    """A label of a box. ``received_ns``: Unix time of the hub; ``json``: the message as it came."""
+    """A box's label. ``received_ns``: the hub's Unix time; ``json``: the message as received."""
 
     site: str
     box: str
@@ -42,10 +42,11 @@ class Kept(NamedTuple):
 
 
 class HubStore:
-    """The folder of a hub. A label is written to a journal first; a journal that has ``most_labels``, or whose first is
-    ``most_s`` old, becomes a file for each day (UTC, of publishing), ``day=2026-11-28/part-000017.parquet`` or
-    ``.jsonl``, which is written whole or not at all and never changed again. No label is kept twice: of each box, run
-    and stream the highest ``seq`` is known, also after a restart, and labels come in the order of it.
+    """The folder of a hub. Labels are first written to a journal. When it holds ``most_labels``, or its first label is
+    ``most_s`` old, it is converted to one file per day (UTC, by publishing time),
+    ``day=2026-11-28/part-000017.parquet`` or ``.jsonl``. Files are written completely or not at all and never change
+    afterwards. No label is kept twice: the highest ``seq`` of each box, run and stream is known, even after a restart,
+    and labels come in the order of ``seq``.
 
     Raises ConfigError if the folder cannot be used, another hub uses it, or the package for Parquet is missing."""
 
@@ -67,15 +68,15 @@ class HubStore:
         self._marks = _Marks(folder / _MARKS)
         self._number = self._marks.journals
         self._journal: int | None = None
-        self._size = self._labels = 0  # of the journal: bytes that are whole lines, and those
-        self._since_s = self._again_s = 0.0  # when the journal began, and when to try again to make files of it
-        for path in sorted(folder.glob("journal-*.jsonl")):  # of a hub that was killed
+        self._size = self._labels = 0  # of the journal: bytes in complete lines, and number of lines
+        self._since_s = self._again_s = 0.0  # when the journal began, and when to retry converting it
+        for path in sorted(folder.glob("journal-*.jsonl")):  # left by a hub that was killed
             self._number = max(self._number, int(path.stem.partition("-")[2]))
             self._close_journal(path)
 
     def add(self, deliveries: Iterable[Delivery]) -> list[Kept]:
-        """Keep the labels of some deliveries; when this returns they are on the disk. Returns those that are new.
-        Raises OSError if they cannot be written; then none is kept."""
+        """Store the labels of some deliveries; they are on the disk when this returns. Returns the new ones. Raises
+        OSError if they cannot be written; then none is stored."""
         now_ns = time.time_ns()
         kept: list[Kept] = []
         changes: dict[Mark, int] = {}
@@ -91,8 +92,8 @@ class HubStore:
         return kept
 
     def tick(self) -> None:
-        """Make files of the journal where it is time. To be called often. Raises OSError if they cannot be written; the
-        journal stays then, and it is tried again later."""
+        """Convert the journal to files when it is time; call it often. Raises OSError if they cannot be written; the
+        journal then stays, and a later call tries again."""
         now_s = time.monotonic()
         due = self._labels >= self._most_labels or (self._labels and now_s - self._since_s >= self._most_s)
         if due and now_s >= self._again_s:
@@ -101,7 +102,7 @@ class HubStore:
             self._again_s = 0.0
 
     def close(self) -> None:
-        """Make files of what there is. Raises OSError as ``tick``."""
+        """Convert the rest of the journal to files. Raises OSError like ``tick``."""
         try:
             if self._labels:
                 self._finish()
@@ -140,7 +141,7 @@ class HubStore:
         self._journal, self._labels = None, 0
 
     def _close_journal(self, path: Path) -> None:
-        """Make files of a journal. Where this was cut short, doing it again writes the same files."""
+        """Convert a journal to files. If this was interrupted, doing it again writes the same files."""
         number = int(path.stem.partition("-")[2])
         days: dict[str, _Part] = {}
         marks: dict[Mark, int] = {}
@@ -162,7 +163,7 @@ class HubStore:
 
 
 class _Marks:
-    """The highest ``seq`` of each box, run and stream, of the newest runs of each box; and how many journals became
+    """The highest ``seq`` of each box, run and stream, for each box's newest runs; and how many journals have become
     files."""
 
     def __init__(self, path: Path) -> None:
@@ -178,7 +179,7 @@ class _Marks:
                 raise ConfigError(f"{path}: cannot be read ({error}); without it labels could be kept twice") from error
 
     def get(self, mark: Mark) -> int:
-        """-1: nothing is known."""
+        """The highest ``seq``; -1 if unknown."""
         return self._marks.get(mark[:2], OrderedDict()).get(mark[2:], -1)
 
     def raise_to(self, marks: dict[Mark, int]) -> None:
@@ -201,7 +202,7 @@ def _line(label: Kept) -> bytes:
 
 
 def _read_journal(path: Path) -> Iterator[Kept]:
-    """Its labels. A last line that is not whole was never confirmed."""
+    """A journal's labels. An incomplete last line was never confirmed, so it is skipped."""
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
@@ -210,7 +211,7 @@ def _read_journal(path: Path) -> Iterator[Kept]:
 
 
 class _Part(Protocol):
-    """The content of a file: labels are added to it, and ``finish`` gives its bytes."""
+    """The content of a file: add labels, then ``finish`` returns its bytes."""
 
     def add(self, label: Kept) -> None: ...
 
@@ -229,14 +230,14 @@ class _Jsonl:
 
 
 class _Parquet:
-    """A table with the same columns whatever the bundles: ``site``, ``box``, times, those of ``stream-label --out``,
-    ``probabilities`` as a map, and ``message``, the JSON as it came. Labels become columns in groups: as objects of
-    Python, those of a whole file took 1 GB."""
+    """A table whose columns do not depend on the bundles: ``site``, ``box``, times, the columns of ``stream-label
+    --out``, ``probabilities`` as a map, and ``message``, the JSON as received. Labels are converted in groups, since a
+    whole file of them took 1 GB as Python objects."""
 
     def __init__(self) -> None:
         arrow, parquet = need("pyarrow"), need("pyarrow.parquet")
         text, number, real = arrow.string(), arrow.int64(), arrow.float64()
-        moment = arrow.timestamp("us", "UTC")  # of nanoseconds, Python makes no datetime
+        moment = arrow.timestamp("us", "UTC")  # Python's datetime has no nanoseconds
         kinds: dict[str, Any] = {"uncertain": arrow.bool_(), "utterance": number, "face": number}
         kinds |= dict.fromkeys(("start_s", "end_s", "confidence", "valence", "arousal"), real)
         fields = {"site": text, "box": text, "received": moment, "published": moment, "seq": number, "bundle": text}
@@ -267,7 +268,7 @@ class _Parquet:
 
 
 def _sync(folder: Path) -> None:
-    """Have the names in a folder on the disk, too."""
+    """Write a folder's entries to the disk too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

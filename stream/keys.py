@@ -1,8 +1,8 @@
-"""Keys of the public socket: who publishes labels, and who may hear them on another machine (ZeroMQ's CURVE).
+"""Keys of the public socket: who publishes labels, and who may receive them on another machine (ZeroMQ's CURVE).
 
 A folder of mode 0700 holds up to three TOML files of mode 0600: ``server.key`` (the pipeline's pair), ``client.key``
-(the pair of somebody who listens, and the public key of the pipeline that is believed) and ``allowed.toml`` (the public
-keys that the pipeline lets in, by name). Keys are written as Z85, as ZeroMQ has them: 40 characters.
+(a listener's pair, and the public key of the pipeline that it trusts) and ``allowed.toml`` (the public keys that the
+pipeline lets in, by name). Keys are written in Z85, as in ZeroMQ: 40 characters.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PAIR = {"public-key", "secret-key", "server-key"}
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A pair, and in a client's file the public key of the pipeline, once it is known."""
+    """A key pair and, in a client's file, the pipeline's public key once it is known."""
 
     public: str
     secret: str = field(repr=False)
@@ -39,9 +39,9 @@ class KeyPair:
 
 
 class Keys:
-    """A folder of keys. ``configured``: the setting ``bus.keys``; if it is empty, the user's configuration folder.
+    """A folder of keys. ``configured``: the setting ``bus.keys``; if empty, the user's configuration folder.
 
-    Methods raise ConfigError, with the command that mends it.
+    Methods raise ConfigError, with the command that helps.
     """
 
     def __init__(self, configured: str = "") -> None:
@@ -61,7 +61,7 @@ class Keys:
         return self.folder / "allowed.toml"
 
     def command(self, text: str) -> str:
-        """A command about this folder, as it is to be typed."""
+        """A command about this folder, as the user has to type it."""
         return f"stream-keys {text}{self._option}"
 
     def need_server(self, endpoint: str) -> KeyPair:
@@ -79,8 +79,8 @@ class Keys:
         return self._new(self.server_file)
 
     def new_client(self, server: str = "") -> KeyPair:
-        """Make a pair to listen with. With ``server``, the pipeline's public key, a pair that is there stays, and
-        believes that pipeline from now on."""
+        """Make a pair to listen with. With ``server``, the pipeline's public key, an existing pair is kept and trusts
+        that pipeline from now on."""
         server = server and check_public(server)
         if not (server and self.client_file.exists()):
             return self._new(self.client_file, server)
@@ -120,7 +120,7 @@ class Keys:
         return name
 
     def revoke(self, name_or_key: str) -> str:
-        """Let a client in no longer; returns its name."""
+        """No longer let a client in; returns its name."""
         allowed = self.allowed()
         for name, key in allowed.items():
             if name_or_key in (name, key):
@@ -153,7 +153,7 @@ class Keys:
 
 
 def check_public(key: object) -> str:
-    """A public key as it is. Raises ConfigError if it is none."""
+    """Return a public key unchanged. Raises ConfigError if it is not valid."""
     try:
         if isinstance(key, str) and len(key) == 40 and len(z85.decode(key.encode())) == 32:
             return key
@@ -163,12 +163,12 @@ def check_public(key: object) -> str:
 
 
 def read_pair(path: Path) -> KeyPair:
-    """The pair in a key file. Raises ConfigError if the file cannot be read, others can read it, or it holds none."""
+    """The pair in a key file. Raises ConfigError if the file cannot be read, others can read it, or it has no pair."""
     entries = _read(path)
     public, secret, server = (entries.get(name, "") for name in ("public-key", "secret-key", "server-key"))
     try:
         whole = entries.keys() <= _PAIR and zmq.curve_public(secret.encode()).decode() == public
-    except (AttributeError, ValueError, zmq.ZMQError):  # not as long as a key, not text
+    except (AttributeError, ValueError, zmq.ZMQError):  # wrong length, or not text
         whole = False
     if not whole:
         raise ConfigError(f"{path}: is no key file, or damaged; see stream-keys new")
@@ -176,7 +176,7 @@ def read_pair(path: Path) -> KeyPair:
 
 
 def read_client(path: str | Path) -> KeyPair:
-    """The pair in a client's key file, with the public key of the pipeline. Raises ConfigError."""
+    """The pair in a client's key file, with the pipeline's public key. Raises ConfigError."""
     pair = read_pair(user_path(path))
     if not pair.server:
         raise ConfigError(
@@ -195,7 +195,7 @@ def _text(pair: KeyPair) -> str:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """A TOML file that nobody but its owner can read or exchange."""
+    """Read a TOML file; it must be one that only its owner can read or replace."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())

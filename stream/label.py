@@ -46,12 +46,12 @@ class Labeller:
     ``config``: as ``load_config`` returns it, or the path of such a file; its streams are not used. The labels are
     those that a live run would publish for the recording, with ``latency_ms`` None. A profile (``fusion.profile``) is
     read, for a stream of the recording's name, and never written. Use it in one thread; ``close`` it, or use it in a
-    ``with``.
+    ``with`` statement.
 
-    ``media_s``: how much of the recording that is being labelled, or was last, has been read, in seconds.
+    ``media_s``: how many seconds of the present (or last) recording have been read.
 
     Raises BundleError, BackendError or ModelError if something that the configuration asks for cannot be loaded, and
-    ConfigError if its prior is not of the bundle's labels or its profile is none.
+    ConfigError if its prior does not match the bundle's labels or its profile is not valid.
     """
 
     def __init__(self, config: Config | str | Path | None = None) -> None:
@@ -69,7 +69,7 @@ class Labeller:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What labels depend on, beside the configuration: what was found on this machine. Empty: there is none."""
+        """What labels depend on besides the configuration: what was found on this machine. Empty text: not found."""
         parts = {
             "recogniser": self._recognizer, "face detector": self._detector, "speaker network": self._speaker,
             "overlap network": self._overlap,
@@ -88,12 +88,13 @@ class Labeller:
     ) -> Iterator[Emotion]:
         """Yield the label of each utterance of a media file, as it becomes known.
 
-        ``path``: anything that FFmpeg reads. ``progress`` is called with the part of the file that is done, 0 to 1.
-        ``tracks``: which ones, where it has several: "audio:2,video:1", or by language, "audio:deu". ``sheet``: is
-        given all that a contact sheet shows, running estimates too, which take longer; labels are the same.
+        ``path``: anything that FFmpeg reads. ``progress`` is called with the fraction of the file that is done, 0 to 1.
+        ``tracks``: which tracks to use if there are several: "audio:2,video:1", or by language, "audio:deu".
+        ``sheet``: receives all that a contact sheet shows, including running estimates, which take longer; labels stay
+        the same.
 
-        Raises ConfigError for ``tracks`` of another form, and SourceError if the file cannot be opened. A file that
-        turns out to be damaged yields the labels up to there, and a warning in the log.
+        Raises ConfigError for ``tracks`` of another form, and SourceError if the file cannot be opened or nothing in it
+        can be decoded. A file that turns out to be damaged yields the labels up to there, and a warning in the log.
         """
         if not str(path):
             raise SourceError("the path of the file to label is empty")
@@ -118,18 +119,18 @@ class Labeller:
         name: str = "array",
         progress: Progress = lambda part: None,
     ) -> Iterator[Emotion]:
-        """Yield the label of each utterance of sound, pictures or both that are in memory.
+        """Yield the label of each utterance in sound, pictures or both held in memory.
 
         ``samples``: (n,) or (n, channels), int16 or floating point in [-1, 1], at any ``rate_hz``. ``frames``: (m,
         height, width) gray or (m, height, width, 3) RGB uint8, at ``fps`` frames a second. Both begin at time 0.
         ``name`` is the ``stream`` of the labels.
 
-        Raises SourceError if the arrays are not of this form.
+        Raises SourceError if the arrays do not have this form.
         """
         yield from self._label(ArraySource(samples, rate_hz, frames, fps, self._config.video.fps, name), name, progress)
 
     def close(self) -> None:
-        """Free what the networks hold; the labeller cannot be used afterwards."""
+        """Release the networks; the labeller cannot be used afterwards."""
         self._classifier.close()
 
     def __enter__(self) -> Self:
@@ -141,11 +142,11 @@ class Labeller:
         self.close()
 
     def label_recording(self, location: str, progress: Progress = lambda part: None) -> Iterator[Emotion]:
-        """Yield the labels that this configuration gives to the recording of a run, from its sound and faces.
+        """Yield the labels that this configuration gives to a run's recording, from its sound and faces.
 
-        ``location``: the file's path, with ``#NAME`` for a stream that is not its first; ``record.identity`` names the
-        key of an encrypted one. Raises SourceError if it is no recording, ConfigError for a key that is none, and
-        ModelError if the package that reads them is missing.
+        ``location``: the file's path, with ``#NAME`` for a stream other than the first; ``record.identity`` names the
+        key file of an encrypted one. Raises SourceError if it is not a recording, ConfigError if the key is not valid,
+        and ModelError if the package that reads recordings is missing.
         """
         source = ReplaySource(location, frozenset({"audio", "video"}), self._config.record.identity)
         source.open()
@@ -201,10 +202,12 @@ class Labeller:
                     fusion.push(message)
             yield from labels()
 
+        is_read = False
         try:
             for item in source.items():
                 if isinstance(item, NoTrack):
                     continue
+                is_read = True
                 if isinstance(item, AudioChunk):
                     yield from take(audio.push(item))
                 else:
@@ -213,6 +216,8 @@ class Labeller:
                 if source.length_s:
                     progress(min(1.0, self.media_s / source.length_s))
         except SourceError as error:
+            if not is_read:
+                raise
             log.warning("%s", error)
         yield from take(audio.flush())
         yield from take(speech.finish())
@@ -222,7 +227,7 @@ class Labeller:
 
 
 def error_line(path: Path, error: Exception) -> str:
-    """Why a file has no more labels, as one line; where that is a fault of ours, the log has the rest, at debug."""
+    """One line that says why a file has no further labels. The traceback goes to the log at level debug."""
     text = printable(str(error) if isinstance(error, EmostreamError) else f"{path}: {type(error).__name__}: {error}")
     log.debug("%s", text, exc_info=error)
     return text

@@ -19,7 +19,7 @@ from emostream.errors import ConfigError
 from emostream.files import printable
 from emostream.stream.cli import add_config_options
 from emostream.stream.config import Config, check_tracks, load_config
-from emostream.stream.export import WRITERS, Export, form_of
+from emostream.stream.export import OF_ONE, WRITERS, Export, form_of
 from emostream.stream.sheet.folder import Sheets
 
 if TYPE_CHECKING:
@@ -28,30 +28,28 @@ if TYPE_CHECKING:
     from emostream.stream.emotion import Emotion
     from emostream.stream.sheet.collect import Sheet
 
-_ESTIMATE_S = 600.0  # the time left is told from the speed of so long: a recording may take minutes
-# what mimetypes does not know everywhere
+_ESTIMATE_S = 600.0  # the remaining time is estimated over this period, since a recording may take minutes
+# suffixes that mimetypes does not know on every system
 _SUFFIXES = {".mkv", ".mka", ".flac", ".opus", ".m4a", ".webm", ".ts", ".mts", ".m2ts", ".caf", ".amr", ".mxf", ".3gp"}
 
 
 def label() -> int:
     """stream-label: label files."""
-    from emostream.stream.output import open_labels, resume_labels
-
     parser = make_parser("stream-label", "Label the utterances of media files, as fast as the machine goes.")
     parser.add_argument(
         "files",
         nargs="+",
         metavar="FILE",
-        help="a file, a folder (its media files, and those below it), a pattern, or - for standard input",
+        help="a file, a folder (all media files in and below it), a pattern, or - for standard input",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="LABELS.jsonl",
-        help="write labels into a file, in place of what is there: .jsonl, .csv, .parquet, and for one recording .vtt, "
+        help="write labels into a file, replacing its content: .jsonl, .csv, .parquet, and for one recording .vtt, "
         ".eaf (ELAN) or .TextGrid (Praat); or, with --format, a file for each recording into a folder",
     )
-    parser.add_argument("--format", choices=WRITERS, help="of --out, if its name does not say so")
+    parser.add_argument("--format", choices=WRITERS, help="format of --out, if its name does not say")
     parser.add_argument(
         "--sheets",
         type=Path,
@@ -62,11 +60,14 @@ def label() -> int:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the file that --out names: leave out recordings (told apart by their path as given) that it "
-        "has labels of, but for the last of these; and with --sheets: draw those that are missing",
+        help="go on with the JSON lines or table that --out names: leave out recordings (told apart by their path as "
+        "given) that it has labels of, but for the last of these; and with --sheets: draw those that are missing",
     )
     parser.add_argument(
-        "--tracks", default="", metavar="TRACKS", help='of several: "audio:2,video:1", or by language: "audio:deu"'
+        "--tracks",
+        default="",
+        metavar="TRACKS",
+        help='which tracks, if there are several: "audio:2,video:1", or by language: "audio:deu"',
     )
     parser.add_argument(
         "--ray",
@@ -74,7 +75,9 @@ def label() -> int:
         help='label on this Ray cluster: HOST:PORT, "auto" for the one of this machine; "local" starts one here '
         "(docs/scale.md)",
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="with --ray: so many files at a time (default: its CPUs)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="with --ray: files at a time (default: its number of CPUs)"
+    )
     add_config_options(parser)
     options = parser.parse_args()
     if options.jobs is not None and (options.ray is None or options.jobs < 1):
@@ -84,8 +87,8 @@ def label() -> int:
     if options.resume and not (options.out or options.sheets):
         parser.error("--resume is for what --out and --sheets name")
     form = options.format or (form_of(options.out) if options.out else "jsonl")
-    if options.resume and form != "jsonl":
-        parser.error("--resume is for JSON lines")
+    if options.resume and form in OF_ONE:
+        parser.error("--resume is for JSON lines and tables")
     config = load_config(options.config, options.set)
     check_tracks(options.tracks)
     logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -93,19 +96,7 @@ def label() -> int:
     for name in unmatched:
         print(f"error: {name}", file=sys.stderr)
     with contextlib.ExitStack() as stack:
-        outputs = _Outputs()
-        if options.sheets:
-            outputs.sheets = Sheets(options.sheets, files)
-        if form != "jsonl" and options.out:
-            outputs.export = Export(options.out, form, files)
-            stack.callback(outputs.export.close)  # when it is interrupted, too: with the labels so far
-        elif options.resume and options.out:
-            outputs.lines, done = resume_labels(options.out, [printable(path) for path in files])
-            outputs.written = {path for path in files if printable(path) in done}
-        elif options.out:
-            outputs.lines = open_labels(options.out)
-        if outputs.lines is not None:
-            stack.enter_context(outputs.lines)
+        outputs = _open_outputs(options, form, files, stack)
         if options.resume:
             files = _left(files, outputs, options)
         labels = _Labels(outputs)
@@ -113,13 +104,15 @@ def label() -> int:
             _label_files(config, files, labels, outputs, options.tracks)
         else:
             _label_on_cluster(config, files, labels, options.tracks, options.ray, options.jobs)
+    if outputs.export is not None and outputs.export.journal is not None:  # all is done, and written
+        outputs.export.journal.unlink(missing_ok=True)
     return 1 if labels.failed or unmatched else 0
 
 
 @dataclass
 class _Outputs:
-    """Where labels go, besides the terminal. ``written``: the recordings of which ``lines`` has all labels already,
-    ``drawn``: those that have a sheet."""
+    """Where labels go besides the terminal. ``written``: recordings whose labels are all in ``lines`` already;
+    ``drawn``: recordings that have a sheet."""
 
     lines: BinaryIO | None = None
     export: Export | None = None
@@ -128,8 +121,36 @@ class _Outputs:
     drawn: set[Path] = field(default_factory=set)
 
 
+def _open_outputs(options: argparse.Namespace, form: str, files: list[Path], stack: contextlib.ExitStack) -> _Outputs:
+    """Open what labels go to, with what an interrupted call left there. ``stack`` closes it."""
+    from emostream.stream.emotion import decode_emotion
+    from emostream.stream.output import open_labels, resume_labels
+
+    outputs, lines = _Outputs(), options.out
+    if options.sheets:
+        outputs.sheets = Sheets(options.sheets, files)
+    if form != "jsonl" and options.out:
+        outputs.export = Export(options.out, form, files)
+        stack.callback(outputs.export.close)  # when it is interrupted, too: with the labels so far
+        lines = outputs.export.journal
+        if options.resume and lines is not None and options.out.exists() and not lines.exists():
+            raise ConfigError(f"{options.out}: is done; what --resume could go on with would be {lines}")
+    if lines is None:
+        return outputs
+    if options.resume:
+        outputs.lines, done = resume_labels(lines, [printable(path) for path in files])
+        outputs.written = {path for path in files if printable(path) in done}
+    else:
+        outputs.lines = open_labels(lines)
+    stack.enter_context(outputs.lines)
+    if outputs.export is not None:
+        for line in lines.read_bytes().splitlines():
+            outputs.export.add(decode_emotion(line))
+    return outputs
+
+
 def _left(files: list[Path], outputs: _Outputs, options: argparse.Namespace) -> list[Path]:
-    """The recordings of which something is missing yet, where a call goes on with what another one left."""
+    """The recordings that are not complete yet, when resuming an earlier call."""
     if outputs.written:
         print(f"note: {options.out} has the labels of {len(outputs.written)} of them already", file=sys.stderr)
     if outputs.sheets is not None:
@@ -141,8 +162,8 @@ def _left(files: list[Path], outputs: _Outputs, options: argparse.Namespace) -> 
 
 
 def named_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files that are meant: as named, those in a folder, those that a pattern fits; each once. And a line for each
-    folder without media and each pattern that nothing fits.
+    """The files that these names stand for: files, media files in folders, and matches of patterns, each once. Also an
+    error line for each folder without media and each pattern without a match.
 
     Raises ConfigError if there is no file at all."""
     found: dict[Path, None] = {}
@@ -166,13 +187,13 @@ def named_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def is_media(path: Path) -> bool:
-    """Whether a file's name says that it holds sound or moving pictures."""
+    """Whether a file's name suggests that it holds sound or moving pictures."""
     kind, _ = mimetypes.guess_type(path.name)
     return path.suffix.lower() in _SUFFIXES or (kind or "").startswith(("audio/", "video/"))
 
 
 class _Labels:
-    """Labels on their way to standard output and to what --out names. ``failed``: how many recordings had an error."""
+    """Writes labels to standard output and to what --out names. ``failed``: how many recordings had an error."""
 
     def __init__(self, outputs: _Outputs) -> None:
         from emostream.stream.emotion import encode_emotion
@@ -185,10 +206,11 @@ class _Labels:
     def add(self, path: Path, emotion: Emotion) -> None:
         """The next label of a recording."""
         self._labels += 1
-        if self._outputs.lines is not None and path not in self._outputs.written:
+        is_new = path not in self._outputs.written
+        if self._outputs.lines is not None and is_new:
             self._outputs.lines.write(self._encode(emotion) + b"\n")
             self._outputs.lines.flush()  # whatever ends the command, it is in the file
-        if self._outputs.export is not None:
+        if self._outputs.export is not None and is_new:
             self._outputs.export.add(emotion)
         print(self._line(emotion), flush=True)
 
@@ -205,7 +227,7 @@ class _Labels:
 
 
 def _progress() -> Progress:
-    """A bar on stderr, with the time left; nothing where that is no terminal."""
+    """A progress bar on stderr with the remaining time; nothing if stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -217,7 +239,7 @@ def _progress() -> Progress:
 
 
 def _label_files(config: Config, files: list[Path], labels: _Labels, outputs: _Outputs, tracks: str) -> None:
-    """Label files one after another, whatever happens to one of them."""
+    """Label files one after another; an error in one does not stop the others."""
     from emostream.stream.label import Labeller, error_line
     from emostream.stream.sheet.collect import Sheet
 
@@ -225,7 +247,7 @@ def _label_files(config: Config, files: list[Path], labels: _Labels, outputs: _O
         task = progress.add_task("labelling", total=len(files))
 
         def labels_of(path: Path, done: int, sheet: Sheet | None) -> Iterator[Emotion | Exception]:
-            """The labels of a file, and at last why there are no more, or no sheet, if something went wrong."""
+            """A file's labels and, if something went wrong, finally the exception."""
 
             def show(part: float) -> None:
                 progress.update(task, completed=done + part)
@@ -252,7 +274,7 @@ def _label_files(config: Config, files: list[Path], labels: _Labels, outputs: _O
 def _label_on_cluster(
     config: Config, files: list[Path], labels: _Labels, tracks: str, address: str, jobs: int | None
 ) -> None:
-    """Label files on a Ray cluster. Progress is by their sizes: their lengths are not known before they are read."""
+    """Label files on a Ray cluster. Progress is by file size, since lengths are not known before files are read."""
     from emostream.stream.cluster.label import ClusterLabeller
     from emostream.stream.emotion import decode_emotion
 
@@ -270,7 +292,7 @@ def _label_on_cluster(
 
 
 def _size(path: Path) -> int:
-    """In bytes; a file that is not there, or is empty, counts as one."""
+    """Size in bytes; 1 for a missing or empty file."""
     with contextlib.suppress(OSError, ValueError):
         return max(1, path.stat().st_size)
     return 1

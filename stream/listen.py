@@ -1,4 +1,4 @@
-"""Subscribing to what a running pipeline publishes."""
+"""Subscribes to what a running pipeline publishes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emostream.stream import listen_boxes
 from emostream.stream.emotion import Emotion, decode_emotion
 from emostream.stream.keys import KeyPair, read_client
 from emostream.stream.status import Status, decode_status
-from emostream.stream.topics import EMOTION, STATUS, UTTERANCE
+from emostream.stream.topics import EMOTION, STATUS, STREAM_NAME, UTTERANCE, closed_topic, status_topic
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ DEFAULT_ENDPOINT = "tcp://127.0.0.1:5556"
 _M = TypeVar("_M")
 
 _AGAIN_S = 1.0  # from a refusal to the next attempt, which ZeroMQ does not make by itself
+_RESTART = 1000  # numbers begin at a later thousand where fusion was started again
 _FAILURES = 3  # handshakes that end without a reason, until the user is told: one may be the end of a pipeline
 _EVENTS = (
     zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.HANDSHAKE_FAILED_AUTH
@@ -40,6 +41,7 @@ def listen(
     *,
     key: str | Path | None = None,
     config: str | Path | None = None,
+    stream: str | None = None,
     estimates: bool = False,
     timeout_s: float | None = None,
 ) -> Iterator[Emotion]:
@@ -47,18 +49,22 @@ def listen(
 
     ``endpoint``: ZeroMQ address of a running ``stream-run`` (its setting ``bus.emotion``); the pipeline may be started
     later, or again. ``key``: the key file of a client (``stream-keys new client``), for a pipeline on another machine;
-    where the pipeline does not accept it, a warning says what to do, and it is tried again. ``estimates``: yield the
-    running estimates too (``kind == "window"``). ``timeout_s``: end after so many seconds without a message; by default
-    never. Messages that are not emostream's are skipped with a warning.
+    where the pipeline does not accept it, a warning says what to do, and it is tried again. ``stream``: of this stream
+    alone. ``estimates``: yield the running estimates too (``kind == "window"``). ``timeout_s``: end after so many
+    seconds without a message; by default never. Messages that are not emostream's are skipped with a warning, and one
+    says how many labels did not come.
 
-    Or many boxes, each with its ``stream-uplink``: ``zenoh://HOST:PORT/SITE/BOX/STREAM`` of a zenoh router,
-    ``zenoh+tls://…`` encrypted; of the names, those at the end may be left out, and ``*`` is any. Each ``Emotion`` then
-    has ``site`` and ``box``. The last label of each stream comes first, no label twice. ``config``: a configuration of
-    zenoh's own, for certificates. Boxes and the router may come and go, which is logged.
+    To listen to many boxes, each with its ``stream-uplink``, give the address of a zenoh router,
+    ``zenoh://HOST:PORT/SITE/BOX/STREAM``, or ``zenoh+tls://…`` if encrypted; names may be omitted from the end, and
+    ``*`` matches any. Each ``Emotion`` then has ``site`` and ``box``. The last label of each stream comes first; no
+    label comes twice. ``config``: a zenoh configuration file, for certificates. Boxes and the router may come and go,
+    which is logged.
 
-    Raises ConfigError if the address is not valid, a file cannot be used or the package for zenoh is missing.
+    Raises ConfigError if the address is not valid, a file cannot be used or the zenoh package is missing.
     """
-    for _, emotion in listen_raw(endpoint, key=key, config=config, estimates=estimates, timeout_s=timeout_s):
+    for _, emotion in listen_raw(
+        endpoint, key=key, config=config, stream=stream, estimates=estimates, timeout_s=timeout_s
+    ):
         yield emotion
 
 
@@ -67,13 +73,17 @@ def listen_raw(
     *,
     key: str | Path | None = None,
     config: str | Path | None = None,
+    stream: str | None = None,
     estimates: bool = False,
     timeout_s: float | None = None,
 ) -> Iterator[tuple[bytes, Emotion]]:
     """As ``listen``, but yield each message's JSON besides: as it came, of a box with ``site`` and ``box``."""
-    if _is_router(endpoint, key, config):
+    if _is_router(endpoint, key, config, stream):
         return listen_boxes.listen_labels(endpoint, config, estimates, timeout_s)
-    return _messages(endpoint, EMOTION if estimates else UTTERANCE, decode_emotion, key, timeout_s)
+    topics: tuple[str, ...] = (EMOTION if estimates else UTTERANCE,)
+    if stream is not None:
+        topics = (closed_topic("utterance", stream), *([closed_topic("window", stream)] if estimates else []))
+    return _messages(endpoint, topics, decode_emotion, key, timeout_s)
 
 
 def listen_status(
@@ -81,13 +91,16 @@ def listen_status(
     *,
     key: str | Path | None = None,
     config: str | Path | None = None,
+    stream: str | None = None,
     timeout_s: float | None = None,
 ) -> Iterator[tuple[bytes, Status]]:
     """Yield each status of the run that publishes at ``endpoint``, once a second, and its JSON as it came; of boxes,
-    each 10 s and where a state changes. Parameters and errors as ``listen``."""
-    if _is_router(endpoint, key, config):
+    each 10 s and where a state changes. Parameters and errors as ``listen``; with ``stream``, each status has that
+    stream and its nodes alone, and none comes while the run has no such stream."""
+    if _is_router(endpoint, key, config, stream):
         return listen_boxes.listen_statuses(endpoint, config, timeout_s)
-    return _messages(endpoint, STATUS, decode_status, key, timeout_s)
+    topic = STATUS if stream is None else status_topic(stream)
+    return _messages(endpoint, (topic,), decode_status, key, timeout_s)
 
 
 def listen_run(
@@ -95,6 +108,7 @@ def listen_run(
 ) -> Iterator[Emotion | Status | None]:
     """Yield all that the run at ``endpoint`` publishes: labels, running estimates if asked for, its status; and None
     whenever nothing came for ``silent_s``: the run is not there. Never ends. Parameters and errors as ``listen``."""
+    gaps = _Gaps(endpoint)
     with _subscribe(endpoint, (EMOTION if estimates else UTTERANCE, STATUS), key) as subscriber:
         while True:
             parts = subscriber.receive(silent_s)
@@ -102,28 +116,42 @@ def listen_run(
                 yield None
                 continue
             try:
-                yield decode_status(parts[-1]) if parts[0] == STATUS.encode() else decode_emotion(parts[-1])
+                is_status = parts[0] == STATUS.encode()
+                yield decode_status(parts[-1]) if is_status else gaps.seen(decode_emotion(parts[-1]))
             except msgspec.DecodeError as error:
                 _skipped(endpoint, error)
 
 
-def _is_router(endpoint: str, key: str | Path | None, config: str | Path | None) -> bool:
-    """Whether it is a zenoh router's. Raises ConfigError if a file is given that is for the other kind of endpoint."""
+def _is_router(endpoint: str, key: str | Path | None, config: str | Path | None, stream: str | None) -> bool:
+    """Whether it is a zenoh router's. Raises ConfigError if something is given that is for the other kind of endpoint,
+    or the stream's name cannot be one."""
+    if stream is not None and not re.fullmatch(STREAM_NAME, stream):
+        raise ConfigError(f"{stream!r} is not the name of a stream")
     is_router = listen_boxes.is_router(endpoint)
     if is_router and key is not None:
         raise ConfigError(f"{endpoint}: a key file is for tcp://; certificates are in a configuration of zenoh's")
+    if is_router and stream is not None:
+        raise ConfigError(f"{endpoint}: the stream is a part of the address, zenoh://HOST:PORT/SITE/BOX/{stream}")
     if config is not None and not is_router:
         raise ConfigError(f"{endpoint}: a configuration of zenoh's is for zenoh://")
     return is_router
 
 
 def _messages(
-    endpoint: str, topic: str, decode: Callable[[bytes], _M], key: str | Path | None, timeout_s: float | None
+    endpoint: str,
+    topics: tuple[str, ...],
+    decode: Callable[[bytes], _M],
+    key: str | Path | None,
+    timeout_s: float | None,
 ) -> Iterator[tuple[bytes, _M]]:
-    with _subscribe(endpoint, (topic,), key) as subscriber:
+    gaps = _Gaps(endpoint)
+    with _subscribe(endpoint, topics, key) as subscriber:
         while (parts := subscriber.receive(timeout_s)) is not None:
             try:
-                yield parts[-1], decode(parts[-1])
+                message = decode(parts[-1])
+                if isinstance(message, Emotion):
+                    gaps.seen(message)
+                yield parts[-1], message
             except msgspec.DecodeError as error:
                 _skipped(endpoint, error)
 
@@ -143,8 +171,33 @@ def _subscribe(endpoint: str, topics: tuple[str, ...], key: str | Path | None) -
         yield subscriber
 
 
+class _Gaps:
+    """Says when labels of a run did not come: while the connection was away, or this program did not read them."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint, self._run = endpoint, ""
+        self._next: dict[str, int] = {}  # ``seq``, by topic
+
+    def seen(self, emotion: Emotion) -> Emotion:
+        """Take note of the next message, which is returned."""
+        if emotion.run != self._run:
+            self._run = emotion.run
+            self._next.clear()
+        expected = self._next.get(emotion.topic)
+        self._next[emotion.topic] = emotion.seq + 1
+        if expected is None or emotion.seq <= expected:
+            return emotion
+        missing, least = emotion.seq - expected, ""
+        if emotion.seq // _RESTART >= (expected - 1) // _RESTART + 2:  # fusion was started again, at a later thousand
+            missing, least = emotion.seq % _RESTART, "at least "
+        if missing:
+            what = "labels" if emotion.kind == "utterance" else "running estimates"
+            log.warning("%s: %s%d %s of %s did not come", self._endpoint, least, missing, what, emotion.stream)
+        return emotion
+
+
 class _Subscriber:
-    """A SUB socket, and its monitor: ZeroMQ itself keeps silent about a handshake that failed.
+    """A SUB socket and its monitor, since ZeroMQ itself does not report failed handshakes.
 
     Raises ConfigError if the address is not valid."""
 
@@ -153,8 +206,8 @@ class _Subscriber:
     ) -> None:
         self._context, self._endpoint, self._topics, self._pair = context, endpoint, topics, pair
         self._opened = 0
-        self._failures = 0  # one after another
-        self._told: set[str] = set()  # since labels could come last
+        self._failures = 0  # consecutive ones
+        self._told: set[str] = set()  # warnings since the last successful handshake
         self._again_s: float | None = None  # when to connect again, if ZeroMQ does not
         self._open()
 
@@ -185,7 +238,7 @@ class _Subscriber:
             self._poller.register(socket, zmq.POLLIN)
 
     def receive(self, timeout_s: float | None) -> list[bytes] | None:
-        """The parts of the next message; None after so many seconds without one."""
+        """The parts of the next message; None after ``timeout_s`` without one."""
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             if self._again_s is not None and time.monotonic() >= self._again_s:

@@ -1,4 +1,4 @@
-"""Listening to boxes on a zenoh router, as ``listen`` does to one run."""
+"""Listens to boxes on a zenoh router, as ``listen`` does to one run."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _ADDRESS = re.compile(
     rf"zenoh(?:\+(tcp|tls|quic|ws|wss))?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{{1,5}})"
     rf"(?:/({_PART})(?:/({_PART})(?:/({_PART}))?)?)?/?"
 )
-_WAITING = 10_000  # messages that wait for whoever reads; of more, the oldest go
+_WAITING = 10_000  # messages that wait to be read; beyond that, the oldest are dropped
 _MOST_MARKS = 100_000
-_ANSWER_S = 10.0  # how long a box may take for its last values
-_AGAIN_S = 2.0  # from an attempt to reach the router to the next
+_ANSWER_S = 10.0  # how long a box may take to answer with its last values
+_AGAIN_S = 2.0  # between two attempts to reach the router
 _LOOK_S = 1.0
 
 
 class BoxEmotion(Emotion, kw_only=True):
-    """A label or running estimate of a box, named ``box`` at ``site``."""
+    """A label or running estimate from the box ``box`` at ``site``."""
 
     site: str
     box: str
@@ -53,7 +53,7 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Address(NamedTuple):
-    """``router``: as zenoh writes it; ``site``, ``box``, ``stream``: names, or ``*`` for all."""
+    """``router``: in zenoh's notation; ``site``, ``box``, ``stream``: names, or ``*`` for all."""
 
     router: str
     site: str
@@ -67,7 +67,7 @@ def is_router(endpoint: str) -> bool:
 
 
 def parse_address(text: str) -> Address:
-    """The parts of zenoh://HOST:PORT/SITE/BOX/STREAM, of which the last three may be left out. Raises ConfigError."""
+    """The parts of zenoh://HOST:PORT/SITE/BOX/STREAM; the last three are optional. Raises ConfigError."""
     match = _ADDRESS.fullmatch(text)
     if not match or not 0 < int(match[3]) < 65536:
         raise ConfigError(f"{text}: write it as zenoh+tls://HOST:PORT/SITE/BOX/STREAM or zenoh://…, names as you need")
@@ -77,12 +77,12 @@ def parse_address(text: str) -> Address:
 def listen_labels(
     address: str, config: str | Path | None, estimates: bool, timeout_s: float | None
 ) -> Iterator[tuple[bytes, BoxEmotion]]:
-    """Yield labels of the boxes at ``address``, and running estimates if asked for, each with its JSON: that of the box
-    with ``site`` and ``box`` besides. The last label of each stream comes first; none comes twice, and those of a
-    stream in their order. Which box appears, vanishes or has no run, and whether the router is there, is logged.
+    """Yield labels of the boxes at ``address``, and running estimates if asked for, each with its JSON plus ``site``
+    and ``box``. The last label of each stream comes first; none comes twice, and those of a stream come in order. The
+    log says which box appears, vanishes or has no run, and whether the router is there.
 
-    ``config``: a file of zenoh's own; ``timeout_s``: end after so many seconds without a message. Raises ConfigError
-    if the address or the file cannot be used, or the package is missing."""
+    ``config``: a zenoh configuration file; ``timeout_s``: end after this many seconds without a message. Raises
+    ConfigError if the address or the file cannot be used, or the package is missing."""
     its = parse_address(address)
     kinds = ("utterance", "window") if estimates else ("utterance",)
     keys = [f"{its.stream}/{kind}" for kind in kinds]
@@ -92,7 +92,7 @@ def listen_labels(
 def listen_statuses(
     address: str, config: str | Path | None, timeout_s: float | None
 ) -> Iterator[tuple[bytes, BoxStatus]]:
-    """Yield each status of the runs of boxes, else as ``listen_labels``."""
+    """Yield each status of the boxes' runs; otherwise like ``listen_labels``."""
     return _listen(address, parse_address(address), ["status"], ["status"], BoxStatus, config, timeout_s)
 
 
@@ -126,7 +126,7 @@ def _listen(
 
 
 def _open(address: str, config: Any, end_s: float) -> Any:
-    """A session as soon as the router is there; None: the end came first."""
+    """Open a session as soon as the router is there; None if ``end_s`` comes first."""
     told = False
     while True:
         try:
@@ -141,12 +141,12 @@ def _open(address: str, config: Any, end_s: float) -> Any:
 
 
 def _with_names(content: bytes, site: str, box: str) -> bytes:
-    """A message as it came, and whose it is. Raises msgspec.DecodeError if it is no JSON object."""
+    """A message with its site and box added. Raises msgspec.DecodeError if it is not a JSON object."""
     return msgspec.json.encode(decode_public(_fields, content) | {"site": site, "box": box})
 
 
 class _Marks:
-    """What has come: of each box, run and stream, the highest number."""
+    """The highest number received for each box, run and stream."""
 
     def __init__(self) -> None:
         self._marks: OrderedDict[tuple[str, ...], int] = OrderedDict()
@@ -167,8 +167,8 @@ class _Marks:
 
 
 class _Inbox:
-    """What boxes publish, and the last values of each box when it appears, be it for this listener alone: it asks again
-    whenever the router was away. ``keys``: below a box's key; ``lasting``: those that have a last value."""
+    """Receives what boxes publish, and asks each box for its last values when it appears, even if it only reappears to
+    this listener because the router was away. ``keys``: below a box's key; ``lasting``: those with a last value."""
 
     def __init__(
         self, address: str, session: Any, its: Address, keys: Sequence[str], lasting: Sequence[str]
@@ -177,7 +177,7 @@ class _Inbox:
         self._boxes = Boxes()
         self._queue: queue.Queue[tuple[str, bytes]] = queue.Queue(_WAITING)
         self._dropped = self._told_dropped = 0
-        self._is_there = True  # the router
+        self._is_there = True  # whether the router is
         self._next_look_s = 0.0
         alive = key(its.site, its.box, "alive")
         if not list(session.liveliness().get(alive, timeout=_ANSWER_S)):
@@ -188,7 +188,7 @@ class _Inbox:
         self._subscribers = subscribers
 
     def receive(self, end_s: float) -> tuple[str, bytes] | None:
-        """Key and content of the next message; None: it is ``end_s`` (monotonic)."""
+        """Key and content of the next message; None at ``end_s`` (monotonic time)."""
         while True:
             now_s = time.monotonic()
             if now_s >= self._next_look_s:
@@ -204,7 +204,7 @@ class _Inbox:
             subscriber.undeclare()
 
     def _look(self) -> None:
-        """Say what nobody else says: the router went away, or messages were dropped."""
+        """Report if the router went away or messages were dropped."""
         is_there = bool(self._session.info.routers_zid() or self._session.info.peers_zid())
         if is_there != self._is_there:
             self._is_there = is_there
@@ -226,12 +226,12 @@ class _Inbox:
                     self._dropped += 1
 
     def _take_state(self, sample: Any) -> None:
-        with contextlib.suppress(msgspec.DecodeError, ValueError):  # any box can send what it likes
+        with contextlib.suppress(msgspec.DecodeError, ValueError):  # a box may send anything
             site, box = site_and_box(sample.key_expr)
             run_there = boxes.decode_state(sample.payload.to_bytes()).run_there
             self._tell(
                 self._boxes.update(site, box, UplinkState(run_there=run_there))
-            )  # the rest is between it and a hub
+            )  # the rest only concerns the box and its hub
 
     def _presence(self, sample: Any) -> None:
         """A box came or went."""
@@ -240,7 +240,7 @@ class _Inbox:
             site, box = site_and_box(sample.key_expr)
             self._tell(self._boxes.presence(site, box, is_there))
             for name in self._lasting if is_there else ():
-                # of each box by itself: access control lets no query pass that is wider than a box's keys
+                # one query per box, since access control rejects queries wider than a box's keys
                 self._session.get(key(site, box, name), self._take_reply, timeout=_ANSWER_S)
 
     def _take_reply(self, reply: Any) -> None:

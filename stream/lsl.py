@@ -1,4 +1,4 @@
-"""The command ``stream-lsl``: labels and running estimates as streams of the Lab Streaming Layer, for experiments."""
+"""The command ``stream-lsl``: labels and running estimates as Lab Streaming Layer (LSL) streams, for experiments."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from emostream.stream.status import Status
 
 log = logging.getLogger(__name__)
 
-_BUFFERED = 10  # hundreds of samples for a reader that does not keep up; then it misses the oldest
-_EARLY_S, _LATE_S = 0.05, 2.0  # how far from its publishing a message may arrive by our clock
+_BUFFERED = 10  # hundreds of samples buffered for a slow reader; beyond that it misses the oldest
+_EARLY_S, _LATE_S = 0.05, 2.0  # how long before or after its publishing a message may arrive by our clock
 _DIMENSIONS = ("valence", "arousal")
 
 
@@ -33,13 +33,13 @@ def lsl() -> int:
 class Outlets:
     """A sink: LSL outlets, three for each stream of the run, all of irregular rate.
 
-        emostream-STREAM-labels      Markers: each label, as one string, at the first sound of its utterance
-        emostream-STREAM-messages    JSON: each label's message, as one string, at the last sound of its utterance
+        emostream-STREAM-labels      Markers: each label, as one string, at the start of its utterance
+        emostream-STREAM-messages    JSON: each label's message, as one string, at the end of its utterance
         emostream-STREAM-estimates   Emotion: running estimates, float32: the probability of each label, valence and
-                                     arousal (NaN where a bundle has none), at the end of what the estimate is about
+                                     arousal (NaN if the bundle has none), at the end of the estimate's window
 
-    Time stamps are of ``pylsl.local_clock``. They are there as soon as the run names its streams, so that a recorder
-    can be started before anybody speaks. ``endpoint``: of the run, a part of the streams' ids.
+    Time stamps are by ``pylsl.local_clock``. The outlets exist as soon as the run names its streams, so that a recorder
+    can be started before anybody speaks. ``endpoint``: the run's, which is part of the streams' ids.
 
     Raises ConfigError if pylsl, or the library that it needs, is missing."""
 
@@ -48,7 +48,7 @@ class Outlets:
             import pylsl
         except ImportError as error:
             raise ConfigError("this needs a package: pip install 'emostream[lsl]'") from error
-        except RuntimeError as error:  # pylsl's own, where it finds no liblsl
+        except RuntimeError as error:  # pylsl finds no liblsl
             raise ConfigError(
                 "pylsl finds no liblsl, which its wheel brings for x86-64 alone: install the package of "
                 "https://github.com/sccn/liblsl/releases, or name the file in PYLSL_LIB"
@@ -56,7 +56,7 @@ class Outlets:
         self._lsl: Any = pylsl
         self._endpoint, self._words = endpoint, words
         self._outlets: dict[tuple[str, str], Any] = {}  # by stream and kind
-        self._labels: dict[str, tuple[str, ...]] = {}  # which the estimates of a stream have, in order
+        self._labels: dict[str, tuple[str, ...]] = {}  # by stream: the labels of its estimates, in order
         self._told: set[str] = set()
 
     def send(self, emotion: Emotion) -> None:
@@ -73,7 +73,7 @@ class Outlets:
         self._push(emotion.stream, "messages", [message_json(emotion, self._words)], end_ns)
 
     def set_status(self, status: Status | None) -> None:
-        """The state of the run: its streams get outlets. Those of a run that is away stay."""
+        """The state of the run: its streams get outlets. They stay if the run goes away."""
         if status is not None:
             for name in status.streams:
                 self._open(name, tuple(status.labels))
@@ -83,7 +83,7 @@ class Outlets:
         self._outlets.clear()
 
     def _captured_ns(self, emotion: Emotion) -> int:
-        """When that which is at the message's ``end_s`` was captured, on LSL's clock."""
+        """When the message's ``end_s`` was captured, by LSL's clock."""
         unix_minus_lsl_ns = take_offset_ns(self._now_ns)
         late_s = (self._now_ns() + unix_minus_lsl_ns - emotion.published_ns) / 1e9
         if not -_EARLY_S <= late_s <= _LATE_S:
@@ -109,7 +109,7 @@ class Outlets:
         self._outlets[stream, kind].push_sample(sample, at_ns / 1e9)
 
     def _open(self, stream: str, labels: tuple[str, ...]) -> None:
-        """Make the outlets of a stream that are not there yet. ``labels``: empty if they are not known."""
+        """Make a stream's missing outlets. ``labels``: empty if not known."""
         if (stream, "labels") not in self._outlets:
             text = self._lsl.cf_string
             self._make(stream, "labels", "Markers", text, [("label", "Marker", "text")])
@@ -124,8 +124,8 @@ class Outlets:
     def _make(
         self, stream: str, kind: str, content: str, sample_format: int, channels: list[tuple[str, str, str]]
     ) -> None:
-        """An outlet. ``channels``: label, type and unit of each."""
-        # LSL joins an outlet that was away and is back by this id, so what differs has another one
+        """Make an outlet. ``channels``: label, type and unit of each."""
+        # LSL reconnects readers to an outlet that is back by this id, so an outlet with other content needs another id
         names = ",".join(label for label, _, _ in channels)
         source = f"emostream:{socket.gethostname()}:{self._endpoint}:{stream}:{kind}:{names}"
         info = self._lsl.StreamInfo(

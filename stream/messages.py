@@ -1,6 +1,6 @@
-"""The messages between nodes: multipart of topic, msgpack header and the raw bytes of each array; never pickle.
+"""The messages between nodes: multipart messages of topic, msgpack header and the raw bytes of each array; no pickle.
 
-What goes out to the world is in ``emotion.py`` and ``status.py``.
+The public messages are in ``emotion.py`` and ``status.py``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from emostream.stream.emotion import Box, Word
 
 
 class Message(msgspec.Struct, kw_only=True, tag=True):
-    """What all messages between nodes carry. ``stream`` is empty if the message is not about one stream. The publisher
-    sets ``seq`` (per topic, without gaps) and ``sent_ns`` (Unix time)."""
+    """The fields of all messages between nodes. ``stream`` is empty if the message is not about one stream. The
+    publisher sets ``seq`` (per topic, without gaps) and ``sent_ns`` (Unix time)."""
 
     stream: str = ""
     seq: int = 0
@@ -31,7 +31,7 @@ class Message(msgspec.Struct, kw_only=True, tag=True):
 
 class Media(Message):
     """A message about a span of media. Media times are nanoseconds on the stream's own timeline; ``captured_ns`` (Unix
-    time) is when the last sample of the span was captured, 0 where nothing is captured live."""
+    time) is when the span's last sample was captured, 0 if nothing is captured live."""
 
     stream: str
     media_start_ns: int
@@ -64,7 +64,7 @@ Mouth = tuple[float, float, float]  # see features.mouth
 
 
 class FaceInFrame(msgspec.Struct):
-    """A face of a frame: ``person``, whose it is, by a number of the follower; ``crop`` (48, 48) uint8."""
+    """A face in a frame. ``person``: the follower's id of the person; ``crop``: (48, 48) uint8."""
 
     person: int
     crop: np.ndarray
@@ -74,8 +74,8 @@ class FaceInFrame(msgspec.Struct):
 
 
 class Face(Media):
-    """One frame at ``media_start_ns``, and its main face. ``crop``: (48, 48) uint8, or (0, 0) if no face is seen;
-    ``others``: the further faces that are followed; ``faces``: how many there are, followed or not."""
+    """One frame at ``media_start_ns`` and its main face. ``crop``: (48, 48) uint8, or (0, 0) if no face is seen;
+    ``others``: the other faces that are followed; ``faces``: how many there are, followed or not."""
 
     crop: np.ndarray
     box: Box | None = None
@@ -103,8 +103,8 @@ class Face(Media):
 
 
 class Picture(Media):
-    """A picture as it is recorded or shown, and only while somebody records or looks. ``jpeg``: (n,) uint8; ``width``
-    and ``height`` in pixels."""
+    """A picture to record or to show; only sent while somebody records or looks. ``jpeg``: (n,) uint8; ``width`` and
+    ``height`` in pixels."""
 
     jpeg: np.ndarray
     width: int
@@ -116,7 +116,7 @@ class Picture(Media):
 
 
 class Words(Message):
-    """Words of a program's own recogniser, on their way to the speech node; times are those of the stream's media."""
+    """Words from another program's recogniser for the speech node, with times on the stream's timeline."""
 
     stream: str
     words: list[Word]
@@ -127,17 +127,16 @@ class Words(Message):
 
 
 class SpeechEvent(Media):
-    """A step in the recognition of an utterance. ``event``: ``started``; ``words`` (those so far, in place of the last
-    ones); ``paused`` (first silence; the words are final unless speech resumes); ``ended``; ``dropped`` (ended, and so
+    """A step in the recognition of an utterance. ``event``: ``started``; ``words`` (all words so far, replacing earlier
+    ones); ``paused`` (first silence; the words are final unless speech resumes); ``ended``; ``dropped`` (ended, but so
     much of it is missing that it gets no label); ``progress`` (nothing new, but everything before ``media_end_ns`` has
     been heard).
 
     ``start_ns`` and ``end_ns`` are the media times of the utterance's first and last speech; ``speech_captured_ns`` is
     when that last speech was captured, ``received_ns`` when the node received the frame that caused this event, and
-    ``recognition_ns`` how long the recogniser then took. ``voice``: of an utterance that paused or ended, what its
-    voice is like, (dim,) float32 of length 1 (see ``speech.speaker``), and ``voice_s``, from how many seconds; None
-    where that is not told. ``overlap``: in which share of it two or more people spoke at once (see
-    ``speech.overlap``)."""
+    ``recognition_ns`` how long the recogniser then took. When an utterance pauses or ends, ``voice`` is its speaker
+    vector, (dim,) float32 of length 1 (see ``speech.speaker``), computed from ``voice_s`` seconds; None if there is
+    none. ``overlap``: the share of it in which two or more people speak at once (see ``speech.overlap``)."""
 
     event: Literal["started", "words", "paused", "ended", "dropped", "progress"]
     utterance: int = 0
@@ -171,11 +170,10 @@ class End(Message):
 class Health(Message):
     """Heartbeat of a node. ``counters``: of its core, since the node started; ``queued``, ``dropped`` and ``gaps``:
     messages that wait in its inbox, that the inbox dropped, and that never arrived; ``behind_s``: how long ago the
-    oldest of those that wait was captured; ``silent_s``: how long its live source has given nothing; ``by_stream``:
-    fusion's counters of each stream; ``cpu_s`` and ``rss_bytes``: processor time and resident memory of the process;
-    ``orders``: the serial number of the last ``Orders`` that it follows; ``senses``: of the last second, the loudest
-    sample (``level_dbfs``), the highest speech probability (``speech``), the share of pictures with a face
-    (``face``)."""
+    oldest waiting message was captured; ``silent_s``: how long its live source has delivered nothing; ``by_stream``:
+    fusion's counters of each stream; ``cpu_s`` and ``rss_bytes``: CPU time and resident memory of the process;
+    ``orders``: the serial number of the last ``Orders`` carried out; ``senses``: in the last second, the loudest sample
+    (``level_dbfs``), the highest speech probability (``speech``) and the share of pictures with a face (``face``)."""
 
     node: str
     state: Literal["starting", "ready", "running", "done"]
@@ -197,8 +195,8 @@ class Health(Message):
 
 
 class Log(Message):
-    """One line for the user, from a node; and from the supervisor, to whoever records, all lines of the run, with the
-    time of each (``at_ns``)."""
+    """One log line for the user, from a node. The supervisor forwards all lines of the run, with their times
+    (``at_ns``), to the recording node."""
 
     node: str
     level: str
@@ -211,8 +209,8 @@ class Log(Message):
 
 
 class Control(Message):
-    """From the supervisor: ``go`` (media time 0 is the Unix time ``at_ns``; of ``stream``, or of all that wait for it)
-    or ``stop``."""
+    """From the supervisor: ``go`` (media time 0 is the Unix time ``at_ns``, for ``stream`` or for all streams that
+    wait) or ``stop``."""
 
     command: Literal["go", "stop"]
     at_ns: int = 0
@@ -224,15 +222,16 @@ class Control(Message):
 
 class Expected(msgspec.Struct):
     """A stream that was added to a run. ``inputs``: the nodes that fusion subscribes to; ``modalities``: what to expect
-    of them; ``first``: of its numbers; ``serial``: of the orders that added it."""
+    of them; ``first``: of its numbers; ``serial``: of the orders that added it; ``sources``: its sources in words."""
 
     inputs: list[str]
     modalities: list[str]
     first: int
     serial: int
+    sources: str = ""
 
 
-Spans = dict[str, list[tuple[int, int]]]  # by stream, from and to which Unix time of the run's clock (ns)
+Spans = dict[str, list[tuple[int, int]]]  # by stream: (start, end) in Unix time of the run's clock (ns)
 
 
 def within(spans: Iterable[tuple[int, int]], at_ns: int) -> bool:
@@ -241,12 +240,12 @@ def within(spans: Iterable[tuple[int, int]], at_ns: int) -> bool:
 
 
 class Orders(Message):
-    """From the supervisor: all that was asked for while the run goes on. Nodes do what is new in it, and say in their
-    heartbeats how far they are (``serial``).
+    """From the supervisor: everything that was requested during the run so far. Nodes carry out what is new and confirm
+    it in their heartbeats (``serial``).
 
-    ``muted``: of the sound captured then, nothing is heard; ``paused``: nor is anything seen. ``removed``: streams that
-    end. ``settings``: changes of the configuration, each SECTION.KEY=VALUE. ``added``: for fusion, by name. ``ended``:
-    for a fusion that was started again, the nodes whose ends its predecessor took along.
+    ``muted``: spans whose sound is ignored; ``paused``: spans whose pictures are ignored too. ``removed``: streams that
+    end. ``settings``: changes of the configuration, each SECTION.KEY=VALUE. ``added``: streams that fusion has to add,
+    by name. ``ended``: after a restart of fusion, the nodes whose End messages the previous process had received.
     """
 
     serial: int = 0
@@ -263,8 +262,8 @@ class Orders(Message):
 
 
 class Label(Message):
-    """A public message, ``payload``, as JSON, from fusion to the supervisor. Whoever holds the public endpoint while
-    fusion is away cannot send this."""
+    """A public message as JSON (``payload``), from fusion to the supervisor. A program that takes the public endpoint
+    while fusion is away cannot send this."""
 
     payload: str
 
@@ -274,7 +273,7 @@ class Label(Message):
 
 
 class StatusReport(Message):
-    """The public status message, ``payload``, as JSON, from the supervisor to fusion, which publishes it."""
+    """The public status message as JSON (``payload``), from the supervisor to fusion, which publishes it."""
 
     payload: str
 
@@ -283,13 +282,13 @@ class StatusReport(Message):
         return topics.STATUS
 
 
-_NUMBERS = re.compile(r"[<>|=]?[biufc][0-9]{1,2}")  # numpy would parse, and make, far more than types of numbers
+_NUMBERS = re.compile(r"[<>|=]?[biufc][0-9]{1,2}")  # only number types; np.dtype would accept far more
 _Seen = Face | Picture
 _ANY = Pcm | AudioRows | _Seen | Words | SpeechEvent | End | Health | Log | Control | Orders | Label | StatusReport
 
 
 class Codec:
-    """Messages to parts and back. Not thread-safe: one for each socket."""
+    """Converts messages to parts and back. Not thread-safe: use one per socket."""
 
     def __init__(self) -> None:
         self._arrays: list[Any] = []

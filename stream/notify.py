@@ -1,6 +1,6 @@
 """Tells the service manager how a run is going, by systemd's notification protocol (sd_notify(3)).
 
-Written here since ``sdnotify`` of PyPI, last released in 2017, has no watchdog and ``systemd-python`` is compiled.
+Our own, since PyPI's ``sdnotify``, last released in 2017, has no watchdog, and ``systemd-python`` must be compiled.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _STATUS_NS = 1_000_000_000  # between two status lines
 class Notifier:
     """Sends datagrams to the socket that ``NOTIFY_SOCKET`` names; without one it does nothing.
 
-    It takes the service manager's variables out of the environment, so that no child inherits them. A datagram that
-    cannot be sent is left out: notifications neither delay nor end a run.
+    It removes the service manager's variables from the environment, so that no child inherits them. A datagram that
+    cannot be sent is dropped: notifications neither delay nor end a run.
     """
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -31,20 +31,20 @@ class Notifier:
         self._said: set[str] = set()
         self._socket: socket.socket | None = None
         if address.startswith(("/", "@")):
-            self._address = "\0" + address[1:] if address[0] == "@" else address  # a name that is in no file system
+            self._address = "\0" + address[1:] if address[0] == "@" else address  # @: in the abstract namespace
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)
 
     def ready(self) -> None:
-        """All nodes run. To be called again and again; sent once."""
+        """All nodes run. May be called repeatedly; sent once."""
         self._say_once("READY=1")
 
     def stopping(self) -> None:
-        """The run is ending. To be called again and again; sent once."""
+        """The run is ending. May be called repeatedly; sent once."""
         self._say_once("STOPPING=1")
 
     def tick(self, now_ns: int, status: str) -> None:
-        """Send what is due: a sign of life at half the watchdog's time, and the status if it has changed."""
+        """Send what is due: a keep-alive at half the watchdog's time, and the status if it has changed."""
         if self._socket is None:
             return
         if self._beat_ns and now_ns >= self._next_beat_ns:

@@ -1,6 +1,6 @@
 """What a run writes: a file of labels, and a display. Neither may ever delay or end the run.
 
-A full disk, a terminal that was stopped with Ctrl-S or a pipe that nobody reads costs that output alone.
+A full disk, a terminal that was stopped with Ctrl-S or a pipe that nobody reads only affects that output.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _QUEUE = 10_000
 class LabelFile:
     """Appends each label as a line of JSON to a file that only its owner can read, since it holds what people said.
 
-    Beyond ``most_bytes`` the file becomes FILE.1, that FILE.2, up to FILE.5, and a new one begins; 0: it grows for
-    ever. What cannot be written is counted in ``lost``; ``warn`` is called when that begins. A pipe is never waited
-    for: while nobody reads it, or it is full, labels are lost to it. Raises ConfigError if the file cannot be opened.
+    Beyond ``most_bytes`` the file is rotated to FILE.1, that one to FILE.2, up to FILE.5; 0: it grows for ever. Labels
+    that cannot be written are counted in ``lost``; ``warn`` is called when that begins. A pipe is never waited for:
+    while nobody reads it, or it is full, its labels are lost. Raises ConfigError if the file cannot be opened.
     """
 
     def __init__(self, path: Path, most_bytes: int, warn: Callable[[str], None]) -> None:
         self.lost = 0
         self._path, self._most_bytes, self._warn = path, most_bytes, warn
         self._failing = False
-        self._torn = False  # a pipe has taken a part of a line
+        self._torn = False  # a pipe has taken only part of a line
         self._file: int | None = None
         try:
             self._file = self._open()
@@ -71,7 +71,7 @@ class LabelFile:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_WAITING, OWNER_ONLY)
 
     def _write(self, line: bytes) -> None:
-        if self._file is None:  # it could not be opened anew
+        if self._file is None:  # it could not be reopened earlier
             self._file = self._open()
         status = os.fstat(self._file)
         size = status.st_size
@@ -97,8 +97,8 @@ class LabelFile:
 
 
 def open_labels(path: Path) -> BinaryIO:
-    """A new file of labels that only its owner can read, in place of one that is there. Raises ConfigError if it cannot
-    be written."""
+    """A new file of labels that only its owner can read, replacing an existing one. Raises ConfigError if it cannot be
+    written."""
     try:
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, OWNER_ONLY), "wb")
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # not a pipe or a device
@@ -110,11 +110,11 @@ def open_labels(path: Path) -> BinaryIO:
 
 
 def resume_labels(path: Path, names: Sequence[str]) -> tuple[BinaryIO, set[str]]:
-    """The file of labels of a ``stream-label`` that was interrupted, to go on with; and which of the recordings
+    """Reopen the label file of an interrupted ``stream-label`` to append to it. Also returns which of the recordings
     ``names`` are done in it.
 
-    Half a last line is removed. Nothing tells whether the last recording was done, so if it is one of ``names``, its
-    labels are removed too, and it is to be labelled again. Raises ConfigError.
+    An incomplete last line is removed. The last recording may be incomplete, so if it is one of ``names``, its labels
+    are removed too, and it has to be labelled again. Raises ConfigError.
     """
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ConfigError(f"--resume tells recordings apart by their paths; twice: {', '.join(twice)}")
@@ -135,8 +135,8 @@ def resume_labels(path: Path, names: Sequence[str]) -> tuple[BinaryIO, set[str]]
 
 
 def _labelled(path: Path, names: Sequence[str]) -> tuple[dict[str, int], int]:
-    """Where in a file of labels each recording's last labels begin, in their order, and where the last whole line
-    ends. Labels of older versions name no path, but the file alone: the one of ``names`` that ends so."""
+    """Where in a label file each recording's last labels begin, in order, and where the last complete line ends. Labels
+    of older versions have a file name instead of a path; they count for the one of ``names`` with that file name."""
     starts: dict[str, int] = {}
     by_file: dict[str, list[str]] = {}
     for name in names:
@@ -165,13 +165,13 @@ def _only(paths: Sequence[str], labels: Path) -> str:
 
 
 class Background:
-    """A view in a thread of its own. What it does not get rid of in time is left out, and counted."""
+    """Runs a view in its own thread. Updates that it cannot show in time are dropped and counted."""
 
     def __init__(self, view: View) -> None:
         self._view = view
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_QUEUE)
         self.left_out = 0
-        self.error: OSError | None = None  # why something could not be shown, at last
+        self.error: OSError | None = None  # the last error of the display
         self._thread = threading.Thread(target=self._work, name="view", daemon=True)
         self._thread.start()
 
@@ -205,7 +205,7 @@ class Background:
         told = 0
         while (call := self._calls.get()) is not None:
             if isinstance(self.error, BrokenPipeError):
-                continue  # for good, while a disk that is full may have room again
+                continue  # this is permanent, unlike a full disk
             try:
                 call()
                 if (left_out := self.left_out - told) and self._calls.qsize() < _QUEUE // 2:

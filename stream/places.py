@@ -1,7 +1,8 @@
-"""Paths in a configuration file: relative ones are relative to that file."""
+"""Paths in a configuration file; relative ones are relative to that file."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,17 @@ _SETTINGS = (
 
 
 def rebase(data: dict[str, Any], folder: Path) -> None:
-    """Make the relative paths in the content of a configuration file, of sources and of other settings, relative to
-    its folder. What is of another type than it should be is left as it is: the configuration's check says so."""
+    """Resolve relative paths in a configuration file's content (sources and other settings) against its folder. Values
+    of a wrong type are left alone; the configuration's check reports them."""
     for section, key in _SETTINGS:
         _change(data.get(section), key, folder, bare=True)
     fusion, bus = data.get("fusion"), data.get("bus")
-    if isinstance(fusion, dict) and "/" in str(fusion.get("bundle", "")):  # else it is the name of a shipped one
+    if isinstance(fusion, dict) and _is_folder(fusion.get("bundle"), folder):
         _change(fusion, "bundle", folder, bare=True)
     if isinstance(bus, dict) and bus.get("control") not in ("auto", "off"):
         _change(bus, "control", folder, bare=True)
     record = data.get("record")
-    if isinstance(record, dict) and not str(record.get("public_key", "")).startswith("age1"):  # else it is a key
+    if isinstance(record, dict) and not str(record.get("public_key", "")).startswith("age1"):  # else a key itself
         _change(record, "public_key", folder, bare=True)
     streams = data.get("streams")
     for stream in streams if isinstance(streams, list) else ():
@@ -33,9 +34,18 @@ def rebase(data: dict[str, Any], folder: Path) -> None:
             _change(stream, key, folder, bare=False)
 
 
+def _is_folder(bundle: Any, folder: Path) -> bool:
+    """Whether a bundle is named by a path, or is beside the file; else it is the name of a shipped one."""
+    return (
+        isinstance(bundle, str)
+        and bundle != ""
+        and ("/" in bundle or os.path.isfile(folder / bundle / "manifest.json"))
+    )
+
+
 def _change(section: Any, key: str, folder: Path, bare: bool) -> None:
-    """``bare``: the value is a path; else a source, which is one if it begins with ``file:`` or ``replay:``, or if it
-    is a plain path."""
+    """``bare``: the value is a path; otherwise it is a source, which has a path if it begins with ``file:`` or
+    ``replay:``, or is a plain path."""
     value = section.get(key) if isinstance(section, dict) else None
     if not isinstance(value, str):
         return

@@ -1,4 +1,4 @@
-"""Which processes a configuration asks for, and what can be known before they start to be wrong with it."""
+"""Plans the processes that a configuration asks for, and finds its problems before they start."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
     elif config.page.on:
         if config.page.certificate:
             _check_certificate(config.page, plan.notes)
-        token = config.page.token or secrets.token_urlsafe(16)  # the same if the page is started again
+        token = config.page.token or secrets.token_urlsafe(16)  # chosen here, so that it survives a restart of the page
         page = config.model_copy(update={"page": config.page.model_copy(update={"token": token})})
         plan.specs.append(replace(fusion, kind="page", name=PAGE, config=page))
     if config.record.folder and config.pace == "fast":
@@ -77,7 +77,7 @@ def make_plan(config: Config, run_dir: Path, clock: SystemClock) -> Plan:
 
 
 def plan_stream(plan: Plan, stream: Stream, config: Config, run_dir: Path, clock: SystemClock) -> frozenset[str]:
-    """Add the nodes of a stream to a plan. Returns the modalities that fusion has to expect.
+    """Add a stream's nodes to a plan. Returns the modalities that fusion has to expect.
 
     Raises RunError, ModelError or SourceError.
     """
@@ -101,16 +101,15 @@ def plan_stream(plan: Plan, stream: Stream, config: Config, run_dir: Path, clock
 
 def _shares(config: Config, kind: NodeKind, source: SourceSpec) -> bool:
     """Whether speech shares the process that captures its sound. Not at fast pace, where sound has to wait for speech;
-    not with a connection, which would be lost whenever a recogniser crashes; and not where PocketSphinx may run, which
-    lets no other thread run meanwhile, for longer than a sound card waits."""
+    and not with a connection, which would be lost whenever a recogniser crashes."""
     if config.speech.process == "own" or config.pace == "fast" or kind != "audio":
         return False
-    return config.speech.recognizer in ("none", "vosk") and (not source.is_live or source.kind == "microphone")
+    return config.speech.recognizer != "external" and (not source.is_live or source.kind == "microphone")
 
 
 def _captures(stream: Stream, config: Config, notes: list[str]) -> dict[NodeKind, tuple[SourceSpec, frozenset[Medium]]]:
-    """Capture nodes of a stream, by kind: their source and media. Sound and picture of a file, or of two sources, are
-    read by two processes; a network source is opened once, so one process reads both."""
+    """A stream's capture nodes by kind: their source and media. Two processes read the sound and picture of a file, or
+    of two sources; a network source is opened once, so one process reads both."""
     captures: dict[NodeKind, tuple[SourceSpec, frozenset[Medium]]] = {}
     for medium, source in stream.sources:
         if source.kind == "zmq":
@@ -151,9 +150,9 @@ def _check_certificate(page: Page, notes: list[str]) -> None:
 
 
 def _try_endpoint(endpoint: str, options: Mapping[zmq.SocketOption, Any]) -> None:
-    """Bind and unbind, so that a port in use shows before anything starts. Raises BusError.
+    """Bind and unbind, so that a port in use is noticed before anything starts. Raises BusError.
 
-    ``options``: those of the socket that follows. A client who waits for it with a key would give up for good at a
-    socket without."""
+    ``options``: those of the real socket. A client that already waits with a key would give up for good if it met a
+    socket without keys."""
     with zmq.Context() as context, closing(bind_xpub(context, endpoint, options)) as socket:
         socket.unbind(socket.getsockopt_string(zmq.LAST_ENDPOINT))

@@ -1,7 +1,7 @@
-"""Correcting a bundle's probabilities for how often each label occurs where it is used.
+"""Corrects a bundle's probabilities for how often each label occurs where it is used.
 
-A network learns the mix of labels of its training data. Where that mix is another, each label's probability is off by
-the ratio of the two, and is corrected without training:
+A network learns the label frequencies of its training data. If they differ where it is used, each label's probability
+is off by the ratio of the two, which can be corrected without training:
 
     p'(y | x) ∝ p(y | x) · new(y) / trained(y)
 
@@ -23,13 +23,13 @@ from emostream.errors import ConfigError
 PriorName = Literal["training", "balanced", "conversation"]
 Prior = PriorName | Mapping[str, float]
 
-# Spoken dialogue: the 9,989 lines of MELD's training part (Poria et al., ACL 2019), scenes of a television series that
-# are labelled with sound and picture.
+# Spoken dialogue: the 9,989 lines of MELD's training part (Poria et al., ACL 2019), scenes of a television series,
+# labelled from sound and picture.
 CONVERSATION = {
     "anger": 0.1110, "disgust": 0.0271, "fear": 0.0268, "joy": 0.1745, "neutral": 0.4715, "sadness": 0.0684,
     "surprise": 0.1206,
 }  # fmt: skip
-_ROUNDING = 1e-6  # shares that are written with few digits may sum to a little over 1
+_ROUNDING = 1e-6  # shares written with few digits may sum to a little more than 1
 
 
 def check(prior: Any) -> Prior:
@@ -48,8 +48,8 @@ def check(prior: Any) -> Prior:
 
 
 def log_ratios(prior: Prior, manifest: Manifest) -> dict[str, np.ndarray]:
-    """By set of modalities, what to add to a bundle's logits, divided by the temperature: log(new / trained), (labels,)
-    float64; -inf for a label that does not occur. All zeros for the prior "training".
+    """For each set of modalities, what to add to a bundle's logits after dividing them by the temperature:
+    log(new / trained), (labels,) float64; -inf for a label that does not occur. All zeros for the prior "training".
 
     Raises ConfigError if the prior has labels that the bundle lacks, or says nothing about some that it has.
     """

@@ -1,8 +1,7 @@
-"""What a run learnt of a person, kept for the next one (``[fusion] profile``, ``stream-run --profile``).
+"""What a run learnt about a person, kept for the next run (``[fusion] profile``, ``stream-run --profile``).
 
-A profile holds numbers alone: by stream and modality the mean of the encoder's vectors at rest, and of how many
-utterances. There is no picture, no sound and no word in it; it is still personal, and its file is readable by its owner
-only.
+A profile only holds numbers: for each stream and modality, the mean of the encoder's vectors at rest and the number of
+utterances. It contains no pictures, sound or words; it is still personal, so only its owner can read the file.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from msgspec import Meta
 from emostream.engines.bundle import FACE, VOICE, Bundle
 from emostream.errors import ConfigError
 from emostream.files import OWNER_ONLY, write_atomically
-from emostream.stream.cores.adapt import Baseline
+from emostream.stream.cores.adapt import Baseline, VoiceBaseline
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +30,13 @@ _Finite = Annotated[float, Meta(gt=-1e6, lt=1e6)]
 
 
 class Rest(msgspec.Struct, frozen=True):
-    """Mean vector at rest, and of how many utterances."""
+    """Mean vector at rest, and of how many utterances; of a voice, by how much moving it has made how many answers
+    surer, in sum."""
 
     mean: list[_Finite]
     weight: Annotated[float, Meta(gt=0, le=1e6)]
+    tried: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    surer: _Finite = 0.0
 
 
 class _File(msgspec.Struct):
@@ -44,9 +46,9 @@ class _File(msgspec.Struct):
 
 
 class Profile:
-    """A profile's file and what it says for a bundle.
+    """A profile file, as far as it applies to a bundle.
 
-    Raises ConfigError if the file is there and is no profile, or if it cannot be read or written.
+    Raises ConfigError if the file exists but is not a profile, or cannot be read.
     """
 
     def __init__(self, path: Path, bundle: Bundle) -> None:
@@ -58,21 +60,19 @@ class Profile:
         self._written: _File | None = None
 
     def restore(self, baselines: Mapping[str, Mapping[str, Baseline]]) -> None:
-        """Give each stream's baselines, by modality, what the profile knows."""
+        """Set each stream's baselines, by modality, to what the profile contains."""
         for stream, by_modality in baselines.items():
             for m, baseline in by_modality.items():
                 if (rest := self._streams.get(stream, {}).get(m)) is not None:
                     baseline.rest = (np.array(rest.mean), rest.weight)
+                    if isinstance(baseline, VoiceBaseline):
+                        baseline.tried, baseline.surer = rest.tried, rest.surer
 
     def save(self, baselines: Mapping[str, Mapping[str, Baseline]]) -> None:
         """Write the file if anything has changed; other streams stay as they are. Raises OSError."""
         for stream, by_modality in baselines.items():
-            known = {m: baseline.rest for m, baseline in by_modality.items()}
-            self._streams[stream] = {
-                m: Rest([round(float(x), 5) for x in rest[0]], round(rest[1], 5))
-                for m, rest in known.items()
-                if rest is not None and rest[1] >= 1e-5
-            }
+            known = {m: _rest(baseline) for m, baseline in by_modality.items()}
+            self._streams[stream] = {m: rest for m, rest in known.items() if rest is not None}
         content = _File(FORMAT, self._networks, {s: dict(rests) for s, rests in self._streams.items() if rests})
         if content != self._written:
             write_atomically(self._path, msgspec.json.encode(content) + b"\n", OWNER_ONLY)
@@ -114,3 +114,11 @@ class Profile:
         if len(rest.mean) != self._dims[m]:
             raise ConfigError(f"{self._path}: {stream}, {m}: has {len(rest.mean)} numbers, not {self._dims[m]}")
         return True
+
+
+def _rest(baseline: Baseline) -> Rest | None:
+    if baseline.rest is None or baseline.rest[1] < 1e-5:
+        return None
+    mean, weight = baseline.rest
+    tried = {"tried": baseline.tried, "surer": baseline.surer} if isinstance(baseline, VoiceBaseline) else {}
+    return Rest([round(float(x), 5) for x in mean], round(weight, 5), **{k: round(v, 5) for k, v in tried.items()})

@@ -1,4 +1,4 @@
-"""The public socket: what anybody may subscribe to on this machine, and on others whoever has an allowed key."""
+"""The public socket, open to anybody on this machine and, with an allowed key, to other machines."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from emostream.stream.bus import BusObserver, Context, bind_xpub
 from emostream.stream.emotion import Emotion, encode_emotion
 from emostream.stream.gate import Gate
 from emostream.stream.keys import Keys
-from emostream.stream.topics import closed_topic
+from emostream.stream.status import decode_status, encode_status, of_stream
+from emostream.stream.topics import STATUS, closed_topic, status_topic
 
 log = logging.getLogger(__name__)
 
 _REQUESTS_AT_ONCE = 2000
 _MOST_REQUESTS = 20_000
 _BIND_AGAIN_S = 0.05
-_LOOK_S = 1.0  # between two looks at the list of allowed keys
-_LONGEST_TOPIC = 1024  # bytes: more than any topic has
+_LOOK_S = 1.0  # between two checks of the list of allowed keys
+_LONGEST_TOPIC = 1024  # bytes; longer than any topic
 _OPTIONS = {
     zmq.SNDHWM: 200,  # messages for a subscriber that does not read
     zmq.RCVHWM: 50,
     zmq.MAXMSGSIZE: _LONGEST_TOPIC,
-    zmq.HANDSHAKE_IVL: 3000,  # who connects and says nothing is disconnected
+    zmq.HANDSHAKE_IVL: 3000,  # disconnect clients that send no handshake
 }
 
 
 class EmotionPublisher:
-    """Publishes the public messages to whoever subscribes. It never waits for a stranger, and no stranger takes its
-    time or memory: messages are dropped for subscribers that do not keep up, what comes in is short and is taken a
-    little at a time, and after very many subscriptions all are closed and may come again (ZeroMQ keeps every topic that
-    anybody has ever asked for).
+    """Publishes the public messages to all subscribers. It never waits for a client, and no client can exhaust its time
+    or memory: messages are dropped for subscribers that do not keep up; requests are limited in size and taken a few at
+    a time; and after very many subscriptions all connections are closed and may be made again (ZeroMQ keeps every topic
+    that was ever asked for).
 
-    With ``keys``, only clients whose key is allowed get in. The list may change meanwhile: who is added gets in within
-    seconds. When somebody who got in is taken from it, all are closed, since ZeroMQ closes no single one; the others
-    come again by themselves.
+    With ``keys``, only clients with an allowed key get in. The list may change at any time: a client that is added gets
+    in within seconds. If a connected client is removed, all connections are closed, since ZeroMQ cannot close a single
+    one; the others reconnect by themselves.
 
-    Raises BusError if the endpoint cannot be bound, or, unless ``required``, tries again until it can. Raises
-    ConfigError if keys cannot be used."""
+    Raises BusError if the endpoint cannot be bound; unless ``required``, it keeps trying instead. Raises ConfigError if
+    the keys cannot be used."""
 
     def __init__(
         self,
@@ -81,14 +82,21 @@ class EmotionPublisher:
         return payload
 
     def forward(self, topic: str, payload: bytes) -> bool:
-        """Send what is JSON already. False if there is no socket at present."""
+        """Send a message that is already JSON. False if there is no socket at present."""
         if self._socket is None:
             return False
         self._socket.send_multipart([topic.encode(), payload])
         return True
 
+    def send_status(self, payload: bytes) -> None:
+        """Send the status of the run, and that of each stream to those who subscribe to it alone."""
+        self.forward(STATUS, payload)
+        status = decode_status(payload)
+        for stream in status.streams:
+            self.forward(status_topic(stream), encode_status(of_stream(status, stream)))
+
     def tick(self) -> None:
-        """Take what subscribers have sent, and look who is allowed. To be called often: it piles up otherwise."""
+        """Take what subscribers have sent, and check who is allowed. Call it often, since requests pile up."""
         access, gate = self._access, self._gate
         if access is not None and access.changed() and gate is not None and gate.replace(access.allowed):
             log.warning("%s: a key was revoked; all subscribers were closed, those allowed come again", self._endpoint)
@@ -111,7 +119,7 @@ class EmotionPublisher:
         if time.monotonic() < self._again_s:
             return
         self._again_s = time.monotonic() + _BIND_AGAIN_S
-        with contextlib.suppress(BusError):  # ZeroMQ closes the last socket in another thread; or a stranger has it
+        with contextlib.suppress(BusError):  # ZeroMQ still closes the old socket in a thread, or another program has it
             self._bind()
             self.requests = 0
 
@@ -129,7 +137,7 @@ class EmotionPublisher:
         self._gate = gate
 
     def _unbind(self, linger_ms: int | None = 0) -> None:
-        """``linger_ms``: how long the last messages may take; None: as long as with other sockets."""
+        """``linger_ms``: how long the last messages may take; None: the socket's default."""
         if self._socket is not None:
             self._socket.close(linger_ms)
             self._socket = None
@@ -142,7 +150,7 @@ class EmotionPublisher:
 
 
 class _Access:
-    """The pipeline's keys and the list of those who are allowed, which is read again when it has changed.
+    """The pipeline's keys and the list of allowed clients, which is reloaded when it changes.
 
     Raises ConfigError if either cannot be used."""
 
@@ -154,7 +162,7 @@ class _Access:
         self._next_s = 0.0
 
     def changed(self) -> bool:
-        """Whether other keys are allowed than before. A list that cannot be used is not taken."""
+        """Whether the set of allowed keys has changed. A list that cannot be used is ignored."""
         now_s = time.monotonic()
         if now_s < self._next_s:
             return False
@@ -172,7 +180,7 @@ class _Access:
         return allowed != before
 
     def _look(self) -> tuple[int, ...]:
-        """What differs when the file has changed; empty if there is none."""
+        """A fingerprint that differs when the file has changed; empty if there is no file."""
         try:
             status = os.stat(self._keys.allowed_file)
         except OSError:

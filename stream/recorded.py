@@ -1,4 +1,4 @@
-"""Recordings as they are read again: what ``recording.Recorder`` wrote, to its last whole chunk."""
+"""Reads what ``recording.Recorder`` wrote, up to the last complete chunk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO, TypeVar
 import msgspec
 import numpy as np
 from mcap.records import Channel, Message, Metadata
-from mcap.stream_reader import StreamReader
+from mcap.stream_reader import CRCValidationError, StreamReader
 
 from emostream.errors import EmostreamError, SourceError
 from emostream.stream.emotion import Box, Emotion, decode_emotion
@@ -19,7 +19,7 @@ from emostream.stream.encryption import is_sealed, unseal
 from emostream.stream.features.face import CROP
 from emostream.stream.messages import Face, FaceInFrame, Mouth
 
-_LARGEST = 64 << 20  # bytes of a record that is read
+_LARGEST = 64 << 20  # bytes of a record, at most
 _START = 64
 
 
@@ -31,6 +31,11 @@ class _Sound(msgspec.Struct):
     media_ns: int
     data: str
     sample_rate: int
+
+
+class _Image(msgspec.Struct):
+    media_ns: int
+    data: str
 
 
 class _Person(msgspec.Struct):
@@ -49,8 +54,8 @@ class _Faces(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Recording:
-    """What a file says of itself: ``facts``; by stream, the kinds of its channels, and its first and last media time.
-    ``cut_short``: it has no end, as after a crash."""
+    """The content of a recording. ``facts``: its metadata; ``streams``: the kinds of each stream's channels;
+    ``spans_ns``: each stream's first and last media time; ``cut_short``: a file has no end, as after a crash."""
 
     facts: dict[str, str]
     streams: dict[str, set[str]]
@@ -59,9 +64,9 @@ class Recording:
 
     @classmethod
     def of(cls, path: Path | Sequence[Path], identity: str = "") -> Recording:
-        """``path``: a file, or those of one run in their order. ``identity``: the file of the key of encrypted ones.
-        Raises SourceError if a file cannot be read, or is no recording of emostream, or of another run than the others,
-        and what ``encryption.unseal`` raises."""
+        """``path``: a file, or the files of one run in order. ``identity``: the key file, if they are encrypted. Raises
+        SourceError if a file cannot be read, is not an emostream recording, or belongs to another run, and what
+        ``encryption.unseal`` raises."""
         facts: dict[str, str] = {}
         streams: dict[str, set[str]] = {}
         spans: dict[str, tuple[int, int]] = {}
@@ -91,8 +96,8 @@ class Recording:
 def sound_and_faces(
     path: Path | Sequence[Path], stream: str, identity: str = ""
 ) -> Iterator[tuple[int, np.ndarray] | Face]:
-    """Blocks of sound, (n,) int16 at 16 kHz with the media time of the first, and faces, in the order in which they
-    were written. Raises as ``Recording.of`` does."""
+    """Blocks of sound, each (media time of its first sample, (n,) int16 at 16 kHz), and faces, in the order in which
+    they were written. Raises what ``Recording.of`` raises."""
     for record in _records(_several(path), identity):
         if not isinstance(record, _Entry) or record.stream != stream:
             continue
@@ -122,7 +127,7 @@ def sound_and_faces(
 
 
 def labels(path: Path | Sequence[Path], stream: str, identity: str = "") -> list[Emotion]:
-    """The labels that were made while it was recorded. Raises as ``Recording.of`` does."""
+    """The labels that were published during the recording. Raises what ``Recording.of`` raises."""
     found = []
     for record in _records(_several(path), identity):
         if isinstance(record, _Entry) and (record.stream, record.kind) == (stream, "utterance"):
@@ -133,9 +138,17 @@ def labels(path: Path | Sequence[Path], stream: str, identity: str = "") -> list
     return found
 
 
+def pictures(path: Path | Sequence[Path], stream: str, identity: str = "") -> Iterator[tuple[int, bytes]]:
+    """Media times and JPEG pictures, where they were recorded. Raises as ``Recording.of`` does."""
+    for record in _records(_several(path), identity):
+        if isinstance(record, _Entry) and (record.stream, record.kind) == (stream, "picture"):
+            image = _decoded(_Image, record)
+            yield image.media_ns, _bytes(image.data, record.path, unit=1)
+
+
 def files_of(location: Path) -> list[Path]:
-    """The files that a path names, in the order in which they were written: itself; the recordings in a folder; or
-    those that a pattern fits, as ``recordings/*1a2b3c4d*``. Raises SourceError if there are none."""
+    """The files that a path names, in the order in which they were written: a single file, the recordings in a folder,
+    or the matches of a pattern such as ``recordings/*1a2b3c4d*``. Raises SourceError if there are none."""
     if location.is_dir():
         location = location / "emostream-*.mcap*"
     elif not any(sign in location.name for sign in "*?[") or location.exists():
@@ -178,19 +191,19 @@ def _decoded(form: type[_S], record: _Entry) -> _S:
         raise SourceError(f"{record.path}: is damaged ({error})") from error
 
 
-def _bytes(text: str, path: Path, size: int | None = None) -> bytes:
+def _bytes(text: str, path: Path, size: int | None = None, unit: int = 2) -> bytes:
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError as error:
         raise SourceError(f"{path}: is damaged ({error})") from error
-    if len(data) % 2 or size not in (None, len(data)):
+    if len(data) % unit or size not in (None, len(data)):
         raise SourceError(f"{path}: is damaged ({len(data)} bytes in place of {size or 'an even number'})")
     return data
 
 
 def _records(paths: Sequence[Path], identity: str) -> Iterator[_Entry | _Facts | None]:
-    """The messages of files in the order in which they were written; each file's metadata; None at its end, if it has
-    one: after a crash the last chunk may be cut anywhere."""
+    """The messages of files in the order in which they were written, each file's metadata, and None at each file's end.
+    After a crash there is no end: the last chunk may be cut anywhere."""
     for path in paths:
         yield from _records_of(path, identity)
 
@@ -200,7 +213,7 @@ def _records_of(path: Path, identity: str) -> Iterator[_Entry | _Facts | None]:
     begun = False
     with _opened(path, identity) as file:
         try:
-            for record in StreamReader(file, record_size_limit=_LARGEST).records:
+            for record in StreamReader(file, validate_crcs=True, record_size_limit=_LARGEST).records:
                 begun = True
                 if isinstance(record, Channel):
                     stream, _, kind = record.topic.strip("/").rpartition("/")
@@ -211,6 +224,8 @@ def _records_of(path: Path, identity: str) -> Iterator[_Entry | _Facts | None]:
                     yield _Entry(path, *topics[record.channel_id], record.data)
         except EmostreamError:
             raise
+        except CRCValidationError as error:  # no crash does that: what is read would not be what was heard and seen
+            raise SourceError(f"{path}: is damaged ({error})") from error
         except Exception as error:  # whatever mcap and zstandard say of bytes that are none of theirs
             if not begun:
                 raise SourceError(f"{path}: is no MCAP file ({type(error).__name__})") from error

@@ -1,4 +1,4 @@
-"""Recordings of a run: what was heard and seen, and what was made of it, in MCAP files that Foxglove opens.
+"""Recordings of a run: what was heard and seen, and the results, in MCAP files that Foxglove can open.
 
 Channels of each stream: ``/NAME/sound`` (``foxglove.RawAudio``, 16 kHz mono), ``/NAME/face`` (``foxglove.RawImage``,
 the main face), ``/NAME/faces`` (all faces, with ids and places), ``/NAME/speech`` (what recognition said),
@@ -6,9 +6,9 @@ the main face), ``/NAME/faces`` (all faces, with ids and places), ``/NAME/speech
 (``foxglove.CompressedImage``) and ``/NAME/boxes`` (``foxglove.ImageAnnotations``); and ``/status`` and ``/log``
 (``foxglove.Log``). All are JSON. Times are Unix times of capture.
 
-A chunk is closed about every second, so a crash costs that much: what was written before stays readable. Where files
-are encrypted, a minute is held in memory and written when it is over (``encryption.seal``): nothing that can be read
-without the key ever is on the disk, and a crash costs the minute that was being held.
+A chunk is closed about every second, so a crash loses only that much; everything before stays readable. Encrypted
+files are held in memory for a minute and then written (``encryption.seal``), so that nothing readable without the key
+is ever on the disk; a crash loses that minute.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ FORMAT = "emostream-recording/1"
 RATE_HZ = 16_000
 _CHUNK = 48 << 10  # bytes: about a second of sound
 _FLUSH_S = 1.0
-_SEALED_MINUTES = 1.0  # of an encrypted file, at most
-_MOST_HELD = 32 << 20  # bytes of such a file, in memory: one that reaches this ends before its minute does
+_SEALED_MINUTES = 1.0  # longest encrypted file
+_MOST_HELD = 32 << 20  # bytes of such a file in memory; a file that reaches this ends early
 _NAME = re.compile(rf"emostream-\d{{8}}T\d{{6}}Z-[0-9a-f]+-\d{{4,}}\.mcap({re.escape(SUFFIX)})?")
 _PART = re.compile(rf"\.{_NAME.pattern}\.part")
-_LEFT_S = 3600  # after which a part of an encrypted file counts as left by a run that was killed
+_LEFT_S = 3600  # an unfinished encrypted file older than this was left by a killed run
 _TIME = {"type": "object", "properties": {"sec": {"type": "integer"}, "nsec": {"type": "integer"}}}
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 _NUMBER, _TEXT, _INTEGER, _LIST = ({"type": kind} for kind in ("number", "string", "integer", "array"))
@@ -106,9 +106,9 @@ def _encoded(data: np.ndarray) -> str:
 
 
 class Recorder:
-    """Writes the files of a run. ``facts``: metadata, such as the run's name and configuration; ``wall_ns``: from the
+    """Writes a run's files. ``facts``: metadata, such as the run's name and configuration; ``wall_ns``: converts the
     run's clock to Unix time. Raises RunError if the folder cannot be written, ConfigError if ``record.public_key`` is
-    no key, and ModelError if the package that encrypts is missing."""
+    not valid, and ModelError if the encryption package is missing."""
 
     def __init__(
         self, config: Record, facts: dict[str, str], wall_ns: Callable[[int], int], now: Callable[[], float] = time.time
@@ -128,7 +128,7 @@ class Recorder:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._readers:
-                with tempfile.TemporaryFile(dir=self._folder):  # the first file is written a minute from now
+                with tempfile.TemporaryFile(dir=self._folder):  # test now: the first file is only written in a minute
                     pass
             self._open()
         except OSError as error:
@@ -136,7 +136,7 @@ class Recorder:
 
     @property
     def path(self) -> Path:
-        """The file that is being written, or held."""
+        """The file that is being written or held in memory."""
         return self._path
 
     def _open(self) -> None:
@@ -167,13 +167,13 @@ class Recorder:
                 path.unlink(missing_ok=True)
                 total -= size
                 log.info("removed %s: %s", path.name, "too old" if old else "the folder is full")
-        for path in there:  # of a run that was killed while it wrote; encrypted, as all is
+        for path in there:  # unfinished (and encrypted) files of runs that were killed while writing
             if _PART.fullmatch(path.name) and self._now() - path.stat().st_mtime > _LEFT_S:
                 path.unlink(missing_ok=True)
 
     def tick(self) -> None:
-        """To be called after each message: hands over what was written, and begins another file when it is time.
-        Raises OSError if the disk is full."""
+        """Call it after each message: flushes what was written, and begins another file when it is time. Raises OSError
+        if the disk is full."""
         now_s = self._now()
         assert self._file is not None
         if now_s - self._flushed_s >= _FLUSH_S:
@@ -235,7 +235,7 @@ class Recorder:
             self._write(f"/{face.stream}/face", "face", at_ns, msgspec.json.encode(image))
 
     def look(self, picture: Picture) -> None:
-        """A picture, and the faces in it, if they came before it."""
+        """Write a picture, with boxes around its faces if they came before it."""
         at_ns = self._wall_ns(picture.captured_ns)
         times = {"timestamp": _timestamp(at_ns), "media_ns": picture.media_start_ns}
         content = {**times, "frame_id": picture.stream, "format": "jpeg", "data": _encoded(picture.jpeg)}
@@ -289,7 +289,7 @@ def _frame(box: Box, size: tuple[int, int], stamp: Any) -> dict[str, Any]:
 
 
 def _name(person: int, box: Box, size: tuple[int, int], stamp: Any) -> dict[str, Any]:
-    """The id of a face, above its box."""
+    """A face's id above its box."""
     return {
         "timestamp": stamp, "position": {"x": box[0] * size[0], "y": box[1] * size[1]}, "text": str(person),
         "font_size": 14, "text_color": _FRAME, "background_color": _DARK, "metadata": [],

@@ -23,12 +23,12 @@ def replay() -> int:
     parser.add_argument(
         "recording",
         metavar="FILE",
-        help="or a folder, or a pattern, 'DIR/*RUN*'; with #NAME: a stream that is not the first",
+        help="or a folder, or a pattern, 'DIR/*RUN*'; with #NAME: another stream than the first",
     )
     parser.add_argument(
         "--compare",
         metavar="BUNDLE",
-        help="label it with this bundle; else with the one that is configured, and the settings that are given",
+        help="label it with this bundle; by default, with the configured bundle and settings",
     )
     parser.add_argument(
         "--identity", metavar="FILE", help="secret key of an encrypted recording, of age-keygen (record.identity)"
@@ -66,7 +66,7 @@ def replay() -> int:
 def pairs(
     before: Sequence[Emotion], after: Sequence[Emotion], first_s: float
 ) -> list[tuple[Emotion | None, Emotion | None]]:
-    """Labels of the same utterance, by their times; those of ``before`` began ``first_s`` later."""
+    """Pairs of labels of the same utterance, matched by time; times of ``before`` are ``first_s`` later."""
     left = list(after)
     rows: list[tuple[Emotion | None, Emotion | None]] = []
     for old in before:
@@ -81,7 +81,7 @@ def pairs(
 
 
 def line(old: Emotion | None, new: Emotion | None, first_s: float) -> str:
-    """A row for people."""
+    """A row as text for the user."""
     either = new or old
     assert either is not None
     off_s = 0.0 if new is not None else first_s

@@ -29,18 +29,18 @@ def run(
 ) -> Summary:
     """Run the pipeline until every stream has ended or ``stop`` is set, and return what it did.
 
-    ``config``: as ``load_config`` returns it, or the path of such a file. It blocks; the callbacks are called in the
+    ``config``: as ``load_config`` returns it, or the path of such a file. The call blocks; the callbacks run in the
     calling thread and should return soon. ``on_emotion`` gets labels and running estimates (``kind``: "utterance" or
     "window"), ``on_health`` each node's heartbeat once a second, ``on_log`` the node, level and text of each line for
-    the user, ``on_status``, once a second, the state of all streams and nodes and what was lost. ``stop`` may be set by
-    a callback or another thread; the last labels still arrive, within three seconds.
-    ``notifier`` tells systemd how the run is going; ``stream-run`` has one.
+    the user, ``on_status`` once a second the state of all streams and nodes and what was lost. ``stop`` may be set by a
+    callback or another thread; the last labels still arrive, within three seconds. ``notifier`` tells systemd how the
+    run is going; ``stream-run`` uses one.
 
     The nodes are processes that import the caller's main module, so a script calls this below
-    ``if __name__ == "__main__":``. Raises RunError if no source can be opened, a node cannot run, or the run cannot
-    go on; BundleError, BusError, ConfigError, ModelError or SourceError for what is found before the nodes start.
+    ``if __name__ == "__main__":``. Raises RunError if no source can be opened or decoded, a node cannot run, or the run
+    cannot go on; BundleError, BusError, ConfigError, ModelError or SourceError for what is found before they start.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # multiprocessing's own check
         raise RunError('a script calls emostream.run below `if __name__ == "__main__":`, since the nodes import it')
     config = as_config(config)
     summary = Summary()
@@ -55,5 +55,5 @@ def run(
     finally:
         summary.status = supervisor.status(over=True)
     if reasons := supervisor.unopened:
-        raise RunError("no source could be opened: " + "; ".join(reasons))
+        raise RunError("no source could be used: " + "; ".join(reasons))
     return summary

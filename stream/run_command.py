@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from emostream.commands import make_parser
@@ -16,6 +16,7 @@ from emostream.stream.cli import add_config_options
 from emostream.stream.config import Config, load_config
 from emostream.stream.limits import no_core_dumps
 from emostream.stream.problem_report import ProblemReport
+from emostream.stream.report_media import ReportMedia
 from emostream.stream.source_spec import SOURCE_HELP
 
 
@@ -62,6 +63,15 @@ def run() -> int:
         help="write what happened into FILE, to send with a report of a problem: settings, versions, log and counters; "
         "no sound, no picture, no words",
     )
+    parser.add_argument(
+        "--report-media",
+        type=float,
+        nargs="?",
+        const=10,
+        metavar="SECONDS",
+        help="with --report: put the last seconds of sound and pictures into FILE, too (default: none; 10 where no "
+        "number follows; 60 at most). Until the run ends they are kept in a folder that you alone can read",
+    )
     options = parser.parse_args()
     changes = list(options.set)
     if options.profile is not None:
@@ -81,8 +91,15 @@ def run() -> int:
         log_format = config.log.format
         if options.jsonl_mb < 0:
             raise ConfigError("--jsonl-mb must be at least 0")
-        report = ProblemReport(options.report, config) if options.report else None
-        return _run(config, options.jsonl, int(options.jsonl_mb * 1e6), options.quiet, report)
+        with ExitStack() as stack:
+            media = None
+            if options.report_media is not None:
+                if not options.report:
+                    raise ConfigError("--report-media is for --report FILE")
+                media = stack.enter_context(closing(ReportMedia(config, options.report_media)))
+            report = ProblemReport(options.report, config, media) if options.report else None
+            config = media.config if media is not None else config
+            return _run(config, options.jsonl, int(options.jsonl_mb * 1e6), options.quiet, report)
     except EmostreamError as error:
         if log_format != "json":
             raise
@@ -130,7 +147,7 @@ def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool, repo
 
     def on_status(status: Status) -> None:
         if report is not None:
-            report.status = status
+            report.tick(status)
         shown.status(status)
 
     lines: list[str] = []
@@ -162,7 +179,7 @@ def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool, repo
         if file is not None:
             file.close()
         in_time = shown.close(last=lambda: view.summary(lines))
-    if not in_time:  # the terminal or pipe takes nothing more, and Python would wait for it at its end
+    if not in_time:  # the terminal or pipe is stuck, and Python would wait for it at exit
         os._exit(0)
     if shown.error is not None:
         raise shown.error
@@ -170,7 +187,7 @@ def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool, repo
 
 
 def _stop_by_signals(stop: threading.Event) -> None:
-    """Ctrl-C, SIGTERM and the terminal's end (unless nohup has seen to that) stop a run in order."""
+    """Let Ctrl-C, SIGTERM and the terminal's end (except under nohup) stop the run in an orderly way."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):

@@ -1,7 +1,7 @@
-"""What the sinks share: programs beside a run that hand its labels on to other tools (``stream-mqtt``, ``stream-lsl``).
+"""What the sinks share: programs beside a run that pass its labels on to other tools (``stream-mqtt``, ``stream-lsl``).
 
-A sink is a process of its own and listens as anybody does, so what is slow, full or dead behind it costs the run, and
-the other sinks, nothing.
+A sink is a separate process that subscribes like any other program, so a slow, full or dead tool behind it does not
+affect the run or other sinks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from emostream.commands import stop_by_signals
 from emostream.stream.emotion import Emotion, encode_emotion
 from emostream.stream.listen import DEFAULT_ENDPOINT, listen_run
 from emostream.stream.status import Status
@@ -23,41 +24,42 @@ _SILENT_S = 5.0  # a run publishes its status each second
 
 
 class Sink(Protocol):
-    """Where labels go. No method waits for whoever is behind it, and none raises because nobody is."""
+    """Where labels go. No method waits for the tool behind it, and none raises if that is missing."""
 
     def send(self, emotion: Emotion) -> None:
-        """Hand on a label or a running estimate."""
+        """Pass on a label or a running estimate."""
         ...
 
     def set_status(self, status: Status | None) -> None:
-        """The state of the run, about once a second; None: it is not there."""
+        """The state of the run, about once a second; None if there is no run."""
         ...
 
     def close(self) -> None:
-        """Say goodbye."""
+        """Disconnect in an orderly way."""
         ...
 
 
 def sink_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line of a sink: its own arguments, which ``parser`` has, and those that all sinks have. From
-    then on log lines go to stderr."""
+    """Parse a sink's command line: the arguments that ``parser`` already has, and those that all sinks share. Also
+    sends log lines to stderr from then on."""
     parser.add_argument(
-        "endpoint", nargs="?", default=DEFAULT_ENDPOINT, help=f"of the run (default: {DEFAULT_ENDPOINT})"
+        "endpoint", nargs="?", default=DEFAULT_ENDPOINT, help=f"endpoint of the run (default: {DEFAULT_ENDPOINT})"
     )
-    parser.add_argument("--words", action="store_true", help="send what was said, too; without this, labels alone")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="of stream-keys new client, for another machine's run")
+    parser.add_argument("--words", action="store_true", help="also send what was said; by default, only labels")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="made by stream-keys new client; for a remote run")
     options = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
     return options
 
 
 def run_sink(sink: Sink, endpoint: str, key: Path | None, estimates: bool) -> None:
-    """Hand on what the run publishes until Ctrl-C, then close the sink. Raises ConfigError as ``listen``."""
+    """Hand on what the run publishes until Ctrl-C or SIGTERM, then close the sink. Raises ConfigError as ``listen``."""
     with closing(sink):
         try:
+            stop_by_signals()
             for message in listen_run(endpoint, key=key, estimates=estimates, silent_s=_SILENT_S):
                 if isinstance(message, Emotion):
-                    if message.final:  # a recorder or a home cannot take a label back
+                    if message.final:  # a recorder or a smart home cannot undo a provisional label
                         sink.send(message)
                 else:
                     sink.set_status(message)

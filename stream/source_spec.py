@@ -1,9 +1,10 @@
-"""How a source is named, on the command line and in a configuration; and how secrets in such names are hidden."""
+"""How a source is named on the command line and in a configuration, and how secrets in such names are hidden."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,7 @@ SOURCE_HELP = (
 
 
 _USER = re.compile(r"(://)([^/?#\s]*)@")
-_SECRET = re.compile(  # in linear time: a name is looked over once for its =, then once for such a word
+_SECRET = re.compile(  # in linear time: each name is scanned once for its =, then once for one of these words
     r"([?&](?=[^=&?\s]*+=)[^=&?\s]*?(?:key|pass|pwd|secret|token|auth|sig)[^=&?\s]*+=)[^&\s#]*", re.IGNORECASE
 )
 _AGE_KEY = re.compile(r"AGE-SECRET-KEY-[0-9A-Z]+", re.IGNORECASE)
@@ -31,15 +32,15 @@ _VARIABLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def is_plain_path(text: str, folder: str | os.PathLike[str] = "") -> bool:
-    """Whether a source is named by its path alone: it looks like one, or is one of a file in ``folder``."""
+    """Whether a source is just a path: it looks like one, or is that of a file in ``folder``."""
     if SOURCE.fullmatch(text):
         return False
     return bool(_PATH.fullmatch(text)) or os.path.isfile(os.path.join(folder, text))
 
 
 def split_sources(text: str) -> tuple[str, str] | None:
-    """The source of sound and that of the picture, if a text names two, AUDIO,VIDEO: a file name or a URL may hold a
-    comma too."""
+    """The sources of sound and picture, if the text names two (AUDIO,VIDEO); None if the comma belongs to a file name
+    or a URL."""
     audio, comma, video = text.rpartition(",")
     may_be_plain = is_plain_path(text) and not os.path.isfile(text)
     two = comma and all(SOURCE.fullmatch(part) or (may_be_plain and is_plain_path(part)) for part in (audio, video))
@@ -47,7 +48,7 @@ def split_sources(text: str) -> tuple[str, str] | None:
 
 
 def masked(text: str) -> str:
-    """A text in which the passwords and tokens of URLs, and secret keys of age, are ``***``."""
+    """The text with ``***`` for passwords and tokens in URLs, and for secret age keys."""
     text = _USER.sub(lambda match: f"{match[1]}{match[2].partition(':')[0]}{':***' if ':' in match[2] else ''}@", text)
     return _AGE_KEY.sub("AGE-SECRET-KEY-***", _SECRET.sub(r"\1***", text))
 
@@ -56,8 +57,8 @@ def masked(text: str) -> str:
 class SourceSpec:
     """A source as it is named in a configuration or on the command line.
 
-    ``location``: the path of a file, the name or index of a device (empty: the default one), a ZeroMQ endpoint, a whole
-    URL, or which demo clip (empty: that of one person).
+    ``location``: the path of a file, the name or index of a device (empty: the default device), a ZeroMQ endpoint, a
+    URL, or the name of a demo clip (empty: the one with one person).
     """
 
     text: str
@@ -80,7 +81,7 @@ class SourceSpec:
 
     @property
     def is_live(self) -> bool:
-        """Whether it goes at its own pace: a device or the network."""
+        """Whether it delivers at its own pace: a device or the network."""
         return self.kind not in ("demo", "file", "replay")
 
     @property
@@ -94,8 +95,8 @@ class SourceSpec:
 
     @property
     def address(self) -> str:
-        """``location`` with the environment's value for each ``{NAME}`` in it, so that no secret need stand in a
-        command line or a file. Raises SourceError if there is none."""
+        """``location`` with each ``{NAME}`` replaced by the environment variable, so that secrets need not be in a
+        command line or a file. Raises SourceError if a variable is not set."""
 
         def value(match: re.Match[str]) -> str:
             if match[1] not in os.environ:
@@ -108,3 +109,8 @@ class SourceSpec:
         return masked(self.text)
 
     __repr__ = __str__
+
+
+def described(sources: Iterable[SourceSpec]) -> str:
+    """Sources in words, each once, without passwords and tokens."""
+    return ", ".join(dict.fromkeys(map(str, sources)))

@@ -1,7 +1,7 @@
-"""What a run is doing, in one message: the state of each stream and node, and all that was lost.
+"""What a run is doing, in one message: the state of each stream and node, and everything that was lost.
 
-The supervisor keeps the board and, once a second and at each change of a state, publishes it at the public endpoint
-under the topic ``status``: JSON, as the labels are. Fusion passes it on, so silence there means that no labels come.
+The supervisor keeps a status board. Once a second, and whenever a state changes, it is published as JSON at the public
+endpoint under the topic ``status``. Fusion publishes it, so if no status comes, no labels can come either.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from emostream.stream.emotion import Emotion, decode_public
 from emostream.stream.messages import Health
 from emostream.stream.topics import FUSION, RECORD, node_name, parse_node
 
-BEHIND_S = 2.0  # from which a run counts as too slow
-SILENT_S = 3.0  # of a live source, from which it counts as away
-_TOLD_S = 0.05  # of lost sound: less is not worth a word
-_SETTLE_NS = 2_000_000_000  # after an utterance's end, in which its label comes
+BEHIND_S = 2.0  # a run that is further behind counts as too slow
+SILENT_S = 3.0  # a live source that is silent for longer counts as away
+_REPORTED_LOSS_S = 0.05  # less lost sound is not mentioned
+_SETTLE_NS = 2_000_000_000  # a label must come this soon after its utterance's end
 
 NodeState = Literal["starting", "ready", "running", "away", "ended", "failed"]
 StreamState = Literal["starting", "running", "degraded", "away", "ended"]
 
 
 class NodeStatus(msgspec.Struct, kw_only=True):
-    """A node. ``away``: it is about to be started again. ``starts``: how often its process was started; ``away_s``: how
-    long it was away, in all. ``silent_s``: how long its live source has given nothing. ``behind_s``: age of the oldest
-    message that waits for it, of ``queued``. ``dropped`` and ``gaps``: messages that its full queue dropped, and that
-    never arrived. These two and ``counters`` go on counting when it is started again. ``cpu_s``, ``rss_bytes``: of its
+    """A node. ``away``: it is about to be restarted. ``starts``: how often its process was started; ``away_s``: how
+    long it was away in total. ``silent_s``: how long its live source has delivered nothing. ``behind_s``: age of the
+    oldest of the ``queued`` messages that wait for it. ``dropped`` and ``gaps``: messages that its full queue dropped,
+    and that never arrived. These two and ``counters`` continue after a restart. ``cpu_s``, ``rss_bytes``: of its
     present process."""
 
     state: NodeState = "starting"
@@ -50,12 +50,12 @@ class StreamStatus(msgspec.Struct, kw_only=True):
     """A stream. ``degraded``: labels come, but a node or a source is away, or the run is behind; ``away``: no labels
     can come.
 
-    ``heard`` and ``labelled``: utterances that began, and that have a label; ``unlabelled``: that ended two seconds ago
-    or more and have none. ``sound_lost_s``: sound that never reached speech recognition, whatever the reason.
-    ``late_video``: labels that did not wait for all faces. ``behind_s``: the most of its nodes and of fusion.
-    ``level_dbfs``, ``speech``, ``face``: of the last second, the loudest sample, the highest speech probability and the
+    ``heard``: utterances that began; ``labelled``: utterances with a label; ``unlabelled``: utterances that ended at
+    least two seconds ago and have no label. ``sound_lost_s``: sound that never reached speech recognition, for whatever
+    reason. ``late_video``: labels that did not wait for all faces. ``behind_s``: the maximum over its nodes and fusion.
+    ``level_dbfs``, ``speech``, ``face``: in the last second, the loudest sample, the highest speech probability and the
     share of pictures with a face; None without sound or picture, or before the first heartbeat.
-    ``muted``: nothing that is said now is heard, as somebody asked for; ``paused``: nor is anything seen."""
+    ``muted``: sound is ignored at present, on request; ``paused``: sound and pictures are."""
 
     state: StreamState = "starting"
     heard: int = 0
@@ -78,7 +78,7 @@ class StreamStatus(msgspec.Struct, kw_only=True):
 
 class Status(msgspec.Struct, kw_only=True):
     """The public message of the topic ``status``. ``run``: as in the labels; ``published_ns``: Unix time; ``uptime_s``:
-    since the run began; ``labels``: those that the run can give, in the order of the labels' ``probabilities``."""
+    time since the run began; ``labels``: the label names, in the order of ``probabilities`` in the labels."""
 
     schema: Literal["emostream-status/1"] = "emostream-status/1"
     run: str = ""
@@ -91,7 +91,7 @@ class Status(msgspec.Struct, kw_only=True):
 
     @property
     def is_recorded(self) -> bool:
-        """Whether what is heard and seen is being written down (``stream-run --record``)."""
+        """Whether what is heard and seen is being recorded (``stream-run --record``)."""
         return RECORD in self.nodes and self.nodes[RECORD].state == "running"
 
 
@@ -105,8 +105,14 @@ def encode_status(message: Status) -> bytes:
 
 
 def decode_status(data: bytes) -> Status:
-    """A status from its JSON. Raises msgspec.DecodeError if that is not one."""
+    """A status from its JSON. Raises msgspec.DecodeError if it is not valid."""
     return decode_public(_decoder, data)
+
+
+def of_stream(status: Status, stream: str) -> Status:
+    """The status of one of its streams: with the nodes that serve it alone."""
+    nodes = {name: node for name, node in status.nodes.items() if parse_node(name)[1] in (stream, "")}
+    return msgspec.structs.replace(status, streams={stream: status.streams[stream]}, nodes=nodes)
 
 
 def status_json_schema() -> dict[str, Any]:
@@ -115,13 +121,13 @@ def status_json_schema() -> dict[str, Any]:
 
 
 def stream_line(name: str, stream: StreamStatus) -> str:
-    """A stream's state, and what it has lost, as one line of text."""
+    """A stream's state and losses as one line of text."""
     parts = [f"{name}: {stream.state}, {stream.labelled} labelled of {stream.heard} heard"]
     if stream.paused or stream.muted:
         parts.append("paused" if stream.paused else "muted")
     if stream.behind_s >= BEHIND_S:
         parts.append(f"running {stream.behind_s:.0f} s behind")
-    if stream.sound_lost_s >= _TOLD_S:
+    if stream.sound_lost_s >= _REPORTED_LOSS_S:
         parts.append(f"{stream.sound_lost_s:.1f} s of sound lost")
     if stream.unlabelled:
         parts.append(f"{stream.unlabelled} without a label")
@@ -132,8 +138,7 @@ def stream_line(name: str, stream: StreamStatus) -> str:
 
 @dataclass
 class _Record:
-    """A node's history. ``earlier``, ``earlier_streams``, ``dropped`` and ``gaps``: of its processes before the present
-    one."""
+    """A node's history. ``earlier``, ``earlier_streams``, ``dropped`` and ``gaps``: totals of its earlier processes."""
 
     state: NodeState = "starting"
     starts: int = 0
@@ -146,7 +151,7 @@ class _Record:
     gaps: int = 0
 
     def anew(self) -> _Record:
-        """That of a node of the same name, of a stream that was added again."""
+        """The record of the node of the same name when its stream is added again."""
         return replace(self, state="starting", starts=0, since_ns=None)
 
     def counters(self) -> Counter[str]:
@@ -161,8 +166,8 @@ class _Record:
 
 
 class StatusBoard:
-    """Collects what the supervisor knows. ``nodes``: the nodes' names; ``labels``: as in the status; times are those of
-    the run's clock."""
+    """Collects what the supervisor knows. ``nodes``: the nodes' names; ``labels``: as in the status. Times are by the
+    run's clock."""
 
     def __init__(self, run: str, nodes: list[str], labels: list[str] | None = None) -> None:
         self._run, self._labels = run, labels or []
@@ -174,7 +179,7 @@ class StatusBoard:
         self.add(nodes)
 
     def add(self, nodes: Iterable[str]) -> None:
-        """Further nodes; those of a stream that was there before take the place of its old ones, whose counts go on."""
+        """Add nodes. Nodes of a stream that existed before replace its old ones and continue their counts."""
         self._nodes |= {name: _Record() if name not in self._nodes else self._nodes[name].anew() for name in nodes}
         for stream in dict.fromkeys(parse_node(name)[1] for name in nodes):
             if stream:
@@ -185,7 +190,7 @@ class StatusBoard:
 
     @property
     def streams(self) -> list[str]:
-        """The streams that there are, and were."""
+        """All present and past streams."""
         return list(self._nodes_of)
 
     @property
@@ -203,7 +208,7 @@ class StatusBoard:
         record.starts += 1
         if record.health is not None:
             record.earlier = record.counters()
-            record.earlier["utterances_ended"] = record.earlier["utterances"]  # one that was open is lost
+            record.earlier["utterances_ended"] = record.earlier["utterances"]  # an open utterance is lost
             names = {*record.earlier_streams, *record.health.by_stream}
             record.earlier_streams = {stream: record.of_stream(stream) for stream in names}
             record.dropped += record.health.dropped
@@ -226,18 +231,18 @@ class StatusBoard:
         self._labelled[emotion.stream] += emotion.kind == "utterance"
 
     def away(self, node: str, since_ns: int) -> None:
-        """A node is not there (since its last sign of life), and will be started again."""
+        """A node is away (since its last sign of life) and will be restarted."""
         record = self._nodes[node]
         record.state = "away"
         if record.since_ns is None:
             record.since_ns = since_ns
 
     def ended(self, node: str, failed: bool = False) -> None:
-        """A node came to its end, or failed for good."""
+        """A node has ended, or failed for good."""
         self._nodes[node].state = "failed" if failed else "ended"
 
     def status(self, now_ns: int, wall_ns: int, stopping: bool = False, over: bool = False) -> Status:
-        """The state of things. ``wall_ns``: what the wall clock says; ``over``: no label will come any more."""
+        """The present status. ``wall_ns``: wall-clock time; ``over``: no more labels will come."""
         nodes = {name: self._node(record, now_ns) for name, record in self._nodes.items()}
         streams = {stream: self._stream(stream, nodes, now_ns, over) for stream in self._nodes_of}
         state: Literal["starting", "running", "degraded", "stopping", "ended"] = "running"
@@ -265,7 +270,7 @@ class StatusBoard:
         if state == "running" and record.since_ns is not None:
             record.away_ns += now_ns - record.since_ns
             record.since_ns = None
-        if record.since_ns is None:  # a node that is started again is away until it runs
+        if record.since_ns is None:  # a restarted node is away until it runs
             record.state = state
 
     def _node(self, record: _Record, now_ns: int) -> NodeStatus:
@@ -309,8 +314,8 @@ class StatusBoard:
         )
 
     def _counted(self, stream: str) -> tuple[int, int]:
-        """Utterances that began, and that ended."""
-        faces = self._nodes[FUSION].of_stream(stream)  # where there is no sound
+        """Numbers of utterances that began and that ended."""
+        faces = self._nodes[FUSION].of_stream(stream)  # for streams without sound
         begun, ended = faces["face_utterances"], faces["face_utterances_ended"]
         if (record := self._nodes.get(node_name("speech", stream))) is not None:
             sound = record.counters()
@@ -318,7 +323,7 @@ class StatusBoard:
         return begun, ended
 
     def _settled(self, stream: str, now_ns: int) -> int:
-        """Utterances that have ended, and whose labels should have come by now."""
+        """Number of ended utterances whose labels should have come by now."""
         history = self._ended[stream]
         while len(history) > 1 and history[1][0] <= now_ns - _SETTLE_NS:
             history.popleft()
@@ -331,11 +336,11 @@ class StatusBoard:
             if parse_node(name)[0] in ("audio", "video", "capture")
         ]
         if self._begun_ns is None or all(state in ("starting", "ready") for state in captures):
-            return "starting"  # a node that is started again is away meanwhile
+            return "starting"  # a node that restarts is "away" instead
         if nodes[FUSION].state in ("ended", "failed") or all(state in ("ended", "failed") for state in captures):
             return "ended"
         speech = [node.state for name, node in nodes.items() if parse_node(name)[0] == "speech"]
-        hears = not any(state in ("starting", "ready", "away") for state in speech)  # where it ended, faces are left
+        hears = not any(state in ("starting", "ready", "away") for state in speech)  # if it ended, faces still count
         if "running" not in captures or not hears or nodes[FUSION].state != "running":
             return "away"
         late = any(node.behind_s >= BEHIND_S for node in nodes.values())

@@ -1,4 +1,4 @@
-"""What a run was asked to do while it goes on, as orders for its nodes."""
+"""Turns requests during a run into orders for its nodes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from emostream.stream.config import Config, Stream, changed, parse_stream
 from emostream.stream.control import Request
 from emostream.stream.messages import Expected, Orders, Spans, within
 from emostream.stream.prior import log_ratios
+from emostream.stream.source_spec import described
 
 SETTABLE = (
     "speech.threshold", "speech.min_speech_ms", "speech.pause_ms", "speech.hangover_ms", "speech.min_hangover_ms",
     "fusion.prior",
 )  # fmt: skip
-OPEN_NS = 1 << 62  # the end of a span that has none yet
+OPEN_NS = 1 << 62  # the end of an open span
 _LONGEST_S = 1_000_000
-_KEPT = 8  # spans of a stream: sound of the last ones may still be on its way
+_KEPT = 8  # spans per stream; sound of the last ones may still be on its way
 
 
 class Steering:
-    """The orders so far. Times are Unix times of the run's clock; each method makes the next ``orders`` (and perhaps
-    the next ``config``), and raises ConfigError, with one line, for what cannot be done."""
+    """The orders so far. Times are Unix times of the run's clock. Each method makes the next ``orders`` (and perhaps
+    the next ``config``), and raises ConfigError, with one line, if something cannot be done."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -32,7 +33,8 @@ class Steering:
         self._streams = {stream.name: stream for stream in config.streams}
 
     def obey(self, request: Request, at_ns: int, add: Callable[[str], str]) -> str:
-        """Make orders of a request. ``add`` begins a further stream and gives its name. Returns a line for the user."""
+        """Turn a request into orders. ``add`` begins another stream and returns its name. Returns a line for the
+        user."""
         if request.for_s is not None and not 0 < request.for_s < _LONGEST_S:
             raise ConfigError(f"a time to be muted is above 0 s and below {_LONGEST_S:,} s")
         match request.command:
@@ -59,7 +61,7 @@ class Steering:
                 return ""
 
     def mute(self, streams: Sequence[str], at_ns: int, for_s: float | None = None) -> list[str]:
-        """Nothing is heard from ``at_ns`` on, for ``for_s`` seconds or until ``unmute``. Returns the streams' names."""
+        """Ignore sound from ``at_ns`` on, for ``for_s`` seconds or until ``unmute``. Returns the streams' names."""
         names = self._named(streams)
         if deaf := [name for name in names if streams and not self._hears(name)]:
             raise ConfigError(f"{deaf[0]} has no sound")
@@ -68,13 +70,13 @@ class Steering:
         return names
 
     def unmute(self, streams: Sequence[str], at_ns: int) -> list[str]:
-        """Sound is heard again."""
+        """Hear sound again."""
         names = self._named(streams)
         self._next(muted=_ended(self.orders.muted, names, at_ns))
         return names
 
     def pause(self, streams: Sequence[str], at_ns: int) -> list[str]:
-        """Nothing is heard and nothing is seen until ``resume``."""
+        """Ignore sound and pictures until ``resume``."""
         names = self._named(streams)
         self._next(paused=_begun(self.orders.paused, names, at_ns, OPEN_NS))
         return names
@@ -86,7 +88,7 @@ class Steering:
         return names
 
     def set(self, change: str) -> None:
-        """Change a setting: SECTION.KEY=VALUE, of those in SETTABLE."""
+        """Change one of the settings in SETTABLE: SECTION.KEY=VALUE."""
         key = change.partition("=")[0].strip()
         config = changed(self.config, [change])
         if key not in SETTABLE:
@@ -98,7 +100,7 @@ class Steering:
         self._next(settings=[*earlier, change])
 
     def add(self, text: str) -> Stream:
-        """A further stream, [NAME=]SOURCE, that could be added: by ``joined``, once its nodes are planned."""
+        """Parse and check another stream, [NAME=]SOURCE. Call ``joined`` once its nodes are planned."""
         stream = parse_stream(text)
         if stream.name in self._streams:
             raise ConfigError(f"there is a stream {stream.name} already; give this one another name: NAME=SOURCE")
@@ -109,7 +111,8 @@ class Steering:
         """The nodes of a new stream have been planned; the arguments are the fields of ``Expected``."""
         self._streams[stream.name] = stream
         self.config = self._with(self._streams.values())
-        expected = Expected(list(inputs), sorted(modalities), first, self.orders.serial + 1)
+        sources = described(source for _, source in stream.sources)
+        expected = Expected(list(inputs), sorted(modalities), first, self.orders.serial + 1, sources)
         self._next(
             added=self.orders.added | {stream.name: expected},
             removed=[name for name in self.orders.removed if name != stream.name],
@@ -128,20 +131,20 @@ class Steering:
         self._next(removed=[*self.orders.removed, name])
 
     def ended(self, nodes: Iterable[str]) -> None:
-        """Let a fusion that was started again not wait for the ends of these nodes."""
+        """Tell a restarted fusion not to wait for the End messages of these nodes."""
         if new := [name for name in nodes if name not in self.orders.ended]:
             self._next(ended=[*self.orders.ended, *new])
 
     def is_muted(self, name: str, now_ns: int) -> bool:
-        """Whether nothing of what is captured now is heard."""
+        """Whether sound captured now is ignored."""
         return within(self.orders.muted.get(name, ()), now_ns) or self.is_paused(name, now_ns)
 
     def is_paused(self, name: str, now_ns: int) -> bool:
-        """Whether nothing of what is captured now is heard or seen."""
+        """Whether sound and pictures captured now are ignored."""
         return within(self.orders.paused.get(name, ()), now_ns)
 
     def _named(self, streams: Sequence[str]) -> list[str]:
-        """The streams asked for; all, if none was named."""
+        """The named streams; all if none is named."""
         if unknown := [name for name in streams if name not in self._streams]:
             raise ConfigError(f"there is no stream {unknown[0]!r}; there is {', '.join(self._streams)}")
         return list(dict.fromkeys(streams)) or list(self._streams)
@@ -157,13 +160,13 @@ class Steering:
 
 
 def _begun(spans: Spans, names: Sequence[str], at_ns: int, end_ns: int) -> Spans:
-    """With a span from ``at_ns`` on; one that is open then ends there, or goes on as the new one."""
+    """The spans plus one from ``at_ns`` on, for the named streams; an open span ends at ``at_ns``."""
     cut = _ended(spans, names, at_ns)
     return cut | {name: [*cut.get(name, []), (at_ns, end_ns)][-_KEPT:] for name in names}
 
 
 def _ended(spans: Spans, names: Sequence[str], at_ns: int) -> Spans:
-    """Without anything after ``at_ns``."""
+    """The spans of the named streams, cut off at ``at_ns``."""
     cut = dict(spans)
     for name in names:
         earlier = [(start_ns, min(end_ns, at_ns)) for start_ns, end_ns in spans.get(name, []) if start_ns < at_ns]

@@ -12,7 +12,7 @@ from emostream.stream.status import NodeStatus, Status, StreamStatus, stream_lin
 
 PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion", "other")
 _LOST_AT_SOURCE = ("source_dropped", "overflows", "late_chunks", "late_frames")
-_KEPT = 10_000  # latencies: a run may last for months
+_KEPT = 10_000  # latencies; bounded, since a run may last for months
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Summary:
     """Collects labels. Percentiles cover the last 10,000 utterances that had a latency.
 
     ``labels``: number of utterances by label. ``latencies``: (10000, 7) float32 ring of milliseconds, columns as PARTS.
-    ``status``: that of the run's end.
+    ``status``: the status at the run's end.
     """
 
     labels: Counter[str] = field(default_factory=Counter)
@@ -95,7 +95,7 @@ def _has_lost(stream: StreamStatus) -> bool:
 
 
 def _dropped(node: NodeStatus) -> int:
-    """Messages dropped from its full queue, what its source lost before that, and what came when its time was over."""
+    """What a node lost: messages dropped by its full queue, losses at its source, and items that came too late."""
     return node.dropped + sum(node.counters.get(name, 0) for name in _LOST_AT_SOURCE)
 
 

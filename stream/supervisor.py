@@ -1,4 +1,4 @@
-"""Starts the processes of a run, watches their heartbeats, restarts crashed ones, ends them in order."""
+"""Starts a run's processes, watches their heartbeats, restarts crashed ones and ends them in order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 import zmq
 
 from emostream.errors import ConfigError, EmostreamError, RunError
-from emostream.stream.bus import Inbox, Publisher, hold, ipc, make_run_dir
+from emostream.stream.bus import Inbox, Publisher, are_there, hold, ipc, make_run_dir
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config
 from emostream.stream.control import ControlServer, Request, Waiting, control_path, sent_at
@@ -32,15 +32,16 @@ from emostream.stream.status import Status, StatusBoard, encode_status, stream_l
 from emostream.stream.steering import Steering
 from emostream.stream.topics import BESIDE, CONTROL, FUSION, LABEL, RECORD, health_topic, log_topic
 
-_READY_TIMEOUT_NS = 60_000_000_000  # of a start: a recogniser's large model takes long to load
-_SILENT_NS = 15_000_000_000  # without a heartbeat, after which a node counts as hung
-_STOP_NS = 2_400_000_000  # from ``stop`` to killing the nodes that are left, so that Ctrl-C takes less than 3 s
+_READY_TIMEOUT_NS = 60_000_000_000  # for a node to start, since a recogniser's large model takes long to load
+_SILENT_NS = 15_000_000_000  # without a heartbeat for longer, a node counts as hung
+_STOP_NS = 2_400_000_000  # from ``stop`` to killing the remaining nodes, so that Ctrl-C takes less than 3 s
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0
-_RECORD_NS = 2_000_000_000  # for a recording to be finished once all else is over
+_RECORD_NS = 2_000_000_000  # for a recording to be finished once all else is over …
+_RECORD_STOP_NS = 200_000_000  # … but no longer after all others had to stop
 _SUSPENDED_NS = 2_000_000_000
 _STATUS_NS = 1_000_000_000
-_LINES, _LINES_AT_ONCE = 1000, 20  # of the log, that wait for a recording; and that are sent between two looks around
+_LINES, _LINES_AT_ONCE = 1000, 20  # log lines that may wait for a recording; lines sent per round of the loop
 _POLL_MS = 100  # between two checks of the processes, while no message comes
 
 
@@ -52,16 +53,16 @@ class _Node:
     done: bool = False
     cannot_run: bool = False
     starts: int = 0
-    crashed_ns: deque[int] = field(default_factory=deque)  # of late
+    crashed_ns: deque[int] = field(default_factory=deque)  # recent crashes
     has_run: bool = False  # at any start
-    gone_ns: int | None = None  # since when it has not run: it was started again, or will be
-    away: int = 0  # starts at which its source was away, since it was last there
+    gone_ns: int | None = None  # since when it has not been running, if it is being restarted
+    away: int = 0  # consecutive starts at which its source was away
     restart_ns: int = 0
     seen_ns: int = 0
     health: Health | None = None
     error: str = ""  # the last error that it logged
     t0_ns: int | None = None  # Unix time of its media time 0
-    orders: int = 0  # the serial number of those that it follows
+    orders: int = 0  # serial number of the last orders that it carried out
 
 
 class Supervisor:
@@ -98,6 +99,8 @@ class Supervisor:
         self._board = StatusBoard(self._run_id, [])
         self._next_status_ns = 0
         self._reported_states: tuple[str, ...] = ()
+        self._removed = False  # files of sockets …
+        self._missing_ns: int | None = None  # … that are not there since this time
         self._last_number = 0  # the highest of fusion's numbers
         self._looked_ns = 0
         self._t0_ns: int | None = None
@@ -117,7 +120,7 @@ class Supervisor:
             self._nodes = {spec.name: _Node(spec) for spec in plan.specs}
             check_files(len(self._nodes))
             self._board = StatusBoard(self._run_id, list(self._nodes), plan.labels)
-            resource_tracker.ensure_running()  # a process of multiprocessing's own: not with a node's name
+            resource_tracker.ensure_running()  # start multiprocessing's helper now, so that it gets no node's name
             self._serve()
         finally:
             self._kill_nodes()
@@ -126,7 +129,7 @@ class Supervisor:
 
     @property
     def unopened(self) -> list[str]:
-        """Why sources could not be opened, if none could; empty otherwise."""
+        """Why sources could not be opened or decoded, if none could; empty otherwise."""
         captures = [node for node in self._nodes.values() if node.spec.kind == "capture"]
         return [node.error for node in captures] if all(node.cannot_run for node in captures) else []
 
@@ -141,19 +144,19 @@ class Supervisor:
             waiting = self._open_control(stack, context)
             while True:
                 message = inbox.receive(_POLL_MS)
-                while message is not None:  # then only those that are queued: many nodes never stop sending
+                while message is not None:  # then only queued ones, since many nodes never stop sending
                     self._take(message)
                     message = inbox.receive(0)
-                if self._stop.is_set() and self._t0_ns is None:  # nothing was heard yet that could be lost
+                if self._stop.is_set() and self._t0_ns is None:  # nothing has been heard yet that could be lost
                     break
                 if self._stop.is_set():
                     self._stop_by_ns = self._stop_by_ns or self._clock.now_ns() + _STOP_NS
-                    control.send(Control(command="stop"))  # again and again: some may not have subscribed yet
+                    control.send(Control(command="stop"))  # repeatedly, since some may not have subscribed yet
                 self._notice_suspension()
                 if waiting is not None:
                     waiting.tick(self._clock.now_ns())
                 if self._unfollowed(self._steering.orders.serial):
-                    control.send(self._steering.orders)  # again and again, as with ``stop``
+                    control.send(self._steering.orders)  # repeatedly, as with ``stop``
                 self._report(control)
                 self._pass_on(control)
                 self._notify()
@@ -162,9 +165,10 @@ class Supervisor:
             if self._notifier is not None:
                 self._notifier.stopping()
             self._finish_recording(control)
+            self._tell_late()
             while (message := inbox.receive(50)) is not None:  # last log lines
                 self._take(message)
-            self._kill_nodes()  # before the sockets close, which would wait for nodes that stand still
+            self._kill_nodes()  # before closing the sockets, which would wait for nodes that hang
             if self._fatal:
                 reasons = [node.error for node in self._nodes.values() if node is self._fatal_node and node.error]
                 failure = RunError(": ".join([self._fatal, *reasons]))
@@ -178,9 +182,11 @@ class Supervisor:
                 node.process.join()
 
     def _finish_recording(self, control: Publisher) -> None:
-        """Let a recording come to its end, with the last labels."""
+        """Let a recording finish, including the last labels."""
         process = self._nodes[RECORD].process if RECORD in self._nodes else None
         until_ns = self._clock.now_ns() + _RECORD_NS
+        if self._stop_by_ns is not None:
+            until_ns = min(until_ns, self._stop_by_ns + _RECORD_STOP_NS)
         while process is not None and process.exitcode is None and self._clock.now_ns() < until_ns:
             self._pass_on(control)
             control.send(Control(command="stop"))
@@ -196,7 +202,7 @@ class Supervisor:
             self._start(node)
 
     def _open_control(self, stack: ExitStack, context: zmq.Context[zmq.Socket[bytes]]) -> Waiting | None:
-        """Let the user's other programs steer the run. Without a place for the socket it goes on without."""
+        """Let the user's other programs steer the run. If there is no place for the socket, the run goes on without."""
         assert self._inbox is not None
         if self._config.pace == "fast":
             return None
@@ -254,7 +260,7 @@ class Supervisor:
         return stream.name
 
     def _unfollowed(self, serial: int) -> list[str]:
-        """The nodes that are there and do not follow these orders yet."""
+        """The running nodes that have not carried out these orders yet."""
         return [
             name
             for name, node in self._nodes.items()
@@ -262,7 +268,7 @@ class Supervisor:
         ]
 
     def _first_number(self) -> int:
-        """A number that fusion has not used: what it sent at last may not have come, but never a thousand labels."""
+        """A number that fusion has not used. Its last labels may not have arrived, but never as many as a thousand."""
         return (self._last_number // 1000 + 2) * 1000
 
     def _take(self, message: Message) -> None:
@@ -288,13 +294,13 @@ class Supervisor:
             self._on_log(message.node, message.level, message.text)
 
     def _on_log(self, node: str, level: str, text: str) -> None:
-        """Give a line to the user, and to a recording."""
+        """Pass a log line to the user and to the recording."""
         self._tell(node, level, text)
         if self._config.record.folder:
             self._lines.append(Log(node=node, level=level, text=text, at_ns=self._clock.now_ns()))
 
     def _pass_on(self, control: Publisher) -> None:
-        """Send lines to the recording, once it is there; those of the start wait for it, and that it crashed."""
+        """Send log lines to the recording while it runs. Lines wait for it at the start, and after a crash."""
         node = self._nodes.get(RECORD)
         if node is None or node.process is None or not node.ready:
             return
@@ -312,7 +318,7 @@ class Supervisor:
         self._notifier.tick(self._clock.now_ns(), self._status_line)
 
     def _tell_absence(self, node: _Node) -> None:
-        """Say from when to when a node that was started again was not there."""
+        """Report for how long a restarted node was away."""
         if node.gone_ns is None or node.t0_ns is None:
             return
         start_s, end_s = ((at_ns - node.t0_ns) / 1e9 for at_ns in (node.gone_ns, self._clock.now_ns()))
@@ -321,14 +327,14 @@ class Supervisor:
         node.gone_ns = None
 
     def _start(self, node: _Node) -> None:
-        """Start a node's process, with the node that shares it."""
+        """Start a node's process, together with a node that shares it."""
         nodes = [node, *(other for other in self._nodes.values() if other.spec.host == node.spec.name)]
         process = start_node(*map(self._starting, nodes))
         for each in nodes:
             each.process, each.ready, each.seen_ns = process, False, self._clock.now_ns()
 
     def _starting(self, node: _Node) -> NodeSpec:
-        """What a node's process that starts now has to know."""
+        """The specification for a node's process that starts now."""
         first = self._first_number() if node.starts else 0
         if node.spec.name == FUSION and node.starts:
             self._steering.ended(name for name, other in self._nodes.items() if other.done and other.spec.stream)
@@ -340,7 +346,7 @@ class Supervisor:
         )
 
     def _notice_suspension(self) -> None:
-        """A supervisor that did not run (Ctrl-Z, a laptop's lid, a paused machine) has heard nobody's heartbeat."""
+        """Do not blame nodes for silence while the supervisor itself was suspended (Ctrl-Z, a closed laptop)."""
         now_ns = self._clock.now_ns()
         away_ns = now_ns - self._looked_ns if self._looked_ns else 0
         self._looked_ns = now_ns
@@ -380,7 +386,7 @@ class Supervisor:
         return True
 
     def _follow_process(self, node: _Node) -> None:
-        """See whether a node's process has ended; of two nodes that share one, for its host first."""
+        """Check whether a node's process has ended; if two nodes share it, the host is handled first."""
         assert node.process is not None
         host = self._nodes.get(node.spec.host)
         if node.process.exitcode is None or (host is not None and not host.done and host.process is node.process):
@@ -388,8 +394,8 @@ class Supervisor:
         self._on_exit(node, code_of(node.process.exitcode, is_guest=host is not None))
 
     def _go(self, control: Publisher) -> None:
-        """Set the moment at which media begin: of all nodes at first, later of each further stream, once the nodes are
-        ready; and send it again until all have it."""
+        """Once nodes are ready, set the time at which their media begin (for all nodes at the start, later for each
+        added stream), and keep sending it until all have it."""
         at_ns = self._clock.now_ns() + _GO_DELAY_NS
         streams = dict.fromkeys(node.spec.stream for node in self._nodes.values() if node.t0_ns is None)
         for stream in [""] if self._t0_ns is None else streams:
@@ -406,7 +412,7 @@ class Supervisor:
                 control.send(Control(command="go", at_ns=node.t0_ns, stream=node.spec.stream))
 
     def status(self, over: bool = False) -> Status:
-        """The state of the run. ``over``: no label will come any more."""
+        """The state of the run. ``over``: no more labels will come."""
         now_ns = self._clock.now_ns()
         status = self._board.status(now_ns, self._clock.wall_ns(now_ns), self._stop.is_set(), over)
         for name, stream in status.streams.items():
@@ -422,8 +428,21 @@ class Supervisor:
         self._reported_states, self._next_status_ns = states, now_ns + _STATUS_NS
         status = self.status()
         control.send(StatusReport(payload=encode_status(status).decode()))
+        self._notice_removal()
         self._status_line = "; ".join(stream_line(name, stream) for name, stream in status.streams.items())
         self._on_status(status)
+
+    def _notice_removal(self) -> None:
+        """Say once if somebody has removed the files of sockets. What is connected stays connected."""
+        running = [name for name, node in self._nodes.items() if node.health and node.health.state == "running"]
+        if self._removed or are_there(self._run_dir, [CONTROL, *running]):
+            self._missing_ns = None
+            return
+        self._missing_ns = self._missing_ns or self._clock.now_ns()
+        if self._clock.now_ns() - self._missing_ns < _STATUS_NS:  # it may be that of a node that ends
+            return
+        self._removed = True
+        self._on_log("run", "warning", f"{self._run_dir}: sockets in it were removed; no node can be started again")
 
     def _on_exit(self, node: _Node, code: int) -> None:
         self._follow_exit(node, code)
@@ -431,7 +450,7 @@ class Supervisor:
             self._board.away(node.spec.name, node.gone_ns or self._clock.now_ns())
             return
         self._board.ended(node.spec.name, failed=node.cannot_run or self._fatal_node is node)
-        # a stream that was removed stays for its ends to be heard, not for ever
+        # fusion must not wait for ever for the End messages of a removed stream
         removed = node.spec.stream in self._steering.orders.removed
         if node.spec.stream and (removed or self._nodes[FUSION].starts > 1):
             self._steering.ended([node.spec.name])
@@ -439,7 +458,7 @@ class Supervisor:
     def _follow_exit(self, node: _Node, code: int) -> None:
         name, now_ns, rules = node.spec.name, self._clock.now_ns(), self._config.supervisor
         if node.gone_ns is None:
-            node.gone_ns = node.seen_ns  # of its last sign of life
+            node.gone_ns = node.seen_ns  # its last sign of life
         while node.crashed_ns and now_ns - node.crashed_ns[0] > rules.within_s * 1e9:
             node.crashed_ns.popleft()
         end = Exit(
@@ -453,6 +472,9 @@ class Supervisor:
             crashes=len(node.crashed_ns),
         )
         verdict = judge(end, rules, lossless=self._config.pace == "fast", stopping=self._stop_by_ns is not None)
+        if verdict.wait_ns is not None and (self._removed or not are_there(self._run_dir, [CONTROL])):
+            why = f"{name} ended and cannot be started again, since {self._run_dir} was removed"
+            verdict = replace(verdict, wait_ns=None, line=None, fatal=why)
         node.away += verdict.away
         node.cannot_run = node.cannot_run or verdict.cannot_run
         if verdict.crashed:
@@ -471,8 +493,20 @@ class Supervisor:
             node.process, node.restart_ns = None, now_ns + verdict.wait_ns
 
     def _out_of_time(self) -> bool:
-        if self._stop_by_ns is None or self._clock.now_ns() < self._stop_by_ns:
-            return False
-        late = [name for name, node in self._nodes.items() if not node.done]
-        self._on_log("run", "warning", f"killed because they did not stop in time: {', '.join(late)}")
-        return True
+        return self._stop_by_ns is not None and self._clock.now_ns() >= self._stop_by_ns
+
+    def _tell_late(self) -> None:
+        """Say which nodes do not end though they were told to, once the time for that is over. What they had not worked
+        off is lost: they count as away since their last sign of life."""
+        if self._stop_by_ns is None:
+            return
+        late = []
+        for name, node in self._nodes.items():
+            if node.done or node.process is None:
+                continue
+            node.process.join(max(0.0, (self._stop_by_ns - self._clock.now_ns()) / 1e9))
+            if node.process.exitcode is None:
+                late.append(name)
+                self._board.away(name, node.seen_ns)
+        if late:
+            self._on_log("run", "warning", f"killed because they did not stop in time: {', '.join(late)}")

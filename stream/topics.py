@@ -1,6 +1,6 @@
-"""Names of topics and nodes. No other module of this package writes these strings or takes them apart.
+"""Names of topics and nodes. No other module of this package builds or parses these strings.
 
-A topic is CONTENT.STREAM, as ``pcm.demo``; a node that serves one stream is named KIND.STREAM, as ``speech.demo``.
+A topic is CONTENT.STREAM, such as ``pcm.demo``; a node that serves one stream is KIND.STREAM, such as ``speech.demo``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ Medium = Literal["audio", "video"]
 Content = Literal["pcm", "audio", "face", "picture", "speech", "words"]
 NodeKind = Literal["audio", "video", "capture", "speech", "fusion", "page", "record"]
 
+STREAM_NAME = "[A-Za-z0-9_-]{1,64}"  # a regular expression
+
 LOGS = "log."  # a subscription to this prefix gets the lines of all nodes
 CONTROL = "control"  # a topic, and the name of the supervisor's publisher
 LABEL = "label"  # fusion's labels on their way to the supervisor
-STATUS = "status"  # public; and, from the supervisor to fusion, its content
+STATUS = "status"  # the public status; also carries it from the supervisor to fusion
 PAGE, RECORD = "page", "record"
 BESIDE = (PAGE, RECORD)  # nodes beside the run: whatever happens to them, labels go on
 FUSION = "fusion"  # the one node that serves all streams
 EMOTION = "emotion."  # a subscription to this prefix gets all public messages
-UTTERANCE = "emotion.utterance."  # … and to this one, labels without running estimates
+UTTERANCE = "emotion.utterance."  # a subscription to this prefix gets labels without running estimates
 
 PUBLISHED: Mapping[NodeKind, tuple[Content, ...]] = {
     "audio": ("pcm", "audio"),
@@ -29,7 +31,7 @@ PUBLISHED: Mapping[NodeKind, tuple[Content, ...]] = {
     "speech": ("speech",),
     "page": (),
     "record": (),
-    "fusion": (),  # publishes labels only, which are of no one stream's
+    "fusion": (),  # publishes labels only, not on a stream's topics
 }
 FUSED: tuple[Content, ...] = ("speech", "audio", "face")  # what fusion subscribes to
 
@@ -48,8 +50,14 @@ def emotion_topic(kind: Literal["utterance", "window"], stream: str) -> str:
 
 
 def closed_topic(kind: Literal["utterance", "window"], stream: str) -> str:
-    """The same topic as of version 2: it ends, so that a subscription to ``desk`` is not one to ``desk2`` too."""
+    """The same as a closed topic: it ends in a slash, so that a subscription to ``desk`` does not match ``desk2``."""
     return f"emotion/{kind}/{stream}/"
+
+
+def status_topic(stream: str) -> str:
+    """Topic of one stream's status. It ends, and it does not begin with ``status``: whoever subscribes to that gets
+    the status of the run alone, as before."""
+    return f"stream/status/{stream}/"
 
 
 def health_topic(node: str) -> str:
@@ -68,13 +76,13 @@ def media_topics(media: Iterable[Medium], stream: str) -> list[str]:
 
 
 def fused_topics(node: str) -> list[str]:
-    """What fusion subscribes to of a node."""
+    """The topics of a node that fusion subscribes to."""
     _, stream = parse_node(node)
     return [stream_topic(content, stream) for content in fused_contents(node)]
 
 
 def fused_contents(node: str) -> list[Content]:
-    """The same without the stream's name."""
+    """The contents of a node that fusion subscribes to."""
     kind, _ = parse_node(node)
     return [content for content in PUBLISHED[kind] if content in FUSED]
 

@@ -25,9 +25,9 @@ from emostream.stream.status import Status, encode_status
 log = logging.getLogger(__name__)
 
 _KEPT, _KEPT_MB = 10_000, 20
-_STATUS_S = 10.0  # from a status to the next, where no state changes: one a second would be most of what a box sends
-_ANSWER_S = 10.0  # how long the hub may take: a minute of labels on a bad line is more than this
-_RETRY_S = (0.5, 5.0)  # after a delivery that nobody confirmed: at first, at most
+_STATUS_S = 10.0  # between two statuses without a change; one a second would be most of a box's traffic
+_ANSWER_S = 10.0  # how long the hub may take to answer
+_RETRY_S = (0.5, 5.0)  # first and longest pause after a delivery that was not confirmed
 _GOODBYE_S = 3.0
 _STATUS, _STATE = "status", "uplink"  # keys below the box's
 
@@ -38,19 +38,27 @@ def uplink() -> int:
     parser.add_argument("router", metavar="tls/HOST:PORT", help="or tcp/HOST:PORT, without encryption")
     parser.add_argument("--site", default="main", help="where this box stands (default: %(default)s)")
     parser.add_argument("--box", default=_host(), help="its name there (default: this machine's, %(default)s)")
-    parser.add_argument("--windows", action="store_true", help="send running estimates, too; they wait for nobody")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="of zenoh, JSON5: certificates")
+    parser.add_argument(
+        "--windows", action="store_true", help="also send running estimates, which are not kept for the hub"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="zenoh configuration (JSON5), for certificates")
     parser.add_argument(
         "--keep",
         type=int,
         default=_KEPT,
         metavar="N",
-        help="labels that wait for the hub, at most (default: %(default)s)",
+        help="most labels to keep for the hub (default: %(default)s)",
     )
     parser.add_argument(
-        "--keep-mb", type=float, default=_KEPT_MB, metavar="MB", help="and of what size, at most (default: %(default)s)"
+        "--keep-mb",
+        type=float,
+        default=_KEPT_MB,
+        metavar="MB",
+        help="and their greatest total size (default: %(default)s)",
     )
-    parser.add_argument("--store", type=Path, metavar="DIR", help="keep them there, not in memory: for a restart")
+    parser.add_argument(
+        "--store", type=Path, metavar="DIR", help="keep them there, not in memory, to survive a restart"
+    )
     options = sink_options(parser)
     boxes.check_name("--site", options.site)
     boxes.check_name("--box", options.box)
@@ -66,15 +74,15 @@ def uplink() -> int:
 
 
 class Uplink:
-    """A sink: labels for the hub, kept in ``backlog`` until it has them; and all messages, as they come, for whoever
-    subscribes to their keys (zenoh sends nothing where nobody does).
+    """A sink that sends labels to the hub, keeping them in ``backlog`` until the hub has them. It also publishes all
+    messages as they come, for whoever subscribes to their keys (zenoh sends nothing without a subscriber).
 
-    Labels are delivered by queries, a batch at a time and the oldest first, which the hub answers when it has written
-    them. So their order stays, a hub gets no more than it can write, and a batch whose answer was lost comes again; the
-    hub tells by ``run`` and ``seq`` what it has. zenoh's AdvancedPublisher has a cache for late subscribers too, but it
-    is bound by number alone, gone with the process, and does not know what a subscriber has got.
+    Labels are delivered by queries, one batch at a time, oldest first; the hub answers once it has written them. So
+    their order is kept, a hub gets no more than it can write, and a batch whose answer was lost is sent again; the hub
+    recognises duplicates by ``run`` and ``seq``. zenoh's AdvancedPublisher also has a cache for late subscribers, but
+    it is only bounded by number, is lost with the process, and does not know what a subscriber has received.
 
-    ``config``: of ``make_session_config``."""
+    ``config``: from ``make_session_config``."""
 
     def __init__(self, router: str, site: str, box: str, config: Any, words: bool, backlog: Backlog) -> None:
         self._router, self._site, self._box = router, site, box
@@ -82,12 +90,12 @@ class Uplink:
         self._session: Any = None
         self._publishers: dict[str, Any] = {}
         self._queryables: list[Any] = []
-        self._last: dict[str, bytes] = {}  # the status of the run, and its last label of each stream
-        self._run = ""  # whose they are
-        self._states: object = None  # of the status that was sent last
-        self._sent_s = 0.0  # when that was
+        self._last: dict[str, bytes] = {}  # the run's status, and the last label of each stream
+        self._run = ""  # the run that they belong to
+        self._states: object = None  # in the last status sent
+        self._sent_s = 0.0  # when it was sent
         self._run_there = False
-        self._told: str | None = None  # what is wrong with the way to the hub; None: nothing
+        self._told: str | None = None  # the last warning about the way to the hub; None: all is well
         self._told_lost = backlog.lost
         self._news, self._stop = threading.Event(), threading.Event()
         if backlog.waiting:
@@ -114,7 +122,7 @@ class Uplink:
             self._news.set()
 
     def set_status(self, status: Status | None) -> None:
-        """The state of the run; None: it is not there."""
+        """The state of the run; None if there is no run."""
         self._run_there = status is not None
         if status is None:
             self._last.pop(_STATUS, None)
@@ -131,7 +139,7 @@ class Uplink:
             self._publish(_STATE, boxes.encode_state(self._state()))
 
     def close(self) -> None:
-        """Say goodbye: the hub gets what it takes within seconds. A store on the disk keeps what still waits."""
+        """Deliver what the hub takes within a few seconds, then disconnect. A store on disk keeps the rest."""
         self._stop.set()
         self._news.set()
         self._thread.join(_GOODBYE_S + 1)
@@ -151,7 +159,7 @@ class Uplink:
         )
 
     def _publish(self, name: str, content: bytes) -> None:
-        """To whoever is there and listens."""
+        """Publish to present subscribers."""
         session = self._session
         if session is None:
             return
@@ -160,13 +168,13 @@ class Uplink:
         self._publishers[name].put(content, encoding="application/json")
 
     def _begin_run(self, run: str) -> None:
-        """What is said from now on is of this run, perhaps another one than before."""
+        """Messages now belong to this run; forget the last values of another run."""
         if run != self._run:
             self._run = run
             self._last.clear()
 
     def _answer(self, query: Any) -> None:
-        """Give the last values to somebody who has just come; called by zenoh's thread."""
+        """Answer a new subscriber's query with the last values; called by zenoh's thread."""
         values = self._last | {_STATE: boxes.encode_state(self._state())}
         with query:
             for name, content in values.items():
@@ -175,7 +183,7 @@ class Uplink:
                     query.reply(its_key, content, encoding="application/json")
 
     def _deliver_all(self) -> None:
-        """The thread that delivers: what waits, whenever something does."""
+        """The delivering thread: delivers labels whenever some are waiting."""
         if not self._connect():
             return
         pause_s = _RETRY_S[0]
@@ -190,14 +198,14 @@ class Uplink:
             elif self._deliver(batch):
                 self._backlog.remove(batch)
                 pause_s = _RETRY_S[0]
-            else:  # not all boxes at once, after the hub was away
+            else:  # a random pause, so that not all boxes come at once after the hub was away
                 wait_s = pause_s * random.uniform(0.5, 1)
                 self._stop.wait(wait_s) if not self._stop.is_set() else time.sleep(0.1)
                 pause_s = min(pause_s * 2, _RETRY_S[1])
 
     def _connect(self) -> bool:
-        """Open the session, as soon as the router is there; from then on zenoh itself connects again. False: the end
-        came first."""
+        """Open the session as soon as the router is there; from then on zenoh reconnects by itself. False if the sink
+        was closed first."""
         while not self._stop.is_set():
             try:
                 session = boxes.open_session(self._config)
@@ -215,7 +223,7 @@ class Uplink:
         return False
 
     def _deliver(self, batch: Batch) -> bool:
-        """Whether the hub has these labels now."""
+        """Deliver a batch. Returns whether the hub confirmed it."""
         content = boxes.encode_delivery(self._state(), batch.labels)
         why = "no hub is there"
         timeout_s = _GOODBYE_S if self._stop.is_set() else _ANSWER_S
@@ -233,13 +241,13 @@ class Uplink:
         return False
 
     def _tell(self, text: str, about: str = "") -> None:
-        """Warn, unless that was said last."""
+        """Warn, unless this was the last warning."""
         if self._told != (about or text):
             self._told = about or text
             log.warning(text)
 
     def _tell_lost(self) -> None:
-        """Say how many labels fell out: the first, and then each time it is twice as many."""
+        """Report how many labels were dropped: at the first, and whenever their number has doubled."""
         lost = self._backlog.lost
         if lost > self._told_lost and (lost >= 2 * self._told_lost or self._told_lost == 0):
             log.warning("the store is full: the oldest labels fall out before the hub has them, %d so far", lost)
@@ -247,5 +255,5 @@ class Uplink:
 
 
 def _host() -> str:
-    """This machine's name as that of a box."""
+    """This machine's name, as a box name."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", socket.gethostname())[:64] or "box"

@@ -25,19 +25,19 @@ _COLOURS = {
     "neutral": "white", "sadness": "blue", "surprise": "cyan",
 }  # fmt: skip
 _BAR = 24
-_STREAM_LINES = 12  # of a stream that is shown with all its bars
+_STREAM_LINES = 12  # for a stream shown with all its bars
 _LEVELS = {"warning": "yellow", "error": "bold red"}
 
 
 class Terminal(Console):
-    """A console that raises BrokenPipeError as print does, where rich's own ends the program with code 1."""
+    """A console that raises BrokenPipeError like print, while rich's own would end the program with code 1."""
 
     def on_broken_pipe(self) -> None:
         raise
 
 
 class View(Protocol):
-    """What shows a run. Health and status are for views that show more than lines."""
+    """Shows a run. Health and status are for views that show more than lines."""
 
     def emotion(self, message: Emotion) -> None: ...
     def log(self, node: str, level: str, text: str) -> None: ...
@@ -54,7 +54,7 @@ class View(Protocol):
 
 
 def plain_line(message: Emotion) -> str:
-    """A label as one line of text; … at its end: the speaker may go on."""
+    """A label as one line of text; it ends in … if the speaker may go on."""
     late = f"{message.latency_ms.total:5.0f} ms" if message.latency_ms else "        "
     sure = "?" if message.uncertain else " "
     parts = "".join(
@@ -73,18 +73,18 @@ def now() -> str:
 
 
 LEGEND = "[avt]: what a label rests on, sound (a), picture (v), text (t);  ?: not sure"
-_INDENT = 41  # of a plain line's text, where it goes on
+_INDENT = 41  # of the continuation of a plain line's text
 
 
 def wrapped(line: str, width: int) -> str:
-    """A plain line in a terminal of this width: words that do not fit stand below the others."""
+    """Wrap a plain line for a terminal of this width; continued words are aligned below the first."""
     if len(line) <= width or width < _INDENT + 20:
         return line
     return "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * _INDENT))
 
 
 def senses_line(stream: StreamStatus) -> str:
-    """What a stream hears and sees at present."""
+    """What a stream hears and sees at present, as text."""
     parts = []
     if stream.level_dbfs is not None:
         bar = "▁▂▃▄▅▆▇█"[min(7, max(0, int((stream.level_dbfs + 60) / 60 * 8)))]
@@ -97,8 +97,8 @@ def senses_line(stream: StreamStatus) -> str:
 
 
 class PlainView(View):
-    """One line per label and per log message, which begins with the time where it goes to no terminal; with ``quiet``,
-    only warnings and errors."""
+    """One line per label and per log message; log lines begin with the time unless they go to a terminal. With
+    ``quiet``, only warnings and errors."""
 
     def __init__(self, console: Console, errors: Console, quiet: bool = False) -> None:
         self._console, self._errors, self._quiet = console, errors, quiet
@@ -126,7 +126,7 @@ class PlainView(View):
 
 class JsonView(View):
     """One JSON object per line: labels and the summary on ``output``, log messages on ``errors``; with ``quiet``, only
-    warnings and errors. ``kind`` is "label", "summary" or "log"; ``message`` has what a plain line has."""
+    warnings and errors. ``kind`` is "label", "summary" or "log"; ``message`` is the text of a plain line."""
 
     def __init__(self, output: TextIO, errors: TextIO, quiet: bool = False) -> None:
         self._output, self._errors, self._quiet = output, errors, quiet
@@ -154,7 +154,7 @@ class JsonView(View):
 
 
 class _Echo:
-    """Keeps the terminal from printing ^C, which would leave a part of the picture there."""
+    """Keeps the terminal from printing ^C, which would leave remains of the display behind."""
 
     def __init__(self) -> None:
         self._before: list[Any] | None = None
@@ -177,8 +177,8 @@ class _Echo:
 
 
 class LiveView:
-    """A display redrawn in place: for each stream whether someone speaks, the words so far and a bar per emotion; the
-    last labels; the nodes' health."""
+    """A display redrawn in place: for each stream, whether someone speaks, the words so far and a bar per emotion;
+    below that, the nodes' health. Labels scroll by above it."""
 
     def __init__(self, console: Console, streams: list[str], title: str) -> None:
         self._console, self._title = console, title
@@ -274,7 +274,7 @@ class LiveView:
 
 
 def _print_line(console: Console, line: str) -> None:
-    """Print a line as it is. What a full disk does not take is gone; rich would keep it and print it twice."""
+    """Print a line unchanged. A line that a full disk refuses is lost; rich would keep it and print it twice."""
     with console.capture() as shown:
         console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
     console.file.write(shown.get())

@@ -1,4 +1,4 @@
-"""Labels and heartbeats of runs that never took place, for the benchmarks' tests."""
+"""Labels and heartbeats of invented runs, for the benchmarks' tests."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def label(
 
 
 def beat(node: str, passed_s: float = 0.0, **fields) -> Health:
-    """A heartbeat that was sent ``passed_s`` after go."""
+    """A heartbeat sent ``passed_s`` after go."""
     sent_ns = T0_NS + round(passed_s * 1e9)
     return Health(node=node, **{"sent_ns": sent_ns, "state": "running"} | fields)

@@ -1,4 +1,4 @@
-"""Boxes and hubs for tests: programs that run, public sockets of runs, and what a hub has kept."""
+"""Boxes and hubs for tests: running programs, public sockets of runs, and what a hub has stored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ONLY_ITS_OWN_KEYS: dict[str, Any] = {
 
 
 class Program:
-    """A command that runs, and what it has printed. A context manager."""
+    """A running command and what it has printed. A context manager."""
 
     def __init__(self, folder: Path, *words: object, prefix: Sequence[str] = ()) -> None:
         self._printed = folder / f"printed-{random.randrange(1 << 40):x}"
@@ -52,8 +52,8 @@ class Program:
     def wait_for(self, text: str, seconds: float = 15) -> None:
         until(lambda: text in self.printed, seconds, lambda: f"{text!r} is not in:\n{self.printed}")
 
-    def interrupt(self) -> int:
-        self.process.send_signal(signal.SIGINT)
+    def interrupt(self, number: int = signal.SIGINT) -> int:
+        self.process.send_signal(number)
         return self.process.wait(patience(15))
 
     def kill(self) -> None:
@@ -68,7 +68,7 @@ class Program:
 
 
 class Box:
-    """The public socket of a run, as fusion has it, whose labels the test makes."""
+    """The public socket of a run, like fusion's; the test makes its labels."""
 
     def __init__(self, name: str, run: str = "run1") -> None:
         self.name, self.run = name, run
@@ -79,7 +79,7 @@ class Box:
         self._seq: dict[str, int] = {}
 
     def say(self, *streams: str, text: str = "so happy") -> None:
-        """A label of each of the streams."""
+        """Publish a label on each of the streams."""
         for stream in streams:
             seq = self._seq.get(stream, -1) + 1
             self._seq[stream] = seq
@@ -97,7 +97,7 @@ class Box:
 
     @property
     def requests(self) -> int:
-        """Subscriptions so far, ends of them too. An uplink makes two: labels, and the status."""
+        """Subscriptions and unsubscriptions so far. An uplink makes two: labels, and the status."""
         self.tell()
         return self._publisher.requests
 
@@ -125,7 +125,7 @@ def start_uplink(folder: Path, router: str, box: Box, *words: object) -> Program
 
 
 def stored(out: Path) -> list[dict[str, Any]]:
-    """Everything that a hub has kept, in files and in its journal, in that order."""
+    """Everything that a hub has stored, first in files, then in its journal."""
     rows: list[dict[str, Any]] = []
     import pyarrow.dataset as dataset
 
@@ -140,7 +140,7 @@ def stored(out: Path) -> list[dict[str, Any]]:
 
 
 def check_all_kept(out: Path, *boxes: Box) -> None:
-    """Nothing lost, nothing doubled, in the order of each box."""
+    """Check that nothing is lost or doubled, and that each box's order is kept."""
     rows = stored(out)
     for box in boxes:
         for stream in {stream for _, stream, _ in box.sent}:
@@ -150,7 +150,7 @@ def check_all_kept(out: Path, *boxes: Box) -> None:
 
 
 def _make_certificates(folder: Path) -> None:
-    """An authority, a hub, a box and a listener of it, and a stranger of another authority."""
+    """Certificates of an authority: a hub, a box and a listener; and a stranger's from another authority."""
 
     def openssl(*words: str) -> None:
         subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
@@ -168,7 +168,7 @@ def _make_certificates(folder: Path) -> None:
 
 
 def write_tls_configs(folder: Path, hub: str, *others: str, access_control: dict[str, Any] = ONLY_ITS_OWN_KEYS) -> None:
-    """Write NAME.json5, zenoh's configuration with a certificate of its own, for a hub and for who connects to it."""
+    """Write NAME.json5, zenoh's configuration with its own certificate, for a hub or for a client of it."""
     _make_certificates(folder)
     for name in (hub, *others):
         kind = "listen" if name == hub else "connect"

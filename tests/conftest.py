@@ -1,4 +1,4 @@
-"""Fixtures for all tests, and an environment in which they give the same results on any machine."""
+"""Fixtures for all tests, and an environment in which results are the same on any machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when numpy is imported
     os.environ[_name] = "1"
 os.environ.pop("EMOSTREAM_MODELS", None)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs ignore it, and their children would
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs; child processes inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import cv2
@@ -34,7 +34,7 @@ settings.load_profile("tests")
 
 @pytest.fixture(scope="session", autouse=True)
 def no_models_of_this_user(tmp_path_factory: pytest.TempPathFactory):
-    """Models that the user has downloaded, and keys, must not change a test."""
+    """Models that the user has downloaded, and keys, must not affect a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
@@ -64,7 +64,7 @@ def vad() -> SileroVad:
 
 @pytest.fixture(autouse=True)
 def no_process_without_the_mark(request: pytest.FixtureRequest):
-    """``make check`` leaves out the tests marked ``process``, and promises that the others start none."""
+    """``make check`` leaves out the tests marked ``process``, and guarantees that the others start none."""
     if request.node.get_closest_marker("process") is not None:
         yield
         return
@@ -76,7 +76,7 @@ def no_process_without_the_mark(request: pytest.FixtureRequest):
             return start(process, command, *others, **options)
         pytest.fail("this test starts a process: mark it with @pytest.mark.process")
 
-    # not the test's own monkeypatch, which would then outlive its other fixtures and put back what they had changed
+    # not the test's own monkeypatch, which would then outlive its other fixtures and undo their changes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess.Popen, "__init__", refuse)
         patch.setattr(BaseProcess, "start", refuse)
@@ -90,20 +90,20 @@ def short_path():
         yield Path(folder)
 
 
-_FIRST = ("pipeline", "page", "recording", "own", "control", "health", "site")  # half a minute each
+_FIRST = ("pipeline", "page", "recording", "own", "control", "health", "site")  # each takes half a minute
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests start processes come first, the longest before all: they wait much, and tests that only compute
-    fill the time, and the end (with xdist's ``--dist loadfile --no-loadscope-reorder``)."""
+    """Files whose tests start processes come first, the longest at the very start: they mostly wait, and tests that
+    only compute fill that time and the end (with xdist's ``--dist loadfile --no-loadscope-reorder``)."""
     starting = {item.path for item in items if item.get_closest_marker("process") is not None}
 
     def place(item: pytest.Item) -> tuple[int, bool]:
         name = item.path.stem.removeprefix("test_")
         return _FIRST.index(name) if name in _FIRST else len(_FIRST), item.path not in starting
 
-    items.sort(key=place)  # which keeps the order within a file
+    items.sort(key=place)  # stable, so the order within a file stays
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # modules and tests live to the end: no collection need look at them
+    gc.freeze()  # modules and tests live to the end, so garbage collection can skip them

@@ -1,4 +1,4 @@
-"""Reads media files as a node does, in a process of its own with little memory; says what became of each.
+"""Reads media files as a node does, in a process of its own with little memory, and reports the outcome of each.
 
     python -m tests.damage FILE…
 
@@ -18,7 +18,7 @@ from emostream.stream.cores.audio import AudioCore
 from emostream.stream.sources.base import AudioChunk, NoTrack
 from emostream.stream.sources.file import FileSource
 
-MEMORY_BYTES = 500_000_000  # beyond what the process has when it has imported everything
+MEMORY_BYTES = 500_000_000  # limit in addition to what the process uses after its imports
 
 
 def read(path: Path) -> str:

@@ -8,7 +8,7 @@ from emostream.stream.emotion import Emotion, Evidence, Latency, Word
 
 
 def emotion_message(**changes: Any) -> Emotion:
-    """A whole public message: of the utterance "so happy", but for ``changes``."""
+    """A complete public message for the utterance "so happy", with ``changes``."""
     fields: dict[str, Any] = {
         "kind": "utterance", "stream": "a", "seq": 3, "utterance": 4, "start_s": 0.5, "end_s": 3.0,
         "label": "joy", "confidence": 0.75, "uncertain": False, "probabilities": {"joy": 0.75, "anger": 0.25},

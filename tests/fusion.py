@@ -23,7 +23,7 @@ ALL = frozenset({"audio", "video", "speech"})
 
 
 class FakeVoice:
-    """One vector per 8 rows, which changes with any of them."""
+    """One vector per 8 rows, which depends on all of them."""
 
     def reset(self) -> None:
         self.resets = getattr(self, "resets", 0) + 1
@@ -52,7 +52,7 @@ class FakeWords:
 
 
 class FakeClassifier:
-    """Its probabilities change with any row. Its work takes time on the virtual clock."""
+    """Its probabilities depend on every row. Its work takes time on the virtual clock."""
 
     labels = ("anger", "joy", "neutral")
     bundle_id = "fake@0"
@@ -181,7 +181,7 @@ def all_topics(length_s: float, spoken: list[tuple[float, float, str]], stream: 
 
 
 class Run:
-    """A core, its clock and everything that it has published."""
+    """A core, its clock and everything it has published."""
 
     def __init__(self, *, realtime=True, estimates=False, streams=None, encode_ns=0, classify_ns=0, **sections) -> None:
         self.clock = VirtualClock(T0)

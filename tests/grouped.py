@@ -13,7 +13,7 @@ COUNT = {"audio": 24, "video": 33, "text": 27}
 
 
 def tiny(aligned: bool = False, folds: int = 3, seed: int = 0, without: tuple[str, ...] = ()) -> GroupedFolds:
-    """Items of 1 to 12 rows; a label's rows have a mean of their own. Audio has four speakers."""
+    """Items of 1 to 12 rows; each label's rows have a different mean. Audio has four speakers."""
     rng = np.random.default_rng(seed)
     features, labels, groups = {}, {}, {}
     for m, dim in DIMS.items():

@@ -23,7 +23,7 @@ _AUDIO_CODECS = {
     ".wav": "pcm_s16le", ".avi": "pcm_s16le", ".flac": "flac", ".mkv": "flac", ".mp4": "aac", ".ts": "mp2",
     ".mp3": "libmp3lame", ".ogg": "libopus", ".webm": "libopus",
 }  # fmt: skip
-_FORMATS = {".mkv": "matroska", ".ts": "mpegts"}  # where FFmpeg's name is not the suffix
+_FORMATS = {".mkv": "matroska", ".ts": "mpegts"}  # where FFmpeg's name differs from the suffix
 _PIECE = 1024  # samples
 
 
@@ -161,7 +161,7 @@ def talking_face(path: Path, seconds: float = 4.0) -> Path:
 
 
 def audio_only(path: Path, seconds: float = 4.0, rate: int = RATE_HZ, layout: str = "mono") -> Path:
-    """Also makes the files for 8 kHz (``rate=8000``), 192 kHz, and eight channels (``layout="7.1"``); .wav or .flac."""
+    """Speech as .wav or .flac; also at 8 kHz (``rate=8000``), at 192 kHz, or in eight channels (``layout="7.1"``)."""
     return write_media(path, speech=_at_rate(rate, seconds), rate=rate, layout=layout)
 
 
@@ -169,12 +169,24 @@ def video_only(path: Path, n: int = 50) -> Path:
     return write_media(path, frames=face_frames(n))
 
 
-# Odd ones
+# Odd files
 
 
 def silent_audio(path: Path, seconds: float = 3.0) -> Path:
     """Digital zero throughout."""
     return write_media(path, speech=np.zeros(round(seconds * RATE_HZ), np.int16))
+
+
+def undecodable(path: Path) -> Path:
+    """A track of FLAC, of which no packet is FLAC."""
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("flac", rate=RATE_HZ, layout="mono")
+        container.start_encoding()
+        for n in range(20):
+            packet = av.Packet(bytes(range(100, 200)))
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 10), n, n
+            container.mux(packet)
+    return path
 
 
 def zero_length_audio(path: Path) -> Path:
@@ -192,7 +204,7 @@ def variable_frame_rate(path: Path, n: int = 40) -> Path:
     return write_media(path, speech=speech_samples(round(n * 7 / 4 / FPS, 2)), frames=face_frames(n), vfr=True)
 
 
-# Broken ones
+# Broken files
 
 
 def truncated_mp4(path: Path, faststart: bool = True, keep: float = 0.5) -> Path:

@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 def patience(seconds: float) -> float:
-    """How long to wait for what takes up to ``seconds`` on an idle machine: twice that while other tests run beside."""
+    """Time limit for what takes up to ``seconds`` on an idle machine: twice that while other tests run in parallel."""
     return seconds * (2 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else 1)
 
 
@@ -49,7 +49,7 @@ class Subscriber:
 
     def __init__(self, endpoint: str, key: Path | None = None) -> None:
         self.messages: list[tuple[str, dict]] = []
-        self.nonsense = 0  # messages of a stranger
+        self.nonsense = 0  # number of a stranger's messages
         self._endpoint, self._key, self._stop = endpoint, key, threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -94,7 +94,7 @@ class Pipeline:
     def __init__(
         self, *arguments: object, env: dict[str, str] | None = None, endpoint: str = "", key: Path | None = None
     ) -> None:
-        endpoint = endpoint or f"tcp://127.0.0.1:{free_port()}"
+        self.endpoint = endpoint = endpoint or f"tcp://127.0.0.1:{free_port()}"
         self.subscriber = Subscriber(endpoint, key)
         self._output = ""
         self._printed = tempfile.TemporaryFile("w+b")  # noqa: SIM115
@@ -116,7 +116,7 @@ class Pipeline:
 
     @property
     def output(self) -> str:
-        """What it has printed so far."""
+        """What the run has printed so far."""
         if not self._printed.closed:
             size = os.fstat(self._printed.fileno()).st_size
             self._output = os.pread(self._printed.fileno(), size, 0).decode(errors="replace")

@@ -1,9 +1,9 @@
 """A stand-in for a GPU: modules named pycuda.driver and tensorrt or tensorrt_rtx that record calls and are strict.
 
-Nothing here runs on a GPU, or shows that an engine runs, is right or is fast. The stand-in shows which calls
+Nothing here runs on a GPU, or shows that an engine runs, is correct or is fast. The stand-in shows which calls
 ``engines/trt/backend.py`` makes, and in which order: work waits on its stream until that is synchronized, memory is
-filled with garbage, and a call that would make the real libraries fail, crash or return wrong values is an error here.
-test_tensorrt_types checks that its names and parameters are those of the real bindings.
+filled with garbage, and a call that would make the real libraries fail, crash or return wrong values raises an error
+here. test_tensorrt_types checks that its names and parameters are those of the real bindings.
 """
 
 from __future__ import annotations

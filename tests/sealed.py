@@ -1,4 +1,4 @@
-"""Runs the commands as a stranger: a user without a name or a home, on a file system that is read-only."""
+"""Runs the commands as a stranger: a user without a name or a home, on a read-only file system."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORLD_WRITABLE = ("/", "/tmp", "/var/tmp", "/dev/shm")
 
 
 def need_root(*programs: str) -> None:
-    """Skip a test, with the reason, where mounts and other users cannot be had."""
+    """Skip a test, with the reason, where mounts and other users are not available."""
     if os.getuid() != 0:
         pytest.skip("needs root, to mount and to become another user")
     for program in programs:
@@ -31,7 +31,7 @@ def need_root(*programs: str) -> None:
 def as_stranger(
     folder: Path, name: str, *arguments: object, writable: Path | None = None, full: bool = False, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user that has no name, in an environment of ``env`` alone.
+    """Run a command as a user without a name, with ``env`` as the whole environment.
 
     ``writable``: everything else is read-only, and this is a tmpfs of 1 MB; with ``full``, without room. ``folder`` is
     for the helper's own use.
@@ -51,7 +51,7 @@ def as_stranger(
 
 
 def _opened(folder: Path) -> list[str]:
-    """What lets a stranger read Python and the checkout where they lie in a folder that only its owner may enter."""
+    """Let a stranger read Python and the checkout if they are in a folder that only its owner may enter."""
     lines: list[str] = []
     closed = {top: [p for p in _needed() if top in p.parents] for path in _needed() if (top := _closed(path))}
     for n, (top, paths) in enumerate(closed.items()):

@@ -1,4 +1,4 @@
-"""A source leads nowhere but where it is: no neighbours of a file, no other servers."""
+"""A source cannot lead elsewhere: neither to a file's neighbours nor to other servers."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from emostream.stream.sources.base import AudioChunk
 from emostream.stream.sources.file import FileSource
 from emostream.stream.sources.network import LiveSource
 from emostream.stream.sources.web import Body, Web
+from tests import media
 from tests.processes import command
 
 LISTS = {
@@ -137,7 +138,7 @@ def opened(url: str, *allowed: str, timeout_s: float = 3) -> LiveSource:
 
 def is_heard(url: str, monkeypatch: pytest.MonkeyPatch, *allowed: str) -> bool:
     """Whether sound comes from ``url``."""
-    monkeypatch.setattr("emostream.stream.sources.network._SETTLE_NS", 0)  # what is served here is never stale
+    monkeypatch.setattr("emostream.stream.sources.network._SETTLE_NS", 0)  # this server's data is never stale
     source = opened(url, *allowed)
     try:
         return any(isinstance(item, AudioChunk) for item in itertools.islice(source.items(), 20))
@@ -202,6 +203,14 @@ def test_a_playlist_of_the_same_server_plays(servers, segment, monkeypatch):
 
 
 @process
+def test_a_recording_in_which_nothing_can_be_decoded_is_an_error(servers, tmp_path):
+    one, _ = servers
+    one.files["/x.mkv"] = media.undecodable(tmp_path / "x.mkv").read_bytes()
+    with pytest.raises(SourceError, match=r"/x.mkv: reading ended early \(nothing in it can be decoded"):
+        list(opened(f"{one.url}/x.mkv").items())
+
+
+@process
 def test_an_allowed_host_plays(servers, segment, monkeypatch):
     one, other = servers
     one.files["/live.m3u8"] = playlist(f"{other.url}/sound.ts")
@@ -250,7 +259,7 @@ def test_a_user_and_a_password_are_told_to_the_source_alone(servers, segment, mo
     ("first", "again"), [(playlist()[:-15], b"#EXTINF:2.0,\nsound.ts\n" * 4000), (playlist()[:-15], b""), (b"", b"")]
 )
 def test_an_answer_without_end_ends(servers, first: bytes, again: bytes):
-    """A playlist that goes on forever, and one of which a byte comes now and then, cost neither memory nor time."""
+    """An endless playlist, and one that arrives byte by byte, cost neither memory nor time."""
 
     def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -322,7 +331,7 @@ def test_a_name_that_moves_into_the_own_network_is_refused(servers, segment, mon
     [("rtsp", b"OPTIONS rtsp://"), ("rtsps", b"\x16\x03"), ("rtmp", b"\x03"), ("rtmps", b"\x16\x03")],
 )
 def test_the_protocols_of_other_urls_are_enough(scheme: str, says: bytes):
-    """The first bytes of each are sent; nothing answers."""
+    """Sends the first bytes of each; the server does not answer."""
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -1,4 +1,4 @@
-"""stream/cores/adapt.py, and what fusion makes of it."""
+"""stream/cores/adapt.py, and its use in fusion."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emostream.stream.cores.adapt import ENOUGH, MOST, Adaptation, Baseline
-from emostream.stream.cores.classifier import Result
+from emostream.stream.cores.adapt import ENOUGH, MOST, SURER, Adaptation, Baseline, VoiceBaseline
+from emostream.stream.cores.classifier import Features, Result
 from emostream.stream.messages import SpeechEvent
 from tests.fusion import SPOKEN, FakeClassifier, Run, all_topics, face_message, sound_message, speech_message
 
@@ -73,7 +73,7 @@ def test_who_is_away_for_long_is_forgotten():
 
 @pytest.fixture
 def knowing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A classifier that knows how everyone looks and sounds at rest."""
+    """A classifier with a common resting face and voice."""
     rest = {"video": np.zeros(4, np.float32), "audio": np.zeros(4, np.float32)}
     monkeypatch.setattr(FakeClassifier, "rest", rest)
 
@@ -83,7 +83,7 @@ def faces_of(run: Run) -> list[np.ndarray]:
 
 
 def test_a_resting_face_is_told_from_a_speaking_one(knowing):
-    """Faces of the two seconds before the utterance are the rest; those right before and after speech are not."""
+    """Faces of the two seconds before the utterance count as resting; those right before and after speech do not."""
     run = Run().push(*(sound_message(i / 10) for i in range(50)), *(face_message(i / 10) for i in range(51)))
     run.push(speech_message("started", 3.1, 1, 3.0, 3.1))
     run.at(4.4).push(speech_message("ended", 4.4, 1, 3.0, 4.0, "so good")).step()
@@ -121,7 +121,7 @@ def test_labels_do_not_depend_on_estimates_nor_on_the_order_of_arrival(knowing, 
         return [(label.utterance, label.probabilities, label.adapted) for label in run.labels]
 
     want = labels(False, False)
-    assert want[-1][2] > want[0][2] > 0  # more is known of the third utterance than of the first
+    assert want[-1][2] > want[0][2] > 0  # more is known at the third utterance than at the first
     assert labels(True, estimates) == want
 
 
@@ -129,11 +129,13 @@ def test_labels_do_not_depend_on_estimates_nor_on_the_order_of_arrival(knowing, 
 
 
 def heard(known: Adaptation, *spoken: tuple[str | None, float], start_s: float = 0) -> Adaptation:
-    """``spoken``: whose utterance, and the value of all its vectors; each lasts a second and is surely neutral."""
+    """``spoken``: whose utterance, and the value of all its vectors; each lasts a second and is surely neutral, and
+    moving a voice makes answers surer."""
     for i, (speaker, value) in enumerate(spoken):
         start_ns, end_ns = round((start_s + 2 * i) * SECOND), round((start_s + 2 * i + 1) * SECOND)
         known.heard(speaker, start_ns, end_ns)
-        known.learn_voice(speaker, np.full((4, 2), value), 1.0, end_ns)
+        vectors = np.full((4, 2), value)
+        known.learn_voice(speaker, vectors, 1.0, end_ns, [0.5, 0.6] if known.trial(speaker, vectors) else [])
     return known
 
 
@@ -152,7 +154,7 @@ def test_each_voice_has_what_was_learnt_of_it_and_who_is_not_told_apart_what_was
     known = heard(adaptation(), ("s1", 2), ("s2", 6), ("s1", 4), (None, 8))
     assert [rest(known, who) for who in ("s1", "s2", None)] == [(3, 2), (6, 1), (5, 4)]
     assert known.voice("s3") is None
-    assert known.known(["audio"], None, "s3") == 0 < known.known(["audio"], None, "s2")
+    assert known.known(["audio"], None, "s3") == 0 < known.known(["audio"], None, "s1")
 
 
 def test_one_voice_has_the_streams_baseline_until_there_is_another():
@@ -171,38 +173,65 @@ def test_a_voice_that_was_away_is_forgotten_and_the_others_are_not():
     known = heard(adaptation(), ("s1", 2), ("s2", 6))
     for at_s in (30, 60, 90):
         heard(known, ("s2", 6), start_s=at_s)
+    assert known.known(["audio"], None, "s2") > 0
     known.heard("s1", 90 * SECOND, 91 * SECOND)
     assert known.known(["audio"], None, "s1") == 0 and rest(known, "s2") == (6, 4)
     known.keep_voices({"s2"})
     assert known.voice("s1") is None and rest(known, "s2") == (6, 4)
 
 
+def test_a_voice_is_moved_while_that_makes_answers_surer():
+    known, own = VoiceBaseline(EVERYONE, 60 * SECOND), np.array([[3.0, 0.0]], np.float32)
+    known.update(own, 1.0)
+    assert known.correct(own) is own and known.known == 0  # it has not been tried
+    known.judge(0.5, 0.5 + 2 * SURER)
+    assert known.known == pytest.approx(1 / (1 + ENOUGH))
+    np.testing.assert_array_equal(known.correct(own), known.moved(own))
+    known.judge(0.5, 0.5)
+    known.judge(0.5, float("nan"))  # tells nothing
+    known.judge(0.5, 0.5 - SURER)
+    assert known.correct(own) is own and known.known == 0
+    for _ in range(100):
+        known.judge(0.9, 0.8)
+    for _ in range(40):
+        known.judge(0.5, 0.6)
+    assert known.known > 0  # older answers count less
+    known.seen(100 * SECOND)
+    assert known.tried == known.surer == known.known == 0
+
+
 @pytest.mark.parametrize("realtime", [False, True])
 def test_a_label_is_moved_by_its_own_speakers_voice(knowing, monkeypatch, realtime):
-    """The vector that comes with the pause says whose, so the label that was computed then stays."""
+    """The vector that comes with the pause identifies the voice, so the label computed then stays."""
     anna, ben = np.eye(2, 256, dtype=np.float32)
-    spoken = [(float(t), t + 1.5, "so good") for t in (1, 4, 7, 10)]
+    spoken = [(float(t), t + 1.5, "so good") for t in range(1, 19, 3)]
     corrected: list[float] = []
 
     def run(*voices: np.ndarray | None) -> Run:
-        topics = all_topics(13, spoken)
+        topics = all_topics(19, spoken)
         del topics["face"]
         for message in topics["speech"]:
             if isinstance(message, SpeechEvent) and message.event in ("paused", "ended"):
                 message.voice, message.voice_s = voices[message.utterance - 1], 1.5
         result = Run(realtime=realtime, streams={"a": ["audio", "speech"]}).live(topics)
-        corrected.append(float(result.classifier.batches[-1][-1].audio[0, 0]))
-        assert not realtime or result.core.counters["labels_ready_at_end"] == 4
+        corrected.append(float(result.classifier.batches[-1][0].audio[0, 0]))
+        assert not realtime or result.core.counters["labels_ready_at_end"] == 6
         return result
 
-    monkeypatch.setattr(FakeClassifier, "_result", lambda self, item, wanted: Result(np.array([0, 0, 1.0]), {
-        "audio": 0.0, "video": 0.0, "text": 0.0,
-    }))  # fmt: skip
-    same, told, nobody = run(anna, anna, anna, anna), run(anna, ben, ben, anna), run(None, None, None, None)
-    assert [label.speaker for label in told.labels] == ["s1", "s2", "s2", "s1"]
-    assert [label.speaker for label in nobody.labels] == [None] * 4
-    shares = [n / (n + ENOUGH) for n in range(4)]
+    def answer(self: FakeClassifier, item: Features, wanted: bool) -> Result:
+        """Neutral; by the sound alone the surer, the nearer it is to everyone's rest."""
+        doubt = 0.0 if len(item.text) else 0.5 - 0.5 / (1 + np.abs(item.audio).mean())
+        return Result(np.array([doubt, 0, 1 - doubt]), {"audio": 0.0, "video": 0.0, "text": 0.0})
+
+    monkeypatch.setattr(FakeClassifier, "_result", answer)
+    monkeypatch.setattr("emostream.stream.cores.adapt.SURER", 1e-9)  # the fake rows are so far off that all are doubted
+    same = run(anna, anna, anna, anna, anna, anna)
+    told = run(anna, ben, ben, anna, anna, ben)
+    nobody = run(*[None] * 6)
+    assert [label.speaker for label in told.labels] == ["s1", "s2", "s2", "s1", "s1", "s2"]
+    assert [label.speaker for label in nobody.labels] == [None] * 6
+    shares = [0, 0] + [n / (n + ENOUGH) for n in range(2, 6)]  # at the second it is tried, from the third on moved
     assert [label.adapted for label in same.labels] == pytest.approx(shares, abs=1e-3)
     assert [label.adapted for label in nobody.labels] == pytest.approx(shares, abs=1e-3)
-    assert [label.adapted for label in told.labels] == pytest.approx([0, 0, shares[1], shares[1]], abs=1e-3)
+    assert [label.adapted for label in told.labels] == pytest.approx([0, 0, 0, 0, shares[2], shares[2]], abs=1e-3)
     assert corrected[0] == corrected[2] != corrected[1]

@@ -160,6 +160,26 @@ def test_listen_yields_labels_and_skips_what_is_none(caplog):
     assert len([r for r in caplog.records if r.levelno == logging.WARNING and "skipped" in r.message]) == 3
 
 
+def test_listen_says_which_labels_did_not_come(caplog):
+    """Numbers of a run go on at a later thousand where fusion was started again: 12,000 after 10,002."""
+    numbers = {"r": [10_000, 10_001, 10_001, 10_004, 12_000, 12_001, 14_003], "s": [7, 8]}
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    with zmq.Context() as context, context.socket(zmq.XPUB) as socket:
+        socket.bind(endpoint)
+        heard: list[emostream.Emotion] = []
+        thread = threading.Thread(target=lambda: heard.extend(emostream.listen(endpoint, timeout_s=1)))
+        thread.start()
+        assert socket.recv() == b"\1emotion.utterance."
+        for run, its_numbers in numbers.items():
+            for seq in its_numbers:
+                label = emotion_message(run=run, seq=seq)
+                socket.send_multipart([label.topic.encode(), emostream_json(label)])
+        thread.join(10)
+    assert [label.seq for label in heard] == [*numbers["r"], *numbers["s"]]
+    said = [record.message.removeprefix(f"{endpoint}: ") for record in caplog.records]
+    assert said == ["2 labels of a did not come", "at least 3 labels of a did not come"]
+
+
 def emostream_json(message: emostream.Emotion) -> bytes:
     from emostream.stream.emotion import encode_emotion
 
@@ -249,6 +269,6 @@ def test_run_raises_what_cannot_be_used(tmp_path):
     with pytest.raises(emostream.EmostreamError, match="no such file"):
         emostream.run(emostream.load_config(changes=changes, streams=["file:nowhere.mp4"]))
     with pytest.raises(
-        emostream.EmostreamError, match="no source could be opened: http://127.0.0.1:9/nothing cannot be opened"
+        emostream.EmostreamError, match="no source could be used: http://127.0.0.1:9/nothing cannot be opened"
     ):
         emostream.run(emostream.load_config(changes=changes, streams=["http://127.0.0.1:9/nothing"]))

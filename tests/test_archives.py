@@ -1,4 +1,4 @@
-"""Archives from elsewhere: damaged, encrypted, lying, and made to fill the disk."""
+"""Archives from elsewhere: damaged, encrypted, with false sizes, and made to fill the disk."""
 
 from __future__ import annotations
 

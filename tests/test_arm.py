@@ -1,4 +1,4 @@
-"""tools/check_arm.py: what pip would take on 64-bit ARM Linux, what is missing, and how labels are compared."""
+"""tools/check_arm.py: what pip would install on 64-bit ARM Linux, what is missing, and how labels are compared."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def wheel(folder: Path, name: str, tags: str, requires: str = "") -> None:
 
 
 def source(folder: Path, *more: str) -> Path:
-    """A source archive of lamp 2, which needs nothing to give its metadata."""
+    """A source archive of lamp 2, whose metadata needs no build."""
     path = folder / "lamp-2.tar.gz"
     build = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     with tarfile.open(path, "w:gz") as archive:
@@ -103,7 +103,7 @@ def test_a_lock_that_is_not_complete_there_is_noticed():
     bell = Found("bell", "1", "bell-1-py3-none-any.whl", (Requirement('lamp>=2; platform_machine == "aarch64"'),))
     lamp = Found("lamp", "1", "lamp-1-py3-none-any.whl", (Requirement('horn; extra == "loud"'),))
     assert len(not_locked({"bell": bell}, "3.12")) == 1
-    assert "lamp>=2" in not_locked({"bell": bell, "lamp": lamp}, "3.12")[0]  # there, but too old
+    assert "lamp>=2" in not_locked({"bell": bell, "lamp": lamp}, "3.12")[0]  # present, but too old
     fits = Found("lamp", "2", "lamp-2-py3-none-any.whl", lamp.requires)
     assert not_locked({"bell": bell, "lamp": fits}, "3.12") == []
 

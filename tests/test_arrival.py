@@ -1,4 +1,4 @@
-"""When what comes from a network was captured, and how long it is held back."""
+"""When data from a network was captured, and how long it is held back."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Clock:
 
 
 def played(arrivals: list[tuple[float, float]]) -> list[float]:
-    """Capture times in seconds since 1000 s, of what arrives at a time with a stamp."""
+    """Capture times in seconds since 1000 s, from pairs of arrival time and time stamp."""
     clock = Clock()
     arrival = Arrival(clock)  # type: ignore[arg-type]  # of which it needs the time alone
     out = []
@@ -66,7 +66,7 @@ def test_a_source_that_is_later_for_good_is_followed():
     arrivals = [(0.1 * i, 0.1 * i) for i in range(100)] + [(0.1 * i + 5, 0.1 * i) for i in range(100, 500)]
     times = played(arrivals)
     assert times[110] == pytest.approx(11.0, abs=0.1)  # late at first …
-    assert times[-1] == pytest.approx(arrivals[-1][0], abs=0.1)  # … and then the source's clock is another
+    assert times[-1] == pytest.approx(arrivals[-1][0], abs=0.1)  # … and then the source's clock has a new offset
 
 
 def test_without_a_stamp_it_is_now():

@@ -33,7 +33,7 @@ def _sound(rate: int, seconds: float = 1.5) -> np.ndarray:
 
 
 def _chunks(samples: np.ndarray, rate: int, cuts: list[int], start_ns: int = 0) -> list[AudioChunk]:
-    """The samples, (n,) or (n, channels), as chunks that end at ``cuts``, each with its time."""
+    """The samples, (n,) or (n, channels), as timed chunks that end at ``cuts``."""
     wide = samples if samples.ndim == 2 else samples[:, None]
     bounds = [0, *sorted(cuts), len(wide)]
     return [AudioChunk(wide[a:b], rate, start_ns + a * _S // rate) for a, b in pairwise(bounds)]
@@ -113,6 +113,19 @@ def test_at_16_khz_samples_and_features_are_untouched():
     np.testing.assert_array_equal(_samples(messages), samples[: 62 * 512])
     _, rows = _rows(messages)
     np.testing.assert_allclose(rows, logmel(samples), atol=1e-5)  # BLAS may add in another order for fewer rows
+
+
+def test_at_rest_the_same_rows_come_in_fewer_messages():
+    chunks = _chunks(media.speech_samples(3.0).astype(np.float32) / 32768, 16_000, list(range(512, 48_000, 512)))
+    core, messages = AudioCore("a", None), []
+    for number, chunk in enumerate(chunks):
+        core.at_rest = 30 <= number < 60
+        messages += core.push(chunk)
+    often = _run(chunks)
+    for ours, theirs in zip(_rows(messages + core.flush()), _rows(often), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    count = [sum(isinstance(message, AudioRows) for message in each) for each in (messages, often)]
+    assert count[0] < count[1] - 7
 
 
 def test_training_may_have_other_features():
@@ -219,7 +232,7 @@ def test_a_gap_is_counted_and_the_timeline_shows_it(rate):
     assert (steps[steps != 32_000_000] >= 2 * _S).all()
     assert (steps != 32_000_000).sum() == 1
     later_ns = _start_ns(rate, chunks[-1].media_ns)
-    assert later_ns in starts  # the sound after the gap is where its time stamp says
+    assert later_ns in starts  # the sound after the gap is at the place that its time stamp says
     times, _ = _rows(messages)
     steps = np.diff(times)
     assert (steps > 0).all()
@@ -263,7 +276,7 @@ def test_a_chunk_that_comes_twice_is_left_out():
 
 
 def test_a_gap_that_is_filled_later_stays_a_gap():
-    """Time never goes backwards: late chunks are left out."""
+    """Time never goes backwards: late chunks are dropped."""
     chunks = _chunks(_sound(16_000), 16_000, [6000, 12_000, 18_000])
     core = AudioCore("a", None)
     messages = _run([chunks[0], chunks[2], chunks[1], chunks[3]], core)
@@ -273,7 +286,7 @@ def test_a_gap_that_is_filled_later_stays_a_gap():
 
 
 def test_a_change_of_rate_in_mid_stream():
-    """As of a microphone that was opened again as another device."""
+    """As from a microphone that was reopened as another device."""
     core = AudioCore("a", None)
     first = _chunks(_sound(48_000), 48_000, [])
     second = _chunks(_sound(44_100), 44_100, [], start_ns=first[0].media_end_ns)

@@ -1,4 +1,4 @@
-"""tools/audit.py: where nobody can be asked for vulnerabilities, that is said, and is no failure."""
+"""tools/audit.py: if the service cannot be reached, that is reported and is not a failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def service():
-    """A service that answers with the text that it is given."""
+    """A service that answers with the given text."""
 
     class Answer(BaseHTTPRequestHandler):
         text = ""

@@ -1,4 +1,4 @@
-"""Every backend gives the torch model's results; what it refuses. For TensorRT see test_tensorrt.py."""
+"""Every backend gives the torch model's results and refuses bad input. For TensorRT see test_tensorrt.py."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_arrays_that_do_not_fit(graph, change, says):
     change(wrong := dict(inputs))
     with pytest.raises(BackendError, match=says):
         graph.run(wrong)
-    np.testing.assert_array_equal(graph.run(inputs)["logits"], want)  # and they leave nothing behind
+    np.testing.assert_array_equal(graph.run(inputs)["logits"], want)  # the errors left no trace
 
 
 def test_arrays_need_not_be_contiguous(model, graph):

@@ -85,7 +85,7 @@ def test_on_the_disk_it_survives_and_nobody_else_can_read_it(tmp_path):
     assert (labels(again), again.lost, again.waiting, again.waiting_bytes) == ([b"b", b"c"], 1, 2, 2)
     again.remove(again.first(2, 10))  # type: ignore[arg-type]
     again.close()
-    assert b"first-of-all" not in (folder / FILE).read_bytes()  # what is gone is not on the disk either
+    assert b"first-of-all" not in (folder / FILE).read_bytes()  # removed labels are not on the disk either
 
 
 def test_labels_can_be_changed_where_they_wait(tmp_path):
@@ -101,7 +101,7 @@ def test_a_full_disk_costs_the_label_and_is_counted(tmp_path):
     backlog = Backlog(tmp_path, 1000, 1 << 20)
     backlog.add(b"a" * 2000, 1)
     pages = backlog._db.execute("PRAGMA page_count").fetchone()[0]
-    backlog._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite then fails as it does where the disk is full
+    backlog._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite then fails as on a full disk
     with pytest.raises(sqlite3.OperationalError, match="full"):
         backlog.add(b"b" * 9000, 2)
     assert (backlog.waiting, backlog.waiting_bytes, backlog.lost) == (1, 2000, 1)

@@ -61,6 +61,13 @@ def test_not_a_media_file(maker, tmp_path):
     assert f"{path}: not a media file that FFmpeg can read" in the_line(run_once("--stream", f"file:{path}"))
 
 
+def test_nothing_in_it_can_be_decoded(tmp_path):
+    path = media.undecodable(tmp_path / "x.mkv")
+    said = f"error: no source could be used: {path}: nothing in it can be decoded"
+    done = run_once("--stream", f"file:{path}")
+    assert done.returncode == 1 and said in done.stderr and not done.stdout
+
+
 def test_port_in_use():
     with zmq.Context() as context, context.socket(zmq.PUB) as other:
         port = other.bind_to_random_port("tcp://127.0.0.1")
@@ -71,12 +78,12 @@ def test_port_in_use():
 
 
 def test_a_backend_that_cannot_run_ends_the_run_at_once():
-    """On a machine without a GPU: fusion says why, and neither waits for the others nor for its sockets."""
+    """On a machine without a GPU: fusion reports the reason without waiting for the others or for its sockets."""
     if not available()["tensorrt"]:
         pytest.skip("TensorRT can run here")
     begun = time.monotonic()
     done = run_once("--stream", "demo", "--set", "fusion.backend=tensorrt")
-    assert time.monotonic() - begun < 15  # of which most is starting the processes; the demo takes 27 s
+    assert time.monotonic() - begun < 15  # mostly for starting the processes; the demo takes 27 s
     assert done.returncode == 1
     assert "error: fusion: backend 'tensorrt' cannot run here" in done.stderr
     assert "error: fusion cannot run: " in done.stderr
@@ -166,6 +173,7 @@ def test_stream_label_on_everything_at_once(tmp_path):
     bad = {
         media.truncated_mp4(tmp_path / "lost.mp4", faststart=False): "not a media file that FFmpeg can read",
         tmp_path / "missing.wav": "no such file",
+        media.undecodable(tmp_path / "no.mkv"): "error: ",
     }
     done = command("stream-label", *good, *odd, *bad, timeout=110)
     assert done.returncode == 1

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.process
 
 
 def test_the_line_is_as_bad_as_it_says():
-    """What is sent arrives, in order and late; nothing while it is away."""
+    """Data arrives in order and late, and not at all while the line is away."""
     with socket.create_server(("127.0.0.1", 0)) as server, BadLine(server.getsockname()[1], delay_s=0.1) as line:
         client = socket.create_connection(("127.0.0.1", line.port))
         accepted, _ = server.accept()
@@ -48,12 +48,12 @@ def test_the_line_is_as_bad_as_it_says():
         accepted.close()
 
 
-Pull = Callable[[bool], None]  # the cable out, or in
+Pull = Callable[[bool], None]  # pulls the cable out, or plugs it in
 
 
 @contextmanager
 def relayed_line() -> Iterator[tuple[list[str], str, str, Pull]]:
-    """Through a relay that does to a TCP connection what such a line does to it."""
+    """Through a relay that treats a TCP connection as such a line does."""
     port = free_port()
     with BadLine(port, delay_s=0.2, loss=0.05, resend_s=0.6) as line:
 
@@ -67,7 +67,7 @@ def relayed_line() -> Iterator[tuple[list[str], str, str, Pull]]:
 
 @contextmanager
 def netem_line() -> Iterator[tuple[list[str], str, str, Pull]]:
-    """Between two network namespaces, by the kernel's own emulator. Skips where that cannot be."""
+    """Between two network namespaces, by the kernel's own emulator. Skips where that is not available."""
     if os.geteuid() != 0 or shutil.which("tc") is None or shutil.which("ip") is None:
         pytest.skip("needs root, ip and tc (iproute2)")
     name, ours, theirs = f"emo{os.getpid()}", f"ema{os.getpid()}", f"emb{os.getpid()}"
@@ -80,7 +80,7 @@ def netem_line() -> Iterator[tuple[list[str], str, str, Pull]]:
     with ExitStack() as stack:
         if subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode != 0:
             pytest.skip("may not make a network namespace")
-        stack.callback(ip, "netns", "del", name)  # takes both ends of the pair along
+        stack.callback(ip, "netns", "del", name)  # also removes both ends of the pair
         ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
         ip("addr", "add", "10.213.77.1/24", "dev", ours)
         ip("link", "set", ours, "up")
@@ -104,7 +104,8 @@ def netem_line() -> Iterator[tuple[list[str], str, str, Pull]]:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("line", [relayed_line, netem_line])
 def test_a_minute_without_a_line(tmp_path, line):
-    """Boxes speak for two minutes, of which the line is pulled for one; then all is at the hub, once and in order."""
+    """Boxes publish for two minutes, for one of which the line is down; then the hub has everything once and in
+    order."""
     out = tmp_path / "out"
     with line() as (prefix, listens, link_to, pull), ExitStack() as stack:
         boxes = [Box("a"), Box("b")]

@@ -64,7 +64,7 @@ def test_a_script_says_where_its_speech_is(segments, tmp_path):
     assert 0.9 <= min(pauses) and max(pauses) <= 1.15 and len({round(pause, 3) for pause in pauses}) == 6
     times = [frame.media_ns for frame in decoded(written.path, "video")]
     assert times[0] == 0 and times[-1] / 1e9 > written.length_s - 0.1
-    uneven = np.abs(np.diff(times)[:-3] - 40e6) > 1e6  # the last pictures lack those that they are made from
+    uneven = np.abs(np.diff(times)[:-3] - 40e6) > 1e6  # the last pictures lack the frames they depend on
     assert not uneven.any()  # also where the clip begins anew
 
 
@@ -143,7 +143,7 @@ def test_matching_does_not_depend_on_the_order_of_labels(order):
 
 @given(off_ms=st.integers(-200, 300), late_ms=st.integers(4, 500))
 def test_parts_sum_to_the_total(off_ms, late_ms):
-    """``total`` counts from the script's end, whatever voice activity made of it."""
+    """``total`` counts from the script's end, wherever voice activity detection saw it."""
     figures = labels.parts(TALK[0], label(1.0, 2 + off_ms / 1000, late_ms=late_ms), T0_NS)
     assert figures["total"] == pytest.approx(off_ms + 416 + late_ms + 1, abs=0.01)
     assert figures["vad"] == pytest.approx(off_ms, abs=0.01) and figures["transport"] == pytest.approx(1)
@@ -278,7 +278,7 @@ def test_import_times_are_summed_by_package():
 
 @pytest.mark.process
 def test_a_missed_utterance_makes_the_commands_exit_code(monkeypatch, tmp_path, capsys):
-    """The files are written nevertheless, and say that the figures must not be quoted."""
+    """The files are still written, and say that the figures must not be quoted."""
 
     def measure(played: script.Script, setting: str, progress) -> live_run.Watch:
         first = played.utterances[0]

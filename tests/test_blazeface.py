@@ -62,7 +62,7 @@ def test_eyes_are_where_they_are_drawn(detector):
 
 @pytest.mark.parametrize("share", [0.2, 0.4, 1.0])
 def test_small_and_large_faces_are_found(detector, share):
-    """``share``: of the height of the picture."""
+    """``share``: the face's size relative to the height of the picture."""
     image = FRAMES[0]
     (face,) = find_faces(detector, image)
     left, top = max(0, int(face.x - face.width / 2)), max(0, int(face.y - face.height / 2))
@@ -102,7 +102,7 @@ def test_images_of_odd_sizes(detector, shape):
     assert find_faces(detector, image, Detection(-20, 3, 0.2, 0.2, 1)) == []
 
 
-# Which detector is taken
+# Which detector is used
 
 
 def test_auto_takes_blazeface_where_it_is_installed_and_haar_where_it_is_not(monkeypatch, caplog):

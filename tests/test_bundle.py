@@ -56,7 +56,7 @@ def test_the_id_changes_with_the_manifest(bundle, copy):
 
 @pytest.mark.parametrize("name", ["nowhere", "", "/no/such/folder"])
 def test_an_unknown_bundle(name):
-    with pytest.raises(BundleError, match=r"not found.*one of: .*ekman7"):
+    with pytest.raises(BundleError, match=r"not found: there is no /.*manifest.json, and shipped are: .*ekman7"):
         open_bundle(name)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import socket as sockets
 import stat
+import subprocess
 import threading
 import time
 from contextlib import closing
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emostream.errors import BusError
-from emostream.stream.bus import Inbox, Publisher, bind, ipc, make_run_dir
+from emostream.stream.bus import Inbox, Publisher, are_there, bind, hold, ipc, make_run_dir
 from emostream.stream.clock import VirtualClock
 from emostream.stream.messages import Codec, End, Message, Pcm, SpeechEvent
 from emostream.stream.public import EmotionPublisher
@@ -172,7 +174,7 @@ def test_a_full_queue_keeps_the_newest_sound_and_all_speech_events(context):
     for n in range(4):
         publisher.send(_said(n))
         publisher.send(_pcm(n))
-    assert inbox.receive(1000).utterance == 0  # takes all eight in
+    assert inbox.receive(1000).utterance == 0  # reads all eight into the inbox
     for n in range(4, 8):
         publisher.send(_pcm(n))
     publisher.send(_end())
@@ -227,7 +229,7 @@ def test_a_publisher_waits_for_a_subscriber_that_does_not_read(context):
     assert 8 <= accepted <= 32
 
     begun = time.monotonic()
-    assert not publisher.send(_pcm(accepted))  # still full, and it comes back to look whether it is to stop
+    assert not publisher.send(_pcm(accepted))  # still full; it returns so that the node can check whether to stop
     assert 0.05 < time.monotonic() - begun < 1.0
 
     received = []
@@ -416,7 +418,7 @@ def test_an_endpoint_that_cannot_be_bound(context, endpoint):
 
 
 def test_a_unix_socket_is_taken_from_nobody(context, short_path):
-    """ZeroMQ itself removes whatever is in its place: another run's socket, or a file."""
+    """ZeroMQ itself would remove whatever is at that path: another run's socket, or a file."""
     endpoint = f"ipc://{short_path}/labels"
     with closing(Publisher(context, endpoint, VirtualClock(), 8, lossless=False)) as first:
         with pytest.raises(BusError, match="another program"):
@@ -462,6 +464,18 @@ def test_the_run_dir_is_private_to_the_user(short_path):
     assert first.parent == short_path / "new" / "runs"
     for folder in (first, first.parent):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.process
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="needs systemd-tmpfiles")
+def test_what_cleans_temporary_folders_leaves_that_of_a_run_alone(context, short_path):
+    held, left = make_run_dir(str(short_path)), make_run_dir(str(short_path))
+    (left / "socket").touch()
+    (config := short_path.with_suffix(".conf")).write_text(f"d {short_path} 0700 - - 0\n")
+    with closing(hold(held)), closing(Publisher(context, ipc(held, "audio"), VirtualClock(), 10, False)):
+        subprocess.run(["systemd-tmpfiles", "--clean", config], check=True)
+        config.unlink()
+        assert are_there(held, ["audio"]) and not are_there(held, ["audio", "video"]) and not left.exists()
 
 
 def test_the_run_dir_is_in_the_users_runtime_folder_if_there_is_one(short_path, monkeypatch):

@@ -51,6 +51,6 @@ def test_each_set_has_a_temperature_and_is_judged_by_the_other_half():
         assert figures["ece"] < 0.05 < figures["ece_before"]
         assert figures["risk"] < figures["risk_all"] and 0 < figures["coverage"] < 1
     assert 1 / 7 < calibration.uncertain_below < 1
-    # each half is judged with what was fitted on the other: halves of different sharpness judge each other badly
+    # each half is evaluated with what was fitted on the other, so halves of different sharpness give bad results
     mixed = ({"audio": answers(1500, 3.0, 0)}, {"audio": answers(1500, 0.5, 1)})
     assert calibrate(mixed).judged["audio"]["ece"] > 0.1

@@ -54,6 +54,13 @@ def test_a_voice_in_some_channels_is_as_loud_as_it_was_from_its_first_sound_on(v
     assert level_db(ours[begin], voice[begin]) > -2.5
 
 
+def test_noise_on_another_channel_from_the_first_sample_on_is_no_first_word(voice):
+    other = noise(0.02, 1)[:, 0]
+    ours = heard(np.stack([voice, other], axis=1) + noise(0.0005, 2))
+    begin = slice(int(0.55 * RATE), int(0.7 * RATE))
+    assert level_db(ours[begin], voice[begin]) > -1.5 and level_db(ours[begin], other[begin]) < -20
+
+
 def test_a_voice_that_both_channels_have_is_their_mean_to_the_bit(voice):
     samples = np.stack([voice, 0.8 * voice], axis=1) + noise(0.001, 2)
     assert np.array_equal(heard(samples), samples.mean(axis=1, dtype=np.float32))

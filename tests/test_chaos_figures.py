@@ -1,4 +1,4 @@
-"""How benchmarks/chaos.py counts: on runs of which the outcome is known."""
+"""How benchmarks/chaos.py counts, on runs whose outcome is known."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_a_bundle_made_for_other_features_is_refused(bundle, modality, key, valu
 def test_the_temperature_flattens_the_probabilities(bundle, classifier, whole, tmp_path):
     folder = shutil.copytree(bundle.folder, tmp_path / "hot")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["temperature"]["+".join(whole.present())] *= 10  # and only where just these are present
+    manifest["temperature"]["+".join(whole.present())] *= 10  # and only if exactly these are present
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (hot,) = Classifier(open_bundle(folder), "onnxruntime").classify([whole], [False])
     (usual,) = classifier.classify([whole], [False])

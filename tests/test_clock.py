@@ -13,11 +13,11 @@ from emostream.stream.clock import SystemClock
 from tests.processes import Pipeline, environment
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)  # Debian's package faketime
-CACHE_S = 1  # for so long a process goes by what it has read
+CACHE_S = 1  # how long a process uses the value that it has read
 
 
 def test_the_wall_clock_is_followed_when_it_is_set(monkeypatch):
-    """A box without a clock of its own begins in 2020; the time comes later, and no interval changes."""
+    """A box without a hardware clock begins in 2020 and gets the time later; no interval changes."""
     clock = SystemClock()
     begun_ns = clock.now_ns()
     assert clock.wall_ns(begun_ns) == pytest.approx(begun_ns, abs=5e6)
@@ -31,7 +31,7 @@ def test_the_wall_clock_is_followed_when_it_is_set(monkeypatch):
 @pytest.mark.process
 @pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime (Debian's package faketime)")
 def test_the_clock_is_set_in_mid_run(tmp_path):
-    """It begins in 2020, learns the time after the first label, then goes an hour forward, and two back."""
+    """The clock begins in 2020, is set after the first label, then goes an hour forward and two back."""
     offset = tmp_path / "offset"
     env = environment() | {
         "LD_PRELOAD": str(FAKETIME), "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1",
@@ -54,7 +54,7 @@ def test_the_clock_is_set_in_mid_run(tmp_path):
             latency = label["latency_ms"]
             took_ms = (label["published_ns"] - label["captured_ns"]) / 1e6
             assert took_ms == pytest.approx(latency["total"], abs=0.01)
-            assert 192 <= latency["total"] < 10_000 and all(part > -1 for part in latency.values())
+            assert 192 <= latency["total"] < 60_000 and all(part > -1 for part in latency.values())
         assert run.finish(30) == 0, run.output
     assert "utterances: 5 labelled of 5 heard" in run.output
     assert not any(word in run.output for word in ("crashed", "heartbeat", "killed")), run.output

@@ -28,13 +28,13 @@ FILES = 8
 
 
 def labels(path: Path) -> list[dict[str, object]]:
-    """Without when they were published."""
+    """Messages without their time of publishing."""
     return [json.loads(line) | {"published_ns": 0} for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight recordings of 78 s each, told apart by what is said when."""
+    """Eight recordings of 78 s each, which differ in what is said when."""
     folder = tmp_path_factory.mktemp("archive")
     samples = media.speech_samples(26.0)
     for n in range(FILES):
@@ -52,7 +52,7 @@ def expected(folder: Path) -> list[dict[str, object]]:
 
 
 class Running:
-    """A ``stream-label --ray`` that runs; its output is read when it has ended."""
+    """A running ``stream-label --ray``; its output is read when it has ended."""
 
     def __init__(self, address: str, out: Path, *arguments: object) -> None:
         self.process = subprocess.Popen(
@@ -61,12 +61,12 @@ class Running:
         )  # fmt: skip
 
     def end(self, seconds: float = 200) -> tuple[int, str, list[str]]:
-        """Exit code, standard output, and the lines of stderr that are not of level info."""
+        """Exit code, standard output, and the lines of stderr above level info."""
         output, errors = self.process.communicate(timeout=seconds)
         return self.process.returncode, output, [line for line in errors.splitlines() if not line.startswith("INFO")]
 
 
-def worker_with(path: Path, seconds: float = 60) -> psutil.Process:
+def worker_with(path: Path, seconds: float = 150) -> psutil.Process:
     """Wait for the worker that has a file open."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -83,7 +83,7 @@ def worker_with(path: Path, seconds: float = 60) -> psutil.Process:
 
 @pytest.mark.long
 def test_a_cluster_gives_the_output_of_one_process(tmp_path):
-    """Notes and errors too, all in the order of the files; and nothing of Ray's own."""
+    """The same notes and errors too, in the order of the files; and none of Ray's own."""
     pytest.importorskip("ray")
     names = [tmp_path / name for name in ("a.wav", "bad.wav", "c.wav", "nothing.wav", "none.wav")]
     media.audio_only(names[0])
@@ -206,7 +206,7 @@ def test_the_end_of_the_head_is_an_error_and_what_was_written_stays(cluster, fol
     agents = [child for node in cluster.list_all_nodes() for child in raylet(node).children(recursive=True)]
     dict(cluster.head_node.live_processes())["gcs_server"].kill()
     code, _, errors = running.end()
-    for process in agents:  # which outlive a raylet that ended for want of its head by minutes
+    for process in agents:  # they outlive by minutes a raylet that ended because its head was gone
         with contextlib.suppress(psutil.Error):
             process.kill()
     assert code == 1 and len(errors) == 1, errors
@@ -220,7 +220,7 @@ def test_the_end_of_the_head_is_an_error_and_what_was_written_stays(cluster, fol
 def test_a_machine_that_does_not_see_the_files_is_told_of_and_the_others_label_them(
     cluster, folder, expected, tmp_path
 ):
-    """A third raylet, for which an empty folder lies over that of the files."""
+    """A third raylet, which sees an empty folder in place of the files."""
     alone = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', folder]
     if subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("needs root and unshare for a mount namespace")

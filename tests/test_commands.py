@@ -29,7 +29,7 @@ def fails(error: BaseException) -> int:
 
 
 def mostly_long(*names: str) -> list:
-    """All commands, of which only these are in the normal run."""
+    """All commands; only these are in the normal run."""
     return [name if name in names else pytest.param(name, marks=pytest.mark.long) for name in COMMANDS]
 
 
@@ -71,7 +71,7 @@ def test_a_closed_pipe_and_a_full_disk(command, tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("name", mostly_long("stream-run", "stream-train"))
 def test_the_version_into_a_closed_pipe_and_a_full_disk(name):
-    """Written as it is by default, in blocks: the error comes when Python flushes."""
+    """Output is buffered, as by default, so the error comes when Python flushes."""
     buffered = {key: value for key, value in environment().items() if key != "PYTHONUNBUFFERED"}
     reading, writing = os.pipe()
     os.close(reading)
@@ -86,7 +86,7 @@ def test_the_version_into_a_closed_pipe_and_a_full_disk(name):
 @pytest.mark.process
 @pytest.mark.parametrize("name", mostly_long("stream-run"))
 def test_ctrl_c_while_a_command_is_imported(name):
-    """No traceback, whenever it comes: NumPy makes an ImportError of it."""
+    """No traceback, whenever Ctrl-C comes: NumPy turns it into an ImportError."""
     script = name.replace("-", "_")
     code = f"from emostream.commands import {script}; print('begun', flush=True); {script}()"
     arguments = {"stream-run": ["--stream", "demo"], "stream-label": [ROOT / "stream/sources/demo.mp4"]}
@@ -119,7 +119,7 @@ def test_the_exit_of_argparse_is_a_code(code):
 )
 def test_commands_take_one_thread_for_linear_algebra(monkeypatch, module, given, threads):
     for name in commands.THREADS:
-        monkeypatch.setenv(name, given)  # so that it is put back
+        monkeypatch.setenv(name, given)  # so that it is restored
         if not given:
             monkeypatch.delenv(name)
     seen: list[str | None] = []

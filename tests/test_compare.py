@@ -63,7 +63,7 @@ def _die(*_: object) -> None:
 
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch):
-    """Pretends that only the named backends are installed, each with the error of its results or of its failure."""
+    """Pretends that only the named backends are installed, each with the given error in its results, or failing."""
     loaded: list[Inexact] = []
 
     def apply(**errors: float | str) -> list[Inexact]:
@@ -198,7 +198,7 @@ def test_a_label_that_differs_is_counted(bundle, only, monkeypatch):
 @pytest.mark.long
 @pytest.mark.process
 def test_memory_and_load_time_are_those_of_another_process(bundle, monkeypatch):
-    """Really measured, with ballast in this process, which must not count."""
+    """A real measurement, with ballast in this process, which must not count."""
     ballast = np.ones(50_000_000)  # 400 MB
     alone = module._alone_in_a_process(bundle, "onnxruntime")
     assert len(ballast)

@@ -1,4 +1,4 @@
-"""Steering a run: the private socket, and a run that does what it is asked."""
+"""Steering a run: the private socket, and a run that follows its orders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ S = 1_000_000_000
 
 
 class Run:
-    """The run's end of a control socket, in this process; ``answers`` are what its nodes have come to follow."""
+    """The run's end of a control socket, in this process; ``answers``: the orders that its nodes now follow."""
 
     def __init__(self, path) -> None:
         self.context = zmq.Context()
@@ -64,7 +64,7 @@ def run(tmp_path):
 
 
 def raw(run: Run, *frames: bytes) -> Reply | None:
-    """Send frames as they are; the reply, if one comes."""
+    """Send raw frames; returns the reply, if one comes."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(f"ipc://{run.server.path}")
@@ -276,7 +276,7 @@ def test_a_run_is_steered(tmp_path):
             for where in ([], ["--control", str(control_path("auto", endpoint))]):
                 other = ctl(endpoint, *where, "unmute", user=nobody)
                 assert other.returncode == 1 and "as this user" in other.stderr, other.stderr
-        os.kill(run.node("audio.demo"), signal.SIGKILL)  # muted it stays
+        os.kill(run.node("audio.demo"), signal.SIGKILL)  # it stays muted
         time.sleep(4)
         status = control.status()
         assert (status.streams["demo"].muted, status.streams["hall"].muted) == (True, False)

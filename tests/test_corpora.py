@@ -172,7 +172,7 @@ def release(folder):
                 (place / "dialog" / part).mkdir(parents=True, exist_ok=True)
                 (place / "dialog" / part / f"{name}.txt").write_text("\n".join(text) + "\n")
             (place / "dialog/EmoEvaluation/Categorical").mkdir(exist_ok=True)
-            (place / "dialog/EmoEvaluation" / f"._{name}.txt").write_bytes(b"\0\5\26\7")  # what macOS leaves
+            (place / "dialog/EmoEvaluation" / f"._{name}.txt").write_bytes(b"\0\5\26\7")  # a file that macOS leaves
             (place / "dialog/avi/DivX").mkdir(parents=True, exist_ok=True)
             (place / "dialog/avi/DivX" / f"{name}.avi").touch()
     return root

@@ -14,7 +14,7 @@ from tests.benchmark_runs import T0_NS, beat, label
 
 
 def beats(node: str, **fields) -> list[Health]:
-    """Ten, one per second; messages cost 1 ms in each of them."""
+    """Ten heartbeats, one per second; messages cost 1 ms in each second."""
     return [beat(node, t, **{"cpu_s": t / 100, "counters": {COUNTER: 1000 * t}} | fields) for t in range(1, 11)]
 
 

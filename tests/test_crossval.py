@@ -85,7 +85,7 @@ def test_an_interruption_keeps_what_is_finished(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Broken(GroupedFolds):
-    """Folds of which fold 1 cannot be read."""
+    """Folds where fold 1 cannot be read."""
 
     def split(self, fold):
         if fold == 1:
@@ -227,7 +227,7 @@ def test_command_from_corpora_to_report(corpora, tmp_path, capsys):
     assert json.loads((tmp_path / "docs/study.json").read_text())["runs"] == 6
     runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").iterdir()}
     assert len(runs) == 6
-    assert crossval(*words) == 0  # all is there
+    assert crossval(*words) == 0  # everything is complete
     assert runs == {path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").iterdir()}
     assert "study.md" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Damaged media files: our errors alone, in little time and memory."""
+"""Damaged media files raise only our own errors, and take little time and memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests import media
 
 _WITH_PICTURE = (".mp4", ".mkv", ".avi", ".ts")
 _SOUND = (".webm", ".wav", ".mp3", ".ogg", ".flac")
-_MOST_S = 5.0  # for a clip of two seconds, on a busy machine
+_MOST_S = 5.0  # limit for a clip of two seconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_damaged_files(whole: dict[str, bytes], tmp_path: Path, count: int):
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3])
 def test_sound_that_damage_took_away_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, share: float):
-    """FFmpeg passes over clusters of a Matroska file that it does not understand, without a word."""
+    """FFmpeg silently skips clusters of a Matroska file that it does not understand."""
     source = FileSource(media.corrupt_middle(tmp_path / "hole.mkv", share), frozenset({"audio"}), 10)
     source.open()
     with caplog.at_level(logging.WARNING):

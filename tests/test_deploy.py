@@ -21,7 +21,7 @@ DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "emostream.service"
 DOCKERFILES = sorted(DEPLOY.glob("Dockerfile*"))
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-MOST_EXPOSED = 1.7  # as docs/deploy.md says
+MOST_EXPOSED = 1.7  # as stated in docs/deploy.md
 
 
 def unit() -> dict[str, str]:
@@ -34,7 +34,7 @@ def unit() -> dict[str, str]:
 
 @pytest.fixture
 def runnable_unit(tmp_path: Path) -> Path:
-    """The unit with a program that is there, since systemd-analyze looks."""
+    """The unit with a program that exists, since systemd-analyze checks."""
     path = tmp_path / UNIT.name
     path.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", UNIT.read_text(), flags=re.M))
     if shutil.which("systemd-analyze") is None:
@@ -48,7 +48,7 @@ def test_systemd_takes_every_line_of_the_unit(runnable_unit):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     runnable_unit.write_text(runnable_unit.read_text().replace("PrivateTmp=yes", "PrivatTmp=yes"))
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", runnable_unit], capture_output=True, text=True)
-    assert "PrivatTmp" in done.stderr  # it would have said so
+    assert "PrivatTmp" in done.stderr  # a misspelt key is reported
 
 
 @pytest.mark.process
@@ -79,7 +79,7 @@ def test_the_unit_knows_the_programs_exit_codes_and_folders():
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_a_dockerfile_keeps_the_rules(path):
-    """Stages and copies fit, the user is no root, and commands are lists of the programs of this project."""
+    """Stages and copies fit, the user is not root, and commands are lists that name programs of this project."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     steps = instructions(path)
     assert {name for name, _ in steps} <= {

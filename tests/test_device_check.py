@@ -1,20 +1,25 @@
-"""Trying devices, and reports of problems: with files in place of microphone and camera."""
+"""Device checks and problem reports, with files in place of microphone and camera."""
 
 from __future__ import annotations
 
 import json
 import stat
 import subprocess
+import wave
 import zipfile
+from contextlib import closing
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from emostream.errors import SourceError
+from emostream.errors import ConfigError, SourceError
 from emostream.stream.config import Config
 from emostream.stream.device_check import hear, see
+from emostream.stream.messages import Pcm, Picture
 from emostream.stream.problem_report import ProblemReport
+from emostream.stream.report_media import ReportMedia
 from emostream.stream.status import Status
 from tests import media
 from tests.processes import BIN, Subscriber, environment, free_port
@@ -79,6 +84,48 @@ def test_a_report_holds_what_is_needed_and_no_secrets(tmp_path):
     assert json.loads(text["status.json"])["run"] == "abc" and json.loads(text["config.json"])["speech"]
     assert "numpy " in text["versions.txt"] and "backends: onnxruntime" in text["doctor.txt"]
     assert "cannot be written" in ProblemReport(tmp_path / "no" / "x.zip", config).write()
+
+
+@pytest.mark.process
+def test_the_last_seconds_are_in_a_report_only_where_they_were_asked_for(tmp_path):
+    pytest.importorskip("mcap")
+    from emostream.stream.recording import Recorder
+
+    config = Config(streams=[{"source": "demo"}], bus={"run_dir": str(tmp_path / "sockets")})
+    with closing(ReportMedia(config, 2)) as last:
+        record = last.config.record
+        assert record.video and stat.S_IMODE(Path(record.folder).stat().st_mode) == 0o700
+        now_s = 1000.0
+        recorder = Recorder(record, {"run": "abc"}, lambda at_ns: at_ns, now=lambda: now_s)
+        for n in range(100):  # ten seconds
+            now_s, times = (
+                1000 + n / 10,
+                {"media_start_ns": n * 10**8, "media_end_ns": (n + 1) * 10**8, "captured_ns": 0},
+            )
+            recorder.hear(Pcm(stream="desk", samples=np.full(1600, n, np.int16), **times))
+            recorder.look(Picture(stream="desk", jpeg=np.full(9, n, np.uint8), width=1, height=1, **times))
+            recorder.tick()
+            last.tick()
+        assert len(list(Path(record.folder).glob("*.mcap"))) <= 4
+        recorder.close()
+        said = ProblemReport(tmp_path / "report.zip", config, last).write()
+    assert "the last 2 s of sound and pictures" in said and not Path(record.folder).exists()
+    with zipfile.ZipFile(tmp_path / "report.zip") as archive:
+        assert b"LAST 2 SECONDS" in archive.read("README.txt") and record.folder not in str(archive.read("config.json"))
+        pictures = [name for name in archive.namelist() if name.endswith(".jpg")]
+        with archive.open("desk-from-7.90s.wav") as file, wave.open(file) as sound:
+            samples = np.frombuffer(sound.readframes(10**6), "<i2")
+    assert pictures == [f"desk-{at}s.jpg" for at in ("7.90", "8.40", "8.90", "9.40", "9.90")]
+    assert list(samples[::1600]) == list(range(79, 100))
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds", "why"),
+    [({"record": {"folder": "x"}}, 10, "recorded already"), ({"pace": "fast"}, 10, "real time"), ({}, 61, "1 to 60")],
+)
+def test_when_there_are_no_last_seconds(settings, seconds, why):
+    with pytest.raises(ConfigError, match=why):
+        ReportMedia(Config(**settings), seconds)
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""What the documents say of the code is true."""
+"""What the documents say about the code is true."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_schemas_in_docs_are_those_of_the_messages(module, file, schema):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs/schemas").glob("emotion-*.json")), ids=lambda path: path.stem)
 def test_todays_messages_are_those_of_each_released_version_and_more(path):
-    """What a reader of that version may rely on: its schema, by which today's messages are valid too."""
+    """A reader of that version relies on its schema: today's messages are valid by it too."""
     released = json.loads(path.read_text())
     for message in (emotion_message(source="a.wav", run="r"), emotion_message(kind="window", latency_ms=None)):
         jsonschema.validate(json.loads(encode_emotion(message)), released)

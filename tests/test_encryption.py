@@ -32,7 +32,7 @@ MAGIC = b"\x89MCAP0"
 
 
 class Key:
-    """A pair as age-keygen makes it: the public key, and the file with the secret one."""
+    """A key pair like age-keygen's: the public key, and the file with the secret one."""
 
     def __init__(self, folder: Path, name: str = "owner") -> None:
         identity = pyrage.x25519.Identity.generate()
@@ -63,7 +63,7 @@ def sealed(folder: Path, key: Key | str, n: int = 30, clock: Clock | None = None
 
 
 def opened(path: Path, key: Key) -> bytes:
-    """What is in a file, as pyrage has it."""
+    """The content of a file, decrypted by pyrage."""
     return pyrage.decrypt(path.read_bytes(), [pyrage.x25519.Identity.from_str(key.secret)])
 
 

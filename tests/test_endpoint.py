@@ -47,7 +47,8 @@ def utterances(samples: np.ndarray, vad: SileroVad, endpointer: Endpointer) -> I
 
 
 def _endpointer(**changes: float) -> Endpointer:
-    """With rules that this file's figures are for; the shortest hangover is the hangover unless a test changes it."""
+    """With the settings that this file's figures assume; the shortest hangover is the hangover unless a test changes
+    it."""
     rules = {
         "threshold": 0.5,
         "min_speech_ms": 96,
@@ -229,7 +230,7 @@ def test_the_first_utterance_never_ends_later_than_by_the_fixed_rule(probabiliti
 
 
 def test_the_benchmark_judges_waits_splits_and_losses():
-    """One ordinary clip, one with a pause of 320 ms inside, one that voice activity does not hear."""
+    """One ordinary clip, one with a pause of 320 ms inside, one in which voice activity detection finds no speech."""
     quiet = [0.0] * 20
     clips = [
         endpoint.Clip("plain", np.array(quiet + SPEECH + quiet), 20 * 0.032, 30 * 0.032),
@@ -245,8 +246,7 @@ def test_the_benchmark_judges_waits_splits_and_losses():
 
 
 def test_the_benchmark_judges_ends_in_talk_by_who_goes_on():
-    """One goes on after 320 ms; another answers her at once; he is the last to speak, and his turn ends before his
-    breath does."""
+    """She continues after 320 ms; he answers at once and is the last to speak; his turn ends before his breath does."""
     frames = [0.0] * 20 + SPEECH + [0.0] * 10 + SPEECH + [0.0] * 10 + SPEECH + [0.0] * 60
     ends_s = [(20 + 10 + 20 * i) * 0.032 for i in range(3)]
     turns = ((0.64, ends_s[0], "her"), (ends_s[0] + 0.3, ends_s[1], "her"), (ends_s[1] + 0.3, ends_s[2] - 0.1, "him"))

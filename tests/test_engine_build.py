@@ -111,7 +111,7 @@ def test_progress_hears_of_every_phase(bundle):
 
 
 def test_a_build_can_be_interrupted(bundle, monkeypatch):
-    """As by Ctrl-C, which the main thread handles while it waits."""
+    """As with Ctrl-C, which the main thread handles while it waits."""
 
     built = []
 
@@ -124,7 +124,7 @@ def test_a_build_can_be_interrupted(bundle, monkeypatch):
     options = Options("tensorrt_rtx", "fp32", ("SM86",))
     with pytest.raises(KeyboardInterrupt):
         build.compile(bundle.path(FACE), of_bundle(bundle.manifest, FACE), options, trt)
-    assert built == [None]  # TensorRT gave up at its next step
+    assert built == [None]  # TensorRT stopped at its next step
 
 
 def test_unsupported_operator_is_named(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from emostream.errors import RunError
 from emostream.stream.config import Supervision
 from emostream.stream.exits import BACKOFF_NS, Exit, judge
-from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED
+from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, UNREADABLE
 
 RULES = Supervision(failures=3, within_s=60)
 CRASH = Exit("speech.desk", "speech", -9)
@@ -33,12 +33,12 @@ def test_a_live_source_that_has_run_is_tried_again_less_and_less_often_and_told_
     assert [each.wait_ns for each in waits] == [*BACKOFF_NS, BACKOFF_NS[-1], BACKOFF_NS[-1]]
     assert waits[0].line[0] == "warning" and "away" in waits[0].line[1]
     assert not any(each.line for each in waits[1:]) and all(each.away for each in waits)
-    assert not any(each.crashed or each.fatal for each in waits)  # an absence is no crash
+    assert not any(each.crashed or each.fatal for each in waits)  # an absent source is not a crash
 
 
-@pytest.mark.parametrize("end", [replace(CAMERA, has_run=False), replace(CAMERA, is_live=False)])
-def test_a_source_that_cannot_be_opened_ends_its_stream_alone(end):
-    found = verdict(end)
+@pytest.mark.parametrize("change", [{"has_run": False}, {"is_live": False}, {"code": UNREADABLE}])
+def test_a_source_that_cannot_be_used_ends_its_stream_alone(change):
+    found = verdict(replace(CAMERA, **change))
     assert found.cannot_run and found.wait_ns is None and not found.fatal
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import stat
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -60,6 +62,26 @@ def test_praat(tmp_path):
     assert entries == [(0.5, 3.0, "joy?"), (3.0, 4.0, "fear"), (3661.25, 3662.0, "anger")]
 
 
+ODD = ["\t=1", "\r=1", "one\r\n\r\n00:00:00.000 --> 99:00:00.000\ntwo", "nul\x00 bell\x07 \ufffe", "＝1", "a\u2028b"]
+
+
+def test_words_with_control_characters_break_no_form(tmp_path):
+    """Read by another library than wrote them."""
+    labels = [emotion_message(start_s=2.0 * i, end_s=2.0 * i + 1, text=text) for i, text in enumerate(ODD)]
+    plain = ["=1", "=1", "one 00:00:00.000 --> 99:00:00.000 two", "nul  bell", "＝1", "a b"]
+    rows = list(csv.DictReader(io.StringIO(WRITERS["csv"](labels).decode(), newline="")))
+    assert [row["text"].removeprefix("'") for row in rows] == plain
+    assert [row["text"][0] == "'" for row in rows] == [True, True, False, False, True, False]
+    document = ElementTree.fromstring(WRITERS["eaf"](labels))
+    words = document.find("TIER[@TIER_ID='words']")
+    assert words is not None and [value.text for value in words.iter("ANNOTATION_VALUE")] == plain
+    (tmp_path / "x.TextGrid").write_bytes(WRITERS["textgrid"](labels))
+    tier = pympi.Praat.TextGrid(str(tmp_path / "x.TextGrid"), codec="utf-8").get_tier("words")
+    assert [text for _, _, text in tier.get_intervals() if text.strip()] == plain
+    cues = WRITERS["vtt"](labels).decode().split("\n\n")
+    assert len(cues) == 1 + len(ODD) and all(cue.count("-->") == 1 for cue in cues[1:])
+
+
 @pytest.mark.parametrize("form", WRITERS)
 def test_nothing_is_a_file_too(form):
     assert isinstance(WRITERS[form]([]), bytes)
@@ -77,6 +99,8 @@ def test_what_cannot_be_written_is_said_before_anything_is_labelled(tmp_path):
         Export(tmp_path / "no" / "x.csv", "csv", [tmp_path / "a"])
     with pytest.raises(ConfigError, match="is for one recording; name a folder"):
         Export(tmp_path / "x.vtt", "vtt", [tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(ConfigError, match="/dev/null: is no file"):
+        Export(Path("/dev/null"), "csv", [tmp_path / "a"])
 
 
 def test_recordings_of_one_name_in_two_folders_do_not_overwrite_each_other(tmp_path):
@@ -118,3 +142,23 @@ def test_stream_label_writes_them(tmp_path):
         assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.wav.TextGrid", "b.wav.TextGrid"]
     assert (tmp_path / "x.csv").read_text().splitlines()[1].split(",")[1:3] == ["a.wav", f"{tmp_path}/a.wav"]
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_a_table_whose_command_is_killed_loses_no_label(tmp_path):
+    files = [media.audio_only(tmp_path / f"{n}.wav", 4.0) for n in range(3)]
+    label = [BIN / "stream-label", "--set", "speech.recognizer=none", *files, "--out"]
+    out, journal, whole = tmp_path / "x.csv", tmp_path / "x.csv.jsonl", tmp_path / "whole.csv"
+    out.write_text("older\n")
+    with subprocess.Popen([*label, out], stdout=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout is not None and [process.stdout.readline() for _ in range(2)]
+        process.kill()
+    assert out.read_text() == "older\n" and journal.read_text().count("\n") >= 2
+    assert stat.S_IMODE(journal.stat().st_mode) == 0o600
+    for path, note in ((out, f"has the labels of {journal.read_text().count(chr(10)) - 1} of them"), (whole, "")):
+        done = subprocess.run([*label, path, "--resume"], capture_output=True, text=True, env=environment(), timeout=60)
+        assert done.returncode == 0 and note in done.stderr, done.stderr
+    assert out.read_text() == whole.read_text() and out.read_text().count("\n") == 4 and not journal.exists()
+    done = subprocess.run([*label, out, "--resume"], capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.returncode == 2 and f"{out}: is done" in done.stderr

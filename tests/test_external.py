@@ -1,4 +1,4 @@
-"""Sources that are programs: what they may send, and what becomes of what they may not."""
+"""Sources that are programs: what they may send, and what happens to invalid messages."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_what_it_does_not_send_is_missing_two_seconds_later(robot):
     assert robot.source.counters["refused"] == 1
 
 
-NOW = 0.0  # is replaced by the time
+NOW = 0.0  # replaced by the current time
 REFUSED = {
     "no JSON": (b"\xff\xfe{",),
     "nothing": (b"",),

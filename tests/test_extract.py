@@ -1,4 +1,4 @@
-"""Extraction of clips: live features, kept, never stale, with all problems in one list."""
+"""Extraction of clips: the live features, cached, never stale, with all problems in one list."""
 
 import copy
 import dataclasses
@@ -90,7 +90,7 @@ def test_a_clip_has_the_features_of_a_live_utterance_with_its_bounds(files, tmp_
     bounds = {"start_s": labels[0].start_s, "end_s": labels[0].end_s}
     arrays = arrays_of(extract([clip("u", files / "face.mkv", **bounds)], bundle, tmp_path)[0])
     assert len(seen[0].audio) > 25 and len(seen[0].video) > 20
-    live = seen[0].video  # the same person in the same frames; the detector ran in others of them
+    live = seen[0].video  # the same person in the same frames, though the detector ran in different ones
     assert arrays["video"].shape == live.shape
     alike = (
         np.sum(arrays["video"] * live, axis=1) / np.linalg.norm(arrays["video"], axis=1) / np.linalg.norm(live, axis=1)
@@ -136,7 +136,7 @@ def test_one_half_of_a_split_screen(files, tmp_path, bundle, classifier):
     messages = [core.push(VideoFrame(images[i], i * 100_000_000))[0] for i in range(4, 16)]
     want = classifier.encode_faces(np.stack([message.crop for message in messages]))
     assert np.allclose(arrays_of(paths[0])["video"], want, atol=1e-5)
-    whole = mfcc.mfcc(media.speech_samples(1.0))  # of its own file, whatever the bounds in the other one
+    whole = mfcc.mfcc(media.speech_samples(1.0))  # from its own file, whatever the bounds in the other one
     assert np.allclose(arrays_of(paths[1])["audio"], whole, atol=1e-4)
 
 
@@ -173,7 +173,7 @@ def test_an_interrupted_extraction_goes_on(files, tmp_path, bundle, jobs):
     counts = []
     paths = extract(clips, bundle, tmp_path, 1, lambda done, total: counts.append(done))
     assert counts[0] == len(kept) and counts[-1] == 5 and all(path.is_file() for path in paths)
-    assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # nothing is done twice
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # nothing is extracted twice
     assert not list(tmp_path.rglob("*.part"))
 
 

@@ -83,20 +83,21 @@ def test_eyes_land_at_their_places(distance, degrees, at):
     eyes=st.none() | st.tuples(st.floats(0.3, 0.6), st.floats(0.3, 0.6)),
 )
 def test_a_crop_does_not_depend_on_what_is_far_away(x, y, size, eyes):
-    """Only the surroundings of a face are shrunk; shrinking the whole image gives the same crop but for its border."""
+    """Only the surroundings of a face are shrunk; shrinking the whole image gives the same crop except at its
+    border."""
     places = eyes and ((x + 0.3 * size, y + eyes[0] * size), (x + 0.7 * size, y + eyes[1] * size))
     face = Detection(x, y, size, size, 0.9, places)
     down, across = np.mgrid[:720, :960]
     image = np.rint(127 + 60 * np.sin(across / 60) + 60 * np.cos(down / 70)).astype(np.uint8)
     larger = cv2.copyMakeBorder(image, 200, 200, 200, 200, cv2.BORDER_REPLICATE)
     crop = crop_face(image, face)
-    # where a face leaves the picture its last pixels are of other areas: less than one crop pixel's step, which is 10
+    # at the picture's edge the last pixels average another area; the error is below one crop pixel's step, which is 10
     assert np.abs(crop.astype(int) - crop_face(larger, face.moved(200, 200))).max() < 10
 
 
 @given(x=st.integers(0, 300), y=st.integers(0, 200), size=st.integers(10, 40).map(lambda quarter: 4 * quarter))
 def test_a_box_without_eyes_is_the_crop(x, y, size):
-    """A square with a brighter one of half its size in the middle of it."""
+    """A square with a brighter one of half its size in its middle."""
     image = np.zeros((360, 480), np.uint8)
     image[y : y + size, x : x + size] = 60
     image[y + size // 4 : y + size * 3 // 4, x + size // 4 : x + size * 3 // 4] = 200
@@ -160,7 +161,7 @@ def test_an_expanded_box_lies_within_the_image(face, margin):
     left, top, right, bottom = expanded_box(face, margin, image)
     assert image[top:bottom, left:right].size >= 0
     assert 0 <= left <= 160 and 0 <= right <= 160 and 0 <= top <= 120 and 0 <= bottom <= 120
-    if 0 <= face.x and face.x + face.width <= 160:  # all of the face is within
+    if 0 <= face.x and face.x + face.width <= 160:  # the whole face is inside
         assert left <= face.x and face.x + face.width <= right
 
 

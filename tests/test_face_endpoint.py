@@ -27,7 +27,7 @@ def _face(ms: int, seen: bool, live: bool = True) -> Face:
 
 
 def _run(*runs: tuple[bool, int], fps: float = 10, live: bool = True, **config) -> list[SpeechEvent]:
-    """Events of runs of frames (seen, how many)."""
+    """Events for runs of frames, each given as (face seen, number of frames)."""
     endpointer = FaceEndpointer("a", fps, Speech(**config))
     seen = [flag for flag, n in runs for _ in range(n)]
     events = [e for i, flag in enumerate(seen) for e in endpointer.push(_face(int(i * 1000 / fps), flag, live), 5)]
@@ -35,7 +35,7 @@ def _run(*runs: tuple[bool, int], fps: float = 10, live: bool = True, **config) 
 
 
 def _kinds(events: list[SpeechEvent]) -> list[str]:
-    """Without repetitions, which mean that nothing changed."""
+    """The events without repetitions, which mean that nothing changed."""
     kinds = [event.event for event in events if event.event != "progress"]
     return [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
 

@@ -1,4 +1,4 @@
-"""Faults injected into the real processes of a run: signals, strangers at its sockets, outputs that take nothing."""
+"""Faults injected into the real processes of a run: signals, strangers at its sockets, outputs that block or fail."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,17 +23,17 @@ from tests.processes import BIN, ROOT, Pipeline, Subscriber, command, environmen
 
 pytestmark = pytest.mark.process
 
-SETTLED_S = 0.3  # until a label that one subscriber has is with all others
+SETTLED_S = 0.3  # until a label that one subscriber has received has reached all others
 F_SETPIPE_SZ = 1031  # linux/fcntl.h
 
 
 def numbers(messages: list[dict]) -> list[tuple[str, str, int]]:
-    """What must not come twice in a run: (stream, kind, seq)."""
+    """The keys that must be unique within a run: (stream, kind, seq)."""
     return [(message["stream"], message["kind"], message["seq"]) for message in messages]
 
 
 LONG = pytest.mark.long
-RUN = ("--config", "config.toml", "--set", "speech.recognizer=none")  # words cost the most and matter the least here
+RUN = ("--config", "config.toml", "--set", "speech.recognizer=none")  # words cost most and matter least here
 
 
 @pytest.mark.long
@@ -68,7 +69,7 @@ def test_numbers_never_come_twice_though_fusion_is_killed(tmp_path):
 
 @pytest.mark.long
 def test_a_run_ends_though_fusion_is_killed_after_the_ends_of_streams(tmp_path):
-    """The fusion that is started again never gets the end of the short stream, nor of one whose node ends meanwhile."""
+    """A restarted fusion never gets the end of the short stream, nor of one whose node ends meanwhile."""
     streams = {"short": silent_audio(tmp_path / "short.wav", 3), "long": silent_audio(tmp_path / "long.wav", 9)}
     config = tmp_path / "config.toml"
     config.write_text("\n".join(f'[[streams]]\nname = "{name}"\nsource = "{path}"' for name, path in streams.items()))
@@ -82,8 +83,34 @@ def test_a_run_ends_though_fusion_is_killed_after_the_ends_of_streams(tmp_path):
     assert "fusion: crashed" in run.output
 
 
+@pytest.mark.long
+def test_a_run_whose_sockets_are_removed_goes_on_until_a_node_ends(short_path):
+    with Pipeline(*RUN, "--set", f"bus.run_dir={short_path}") as run:
+        run.subscriber.wait_for("utterance", 1, 30)
+        shutil.rmtree(next(short_path.glob("emostream-*")))
+        run.subscriber.wait_for("utterance", 2, 30)
+        assert "sockets in it were removed; no node can be started again" in run.output
+        os.kill(run.node("video.demo"), signal.SIGKILL)
+        assert run.finish(patience(5)) == 1
+    assert run.output.splitlines()[-1].startswith("error: video.demo ended and cannot be started again, since")
+
+
+@pytest.mark.long
+def test_a_node_that_stands_still_at_the_end_is_told_and_what_waited_for_it_is_lost():
+    with Pipeline(*RUN) as run:
+        run.subscriber.wait_for("utterance", 1, 30)
+        os.kill(run.node("speech.demo"), signal.SIGSTOP)
+        time.sleep(1)
+        run.process.send_signal(signal.SIGTERM)
+        assert run.finish(patience(10)) == 0
+    late = re.search(r"killed because they did not stop in time: (.*)", run.output)
+    assert late is not None and "speech.demo" in late[1], run.output
+    lost = re.search(r"lost: demo: .* ([\d.]+) s of sound lost", run.output)
+    assert lost is not None and float(lost[1]) >= 1, run.output
+
+
 def nodes(run: Pipeline) -> set[str]:
-    """Those that have a process now."""
+    """The nodes that have a process now."""
     return {
         name
         for child in psutil.Process(run.process.pid).children()
@@ -115,7 +142,7 @@ def test_who_takes_the_port_while_fusion_is_away_is_not_believed(tmp_path):
                 except zmq.ZMQError:
                     assert time.monotonic() < until
             until = time.monotonic() + 20
-            while "trying again until it is free" not in run.output:  # it stays until fusion is back and cannot have it
+            while "trying again until it is free" not in run.output:  # fusion is back, without a port
                 assert time.monotonic() < until
                 liar.send_multipart([b"emotion.utterance.demo", json.dumps(true | {"label": "lie"}).encode()])
                 liar.send_multipart([b"emotion.utterance.demo", b"no label"])
@@ -135,7 +162,7 @@ def test_who_takes_the_port_while_fusion_is_away_is_not_believed(tmp_path):
 
 
 def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that are still there after so many seconds."""
+    """The processes that are still there after this many seconds."""
     until = time.monotonic() + seconds
     while left := [process for process in processes if process.is_running() and process.status() != "zombie"]:
         if time.monotonic() > until:
@@ -156,7 +183,7 @@ def test_nothing_is_left_of_a_run_whose_supervisor_was_killed(short_path, after_
         assert gone(children, patience(2.0)) == []
     with Pipeline(*arguments, endpoint=endpoint) as again:  # the port is free
         again.subscriber.wait_for("window", 1, 30)
-        assert len(list(runs.iterdir())) == 1  # and the folder that was left is swept
+        assert len(list(runs.iterdir())) == 1  # and the left-over folder is removed
         again.interrupt()
     assert list(runs.iterdir()) == []
 
@@ -215,7 +242,7 @@ def test_another_runs_folder_is_not_swept(short_path):
 
 
 def test_a_blocked_node_ends_with_its_supervisor(tmp_path):
-    """A FIFO that nobody writes blocks the capture node in a read."""
+    """A FIFO without a writer blocks the capture node in a read."""
     fifo = tmp_path / "sound.wav"
     os.mkfifo(fifo)
     writer = os.open(fifo, os.O_RDWR)
@@ -394,7 +421,7 @@ print(n)
     ],
 )  # fmt: skip
 def test_a_flood_of_subscriptions_takes_neither_memory_nor_time(kind, by, tmp_path):
-    """``by``: where the pipeline has keys, whose flood it is."""
+    """``by``: who floods, if the pipeline has keys."""
     arguments: tuple[object, ...] = RUN
     key, flooders, endpoint = None, (), ""
     if by:

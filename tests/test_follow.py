@@ -26,7 +26,7 @@ class FaceFollower:
 
 
 class Scripted:
-    """A detector that finds the given faces wherever it searches; ``asked``: the ``near`` of each call."""
+    """A detector that always finds the given faces; ``asked``: the ``near`` of each call."""
 
     name = "scripted"
 

@@ -1,4 +1,4 @@
-"""stream/cores/fusion.py and jobs.py, labels: one per utterance, the same in any order of arrival, in time."""
+"""stream/cores/fusion.py and jobs.py, labels: one per utterance, in time, the same for any order of arrival."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_utterance_numbers_go_on_when_the_speech_node_restarts():
 @pytest.mark.parametrize("broken_off", [1, 4])
 def test_an_utterance_cut_off_by_a_crash_does_not_extend_the_next_one(broken_off):
     run = Run().push(*(sound_message(i / 10) for i in range(110)))
-    run.push(speech_message("started", 1.2, broken_off, 1.0, 1.2))  # then the speech node was started again
+    run.push(speech_message("started", 1.2, broken_off, 1.0, 1.2))  # then the speech node was restarted
     run.push(speech_message("progress", 8.0), speech_message("started", 8.7, 1, 8.5, 8.7))
     run.push(speech_message("ended", 10.4, 1, 8.5, 10.0, "here again")).at(11).step()
     assert [(e.start_s, e.end_s) for e in run.labels] == [(8.5, 10.0)]
@@ -129,7 +129,7 @@ def _merged(topics: dict[str, list[Message]], choices: list[int]) -> list[Messag
 
 _TOPICS = all_topics(8, SPOKEN)
 _ALL_TOPICS = [message for messages in _TOPICS.values() for message in messages]
-# runs of one topic, so that one is often far ahead of another
+# runs of messages of one topic, so that one topic is often far ahead of another
 _order = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 60)), max_size=20).map(
     lambda runs: [choice for choice, n in runs for _ in range(n)]
 )
@@ -201,7 +201,7 @@ def test_the_label_of_the_pause_goes_out_at_the_end():
     assert len(run.classifier.batches) == 1
     run.at(2.4).push(speech_message("ended", 2.4, 1, 1.0, 2.0, "so good")).step()
     assert len(run.labels) == 1
-    assert len(run.classifier.batches) == 1  # no second time
+    assert len(run.classifier.batches) == 1  # it is not computed twice
     assert run.core.counters["labels_ready_at_end"] == 1
     assert run.labels[0].probabilities == ready_run(Run()).step().labels[0].probabilities
     assert run.labels[0].modalities["audio"].contribution == 0.125
@@ -219,7 +219,7 @@ def test_whoever_cannot_wait_gets_the_label_of_the_pause():
     assert first.probabilities != second.probabilities == last.probabilities
     assert [label.seq for label in run.labels] == [0, 1, 2] and {label.utterance for label in run.labels} == {1}
     assert first.latency_ms is not None and first.latency_ms.total == pytest.approx(200, abs=1)
-    assert len(run.classifier.batches) == 2  # the last label is that of the pause before it
+    assert len(run.classifier.batches) == 2  # the final label is the one computed at the pause
     assert (run.core.counters["early_out"], run.core.counters["utterances_out"]) == (2, 1)
 
 
@@ -260,7 +260,7 @@ def test_a_pause_overtaken_by_the_end_costs_nothing():
 def test_faces_are_encoded_once():
     run = Run(estimates=True).live(all_topics(8, SPOKEN))
     seen_and_spoken = [i for i in range(80) if i % 7 != 3 and any(s <= i / 10 < e for s, e, _ in SPOKEN)]
-    assert run.classifier.crops <= len(seen_and_spoken) + 3  # and one beside each hop's edge
+    assert run.classifier.crops <= len(seen_and_spoken) + 3  # plus one at each hop's edge
 
 
 # Waiting for late modalities

@@ -1,4 +1,4 @@
-"""Fusion whose networks are elsewhere: the same labels, however late answers come, and no stream waits for another."""
+"""Fusion with remote networks: the same labels however late answers come, and no stream waits for another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fusion import ALL, SPOKEN, Run, all_topics, ready_run
 
 
 class Late:
-    """A ticket whose answer comes when it is told to."""
+    """A ticket whose answer comes when the test says so."""
 
     def __init__(self, stream: str, work: Callable[[], object]) -> None:
         self.stream, self._work, self.done, self.why = stream, work, False, ""
@@ -25,7 +25,7 @@ class Late:
 
 
 class Elsewhere:
-    """The same classifier, after ``delays`` steps for each call, in turns."""
+    """The same classifier, whose calls take the numbers of steps in ``delays``, in turn."""
 
     def __init__(self, run: Run, delays: list[int]) -> None:
         self._run, self._delays, self._calls = run, delays, 0
@@ -62,7 +62,7 @@ def elsewhere(delays: list[int], **options) -> tuple[Run, Elsewhere]:
 
 
 def content(run: Run) -> dict[str, list]:
-    """What was published of each stream, without times."""
+    """What was published for each stream, without times."""
     found: dict[str, list] = {}
     for each in run.published:
         span, frames = (each.start_s, each.end_s), {name: m.frames for name, m in each.modalities.items()}
@@ -72,7 +72,7 @@ def content(run: Run) -> dict[str, list]:
 
 
 def play(run: Run, streams: list[str], away: Elsewhere | None = None) -> Run:
-    """All messages at fast pace, those of several streams in turns."""
+    """All messages at fast pace, alternating between the streams."""
     topics = [all_topics(8.0, SPOKEN, stream) for stream in streams]
     queues = [messages for topic in topics for messages in topic.values()]
     for i in range(max(map(len, queues))):

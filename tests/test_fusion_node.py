@@ -29,7 +29,7 @@ class FakeRuntime:
 
 @pytest.fixture
 def runtime(monkeypatch) -> FakeRuntime:
-    """Of a node whose classifier takes three ticks to load."""
+    """A node's runtime whose classifier takes three ticks to load."""
     runtime = FakeRuntime()
 
     def slow(bundle, backend, threads, prior):

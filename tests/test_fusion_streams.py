@@ -179,9 +179,9 @@ def test_done_when_every_modality_has_ended_and_every_label_is_out():
     for of in ("speech", "audio"):
         run.push(end_message(of)).step()
         assert not run.core.done
-    run.push(end_message("pcm"))  # of no concern
+    run.push(end_message("pcm"))  # irrelevant to fusion
     run.push(end_message("face"))
-    assert not run.core.done  # one label is still inside
+    assert not run.core.done  # one label is still pending
     run.step()
     assert len(run.labels) == 1
     assert run.core.done
@@ -226,7 +226,7 @@ def _rows_held(run: Run) -> int:
 
 def _minutes(run: Run, minutes: float, spoken_s: float, speech: bool = True) -> int:
     """A long live stream: silence (``spoken_s`` 0) or utterances of that length, one after the other. Returns the
-    most rows that were held at any time."""
+    largest number of rows held at any time."""
     most, utterance, begun = 0, 0, 0.0
     for tenth in range(round(minutes * 600)):
         now = tenth / 10

@@ -25,7 +25,7 @@ from tests.recording_tensorrt import machine
 
 @pytest.fixture
 def gpu(bundle, tmp_path, monkeypatch) -> Iterator[Gpu]:
-    """A fake machine whose engines compute what ONNX Runtime does, and few runs of each case."""
+    """A fake machine whose engines compute what ONNX Runtime does, with few runs of each case."""
     graphs = {}
     outputs = {FUSION_GPU: (FUSION, "logits", "audio", 7), FACE: (FACE, "vectors", "crops", 128)}
     for file, (graph, name, first, width) in outputs.items():

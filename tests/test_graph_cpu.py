@@ -1,4 +1,4 @@
-"""train/graphs/cpu.py. What both hand-written graphs must do: test_graphs.py."""
+"""train/graphs/cpu.py. Tests of both hand-written graphs are in test_graphs.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_wrong_graph_is_refused(tmp_path):
 
 
 def test_the_shipped_graph_gives_the_portable_graphs_logits(bundle):
-    """So nobody has changed one without the other; and it has far fewer nodes."""
+    """Neither was changed without the other; and the graph has far fewer nodes."""
     dims = {m: getattr(bundle.manifest, m).dim for m in MODALITIES}
     exported, cpu = OnnxRuntime(bundle.path(FUSION)), OnnxRuntime(bundle.path(FUSION_CPU))
     rng = np.random.default_rng(0)

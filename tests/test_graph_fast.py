@@ -21,7 +21,7 @@ SOURCES = {FUSION_CPU: "train/graphs/cpu.py", FUSION_GPU: "train/graphs/gpu.py"}
 
 @pytest.fixture(autouse=True)
 def few_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough to find a graph that is wrong at every length."""
+    """Enough lengths to find a graph that is wrong everywhere."""
     monkeypatch.setattr(portable, "LENGTHS", (1, 7))
     monkeypatch.setattr(portable, "BATCHES", (1, 2))
 

@@ -1,4 +1,4 @@
-"""train/graphs/gpu.py: one loop of plain operators. What both hand-written graphs must do: test_graphs.py."""
+"""train/graphs/gpu.py: one loop of plain operators. Tests of both hand-written graphs are in test_graphs.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hub keeps: each label once, whatever is cut short."""
+"""What a hub stores: each label once, wherever it is interrupted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def delivery(*seqs: int, box: str = "b", run: str = "r", published_ns: int = NOO
 
 
 def in_files(folder: Path) -> list[tuple[str, str, int]]:
-    """Day, box and seq of every label in files."""
+    """Day, box and seq of every label in the files."""
     rows = []
     for path in sorted(folder.glob("day=*/*.parquet"), key=lambda path: (path.name, str(path))):
         table = parquet.read_table(path, partitioning=None).to_pylist()

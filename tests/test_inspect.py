@@ -70,7 +70,7 @@ def test_the_graph_that_tensorrt_builds_costs_the_least(bundle):
     portable, gpu = (inspect.cost(bundle.path(name), profile, trt) for name in (FUSION, FUSION_GPU))
     cpu = inspect.cost(bundle.path(FUSION_CPU), profile)
     assert (portable.loops, gpu.loops, cpu.loops, cpu.layers) == (6, 1, None, None)
-    assert portable.steps == 2 * cpu.steps > 2 * gpu.steps  # a GRU each way, one both ways, one for all
+    assert portable.steps == 2 * cpu.steps > 2 * gpu.steps  # a GRU per direction, one for both, one for everything
     assert gpu.layers < 1000 < portable.layers
     assert cpu.nodes < gpu.nodes < portable.nodes
 

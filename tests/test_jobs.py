@@ -1,4 +1,4 @@
-"""stream/cores/jobs.py, alone; what becomes of jobs is in test_fusion_core.py and test_fusion_streams.py."""
+"""stream/cores/jobs.py, alone; test_fusion_core.py and test_fusion_streams.py cover how jobs are run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_features_are_needed_from_the_open_utterance_or_three_seconds_before_spe
     schedule.push(speech_message("started", 10.1, 1, 5.0, 10.1), T0)
     assert schedule.needed_from_ns == 3 * SECOND  # with the two seconds before, in which the face was at rest
     schedule.push(speech_message("ended", 12.0, 1, 5.0, 11.0), T0)
-    assert schedule.needed_from_ns == 3 * SECOND  # of the job that waits, and the same before it
+    assert schedule.needed_from_ns == 3 * SECOND  # for the waiting job, with the same time before it
     _take_all(schedule)
     assert schedule.needed_from_ns == 9 * SECOND
     schedule.advance("audio", 100 * SECOND)

@@ -173,7 +173,7 @@ def test_allow_and_revoke(keys):
     assert keys.allow(two, "desk") == "desk"
     assert keys.allow(three) == "client-2"
     assert keys.allow(one) == "client-1"  # again: nothing changes
-    assert keys.allow(one, "kitchen") == "kitchen"  # another name
+    assert keys.allow(one, "kitchen") == "kitchen"  # renamed
     assert keys.allowed() == {"kitchen": one, "desk": two, "client-2": three}
     with pytest.raises(ConfigError, match="desk is the name of another key"):
         keys.allow(one, "desk")
@@ -192,7 +192,7 @@ def test_a_name_that_is_none(keys, name):
 
 @pytest.mark.parametrize("key", ["", "x", "a" * 39, "a" * 41, "'" * 40, '"' * 40, "ä" * 40, "#" * 40, " " * 40])
 def test_a_key_that_is_none(keys, key):
-    """``#`` is a character of keys, but forty of them are more than 32 bytes can hold."""
+    """``#`` may occur in keys, but forty of them encode more than 32 bytes."""
     with pytest.raises(ConfigError, match="is no public key"):
         keys.allow(key)
     assert not keys.folder.exists()
@@ -215,7 +215,7 @@ def test_a_damaged_list_is_an_error(keys, text):
 
 
 def _typed(capsys, monkeypatch, line: str) -> str:
-    """What a command prints that is typed as it stands."""
+    """The commands that a command prints for copying."""
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     assert cli.keys() == 0
     return capsys.readouterr().out
@@ -226,7 +226,7 @@ def _commands(out: str) -> list[str]:
 
 
 def test_following_what_the_commands_print_leads_to_labels(capsys, monkeypatch, tmp_path):
-    """Two machines: each has a folder of its own. What one prints is typed at the other."""
+    """Two machines, each with a folder of its own. What one prints is typed on the other."""
     secrets = []
 
     def at(machine: str, line: str) -> str:
@@ -296,7 +296,7 @@ def test_with_keys_and_nobody_allowed_it_runs_and_says_so(short_path, keys):
 
 
 def test_a_client_that_waits_for_the_pipeline_survives_its_look_at_the_port(short_path, keys, monkeypatch):
-    """ZeroMQ gives up for good where a client with a key meets a socket without."""
+    """ZeroMQ gives up for good if a client with a key connects to a socket without keys."""
     pair = keys.new_client(keys.new_server().public)
     keys.allow(pair.public)
     port = free_port()
@@ -310,7 +310,7 @@ def test_a_client_that_waits_for_the_pipeline_survives_its_look_at_the_port(shor
 
         def bind_slowly(*arguments) -> zmq.Socket:
             socket = bind_xpub(*arguments)
-            time.sleep(0.2)  # the client comes
+            time.sleep(0.2)  # the client connects
             return socket
 
         monkeypatch.setattr("emostream.stream.plan.bind_xpub", bind_slowly)
@@ -363,7 +363,7 @@ class Listener:
         return self._out.read_text()
 
     def wait_for(self, text: str, meanwhile: Callable[[], object], count: int = 1, seconds: float = 15) -> None:
-        """Wait until it has printed something so many times."""
+        """Wait until it has printed ``text`` ``count`` times."""
         until = time.monotonic() + seconds
         while self.said.count(text) < count:
             assert time.monotonic() < until and self._process.poll() is None, self.said
@@ -398,7 +398,7 @@ def test_a_listener_in_another_process_is_refused_then_allowed_then_revoked(keys
 
 @pytest.fixture
 def other_network():
-    """A second network namespace, joined to this one: its name, this side's address."""
+    """A second network namespace, connected to this one: its name, this side's address."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("needs root and ip (iproute2) for a second network")
     name, ours = f"emo{os.getpid()}", f"emo{os.getpid()}a"
@@ -445,7 +445,7 @@ def test_labels_cross_a_network_for_those_allowed_alone(keys, tmp_path, other_ne
 @pytest.mark.process
 @pytest.mark.long
 def test_a_whole_run_for_another_network(keys, tmp_path, other_network):
-    """Without keys it ends at once; with them, labels cross, and strangers are in the heartbeats."""
+    """Without keys the run ends at once; with them, labels cross, and strangers are counted in the heartbeats."""
     name, address = other_network
     arguments = ("--config", "config.toml", "--set", "speech.recognizer=none", "--set", f"bus.keys={keys.folder}")
     port = free_port()

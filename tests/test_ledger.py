@@ -25,7 +25,7 @@ EVENTS = st.tuples(
 
 @given(st.lists(EVENTS, max_size=100))
 def test_each_file_has_one_outcome_in_order_whatever_happens(events):
-    """Workers on three nodes take files, label them, do not see them, or die with them, in any order; nodes go too."""
+    """Workers on three nodes take files, label them, do not see them, or die with them, in any order; nodes die too."""
     ledger, held, out = Ledger(FILES), [], []
     alive = set(NODES)
     for event, node, which in events:
@@ -46,7 +46,7 @@ def test_each_file_has_one_outcome_in_order_whatever_happens(events):
         if not held:
             ledger.give_up_unseen(NODES)
         out += ledger.take()
-    for index, _ in held:  # the end of whatever is left: all works
+    for index, _ in held:  # finish what is left, without failures
         ledger.done(index, Outcome(media_s=index))
     while ledger.open:
         got = [index for node in NODES if (index := ledger.hand_out(node)) is not None]
@@ -63,7 +63,7 @@ def test_a_file_that_kills_its_workers_is_given_up():
     ledger = Ledger(FILES[:2])
     for _ in range(OWN_DEATHS):
         index = ledger.hand_out("a")
-        assert index == 0  # it comes first again
+        assert index == 0  # it is the first again
         ledger.died(index, "a", {"a"})
     assert taken(ledger) == [("0.wav", f"0.wav: given up: {OWN_DEATHS} workers died of it")]
     assert ledger.open == 1 and ledger.hand_out("a") == 1 and ledger.hand_out("a") is None
@@ -80,7 +80,7 @@ def test_machines_that_went_are_not_the_files_fault_but_not_for_ever():
 
 
 def test_a_machine_that_is_found_dead_later_absolves_the_file():
-    """The deaths come first, and with them one may not know yet that the machine is gone."""
+    """The workers' deaths are noticed first, perhaps before it is known that the machine is gone."""
     ledger = Ledger(FILES[:1])
     for node, alive in (("a", "ab"), ("a", "ab"), ("b", "b")):
         assert ledger.hand_out(node) == 0

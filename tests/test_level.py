@@ -1,4 +1,4 @@
-"""The automatic level: stream/speech/level.py and what the speech core makes of them."""
+"""The automatic level: stream/speech/level.py and its use in the speech core."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def at_peak(dbfs: float, seconds: float = 10.0) -> np.ndarray:
 
 
 def events(samples: np.ndarray, vad, automatic: bool = True, live: bool = False) -> list[SpeechEvent]:
-    """What the speech core says of a recording."""
+    """The speech core's events for a recording."""
     vad.reset()
     core = SpeechCore("desk", vad, None, Speech(), VirtualClock(), vad.twin() if automatic else None)
     blocks = samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
@@ -154,8 +154,11 @@ class ScriptedVad:
     def push(self, samples: np.ndarray) -> float:
         return samples[1] / 1000
 
-    def push_both(self, samples: np.ndarray, twin: ScriptedVad, raised: np.ndarray) -> tuple[float, float]:
-        return self.push(samples), twin.push(raised)
+    def push_all(self, frames: np.ndarray) -> np.ndarray:
+        return np.array([self.push(frame) for frame in frames])
+
+    def push_both(self, frames: np.ndarray, twin: ScriptedVad, raised: np.ndarray) -> np.ndarray:
+        return np.stack([self.push_all(frames), twin.push_all(raised)], axis=1)
 
     def reset(self) -> None:
         pass
@@ -173,7 +176,7 @@ class RaisedVad(ScriptedVad):
 
 
 def _scripted(blocks: list[tuple[int, float]], quiet_vad) -> list[SpeechEvent]:
-    """Events of blocks of (peak, probability)."""
+    """Events for blocks given as (peak, probability)."""
     core = SpeechCore("desk", ScriptedVad(), None, Speech(), VirtualClock(), quiet_vad)  # type: ignore[arg-type]
     messages = []
     for i, (peak, probability) in enumerate(blocks):
@@ -206,7 +209,7 @@ def test_a_voice_that_stays_quiet_is_heard_from_its_first_block():
 def test_a_very_quiet_microphone_is_reported_once_a_minute(vad, caplog):
     with caplog.at_level(logging.WARNING):
         events(samples := at_peak(-48), vad, live=True)
-        peak_dbfs = 20 * np.log10(np.abs(samples[: 4 * 16_000]).max() / 32768)  # of the first of two sentences
+        peak_dbfs = 20 * np.log10(np.abs(samples[: 4 * 16_000]).max() / 32768)  # the first of two sentences
         assert caplog.messages == [
             f"desk: speech is very quiet (peak {peak_dbfs:.0f} dBFS); raise the microphone's gain"
         ]

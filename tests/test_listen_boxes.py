@@ -29,7 +29,7 @@ pytest.importorskip("zenoh")
 
 
 class Heard:
-    """What a listener in this process yields. A context manager; the messages must end."""
+    """What a listener in this process yields. A context manager; the iteration must end."""
 
     def __init__(self, messages: Any) -> None:
         self.got: list[Any] = []
@@ -102,7 +102,7 @@ def test_the_last_label_comes_first_then_each_once_whoever_goes_and_comes_back(t
             sockets = psutil.Process(listener.process.pid).net_connections("inet")
             assert sockets and all(c.raddr and c.raddr.port == port for c in sockets), (
                 sockets
-            )  # listens nowhere, no UDP
+            )  # no listening socket, no UDP
 
         uplink.kill()
         every.wait_for("lab/desk-box: vanished; 1 there")
@@ -114,7 +114,7 @@ def test_the_last_label_comes_first_then_each_once_whoever_goes_and_comes_back(t
         there.close()
         every.wait_for("went away; waiting")
         every.wait_for("lab/hall-box: vanished")
-        other.say("hall", "hall")  # nobody carries them; of the last one the uplink knows
+        other.say("hall", "hall")  # nobody forwards them; the uplink remembers the last one
         time.sleep(0.5)
         stack.enter_context(open_session(make_session_config(None, [], [router])))
         every.wait_for("is there again", 20)
@@ -182,7 +182,7 @@ def test_the_router_may_come_later_and_waiting_has_an_end(port, caplog):
                 session.put("emostream/lab/b/desk/utterance", label.replace(b'"seq":7', b'"seq":%d' % seq))
             until(lambda: len(heard) == 2, 10)
     assert [emotion.seq for _, emotion in heard] == [7, 9]
-    assert heard[0][0] == label[:-1] + b',"site":"lab","box":"b"}'  # as it came, and whose it is
+    assert heard[0][0] == label[:-1] + b',"site":"lab","box":"b"}'  # unchanged, plus its box
 
 
 LISTENER = [
@@ -219,7 +219,7 @@ def test_tls_and_access_control_let_a_listener_listen_and_do_nothing_else(tmp_pa
             until(lambda: listener.printed.count("lab/box  desk ") == 1, 10, lambda: listener.printed)
             box.say("desk")
             until(lambda: listener.printed.count("lab/box  desk ") == 2, 10, lambda: listener.printed)
-            with open_session(make_session_config(config, [router])) as session:  # it may not speak for a box
+            with open_session(make_session_config(config, [router])) as session:  # it may not send in a box's name
                 label = encode_emotion(emotion_message(stream="desk", run="forged", seq=900))
                 session.put("emostream/lab/box/desk/utterance", label)
                 replies = list(session.get("emostream/lab/box/deliver", payload=b"{}\n" + label, timeout=1))
@@ -266,7 +266,7 @@ def test_a_listener_that_does_not_read_loses_the_oldest_and_says_so(monkeypatch,
     monkeypatch.setattr(listen_boxes, "_WAITING", 3)
 
     class Session:
-        """Of nobody: no router, no box."""
+        """A session without a router or a box."""
 
         class info:
             routers_zid = staticmethod(lambda: [1])

@@ -1,4 +1,4 @@
-"""engines/load.py: which backend is chosen, and what the log says of the others."""
+"""engines/load.py: which backend is chosen, and what the log says about the others."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: no liblsl
 pytestmark = pytest.mark.process
 
 LABELS = ["joy", "anger"]
-# This machine alone, and streams of these tests alone; nothing is printed
+# Only this machine and only these tests' streams; nothing is printed
 CONFIG = f"""
 [multicast]
 ResolveScope = machine
@@ -61,7 +61,7 @@ def lsl_environment(tmp_path) -> dict[str, str]:
 
 @pytest.fixture
 def publisher(endpoint) -> Iterator[EmotionPublisher]:
-    """Of a run that has not begun to speak."""
+    """A status of a run in which nobody has spoken yet."""
     context = Context()
     publisher = EmotionPublisher(context, endpoint)
     yield publisher
@@ -87,7 +87,7 @@ def status(labels: list[str] = LABELS, *names: str) -> bytes:
 
 
 def inlets(publisher: EmotionPublisher | None, *kinds: str, stream: str = "desk") -> list[Any]:
-    """Open inlets of a stream's outlets; meanwhile the run says once in a while which streams it has."""
+    """Open inlets for a stream's outlets; meanwhile the run regularly publishes which streams it has."""
     found = {}
     until = time.monotonic() + patience(20)
     while len(found) < len(kinds):
@@ -103,14 +103,14 @@ def inlets(publisher: EmotionPublisher | None, *kinds: str, stream: str = "desk"
 
 
 def both_clocks() -> tuple[float, int]:
-    """LSL's seconds and Unix nanoseconds of one moment, however busy the machine is."""
+    """LSL's seconds and Unix nanoseconds of the same moment, however busy the machine is."""
     readings = [(time.time_ns(), pylsl.local_clock(), time.time_ns()) for _ in range(20)]
     before_ns, lsl_s, after_ns = min(readings, key=lambda reading: reading[2] - reading[0])
     return lsl_s, (before_ns + after_ns) // 2
 
 
 def live(kind: str, unix_ns: int, **changes: Any) -> Emotion:
-    """A message about 2.5 s, of which the last sample was captured at ``unix_ns``."""
+    """A message about 2.5 s of sound whose last sample was captured at ``unix_ns``."""
     return emotion_message(stream="desk", kind=kind, captured_ns=unix_ns, published_ns=time.time_ns(), **changes)
 
 
@@ -127,7 +127,7 @@ def test_streams_their_descriptions_values_and_the_times_of_what_they_are_about(
         )
         assert abs(labels.time_correction(timeout=5)) < 0.005  # one machine has one LSL clock
     assert values[:3] == [0.625, 0.375, 0.25] and math.isnan(values[3])  # a bundle without arousal
-    assert label == ["joy"]  # an event as tools for XDF take it
+    assert label == ["joy"]  # an event as XDF tools expect it
     content = json.loads(message[0])
     assert (content["label"], content["text"], content["words"]) == ("joy", "", [])  # words only if asked for
     assert content["faces"] == [] and content["confidence"] == 0.75
@@ -140,7 +140,7 @@ def test_streams_their_descriptions_values_and_the_times_of_what_they_are_about(
     assert infos[2].get_channel_units() == ["0..1", "0..1", "-1..1", "-1..1"]
     assert infos[0].desc().child_value("manufacturer") == "emostream"
     assert len({info.source_id() for info in infos}) == 3
-    assert endpoint in infos[0].source_id()  # a second run's streams are others
+    assert endpoint in infos[0].source_id()  # a second run's streams have another id
 
 
 def test_words_streams_not_announced_no_live_capture_and_another_clock(endpoint, publisher, lsl_environment):
@@ -200,7 +200,7 @@ def test_another_bundle_has_other_channels():
 @pytest.mark.long
 @pytest.mark.realtime
 def test_a_real_run(endpoint, lsl_environment):
-    """The demo, whose estimates and labels have the LSL times of their sound, to some milliseconds."""
+    """The demo: estimates and labels have the LSL times of their sound, to within some milliseconds."""
     with stream_lsl(endpoint, lsl_environment), Pipeline("--config", "config.toml", endpoint=endpoint) as run:
         labels, estimates = inlets(None, "labels", "estimates", stream="demo")
         first = [estimates.pull_sample(timeout=patience(20)) for _ in range(2)]
@@ -211,7 +211,7 @@ def test_a_real_run(endpoint, lsl_environment):
     unix_minus_lsl_s = unix_ns / 1e9 - lsl_s
     started_s = published["captured_ns"] / 1e9 - (published["end_s"] - published["start_s"]) - unix_minus_lsl_s
     assert label == published["label"] and label_s == pytest.approx(started_s, abs=0.005)
-    zero_s = label_s - published["start_s"]  # of the stream's timeline
+    zero_s = label_s - published["start_s"]  # zero of the stream's timeline
     windows = [m["end_s"] for m in run.subscriber.of("window")]
     for values, at_s in first:
         assert min(abs(at_s - zero_s - end_s) for end_s in windows) < 0.005  # hops are 250 ms apart
@@ -236,7 +236,7 @@ def test_sinks_get_no_label_that_may_be_taken_back(monkeypatch):
 
 
 def test_a_run_s_messages_come_in_one_subscription(endpoint, publisher):
-    """Labels, status, and None where nobody is there; what is not emostream's is skipped."""
+    """Labels, statuses, and None if nothing comes; messages that are not emostream's are skipped."""
     received = listen_run(endpoint, key=None, estimates=False, silent_s=0.3)
     assert next(received) is None
     publisher.forward("status", b"{")

@@ -63,7 +63,7 @@ _SPAN = {"stream": "a", "media_start_ns": 1, "media_end_ns": 2, "captured_ns": 3
 
 
 def _over_the_wire(message):
-    """As another process receives it: the bytes of each part, without this process's memory."""
+    """Encode as for another process: the bytes of each part, without sharing this process's memory."""
     return Codec().decode([bytes(part) for part in Codec().encode(message)])
 
 
@@ -107,7 +107,7 @@ def test_one_codec_does_not_mix_up_messages():
 
 
 def test_a_message_is_a_header_and_one_plain_buffer_per_array():
-    """As ZeroMQ takes it, however many messages came before."""
+    """In a form that ZeroMQ accepts, however many messages came before."""
     codec = Codec()
     for samples in (np.arange(8, dtype=np.int16), np.arange(16, dtype=np.int16)[::2], np.zeros(0, np.int16)):
         header, buffer = codec.encode(Pcm(**_SPAN, samples=samples))
@@ -162,7 +162,7 @@ def test_a_damaged_header_raises_the_error_of_msgspec_or_is_a_message(message, d
         decoded = Codec().decode([damaged, samples])
     except msgspec.DecodeError:
         return
-    assert decoded.topic  # all fields are there
+    assert decoded.topic  # all fields are present
 
 
 @given(pcm.filter(lambda message: message.samples.size), st.data())

@@ -43,7 +43,7 @@ def test_padding_and_other_clips_of_a_batch_change_nothing(attention, pooling):
             n = lengths[m][i]
             alone[m], alone[f"{m}_len"] = together[m][i : i + 1, : max(1, n)], torch.tensor([n])
         assert torch.allclose(model(**alone), logits[i : i + 1], atol=1e-5)
-    for m in MODALITIES:  # whatever stands beyond a length, even what is not a number
+    for m in MODALITIES:  # any values beyond a length, even NaN
         for i, n in enumerate(lengths[m]):
             together[m][i, n:] = float("nan")
     assert torch.allclose(model(**together), logits, atol=1e-5)
@@ -59,7 +59,7 @@ def test_a_single_modality_is_finite_and_absent_ones_are_left_out(attention, onl
     assert torch.allclose(model(**{only: arguments[only], f"{only}_len": arguments[f"{only}_len"]}), logits, atol=1e-6)
     zeros = dict(arguments)
     for m in MODALITIES:
-        if m != only:  # rows of zeros that are said to be there are something else than absence
+        if m != only:  # rows of zeros that count as present are not the same as absence
             zeros[m], zeros[f"{m}_len"] = torch.zeros(2, 4, SMALL[m]), torch.tensor([4, 4])
     assert not torch.allclose(model(**zeros), logits, atol=1e-3)
 
@@ -133,7 +133,7 @@ def test_build_refuses_unknown_names_and_stays_small():
 
 
 class Reference(nn.Module):
-    """The published network, at its full size, of torch's own layers under the authors' names."""
+    """The published network at its full size, made of torch's own layers under the authors' names."""
 
     def __init__(self, attention):
         super().__init__()
@@ -195,7 +195,7 @@ def watch(model, given):
 def test_the_authors_weights_give_the_authors_logits(attention):
     torch.manual_seed(0)
     theirs, given = Reference(attention).eval(), full()
-    with torch.no_grad():  # as untrained, all logits are nearly the same
+    with torch.no_grad():  # untrained, it would give nearly equal logits
         theirs.concat_linear.weight *= 20
         theirs.classifier.weight *= 20
     ours = build("paper", attention).eval()
@@ -282,7 +282,7 @@ def test_the_papers_dropout():
     model.text_dropout.p = 0.0
     for layer in attentions:
         layer.dropout = 0.0
-    assert torch.allclose(model(**given), still, atol=1e-6)  # that was all
+    assert torch.allclose(model(**given), still, atol=1e-6)  # no other dropout is active
 
 
 def test_the_paper_ignores_lengths_and_modalities_that_it_lacks():

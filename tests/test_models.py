@@ -25,7 +25,7 @@ _DATA = b"weights" * 30_000  # several blocks
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache and no other place; returns the cache's folder of models."""
+    """An empty cache and no other place for models; returns the cache's folder of models."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("EMOSTREAM_MODELS", raising=False)
     return models.cache_dir()
@@ -69,7 +69,7 @@ def test_the_order_of_places(one_file, cache, tmp_path, monkeypatch):
     (tmp_path / "site" / "thing_package").mkdir(parents=True)
     (tmp_path / "site" / "thing_package" / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
-    assert find("thing") == in_cache  # the package is there, its file is not
+    assert find("thing") == in_cache  # the package exists, its file does not
     in_package = _put(tmp_path / "site" / "thing_package" / "data" / "thing.onnx")
     assert find("thing") == in_package
     assert "thing_package" not in sys.modules
@@ -146,7 +146,7 @@ def test_what_is_in_the_cache_must_have_the_hash(cache, tmp_path, monkeypatch):
     os.utime(path, (1, 1))
     with pytest.raises(ModelError, match=r"thing.onnx: has not the hash .*; run: stream-models pull thing"):
         find("thing")
-    assert models.locate("thing") == path  # for stream-models, which tells it
+    assert models.locate("thing") == path  # stream-models reports it
     assert [found.ok for found in doctor._models() if found.name == "thing"] == [False]
     monkeypatch.setitem(models.MODELS, "thing", replace(known, url=None, pip="pip install thing"))
     with pytest.raises(ModelError, match="remove it"):

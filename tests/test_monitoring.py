@@ -1,4 +1,4 @@
-"""The example board and alert rules ask for metrics that there are."""
+"""The example board and alert rules ask for metrics that exist."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Broker:
 
 
 class Reader:
-    """All that a broker gives, by topic."""
+    """Everything that a broker delivers, by topic."""
 
     def __init__(self, port: int) -> None:
         self.got: dict[str, list[str]] = {}
@@ -99,7 +99,7 @@ def test_labels_states_and_discovery(broker, reader):
     (found,) = [topic for topic in reader.got if topic.startswith("homeassistant/") and topic.endswith("_label/config")]
     announced = json.loads(reader.last(found))
     assert announced["state_topic"] == "home/emostream/desk/label" and announced["unique_id"] in found
-    late = Reader(broker.port)  # who comes later knows the last label
+    late = Reader(broker.port)  # a late reader gets the last label
     assert late.last("home/emostream/desk/label") == "joy"
     late.close()
     bridge.set_status(None)
@@ -116,7 +116,7 @@ def test_words_if_asked_for(broker, reader):
 
 
 def send_many(bridge: Bridge) -> None:
-    """A thousand labels, of which the last is another."""
+    """A thousand labels, of which the last is different."""
     begun = time.monotonic()
     for number in range(999):
         bridge.send(emotion_message(stream="desk", utterance=number))
@@ -136,7 +136,7 @@ def test_a_broker_that_is_away_is_waited_for_and_told_the_newest(tmp_path, caplo
     assert json.loads(reader.last("e/desk/utterance"))["utterance"] == 999
     assert reader.last("e/desk/state", "running") and reader.last("e/availability", "online")
     assert any(topic.startswith("homeassistant/") for topic in reader.got)
-    assert len(reader.got["e/desk/utterance"]) <= 100  # the older ones went
+    assert len(reader.got["e/desk/utterance"]) <= 100  # the older ones were dropped
     assert [record.message for record in caplog.records if "cannot be reached" in record.message] == [
         f"mqtt://127.0.0.1:{broker.port}: cannot be reached; trying again"
     ]
@@ -208,5 +208,5 @@ def test_a_run_that_dies_shows_as_offline(broker, reader):
             assert reader.last("emostream/demo/label", "joy", 30)
             run.interrupt()
         assert reader.last("emostream/availability", "offline", 15)
-        bridge.send_signal(signal.SIGKILL)  # and a bridge that dies, by its last will
+        bridge.send_signal(signal.SIGKILL)  # a bridge that dies is reported by its last will
         bridge.wait()

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from emostream.stream.label_command import is_media, named_files
 from emostream.stream.public import EmotionPublisher
 from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources.file import FileSource
+from emostream.stream.status import NodeStatus, Status, StreamStatus, decode_status, encode_status
 from tests import media
 from tests.emotions import emotion_message
 from tests.processes import BIN, environment
@@ -74,6 +77,7 @@ def test_names_that_are_not_utf8_can_be_written():
     name = os.fsdecode(b"caf\xe9.flac")
     assert printable(name) == "caf\ufffd.flac" and printable("你好") == "你好"
     json.dumps(printable(name)).encode()
+    assert printable("a\nb\x1b[2Jc\x9b1m\t.wav") == "a\ufffdb\ufffd[2Jc\ufffd1m\ufffd.wav"
 
 
 def labelled(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -185,6 +189,8 @@ def test_relative_paths_in_a_configuration_are_relative_to_it(tmp_path):
     )
     (tmp_path / "no-suffix").touch()
     (tmp_path / "camera").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").touch()
     config = load_config(tmp_path / "config.toml", ["speech.vad_model=vad.onnx"])
     a, b, c, d, e, f, g = config.streams
     assert (f.audio, f.video, g.source) == (f"{tmp_path}/sub/talk.wav", "camera", f"{tmp_path}/no-suffix")
@@ -193,29 +199,57 @@ def test_relative_paths_in_a_configuration_are_relative_to_it(tmp_path):
     assert (b.audio, b.video) == ("file:/abs/talk.wav", f"file:{tmp_path}/sub/x.mp4")
     assert (config.fusion.bundle, config.fusion.profile) == ("ekman7", f"{tmp_path}/me")
     assert (config.bus.keys, config.speech.vad_model) == ("~/keys", "vad.onnx")  # those of the command line are not
+    (tmp_path / "second.toml").write_text('fusion.bundle = "mine"')
+    assert load_config(tmp_path / "second.toml").fusion.bundle == f"{tmp_path}/mine"
+    assert load_config(tmp_path / "second.toml", ["fusion.bundle=mine"]).fusion.bundle == "mine"
     assert load_config(None, [], ["file:talk.wav"]).streams[0].source == "file:talk.wav"
 
 
 # Streams
 
 
-def test_one_stream_can_be_subscribed_to_without_others_that_begin_so(tmp_path):
-    with zmq.Context() as context, context.socket(zmq.SUB) as new, context.socket(zmq.SUB) as old:
-        publisher = EmotionPublisher(context, f"ipc://{tmp_path}/bus")
-        for socket, topic in ((new, b"emotion/utterance/desk/"), (old, b"emotion.utterance.desk")):
+def heard(tmp_path: Path, topics: list[bytes], send: Callable[[EmotionPublisher], object]) -> list[list[dict]]:
+    """What a subscriber to each of these topics gets of what is published until each has several."""
+    with ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        sockets = [stack.enter_context(context.socket(zmq.SUB)) for _ in topics]
+        publisher = stack.enter_context(closing(EmotionPublisher(context, f"ipc://{tmp_path}/bus")))
+        for socket, topic in zip(sockets, topics, strict=True):
             socket.linger = 0
             socket.subscribe(topic)
             socket.connect(f"ipc://{tmp_path}/bus")
-        got: dict[zmq.Socket, list[str]] = {new: [], old: []}
+        got: list[list[dict]] = [[] for _ in topics]
         for _ in range(100):
-            for stream in ("desk", "desk2", "desk-b"):
-                publisher.send(emotion_message(stream=stream))
-            for socket, streams in got.items():
+            send(publisher)
+            for socket, messages in zip(sockets, got, strict=True):
                 while socket.poll(2):
-                    topic, body = socket.recv_multipart()
-                    streams.append(json.loads(body)["stream"])
-            if len(got[new]) > 3 and len(got[old]) > 9:
+                    messages.append(json.loads(socket.recv_multipart()[1]))
+            if min(map(len, got)) > 9:
                 break
-        publisher.close()
-    assert set(got[new]) == {"desk"} and len(got[new]) > 3
-    assert set(got[old]) == {"desk", "desk2", "desk-b"}  # as before, for a release
+    return got
+
+
+def test_one_stream_can_be_subscribed_to_without_others_that_begin_so(tmp_path):
+    def send(publisher: EmotionPublisher) -> None:
+        for stream in ("desk", "desk2", "desk-b"):
+            publisher.send(emotion_message(stream=stream))
+
+    new, old = heard(tmp_path, [b"emotion/utterance/desk/", b"emotion.utterance.desk"], send)
+    assert {message["stream"] for message in new} == {"desk"} and len(new) > 3
+    assert {message["stream"] for message in old} == {"desk", "desk2", "desk-b"}  # as before, for a release
+
+
+def test_the_status_of_one_stream_can_be_subscribed_to(tmp_path):
+    nodes = {name: NodeStatus(state="running") for name in ("audio.desk", "audio.desk2", "speech.desk2", "fusion")}
+    streams = {"desk": StreamStatus(state="away", behind_s=3.5), "desk2": StreamStatus(sound_lost_s=1.5)}
+    whole = encode_status(Status(run="r", state="degraded", streams=streams, nodes=nodes))
+    topics = [b"stream/status/desk/", b"stream/status/desk2/", b"status", b"emotion"]
+    desk, desk2, run, labels = heard(
+        tmp_path, topics, lambda publisher: publisher.send_status(whole) or publisher.send(emotion_message())
+    )
+    assert len(desk) > 9 and all(list(message["streams"]) == ["desk"] for message in desk)
+    assert (desk[0]["run"], desk[0]["state"], desk[0]["streams"]["desk"]["behind_s"]) == ("r", "degraded", 3.5)
+    assert set(desk[0]["nodes"]) == {"audio.desk", "fusion"} and set(desk2[0]["nodes"]) == {*nodes} - {"audio.desk"}
+    assert desk2[0]["streams"]["desk2"]["sound_lost_s"] == 1.5 and decode_status(json.dumps(desk2[0]).encode())
+    assert all(message == json.loads(whole) for message in run)  # subscribers of before see nothing of it
+    assert {message["schema"] for message in labels} == {"emostream/1"}

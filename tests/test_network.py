@@ -95,7 +95,7 @@ def test_times_are_those_of_capture_and_stale_data_is_dropped():
     source = LiveSource(SourceSpec.parse(f"udp://127.0.0.1:{port}"), frozenset({"audio", "video"}), 10, clock, 2)
     source.open()
     late: dict[type, list[float]] = {AudioChunk: [], VideoFrame: []}
-    until = clock.now_ns() + 5_000_000_000  # of which the first second is thrown away
+    until = clock.now_ns() + 5_000_000_000  # the first second is discarded
     for item in source.items():
         if clock.now_ns() > until:
             break
@@ -131,7 +131,7 @@ def test_a_missing_camera_leaves_sound(tmp_path: Path):
 
 
 def test_an_unexpected_error_of_the_decoder_opens_the_source_again(monkeypatch, caplog):
-    """Whatever a reading thread raises, it goes on: nobody would notice its end."""
+    """Whatever a reading thread raises, it continues: nobody would notice its end."""
     from emostream.stream.sources import network
 
     sender = Sender(port := free_udp_port())

@@ -1,4 +1,4 @@
-"""Nothing that is read can run: no pickle, no eval, no shell, in anything that the project ships."""
+"""Data that is read cannot run: no pickle, no eval, no shell, in anything that the project ships."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SAFE = {"torch.load": ("weights_only", True)}
 
 
 def dangers(source: str) -> list[str]:
-    """What could run what it reads, as ``line: what``."""
+    """Code that could execute what it reads, as ``line: what``."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

@@ -24,7 +24,7 @@ class Manager:
         self.socket.setblocking(False)
 
     def states(self) -> list[str]:
-        """What has come since the last call."""
+        """The states received since the last call."""
         found = []
         while True:
             try:
@@ -33,7 +33,7 @@ class Manager:
                 return found
 
     def wait_for(self, state: str, seconds: float) -> list[str]:
-        """All that comes until a state does."""
+        """All states received up to and including ``state``."""
         until, found = time.monotonic() + seconds, []
         while state not in found:
             assert time.monotonic() < until, f"no {state} after {seconds} s, but {found}"

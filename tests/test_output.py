@@ -171,7 +171,7 @@ def test_what_cannot_be_resumed_is_left_as_it_is(tmp_path):
 
 
 class Stalled:
-    """A view that blocks until it is let go."""
+    """A view that blocks until it is released."""
 
     def __init__(self) -> None:
         self.go, self.shown, self.lines = threading.Event(), [], []
@@ -237,4 +237,4 @@ def test_a_full_disk_that_has_room_again_gets_the_rest():
     for n in range(4):
         shown.emotion(emotion_message(seq=n))
     assert shown.close() and view.shown == [2, 3]
-    assert isinstance(shown.error, OSError)  # something is missing, which the exit code says
+    assert isinstance(shown.error, OSError)  # output is missing, and the exit code says so

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-# Modules by the real place of their file, those that were loaded under two names.
+# Modules that were loaded under two names, by the real path of their file.
 TWICE = """
 import os, runpy, sys
 sys.argv = [{module!r}, *{arguments!r}]
@@ -67,7 +67,7 @@ def test_commands_run_as_modules_of_a_checkout(module):
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of ours that a module imports, in functions too; not those for types alone."""
+    """Our modules that a module imports, also within functions, but not those for types alone."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -113,7 +113,7 @@ def test_imports_point_one_way(lower, upper):
 
 
 def test_nothing_live_imports_torch():
-    """But for the backend of that name."""
+    """Except in the backend of that name."""
     using = {
         name
         for name, path in MODULES.items()

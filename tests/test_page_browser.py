@@ -1,9 +1,13 @@
-"""The page in a real browser, with labels of our own: many, what they are made of, settings and their effect."""
+"""The page in a real browser, with labels of our own: many, what they are made of, settings and their effect; what is
+there before anything is asked for; words that look like markup; colours."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
+from importlib.resources import files
+from itertools import product
 
 import pytest
 import uvicorn
@@ -12,8 +16,8 @@ from emostream.errors import ControlError
 from emostream.stream.config import Config
 from emostream.stream.control import Request
 from emostream.stream.emotion import Latency, encode_emotion
-from emostream.stream.messages import Orders
-from emostream.stream.nodes.page import settings_of
+from emostream.stream.messages import Expected, Orders
+from emostream.stream.nodes.page import settings_of, sources_of
 from emostream.stream.page.server import make_app
 from emostream.stream.page.state import PageState
 from emostream.stream.status import NodeStatus, Status, StreamStatus, encode_status
@@ -50,7 +54,7 @@ def state() -> PageState:
 
 @pytest.fixture
 def url(state):
-    """The page's address; what is set there changes its settings, but for a threshold above 1."""
+    """The page's address; settings made there take effect, except for a threshold above 1."""
     port = free_port()
 
     def steer(request: Request) -> str:
@@ -118,5 +122,64 @@ def test_two_hundred_utterances_and_settings_with_their_effect(state, url):
         )
         state.set_status(status(8))
         page.wait_for_function("() => document.querySelector('#trouble').textContent.includes('nothing for 8 s')")
-        assert not [line for line in said if "409" not in line]  # the answer to what could not be set
+        assert not [line for line in said if "409" not in line]  # 409 answers the setting that was refused
         browser.close()
+
+
+@pytest.mark.process
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_how_things_are_is_shown_before_anything_is_asked_for_and_words_are_never_markup(state, url):
+    from playwright.sync_api import sync_playwright
+
+    markup = "</script><img src=x onerror=document.title='no'> <b>so</b> & \"happy\""
+    state.set_sources({"a": "microphone, camera:0"})
+    state.set_status(status(0))
+    for number in range(40):
+        state.add(label(number, 400, text=markup, speaker="<i>s1</i>"))
+    with sync_playwright() as play:
+        page = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.add_init_script("window.WebSocket = class { constructor() { window.socket = this; } }")
+        page.goto(url)
+        assert page.inner_text(".source") == "microphone, camera:0 · running · 200 labelled of 200 heard"
+        assert page.inner_text(".words") == markup and page.locator("#said li").count() == 12
+        assert [address for address in asked if not address.startswith("data:")] == [url]
+        assert page.evaluate("performance.getEntriesByName('streams').length") == 1
+        page.click("#said summary >> nth=0")
+        assert page.inner_text("#said .text >> nth=0") == markup
+        assert page.locator("#streams img, #said img, #said b, #said i").count() == 0 and page.title() == "emostream"
+
+
+def test_sources_are_named_as_they_were_but_for_secrets():
+    desk = {"name": "desk", "audio": "microphone:USB", "video": "http://cam/?token=abc"}
+    both = {"name": "both", "source": "demo"}
+    orders = Orders(added={"hall": Expected([], [], 0, 1, "rtsp://cam:***@hall/1")})
+    assert sources_of(Config(streams=[desk, both]), orders) == {
+        "desk": "microphone:USB, http://cam/?token=***", "both": "demo", "hall": "rtsp://cam:***@hall/1",
+    }  # fmt: skip
+
+
+def brightness(colour: str) -> float:
+    """Relative luminance of #rgb or #rrggbb (WCAG 2.2)."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    r, g, b = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def test_colours_can_be_told_apart_in_light_and_in_dark():
+    """Text 4.5 to 1 (AA) on what it stands on; so too a face's number beside it. Bars 3 to 1 on their track."""
+    style = files("emostream.stream.page").joinpath("static/page.css").read_text("utf-8")
+    schemes = [dict(re.findall(r"--([\w-]+): (#\w+);", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)]
+    assert len(schemes) == 2 and schemes[0].keys() == schemes[1].keys()
+    for scheme in schemes:
+        moods = [name for name in scheme if name.startswith("of-")]
+        pairs = [
+            *((name, ground, 4.5) for name, ground in product(["ink", "quiet", "accent", "bad"], ["ground", "card"])),
+            *((name, "card", 4.5) for name in moods), *((name, "line", 3.0) for name in moods),
+            ("quiet", "line", 4.5), ("accent", "line", 4.5),
+        ]  # fmt: skip
+        for name, ground, least in pairs:
+            dark, light = sorted((brightness(scheme[name]), brightness(scheme[ground])))
+            assert (light + 0.05) / (dark + 0.05) >= least, (name, ground, scheme)

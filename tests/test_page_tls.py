@@ -1,4 +1,4 @@
-"""The page by https and wss: real certificates of openssl's, a real server, real clients."""
+"""The page by https and wss: real certificates made by openssl, a real server, real clients."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def face_at(x: float, y: float = 80) -> Detection:
 
 
 class Room:
-    """A room of 240 by 640 with people in it, and a detector that sees whoever is not hidden by more than a half."""
+    """A room of 240 by 640 with people in it, and a detector that sees everybody who is at most half hidden."""
 
     name = "room"
 
@@ -43,7 +43,7 @@ class Room:
         return faces if near is None else [face for face in faces if face.overlap(near) > 0.05]
 
     def at(self, t_ms: int, *people: tuple[np.ndarray, float]) -> list[int]:
-        """Put people at places, the last one in front; returns the ids of those who are found, from left to right."""
+        """Put people at places, the last one in front; returns the ids of those found, from left to right."""
         image = np.full((240, 640), 120, np.uint8)
         self.places = []
         for picture, x in people:

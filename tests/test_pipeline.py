@@ -36,7 +36,7 @@ def talk(tmp_path_factory) -> Path:
 
 
 def same_labels(first: list[dict], second: list[dict]) -> None:
-    """Labels must be equal but for the stream's name and the times of the run."""
+    """Labels must be equal except for the stream's name and the times of the run."""
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
         for key in one.keys() - {"stream", "source", "latency_ms", "captured_ns", "published_ns", "run"}:
@@ -58,7 +58,7 @@ class DemoRun:
 
 
 def readme_lines(endpoint: str) -> str:
-    """README's Python lines, listening at ``endpoint`` and for no longer than needed."""
+    """README's Python lines, changed to listen at ``endpoint`` and no longer than needed."""
     block = re.search(r"```python\n(import emostream\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block is not None
     assert len([line for line in block[1].splitlines() if line.strip()]) == 6
@@ -80,7 +80,7 @@ def demo(talk) -> DemoRun:
         cwd=talk.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert readme.stdout is not None
-    first_line = readme.stdout.readline()  # the file is labelled; next it listens
+    first_line = readme.stdout.readline()  # the file is labelled; then it listens
     with Pipeline("--config", "config.toml", "--jsonl", out, endpoint=endpoint) as run:
         assert run.finish(60) == 0, run.output
         readme_output, readme_errors = readme.communicate(timeout=30)
@@ -152,7 +152,7 @@ def test_two_streams_at_once(talk, tmp_path):
     alone."""
     out = tmp_path / "labels.jsonl"
     streams = ("--stream", f"left=file:{talk}", "--stream", f"right=file:{talk}")
-    # a long wait, since there is no early label where the pause is seen as late as the end
+    # a long wait, since there is no early label if the pause is detected only with the end
     wait = ("--set", "speech.hangover_ms=1500", "--set", "speech.min_hangover_ms=1500")
     with Pipeline(*streams, "--jsonl", out, "--set", "fusion.early=true", *wait) as run:
         assert run.finish(60) == 0, run.output
@@ -219,7 +219,7 @@ def test_listen_prints_the_published_messages(demo):
 
 
 def test_the_lines_of_the_readme_run(demo):
-    """As they stand there, but for the port and the time that they wait for more."""
+    """The lines are unchanged except for the port and the timeout."""
     assert demo.readme.returncode == 0, demo.readme.stderr
     file, live = demo.readme.stdout.splitlines()[0], demo.readme.stdout.splitlines()[1:]
     assert "this is the best day" in file

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import as_completed
 
+import psutil
 import pytest
 
 from emostream.train.pool import submit, worker_pool
@@ -41,3 +44,33 @@ def test_a_process_that_is_just_starting_survives_ctrl_c():
             time.sleep(0.01)
         assert sorted(future.result()[0] for future in futures) == [0, 1, 2, 3]
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())  # the main process hears it again
+
+
+KILLED = """
+import os, signal
+from emostream.train.pool import submit, worker_pool
+from tests.test_pool import Counter
+if __name__ == "__main__":
+    pool = worker_pool(2, Counter, 0)
+    print(*{future.result()[2] for future in submit(pool, range(4))}, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells them")
+def test_workers_of_a_process_that_is_killed_end(tmp_path):
+    """Each would wait for its next task for ever."""
+    (script := tmp_path / "killed.py").write_text(KILLED)
+    done = subprocess.run(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert done.returncode == -signal.SIGKILL and done.stdout
+    until = time.monotonic() + 5
+    while left := [pid for pid in map(int, done.stdout.split()) if is_alive(pid)]:
+        assert time.monotonic() < until, left
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

@@ -1,4 +1,4 @@
-"""engines/trt/precision.py: which arrays of a low-precision graph are low, and that labels stay.
+"""engines/trt/precision.py: which arrays of a low-precision graph are low, and that labels stay the same.
 
 ONNX Runtime on the CPU has no bfloat16 products and turns most float16 ones into float32. So that the tests really
 round, ``rounded`` writes it out: every low array becomes a float32 one that has been cast to the low type and back.
@@ -31,7 +31,7 @@ def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray], optimise: bool = 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    if not optimise:  # which could take two Casts that round for two that do nothing
+    if not optimise:  # the optimiser could remove a pair of Casts that rounds
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     model_bytes = model.SerializeToString()
     return onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"]).run(None, inputs)[0]
@@ -161,7 +161,7 @@ def test_inputs_and_outputs_stay_and_the_file_is_smaller(graph, precision):
     model = cast(GRAPHS[graph], precision)
     assert list(model.graph.input) == list(GRAPHS[graph].graph.input)
     assert list(model.graph.output) == list(GRAPHS[graph].graph.output)
-    assert model.ByteSize() < 0.75 * len(before)  # .5 where the GRUs are low as well
+    assert model.ByteSize() < 0.75 * len(before)  # .5 if the GRUs are low as well
     assert GRAPHS[graph].SerializeToString(deterministic=True) == before
 
 

@@ -34,7 +34,7 @@ def _table(labels: list[str], mix: np.ndarray) -> dict[str, float]:
 
 
 def _trained_on(bundle: Bundle, mix: np.ndarray) -> Manifest:
-    """A manifest whose network met this mix of labels in all sets of modalities."""
+    """A manifest whose network was trained with this mix of labels in all sets of modalities."""
     return _manifest(bundle, label_shares=dict.fromkeys(SUBSETS, _table(bundle.manifest.labels, mix)))
 
 

@@ -1,4 +1,4 @@
-"""What people said and how they looked and sounded is nowhere but where it was asked for."""
+"""What people said, and how they looked and sounded, is found only where it was asked for."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_dropped_words_count_for_the_label_and_are_in_no_message():
 
 @pytest.fixture
 def stream_label(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
-    """stream-label in this process: its exit code and all that it printed."""
+    """stream-label in this process: its exit code and everything it printed."""
 
     def call(*words: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["stream-label", *map(str, words)])
@@ -107,7 +107,7 @@ emostream.run(config, on_health=print, on_log=print{more})
 
 
 def run(folder: Path, *changes: str, more: str = "") -> tuple[dict, str]:
-    """A run in the trap that prints heartbeats and lines, at level debug: what was noted, and what was printed."""
+    """A run in the trap that prints heartbeats and log lines, at level debug: the trap's report, and the output."""
     changes = ("bus.emotion=tcp://127.0.0.1:5999", "log.level=debug", *changes)
     code = RUN.format(changes=list(changes), more=more)
     trap = Trap(folder, sys.executable, "-c", code, needles=[*WORDS, *what_nodes_hold()])
@@ -149,7 +149,7 @@ def test_words_are_in_the_file_that_was_asked_for_alone(tmp_path):
 @pytest.mark.long
 @pytest.mark.process
 def test_a_node_that_crashes_leaves_no_memory_on_disk(tmp_path, monkeypatch):
-    """Dumps are off whatever the shell allows."""
+    """Core dumps are off, whatever the shell allows."""
     pattern = Path("/proc/sys/kernel/core_pattern").read_text()
     monkeypatch.chdir(tmp_path)
     before = resource.getrlimit(resource.RLIMIT_CORE)

@@ -13,7 +13,7 @@ import pytest
 from emostream import Config, Labeller
 from emostream.engines.bundle import open_bundle
 from emostream.errors import ConfigError
-from emostream.stream.cores.adapt import Baseline
+from emostream.stream.cores.adapt import Baseline, VoiceBaseline
 from emostream.stream.profile import FORMAT, Profile
 from emostream.stream.sources import DEMO
 from tests.processes import BIN, environment
@@ -25,10 +25,13 @@ RNG = np.random.default_rng(0)
 
 def baselines(*learnt: str) -> dict[str, dict[str, Baseline]]:
     """Of one stream; those of ``learnt`` know somebody."""
-    known = {m: Baseline(np.zeros(dim), None) for m, dim in DIMS.items()}
+    voice, face = VoiceBaseline(np.zeros(DIMS["audio"]), None), Baseline(np.zeros(DIMS["video"]), None)
+    known = {"audio": voice, "video": face}
     for m in learnt:
         for weight in (0.9, 0.4, 1.0):
             known[m].update(RNG.normal(size=(5, DIMS[m])), weight)
+    if "audio" in learnt:
+        voice.judge(0.5, 0.7)  # moved, answers were surer
     return {"desk": known}
 
 
@@ -51,7 +54,8 @@ def test_it_is_its_owners_and_holds_numbers_only(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     kept = json.loads(path.read_text())
     assert set(kept) == {"format", "networks", "streams"} and set(kept["streams"]) == {"desk"}
-    assert set(kept["streams"]["desk"]) == {"audio"} and set(kept["streams"]["desk"]["audio"]) == {"mean", "weight"}
+    assert set(kept["streams"]["desk"]) == {"audio"}
+    assert set(kept["streams"]["desk"]["audio"]) == {"mean", "weight", "tried", "surer"}
 
 
 def test_streams_that_are_not_in_the_run_stay(tmp_path):
@@ -120,7 +124,7 @@ def test_a_folder_and_a_place_that_cannot_be_written_are_errors(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         Profile(tmp_path / "missing/me.profile", BUNDLE).check_writable()
     Profile(tmp_path / "me.profile", BUNDLE).check_writable()
-    assert os.listdir(tmp_path) == []  # trying leaves nothing
+    assert os.listdir(tmp_path) == []  # the check leaves no file
 
 
 def test_it_needs_adapt():

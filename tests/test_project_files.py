@@ -1,4 +1,4 @@
-"""What the project's files say of each other is true: paths, links, commands, the citation, the templates."""
+"""What the project's files say about each other is true: paths, links, commands, the citation, the templates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md"])
 def test_paths_in_the_layout_table_exist(document):
-    """Those in backticks, in any column."""
+    """The paths in backticks, in any column."""
     text = (ROOT / document).read_text(encoding="utf-8")
     table = re.search(r"^## Layout\n(?:[^|#].*\n|\n)*((?:\|.*\n)+)", text, re.M)
     assert table is not None

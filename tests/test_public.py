@@ -40,7 +40,7 @@ def _until(condition, seconds: float = 5.0) -> None:
 
 
 class Place:
-    """Where labels are published, and sockets of those who get in."""
+    """Where labels are published, and the sockets of its clients."""
 
     def __init__(self, context: zmq.Context, endpoint: str, keys: Keys | None = None) -> None:
         self.context, self.endpoint, self.keys = context, endpoint, keys
@@ -63,7 +63,7 @@ class Place:
 
 @pytest.fixture
 def keyed(context, tmp_path) -> Place:
-    """With keys, on loopback, which keys do not ask."""
+    """With keys, although on loopback, which does not require them."""
     keys = Keys(str(tmp_path / "keys"))
     server = keys.new_server()
     keys.allow(keys.new_client(server.public).public, "friend")
@@ -255,11 +255,11 @@ def test_who_is_allowed_later_hears_and_who_is_revoked_does_not(keyed, labels, t
     assert time.monotonic() - revoked < 2
     now = next(emotion.seq for emotion in friend if time.monotonic() > revoked + 0.3)
     left = [emotion.seq for emotion in listen_on(heard, 1.0)]
-    assert all(seq < now for seq in left)  # what had come before
+    assert all(seq < now for seq in left)  # only what had arrived before
 
 
 def listen_on(labels: Iterator[Any], seconds: float) -> list[Any]:
-    """What comes within so many seconds."""
+    """The labels that come within this many seconds."""
     got: list[Any] = []
     thread = threading.Thread(target=lambda: got.extend(labels), daemon=True)
     thread.start()
@@ -293,7 +293,7 @@ def test_a_list_that_cannot_be_used_leaves_those_allowed_before(keyed, labels, c
 
 
 def test_one_peer_is_told_of_once_a_minute_and_counted_each_time(keyed, labels, tmp_path, caplog):
-    """Peers of one address; a kind of failure each."""
+    """Several peers with one address, for each kind of failure."""
     for n in range(3):
         stranger = _client(tmp_path / str(n), keyed.keys.need_server("").public)
         pair = stranger.new_client(keyed.keys.need_server("").public)
@@ -365,7 +365,7 @@ def test_recorded_bytes_are_of_no_use_and_hold_no_label(keyed, labels, caplog):
 
 
 def test_labels_travel_encrypted(keyed, labels):
-    """What passes a man in the middle: nothing of a label can be read."""
+    """A man in the middle can read nothing of a label."""
     port = int(keyed.endpoint.rpartition(":")[2])
     passed = bytearray()
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import wave
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from emostream.errors import ModelError
 from emostream.stream import models
 from emostream.stream.config import Speech
+from emostream.stream.speech.apart import Apart
 from emostream.stream.speech.recognizer import make_recognizer
 from tests import media
 
@@ -58,7 +61,30 @@ def test_pocketsphinx_english():
     assert len(heard & SAID) >= 8
     assert any(partials) and len(partials[-1]) >= len(partials[0])
     recognizer.reset()
-    assert recognise(recognizer, samples)[1] == words  # after a reset nothing of the first time is left
+    assert recognise(recognizer, samples)[1] == words  # a reset leaves nothing of the first time
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_pocketsphinx_in_a_process_of_its_own_hears_the_same_and_its_death_is_an_error():
+    samples = np.asarray(media.speech_samples(4))
+    apart = make_recognizer(Speech(recognizer="pocketsphinx"), apart="recognizer.a")
+    assert isinstance(apart, Apart)
+    assert recognise(apart, samples) == recognise(make_recognizer(Speech(recognizer="pocketsphinx")), samples)
+    process = psutil.Process(apart.process.pid)
+    assert process.environ()["EMOSTREAM_NODE"] == "recognizer.a"
+    process.send_signal(signal.SIGTERM)  # to all processes of a service: whoever uses it is still to ask for words
+    apart.begin()
+    assert apart.finish() == []
+    process.kill()
+    process.wait(10)
+    with pytest.raises(RuntimeError, match="the process of pocketsphinx has ended"):
+        apart.begin()
+        apart.partial()
+    apart.close()
+    again = make_recognizer(Speech(recognizer="pocketsphinx"), apart="recognizer.a")
+    again.close()  # as when whoever started it has died
+    assert again.process.returncode == 0
 
 
 @pytest.mark.long

@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
+import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -14,21 +17,22 @@ import numpy as np
 import pytest
 from mcap.reader import make_reader
 
+from emostream.engines.bundle import BUNDLES
 from emostream.errors import RunError, SourceError
 from emostream.stream.config import Record, load_config
 from emostream.stream.cores.audio import AudioCore
 from emostream.stream.cores.video import VideoCore, make_detector
-from emostream.stream.emotion import Word
+from emostream.stream.emotion import Emotion, Word
 from emostream.stream.label import Labeller
 from emostream.stream.messages import Face, FaceInFrame, Pcm, SpeechEvent
 from emostream.stream.recorded import Recording, labels, sound_and_faces
 from emostream.stream.recording import Recorder
-from emostream.stream.sources import DEMO_TWO
+from emostream.stream.sources import DEMO, DEMO_TWO
 from emostream.stream.sources.base import AudioChunk, NoTrack
 from emostream.stream.sources.file import FileSource
 from emostream.stream.sources.replay import ReplaySource
 from tests.emotions import emotion_message
-from tests.processes import BIN, Pipeline, patience
+from tests.processes import BIN, Pipeline, command, patience
 
 _MS = 1_000_000
 FACTS = {"run": "0123abcd", "version": "0", "config": "{}", "bundle": "ekman7"}
@@ -159,6 +163,15 @@ def test_what_is_no_recording_is_told(tmp_path):
         ReplaySource(f"{written(tmp_path / 'r')}#hall", frozenset()).open()
 
 
+def test_a_bit_that_was_turned_on_the_disk_is_told(tmp_path):
+    path = written(tmp_path, 60)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match="is damaged"):
+        Recording.of(path)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -235,7 +248,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
 
 @pytest.mark.slow
 def test_a_recording_has_the_labels_of_what_was_recorded(tmp_path):
-    """To the last digit: of sound and faces as the nodes make them."""
+    """Labels are equal to the last digit, since sound and faces are those the nodes made."""
     source = FileSource(DEMO_TWO, frozenset({"audio", "video"}), 10.0)
     source.open()
     config = load_config()
@@ -255,13 +268,53 @@ def test_a_recording_has_the_labels_of_what_was_recorded(tmp_path):
     one.close()
     source.close()
     with Labeller(config) as labeller:
-        before = list(itertools.islice(labeller.label(DEMO_TWO), 2))  # one of each voice
+        before = list(itertools.islice(labeller.label(DEMO_TWO), 2))  # one label for each voice
         after = list(itertools.islice(labeller.label_recording(str(one.path)), 2))
     facts = ("label", "probabilities", "text", "start_s", "end_s", "modalities", "speaker", "face", "speaking", "faces")
     assert len(before) == 2
     assert [[getattr(label, fact) for fact in facts] for label in after] == [
         [getattr(label, fact) for fact in facts] for label in before
     ]
+
+
+def first_sentence(folder: Path, said: Iterable[Emotion] = ()) -> Path:
+    """A recording of the demo's first five seconds of sound, with labels."""
+    source = FileSource(DEMO, frozenset({"audio"}), 10.0)
+    source.open()
+    audio, one = AudioCore("demo.mp4", None), recorder(folder)
+    for item in source.items():
+        for message in audio.push(item) if isinstance(item, AudioChunk) else []:
+            if isinstance(message, Pcm) and message.media_start_ns < 5 * 10**9:
+                one.hear(message)
+    for label in said:
+        one.label(label)
+    one.close()
+    source.close()
+    return one.path
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_what_another_bundle_would_change(tmp_path):
+    """By the command. The other bundle is ours with two labels in each other's place."""
+    options = ["--set", "speech.recognizer=none"]
+    with Labeller(load_config(None, ["speech.recognizer=none"])) as labeller:
+        (said,) = labeller.label_recording(str(first_sentence(tmp_path / "a")))
+    path = first_sentence(tmp_path / "b", [said])
+    manifest = json.loads((BUNDLES / "ekman7" / "manifest.json").read_text())
+    labels_ = manifest["labels"]
+    other = labels_[labels_.index(said.label) - 1]
+    manifest["labels"] = [{said.label: other, other: said.label}.get(label, label) for label in labels_]
+    manifest["name"] = "swapped"
+    shutil.copytree(BUNDLES / "ekman7", tmp_path / "swapped")
+    (tmp_path / "swapped" / "manifest.json").write_text(json.dumps(manifest))
+    for more, changed, now in (
+        (["--set", "fusion.prior=balanced"], 0, said.label), (["--compare", tmp_path / "swapped"], 1, other),
+    ):  # fmt: skip
+        done = command("stream-replay", path, *options, *more)
+        assert f"{changed} of 1 would change" in done.stderr, done.stderr
+        (row,) = done.stdout.splitlines()
+        assert row[0] == " *"[changed] and re.search(rf"  {said.label} \d+% +→ {now} \d+%", row), row
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""What shows recordings: the layout for Foxglove and the example for Rerun, on a recording made here; and pictures."""
+"""Viewers of recordings: the layout for Foxglove and the example for Rerun, on a recording made here; and pictures."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_pictures_are_few_small_and_like_what_was_seen():
 
 
 class Asked:
-    """As much of a node's runtime as sends pictures."""
+    """The part of a node's runtime that sends pictures."""
 
     def __init__(self, recorded: bool, heard: bool) -> None:
         record = {"folder": "r", "video": True} if recorded else {"folder": "r"}
@@ -176,7 +176,7 @@ def test_messages_have_what_foxglove_asks_for(path):
 
 
 def topics_and_paths(layout: Any) -> list[tuple[str, str]]:
-    """What the panels of a layout ask for: the panel's type, and a topic or a message path."""
+    """What the panels of a layout refer to: the panel's type, and a topic or a message path."""
     asked = []
     for name, settings in layout["configById"].items():
         kind = name.partition("!")[0]

@@ -1,4 +1,4 @@
-"""Recordings as the world has them: glued together, with bad times, mirrored, with many tracks; made here."""
+"""Recordings like those found in practice: joined, with bad times, mirrored, with many tracks; made here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def items(path: Path, wanted=BOTH, fps: float = 10, tracks: str = ""):
 
 
 def sound_s(found) -> float:
-    """How much sound there is, of which the times are continuous to 0.1 s."""
+    """The length of the sound, whose times must be continuous to 0.1 s."""
     chunks = [item for item in found if isinstance(item, AudioChunk)]
     for one, two in itertools.pairwise(chunks):
         assert abs(two.media_ns - one.media_end_ns) < S // 10, (one.media_end_ns, two.media_ns)
@@ -72,7 +72,7 @@ CODECS = {
 def test_recordings_that_were_glued_together_are_read_whole(clip, tmp_path, suffix):
     part, joined = tmp_path / f"part.{suffix}", tmp_path / f"joined.{suffix}"
     ffmpeg("-i", clip, *CODECS[suffix], part)
-    parts = 2 if suffix == "webm" else 3  # FFmpeg itself reads no more of WebM
+    parts = 2 if suffix == "webm" else 3  # FFmpeg itself reads only two of a WebM
     joined.write_bytes(part.read_bytes() * parts)
     found = items(joined)
     assert sound_s(found) == pytest.approx(4.0 * parts, abs=0.5)
@@ -391,7 +391,7 @@ def test_the_face_is_found_again_at_once_when_the_size_changes(tmp_path):
         resized = cv2.resize(image, size)
         (face,) = core.push(VideoFrame(resized, i * S // 10))
         found.append(face.found)
-    assert all(found[:18])  # the last ones are squeezed
+    assert all(found[:18])  # the last pictures are squeezed
 
 
 @pytest.mark.parametrize("shape", [(4, 4096), (4096, 4), (1, 1), (2, 2), (11, 11), (0, 0)])

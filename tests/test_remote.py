@@ -1,5 +1,5 @@
-"""Networks elsewhere, with real networks, sockets and keys: a replica that is full, dies, stalls or is flooded; and the
-whole of it on a real Ray cluster."""
+"""Remote networks, with real models, sockets and keys: a replica that is full, dies, stalls or is flooded; and
+everything together on a real Ray cluster."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def replica() -> Iterator[Replica]:
 
 
 class Directory:
-    """Tells boxes of these places, as ``stream-fusion`` does."""
+    """Tells boxes where the replicas are, as ``stream-fusion`` does."""
 
     def __init__(self) -> None:
         self.door = Door("tcp://127.0.0.1:*", DIRECTORY, frozenset([BOX.public]))
@@ -191,7 +191,7 @@ def test_without_networks_here_calls_wait_for_the_next_replica_and_are_given_up_
 
 
 def test_a_replica_that_stalls_costs_a_quarter_of_a_second(local, directory, boxes):
-    """It takes calls, and does not answer; after three of them it is left."""
+    """The replica takes calls without answering; after three of them the box leaves it."""
     stalled = Door("tcp://127.0.0.1:*", (pair := new_pair()), frozenset([BOX.public]))
     directory.places = [Place(stalled.endpoint, pair.public, 0, 4)]
     box = boxes(local)
@@ -250,10 +250,11 @@ def test_a_box_with_another_bundle_or_a_key_that_is_not_allowed_gets_nothing(loc
 
 
 def test_a_box_that_floods_does_not_delay_another_and_nonsense_harms_nobody(local, replica, directory, boxes):
-    """It sends calls of the largest size as fast as it can, without waiting for answers, on a connection of its own."""
+    """A client sends calls of the largest size as fast as it can, without waiting for answers, on its own
+    connection."""
     place = replica.look([BOX.public])[0]
     directory.places = [place]
-    box = boxes(Head(open_bundle("ekman7")))  # which waits as long as it takes
+    box = boxes(Head(open_bundle("ekman7")))  # it waits as long as necessary
     box.until(lambda: box.link.settled)
     for _ in range(20):
         box.call(CLASSIFY)
@@ -264,7 +265,7 @@ def test_a_box_that_floods_does_not_delay_another_and_nonsense_harms_nobody(loca
         flood.connect(place.address)
         flood.send_multipart(wire.encode(Join(0, local.bundle_id)))
         flood.send_multipart([b"nonsense", b"\0" * 1000])
-        flood.send_multipart(wire.encode(Ask(0, 1, 100, crops=3)))  # whose crops do not come
+        flood.send_multipart(wire.encode(Ask(0, 1, 100, crops=3)))  # its crops never come
         call = Encode(np.zeros((16, 48, 48), np.uint8))
         begun_s = time.monotonic()
         local.encode_faces(call.crops)
@@ -282,6 +283,22 @@ def test_a_box_that_floods_does_not_delay_another_and_nonsense_harms_nobody(loca
     assert box.link.counters["remote_calls"] >= 40 and queue_ms < all_of_it_ms / 2  # not behind what waits there
 
 
+def test_a_large_call_is_done_in_pieces_and_another_stream_does_not_wait_for_all_of_it(
+    local, replica, directory, boxes
+):
+    directory.places = [replica.look([BOX.public])[0]]
+    box = boxes(Head(open_bundle("ekman7")), streams=("a", "b"))
+    box.until(lambda: box.link.settled)
+    crops = RNG.integers(0, 255, (64, 48, 48), dtype=np.uint8)
+    large = box.link.submit("b", Encode(crops, ENCODE.rows))
+    small = box.link.submit("a", ENCODE)
+    box.until(lambda: small.done and large.done)
+    first_ms, last_ms = box.link.times_ms["run"]  # in the order in which the answers came
+    assert first_ms < last_ms and replica.look([BOX.public])[1]["calls_cut"] >= 2
+    np.testing.assert_allclose(large.answer().faces, local.encode_faces(crops), atol=1e-5)
+    np.testing.assert_array_equal(large.answer().voices[0], local.run(ENCODE).voices[0])
+
+
 def test_keys_are_needed_before_anything_starts(tmp_path):
     done = subprocess.run(
         [BIN / "stream-run", "--set", "fusion.remote=tcp://127.0.0.1:9", "--set", f"bus.keys={tmp_path}"],
@@ -297,14 +314,14 @@ def test_keys_are_needed_before_anything_starts(tmp_path):
 
 @pytest.fixture
 def keys(tmp_path) -> Path:
-    """Folders ``server`` and ``box``, which knows it and is allowed."""
+    """Key folders ``server`` and ``box``; the box knows the server and is allowed."""
     server, box = Keys(str(tmp_path / "server")), Keys(str(tmp_path / "box"))
     server.allow(box.new_client(server.new_server().public).public, "box")
     return tmp_path
 
 
 class Serving:
-    """A ``stream-fusion``, on a Ray of its own."""
+    """A ``stream-fusion`` on its own Ray."""
 
     def __init__(self, folder: Path, *arguments: object) -> None:
         pytest.importorskip("ray")

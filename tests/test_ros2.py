@@ -139,7 +139,7 @@ def plain(message: Any) -> Any:
 
 
 def through_ros(publication: Any) -> dict[str, Any]:
-    """A message that was serialized as ROS 2 does (CDR) and read back."""
+    """A message serialized as ROS 2 does it (CDR) and read back."""
     assert TOPIC.fullmatch(publication.topic), publication.topic
     message = empty(publication.type)
     fill(message, publication.message)
@@ -147,7 +147,7 @@ def through_ros(publication: Any) -> dict[str, Any]:
 
 
 def publish(humans: Any, **changes: Any) -> dict[str, dict[str, Any]]:
-    """What is published for a message, by topic."""
+    """What the bridge publishes for a message, by topic."""
     text = encode_emotion(emotion_message(**({"stream": "desk", "captured_ns": AT_NS} | changes))).decode()
     published = humans.emotion(json.loads(text), text)
     messages = {one.topic: through_ros(one) for one in published}
@@ -215,7 +215,7 @@ def test_what_each_face_shows_by_itself(mapping):
     messages = publish(mapping.Humans(), faces=faces, face=3, speaking=3)
     shown = messages["/humans/faces/f3_desk/expression"]
     assert (shown["expression"], shown["confidence"]) == ("scared", 0.625)
-    assert "/humans/faces/f4_desk/expression" not in messages  # ROS has no word for calm
+    assert "/humans/faces/f4_desk/expression" not in messages  # ROS4HRI has no constant for calm
     assert "/humans/candidate_matches" not in messages  # a confidence of 0 would mean: not the same person
 
 

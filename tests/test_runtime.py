@@ -25,7 +25,7 @@ _MS = 1_000_000
 
 @pytest.fixture
 def runtime(monkeypatch):
-    """Of a node whose clock the test advances."""
+    """A node's runtime whose clock the test advances."""
     monkeypatch.setattr(module, "SystemClock", VirtualClock)
     monkeypatch.setattr(module.logging, "basicConfig", lambda **_: None)
     with tempfile.TemporaryDirectory(prefix="em-") as folder:
@@ -82,7 +82,7 @@ def test_a_heartbeat_every_second(runtime, supervisor):
 
 
 def _next_heartbeat(runtime, inbox: Inbox) -> Health:
-    """The next heartbeat, after all that were sent before."""
+    """The next heartbeat, after reading those that were sent before."""
     while inbox.receive(200) is not None:
         pass
     runtime.clock.advance_ns(1000 * _MS)
@@ -93,7 +93,7 @@ def _next_heartbeat(runtime, inbox: Inbox) -> Health:
 
 
 def test_a_heartbeat_counts_losses_of_an_empty_inbox(runtime, supervisor):
-    """An inbox whose queue is empty is false, but its losses count all the same."""
+    """An inbox whose queue is empty is falsy, but its losses count all the same."""
     _, beats = supervisor
     producer = runtime.context.socket(zmq.PUB)
     producer.bind(bus.ipc(Path(runtime.spec.run_dir), "audio.b"))
@@ -208,3 +208,8 @@ def test_running_behind_is_told_once_and_again_when_it_is_over(runtime, supervis
         f"running 2.0 s behind: 7 messages wait; {LIGHTER}",
     ]  # fmt: skip
     assert beats[-6:] == [1.9, 2.1, 8.0, 0.6, 0.4, 2.0]
+    for behind_s, passed_ms in ((0.0, 1000), (17.0, 17_000)):
+        runtime.inbox.behind_s = behind_s
+        runtime.clock.advance_ns(passed_ms * _MS)
+        runtime.tick()
+    assert lines[-1].startswith("running 17.0 s behind: 7 messages wait; it was suspended, or had no processor, for 1")

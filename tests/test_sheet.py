@@ -1,4 +1,4 @@
-"""Contact sheets: what they collect, how they are laid out and drawn, and the folder that they are written into."""
+"""Contact sheets: what they collect, their layout and drawing, and the folder that they are written into."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_odd_content_is_drawn(caplog):
     odd = sheet_of(
         (0.0, 0.05), (0.05, 0.1), length_s=0.2, name="$x^{$ \\udcff\n.wav", text="$\\frac{ 한국어 " + "w" * 300
     )
-    odd.said[0].label.label = "awe"  # of a bundle of one's own
+    odd.said[0].label.label = "awe"  # a label of a user's own bundle
     odd.said[0].label.probabilities = {"awe": 0.7, "joy": 0.2, "calm": 0.1}
     with caplog.at_level(logging.WARNING):
         assert draw(odd)[0].startswith(b"\x89PNG")

@@ -100,7 +100,7 @@ def test_nothing_seen_is_a_fault():
 
 @pytest.mark.slow
 def test_sound_and_picture_loop_without_a_gap(tmp_path):
-    """Each packet holds 32 ms and each frame 100, or counting them would not tell the time."""
+    """Each packet has 32 ms and each frame 100, or their count could not serve as a clock."""
     script, times = soak.make_loop(tmp_path, 2, 30.0)
     length_s = times * script.length_s
     assert times > 1 and length_s >= 30
@@ -141,7 +141,7 @@ def good_run() -> Run:
 
 
 def judged(run: Run, quick: bool = False) -> list[str]:
-    """Its faults without those of the labels, of which there are none."""
+    """The run's faults, without those about labels, of which it has none."""
     figures, faults = soak.judge(SILENT, 1, run.watch, run.samples, 60.0, quick)
     assert "fusion" in soak.tables(figures)
     return [fault for fault in faults if "fewer than" not in fault]

@@ -46,7 +46,7 @@ def voice(seed: int) -> np.ndarray:
 
 
 def said(who: np.ndarray, seed: int, alike: float = 0.8) -> np.ndarray:
-    """An utterance in a voice, correlated with it by ``alike``."""
+    """An utterance whose vector has correlation ``alike`` with a voice."""
     other = voice(1000 + seed)
     other = other - (other @ who) * who
     return alike * who + np.sqrt(1 - alike**2) * other / np.linalg.norm(other)
@@ -72,7 +72,7 @@ def test_a_voice_is_known_the_better_the_more_it_said():
 
 def test_little_makes_no_new_speaker():
     speakers = Speakers(600 * _S)
-    assert speakers.assign(said(ANNA, 1), 0.7, 0) == "s1"  # there was nobody
+    assert speakers.assign(said(ANNA, 1), 0.7, 0) == "s1"  # there was no voice yet
     assert speakers.assign(said(BEN, 2), FEW_S - 0.1, _S) is None
     assert speakers.assign(said(ANNA, 3), FEW_S - 0.1, _S) == "s1"
     assert speakers.assign(said(BEN, 4), FEW_S, _S) == "s2"
@@ -91,7 +91,7 @@ def test_there_are_never_more_than_so_many():
     names = [speakers.assign(voice(n), 3.0, n * _S) for n in range(MOST + 3)]
     assert names == [f"s{n + 1}" for n in range(MOST + 3)]
     assert len(speakers._voices) == MOST
-    assert speakers.find(voice(0), 20 * _S) is None  # the one that was longest away
+    assert speakers.find(voice(0), 20 * _S) is None  # the one that was away longest
 
 
 def test_a_voice_and_a_face_keep_each_other():
@@ -103,7 +103,7 @@ def test_a_voice_and_a_face_keep_each_other():
     assert speakers.find(shouted, 2 * _S) is None
     assert speakers.find(shouted, 2 * _S, face=4) == "s1"
     assert speakers.find(voice(9), 2 * _S, face=4) is None  # somebody else's voice, whatever the face
-    speakers.assign(said(BEN, 4), 3.0, 3 * _S, face=4)  # the id of a face that went
+    speakers.assign(said(BEN, 4), 3.0, 3 * _S, face=4)  # the id of a face that has left
     assert speakers.face("s1") is None and speakers.face("s2") == 4
 
 
@@ -268,4 +268,4 @@ def test_the_demos_two_voices_are_two():
         without = list(labeller.label(DEMO_TWO))
     assert [label.speaker for label in without] == [None] * 4
     same = [one.probabilities == other.probabilities for one, other in zip(labels, without, strict=True)]
-    assert same == [True, False, False, False]  # the second is not moved by what was learnt of the first one's voice
+    assert same == [True, False, False, False]  # the second is not shifted by what was learnt of the first voice

@@ -1,4 +1,4 @@
-"""stream/nodes/speech.py, with a scripted voice detector and a recogniser that writes down what it is given."""
+"""stream/nodes/speech.py, with a scripted voice detector and a recogniser that records its input."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from emostream.stream.speech.vad import FRAME_NS
 
 _S = 1_000_000_000
 _T0 = 1_700_000_000 * _S
-_FINISH_NS = 7_000_000  # what the recogniser takes at the end of a segment
+_FINISH_NS = 7_000_000  # the recogniser's time at the end of a segment
 
 
 class FakeVad:
-    """A voice activity that reads the probability, in thousandths, from the first sample of each block."""
+    """A voice activity detector that reads the probability, in thousandths, from each block's first sample."""
 
     def __init__(self) -> None:
         self.resets = 0
 
-    def push(self, samples: np.ndarray) -> float:
-        return samples[0] / 1000
+    def push_all(self, frames: np.ndarray) -> np.ndarray:
+        return frames[:, 0] / 1000
 
     def reset(self) -> None:
         self.resets += 1
@@ -54,7 +54,7 @@ class FakeRecognizer:
 
     def push(self, samples: np.ndarray) -> None:
         assert self.open
-        if len(samples) == 512:  # else it is what stands for a gap
+        if len(samples) == 512:  # otherwise the samples represent a gap
             self.segments[-1].append(int(samples[1]))
             self.at.append(self.samples)
         self.samples += len(samples)
@@ -88,7 +88,7 @@ class Run:
         self.media_ns = 0
 
     def push(self, *runs: tuple[float, int]) -> Run:
-        """Blocks of (probability, how many)."""
+        """Push blocks given as (probability, number)."""
         for probability, n in runs:
             for _ in range(n):
                 start, self.media_ns = self.media_ns, self.media_ns + FRAME_NS
@@ -280,7 +280,7 @@ def test_the_time_of_recognition_is_measured():
     run = Run().push((0.9, 10), (0.0, 20))
     paused, ended = run.of("paused", "ended")
     assert paused.recognition_ns == _FINISH_NS
-    assert ended.recognition_ns == 0  # it was done at the pause
+    assert ended.recognition_ns == 0  # recognition was finished at the pause
     assert paused.received_ns == paused.captured_ns
 
 
@@ -336,7 +336,7 @@ def test_what_is_left_of_an_utterance_is_labelled_if_it_is_long_enough():
 
 def test_a_long_gap_in_silence():
     run = Run().push((0.0, 10), (0.9, 2)).skip(3 * _S).push((0.9, 2), (0.0, 5))
-    assert run.kinds() == []  # two frames before and two after are no four in a row
+    assert run.kinds() == []  # two frames before and two after are not four in a row
     assert run.vad.resets == 1
 
 

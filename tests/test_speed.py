@@ -26,7 +26,7 @@ FRAME = 512  # samples, 32 ms
 
 
 def fastest(runs: dict[str, Callable[[], object]], rounds: int = 30) -> dict[str, float]:
-    """Seconds of the fastest run of each, in turns: other work of the machine only ever adds to it."""
+    """Seconds of the fastest run of each, in turns: other work on the machine can only add to it."""
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for name, run in runs.items():
@@ -69,7 +69,7 @@ def test_the_graph_for_a_cpu_is_faster_than_the_exported_one(fusion_times):
 
 @pytest.fixture(scope="module")
 def frame_times(vad) -> dict[str, float]:
-    """Seconds for each thing that is done with 32 ms of sound."""
+    """Seconds for each processing step of 32 ms of sound."""
     samples = np.random.default_rng(0).integers(-3000, 3000, FRAME).astype(np.int16)
     mfcc, sender, receiver = Mfcc(), Codec(), Codec()
     message = Pcm(stream="s", media_start_ns=0, media_end_ns=1, captured_ns=0, samples=samples)

@@ -1,4 +1,4 @@
-"""What a run is asked to do while it goes on: the orders for its nodes."""
+"""Steering: how requests to a live run become orders for its nodes."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def test_settings(steering):
 
 
 def test_streams_come_and_go(steering):
-    stream = steering.add("hall=demo")
+    stream = steering.add("hall=rtsp://cam:secret@hall/1")
     assert [each.name for each in steering.config.streams] == ["desk", "door"]
     steering.joined(stream, ["audio.hall", "speech.hall"], {"speech", "audio"}, first=2000)
     assert [each.name for each in steering.config.streams] == ["desk", "door", "hall"]
     added = steering.orders.added["hall"]
     assert (added.inputs, added.modalities) == (["audio.hall", "speech.hall"], ["audio", "speech"])
-    assert (added.first, added.serial) == (2000, steering.orders.serial)
+    assert (added.first, added.serial, added.sources) == (2000, steering.orders.serial, "rtsp://cam:***@hall/1")
     steering.mute(["hall"], 1 * S)
     steering.remove("hall")
     assert steering.orders.removed == ["hall"]

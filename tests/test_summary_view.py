@@ -120,7 +120,7 @@ def test_nothing_was_lost_is_said_only_where_nothing_was():
     assert "lost: nothing" in summary.lines() and "had the endpoint: 4 labels" in summary.lines()[-1]
 
 
-# One line a label
+# One line per label
 
 
 def test_what_came_too_late_is_told():
@@ -170,7 +170,7 @@ def test_plain_view(quiet):
     view.close()
     labels, told = _text(out).splitlines(), _text(errors).splitlines()
     assert len(labels) == (0 if quiet else 1)  # not wrapped, and not the running estimate
-    times = [line.partition(" ")[0] for line in told]  # they go to no terminal
+    times = [line.partition(" ")[0] for line in told]  # stderr is not a terminal
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", one) for one in times)
     told = [line.partition(" ")[2] for line in told]
     assert told == ([] if quiet else ["info: fusion: bundle [bold]ekman7[/bold]"]) + ["warning: audio.demo: a gap"]
@@ -200,7 +200,7 @@ def test_json_view(quiet):
     assert shown[-1]["message"] == "one\ntwo"
     if not quiet:
         assert shown[0]["label"] == "joy" and shown[0]["stream"] == "demo" and "so\nhappy 😀" in shown[0]["message"]
-        assert not {"text", "words"} & shown[0].keys()  # they are where a plain line shows them, and nowhere else
+        assert not {"text", "words"} & shown[0].keys()  # words are only where a plain line shows them
 
 
 # The moving picture

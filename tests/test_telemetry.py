@@ -1,4 +1,4 @@
-"""Nothing leaves the machine and nothing stays on it but what was asked for: the commands in a trap (tests/trap.py).
+"""Nothing leaves the machine and nothing is stored unless asked for: the commands in a trap (tests/trap.py).
 
 ONNX Runtime sends telemetry some seconds after its first session, unless it is turned off before it is imported.
 """
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.process
 FACE = ROOT / "engines/bundles/ekman7/face.onnx"
 WAIT_S = 14  # ONNX Runtime first tries after some ten seconds
 
-# As emostream would be without its precaution: what the trap must catch.
+# What the trap must catch: emostream without its precaution.
 CONTROL = f"""
 import os, time
 os.environ.pop("ORT_DISABLE_TELEMETRY", None)
@@ -87,7 +87,7 @@ def test_the_trap_catches_whatever_is_sent_or_written(tmp_path):
 
 RUN = ["stream-run", "--stream", "demo", "--set", "bus.emotion=tcp://127.0.0.1:5999"]
 OUTPUTS = ["--jsonl", HOME / "labels.jsonl", "--profile", HOME / "me.profile"]
-# Patterns of what may be there and of its mode: during a command, and after it
+# Patterns of allowed files and their modes: during a command, and after it
 RUN_FOLDER = {
     rf"{RUNTIME}/emostream-\w+": "0o700",
     rf"{RUNTIME}/emostream": "0o700",
@@ -158,7 +158,7 @@ def test_a_ray_that_is_started_here_asks_nobody_and_leaves_nothing(tmp_path):
 
 
 def unlike(files: dict[str, str], patterns: dict[str, str]) -> dict[str, str]:
-    """Those of the files, with their modes, that no pattern allows."""
+    """The files, with their modes, that no pattern allows."""
 
     def allowed(path: str, mode: str) -> bool:
         return any(re.fullmatch(one, path) and re.fullmatch(modes, mode) for one, modes in patterns.items())

@@ -47,7 +47,7 @@ def stubs(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the device code imports of emostream, where mypy also keeps what it knows."""
+    """A folder with the parts of emostream that the device code imports, and mypy's cache."""
     folder = tmp_path_factory.mktemp("copy")
     ignore = shutil.ignore_patterns("stream", "train", "bundles", "__pycache__")
     shutil.copytree(ROOT / "emostream", folder / "emostream", ignore=ignore)  # follows the links

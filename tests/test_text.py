@@ -88,7 +88,7 @@ def test_pieces_are_those_of_the_pretrained_networks_own_tokenizer(pieces):
         ("she really did say that to him yesterday", True),
         ("i don't think he's here", True),  # apostrophes break no word
         ("das wetter ist heute wirklich schön", False),
-        ("ach", True),  # too few words to tell
+        ("ach", True),  # too few words to decide
         ("czerwona sukienka wisi dzisiaj w szafie", False),
         ("przepraszam ale nie mogłem wcześniej przyjechać", False),
     ],
@@ -108,7 +108,7 @@ def test_the_same_words_are_encoded_once():
     assert len(runs) == 1
     for n in range(40):
         encoder.encode(["a"] * (n + 1))
-    encoder.encode(["a", "able"])  # forgotten meanwhile
+    encoder.encode(["a", "able"])  # dropped from the cache meanwhile
     assert len(runs) == 42
 
 

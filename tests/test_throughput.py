@@ -131,7 +131,7 @@ def test_a_good_step_holds_and_has_the_cost_of_a_stream():
 
 
 def without(*missing: tuple[str, int]):
-    """Take out the labels of these streams and numbers."""
+    """Remove the labels with these streams and numbers."""
 
     def spoil(watch: Watch) -> None:
         watch.labels = [one for one in watch.labels if (one.emotion.stream, one.emotion.seq) not in missing]

@@ -13,7 +13,7 @@ AUDIO, VIDEO = 0, 1
 
 
 def placed(times, jumps=True, length_s=0.02, track=AUDIO, timeline=None):
-    """Where packets of one track come to lie."""
+    """The times of one track's packets on the timeline."""
     timeline = timeline or Timeline("x", jumps)
     return [round(t + timeline.shift_s(track, t, length_s), 6) for t in times]
 
@@ -47,7 +47,8 @@ def test_many_jumps():
 
 
 def both(parts, order=lambda part: sorted(part)):
-    """Where packets of both tracks come to lie: of recordings, each (start of sound, of picture, seconds of each)."""
+    """The times of both tracks' packets; recordings are given as (start of sound, start of picture, seconds of
+    each)."""
     timeline, out = Timeline("x", True), {AUDIO: [], VIDEO: []}
     for audio_s, video_s, audio_length_s, video_length_s in parts:
         packets = [(t - audio_s, AUDIO, t) for t in steps(audio_s, int(audio_length_s / 0.02))]

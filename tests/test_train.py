@@ -122,7 +122,7 @@ def data(tmp_path_factory):
 
 def test_ravdess(data):
     items = ravdess.load(data / "ravdess")
-    assert len(items) == 24  # the song is passed over
+    assert len(items) == 24  # the song is skipped
     assert {item.speaker for item in items if item.split == "val"} == {"ravdess-17", "ravdess-18"}
     labels = [item.label for item in items if item.speaker == "ravdess-02"]
     assert labels == ["neutral", "neutral", "joy", "sadness", "anger", "fear", "disgust", "surprise"]
@@ -300,7 +300,7 @@ def test_fit_without_data_names_the_option(tmp_path, capsys, monkeypatch):
     assert "--data" in capsys.readouterr().err
     assert main(["fit", "--preset", "tiny", "--data", str(tmp_path)]) == 1
     errors = capsys.readouterr().err
-    for corpus in ("RAVDESS", "FER+", "GoEmotions"):  # all that is missing, at once
+    for corpus in ("RAVDESS", "FER+", "GoEmotions"):  # everything that is missing, at once
         assert corpus in errors
 
 
@@ -310,7 +310,7 @@ def test_training_does_without_what_is_not_there_and_says_so(data, tmp_path, cap
     items, absent = recipe.load_all(tmp_path)
     assert absent == ["noise", "rir", "emodb", "nemo", "meetings", "nonverbal", "meld"]
     assert items[ravdess] and not items[emodb]
-    (tmp_path / "meld").mkdir()  # there, but not what it should be
+    (tmp_path / "meld").mkdir()  # it exists, but with the wrong content
     with pytest.raises(Problems, match="MELD"):
         recipe.load_all(tmp_path)
     around = surroundings(tmp_path, judging=False)

@@ -62,7 +62,7 @@ def test_batches_have_each_example_once_and_similar_lengths():
     drawn = batches(length, 32, np.random.default_rng(1))
     assert sorted(np.concatenate(drawn)) == list(range(1000)) and max(map(len, drawn)) == 32
     padding = sum((length[b].max() - length[b]).sum() for b in drawn)
-    assert padding < 0.2 * length.sum()  # in batches as they come: 0.9
+    assert padding < 0.2 * length.sum()  # in unsorted batches: 0.9
 
 
 def test_columns_are_those_of_all_rows():

@@ -1,4 +1,4 @@
-"""A run that nobody looks at: under a service manager, as any user, with little of everything."""
+"""An unattended run: under a service manager, as any user, with scarce resources."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_forty_files_or_700_mb_of_addresses_suffice(limit):
 @LONG
 @pytest.mark.process
 def test_half_a_core_makes_labels_late_and_says_so():
-    """Where the machine has more to do, sound is dropped as well, which is said too."""
+    """If the machine is busy otherwise, sound is dropped as well, which is reported too."""
     need_root()
     group = cpu_group("emostream-test")
     try:

@@ -1,4 +1,4 @@
-"""Whatever bytes a reader gets, it answers with emostream's own errors, soon.
+"""Whatever bytes a reader gets, it quickly raises only emostream's own errors.
 
 Each property has few examples here and many in ``make test-long``.
 """
@@ -40,7 +40,7 @@ _ODD = st.one_of(st.binary(max_size=300), st.text(max_size=100).map(lambda text:
 
 
 def few_and_many(test: Callable[..., None], **strategies: st.SearchStrategy) -> tuple[Callable[..., None], ...]:
-    """The test with few examples, and with many, which is a long one."""
+    """The test with few examples, and a ``long`` one with many."""
     many = pytest.mark.timeout(_MANY_S)(pytest.mark.long(MANY(given(**strategies)(test))))
     return FEW(given(**strategies)(test)), many
 

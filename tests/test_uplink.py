@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,9 +62,9 @@ def test_labels_of_two_boxes_are_printed_and_kept_by_day(tmp_path, router, boxes
             assert all(c.raddr and c.raddr.port in (port, *runs) for c in sockets), sockets  # none listens, none is UDP
             of_hub = psutil.Process(hub.process.pid).net_connections("inet")
             assert {c.laddr for c in of_hub} == {("127.0.0.1", port)}, of_hub
-            assert first.interrupt() == 0
+            assert first.interrupt(signal.SIGTERM) == 0
             hub.wait_for("lab/desk-box: vanished; 1 there")
-        assert hub.interrupt() == 0
+        assert hub.interrupt(signal.SIGHUP) == 0
     assert "lab/hall-box  hall     0.50-  3.00 s  joy" in hub.printed and "Traceback" not in hub.printed
     check_all_kept(tmp_path / "out", desk, hall)
     day = time.strftime("%Y-%m-%d", time.gmtime(stored(tmp_path / "out")[0]["published"].timestamp()))
@@ -92,10 +93,10 @@ def test_hub_uplink_and_run_are_killed_and_come_back_and_nothing_is_lost_or_doub
             other.say("desk")
         until(lambda: hub.printed.count("joy") == 30, 10, lambda: hub.printed)
         box.say("desk")
-        hub.kill()  # perhaps with that label, perhaps without
+        hub.kill()  # perhaps it has that label, perhaps not
         for _ in range(20):
             box.say("door", "desk")
-        for _ in range(300):  # more than a delivery holds
+        for _ in range(300):  # more than fit into one delivery
             other.say("desk")
             time.sleep(0.001)
         link.wait_for("labels wait for the hub")
@@ -197,7 +198,7 @@ def test_nonsense_is_refused_and_does_no_harm(tmp_path, router):
             session.put("emostream/a/b/uplink", b"nonsense")
             session.put("emostream/a/*/uplink", b"{}")
             assert answer("emostream/a/b/deliver", b"{}\n" + good) == ["stored"]
-            assert answer("emostream/a/b/deliver", b"{}\n" + good) == ["stored"]  # the answer was lost, say
+            assert answer("emostream/a/b/deliver", b"{}\n" + good) == ["stored"]  # as if the answer had been lost
         assert hub.interrupt() == 0
     assert len(stored(tmp_path / "out")) == 1 and "Traceback" not in hub.printed
 

@@ -39,7 +39,7 @@ def _at_once(graph: OnnxRuntime, rows: np.ndarray) -> np.ndarray:
 @settings(max_examples=20, deadline=None)
 @given(n=st.integers(1, len(_ROWS)), before=st.lists(st.integers(0, len(_ROWS)), max_size=8))
 def test_vectors_are_the_same_whatever_was_encoded_before(graph, n, before):
-    """Rows come bit by bit, and where an utterance ends earlier than an estimate did, there are fewer again."""
+    """Rows come bit by bit; if an utterance ends before an estimate's end, there are fewer again."""
     encoder = _encoder(graph)
     for m in before:
         encoder.encode(_ROWS[:m])

@@ -15,7 +15,7 @@ from emostream.train.bundle.voice_rows import cut
 
 
 def _corpus(labels: np.ndarray, seed: int, share: float = 1.0) -> VoiceCorpus:
-    """Recordings whose label is heard: the power beats faster the larger the label."""
+    """Recordings whose label can be heard: the larger the label, the faster the power beats."""
     rng = np.random.default_rng(seed)
     sequences = []
     for y in labels:

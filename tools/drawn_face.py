@@ -1,7 +1,7 @@
 """A face drawn by a program: brows, lids, cheeks, nose and mouth move, so it can show the basic emotions and speak.
 
-Everything is measured in parts of a picture that is 300 high and 260 wide, in which the head is 132 wide; x grows to
-the right and y downwards, as the viewer sees them.
+The unit of length is that of a picture 300 high and 260 wide, in which the head is 132 wide; x grows to the right and y
+downwards, as the viewer sees them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 HEIGHT, WIDTH = 300, 260
-FINE = 2  # the picture is drawn at so many times its size
-SUBPIXELS = 4  # bits behind the point of OpenCV's coordinates
+FINE = 2  # the picture is drawn at this many times its size
+SUBPIXELS = 4  # fractional bits of OpenCV's coordinates
 
 Points = Sequence[Sequence[float]] | np.ndarray
 Colour = tuple[float, float, float]
@@ -32,7 +32,7 @@ SHIRT: Colour = (58, 84, 118)
 
 @dataclass(frozen=True)
 class Expression:
-    """What a face does; all 0 is a face at rest.
+    """The state of a face; all 0 is a face at rest.
 
     ``brow_inner``, ``brow_outer``: ends of the brows, up. ``frown``: folds between the brows, 0 to 1. ``wide``: eyes, 0
     to 1. ``lids``: how far the upper lids hang, 0 to 1. ``cheeks``: raised, 0 to 1. ``nose``: wrinkled, 0 to 1.
@@ -65,7 +65,7 @@ class Look:
 
 
 def draw(face: Expression, blink: float = 0.0, look: Look = Look()) -> np.ndarray:
-    """The head before a wall: (600, 520, 3) RGB uint8. ``blink``: how far the eyes are shut, 0 to 1."""
+    """The head in front of a wall: (600, 520, 3) RGB uint8. ``blink``: how far the eyes are shut, 0 to 1."""
     canvas = _Canvas(look)
     _body(canvas)
     _head(canvas, face)
@@ -81,7 +81,7 @@ def draw(face: Expression, blink: float = 0.0, look: Look = Look()) -> np.ndarra
 
 
 class _Canvas:
-    """The picture, and the skin: where most strokes end."""
+    """The picture, and the skin, to which most strokes are clipped."""
 
     def __init__(self, look: Look) -> None:
         self.look = look
@@ -91,11 +91,11 @@ class _Canvas:
         self.skin = np.zeros(self.picture.shape[:2], np.float32)
 
     def area(self, outline: Points, blur: float = 0.4) -> np.ndarray:
-        """How much of each pixel lies in an outline, with edges that soft: (height, width) in [0, 1]."""
+        """How much of each pixel lies within an outline, with edges softened by ``blur``: (height, width) in [0, 1]."""
         return self._mask(np.asarray(outline, float), None, blur)
 
     def path(self, points: Points, width: float, blur: float = 0.3) -> np.ndarray:
-        """The same of a line."""
+        """The same for a line."""
         return self._mask(np.asarray(points, float), width, blur)
 
     def _mask(self, points: np.ndarray, width: float | None, blur: float) -> np.ndarray:

@@ -2,8 +2,8 @@
 
     python tools/fuzz.py [--seconds S] [TARGET ...]
 
-Each target runs in a process of its own. Exits with 1 at the first input that makes another error, hangs for 10 s or
-needs 2 GB; the input is left in the present folder. Needs atheris, which has wheels for Linux on x86 only: where it
+Each target runs in a process of its own. Exits with 1 at the first input that causes another error, hangs for 10 s or
+needs 2 GB; the input is left in the current folder. Needs atheris, which has wheels for Linux on x86 only: where it
 cannot be imported, a line says so, and the exit code is 0.
 """
 

@@ -7,11 +7,12 @@
 #
 # GROUP: base and live (both, unless others are named; 92 MB with the checkout), rtx (TensorRT-RTX), ort (ONNX Runtime with CUDA).
 # The machine brings Python 3.12, pip, setuptools, torch with CUDA, onnx, onnxruntime, numpy, OpenCV; PyCUDA is compiled by
-# its nvcc. Nothing of the machine is changed: all goes into a folder that is removed at the end.
+# its nvcc. Nothing of the machine is changed: all goes into a folder that is removed at the end, the home of what runs
+# included; PYTHON names another python3, TMPDIR another place for the folder (1 GB), GPU_CHECK_S other seconds than 300.
 #
-# Each part has a limit of its own, so that one that hangs does not cost the others. --device cpu: no GPU, to try this
-# script; --from DIR: what was prepared, or . for the checkout and packages that are there.
-# Exit code 0: everything was done; 1: a fault; 2: wrong usage; 3: the machine lacks something.
+# Each part has a limit of its own, so that one that hangs does not cost the others, and leaves the figures that it had.
+# --device cpu: no GPU, to try this script; --from DIR: what was prepared, or . for the checkout and packages that are there.
+# Exit code 0: everything was done; 1: a fault, or too little time; 2: wrong usage; 3: the machine lacks something.
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -63,30 +64,54 @@ case $device in cuda | cpu) ;; *) echo "error: --device $device: cuda or cpu" >&
 
 begun=$(date +%s)
 total=${GPU_CHECK_S:-300}
-python=${PYTHON:-python3}
+python=$(command -v "${PYTHON:-python3}") || { echo "error: no ${PYTHON:-python3}" >&2; exit 3; }
+python=$("$python" -c 'import sys; print(sys.executable)') || exit 3 # not a script that looks for it in the home
 work=$(mktemp -d "${TMPDIR:-/tmp}/emostream-gpu-XXXXXX") || exit 1
-trap 'rm -rf "$work"' EXIT
+building=
+trap '[ -z "$building" ] || kill "$building" 2>/dev/null; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
-mkdir -p "$work/parts" "$work/site" "$out" || exit 1
+mkdir -p "$work/parts" "$work/site" "$work/home" "$work/tmp" "$out" || exit 1
 out=$(cd "$out" && pwd)
 
 left() { echo $((total - ($(date +%s) - begun))); }
-limited() { # SECONDS COMMAND …: within these, and what is left of all
-    limit=$1; shift
+limited() { # SECONDS COMMAND …: within these, where all may take 300, and what is left
+    limit=$(($1 * total / 300)); shift
     [ "$limit" -le "$(left)" ] || limit=$(left)
     [ "$limit" -gt 0 ] || return 124
     timeout -k 5 "$limit" "$@"
 }
 
+# what libraries write for themselves: the home may be read-only, or somebody's
+PYTHONUSERBASE=${PYTHONUSERBASE:-${HOME:-/}/.local} # but packages that are there count
+TMPDIR=$work/tmp HOME=$work/home XDG_CACHE_HOME=$work/home TORCHINDUCTOR_CACHE_DIR=$work/home/inductor TRITON_CACHE_DIR=$work/home/triton
+EMOSTREAM_CACHE=$work/cache PYTHONDONTWRITEBYTECODE=1
+export TMPDIR PYTHONUSERBASE HOME XDG_CACHE_HOME TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR EMOSTREAM_CACHE PYTHONDONTWRITEBYTECODE
+
 if [ -f "$from/checkout.tar" ]; then
     mkdir "$work/checkout" && tar -xf "$from/checkout.tar" -C "$work/checkout" || exit 1
     checkout=$work/checkout
-    install() { limited 100 "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --target "$work/site" "$@"; }
-    install "$from"/wheels/*.whl >&2 || echo "wheels: cannot be installed; see above" >&2
+    "$python" - "$work/site" "$from"/wheels/*.whl <<'END'
+import sys, zipfile
+for wheel in sys.argv[2:]:  # as pip install --target does, which a bare Python may not have
+    try:
+        zipfile.ZipFile(wheel).extractall(sys.argv[1])
+    except (OSError, zipfile.BadZipFile) as error:
+        print(f"{wheel}: cannot be unpacked ({error})", file=sys.stderr)
+END
+    if ! command -v nvcc >/dev/null && [ -x /usr/local/cuda/bin/nvcc ]; then
+        PATH=$PATH:/usr/local/cuda/bin
+    fi
+    set -- "$from"/wheels/pycuda-*.tar.gz
     if ! command -v nvcc >/dev/null; then
         echo "pycuda: no nvcc, so it is not built" >&2
-    elif set -- "$from"/wheels/pycuda-*.tar.gz && [ -f "$1" ]; then
-        CUDA_ROOT=${CUDA_ROOT:-$(dirname "$(dirname "$(command -v nvcc)")")} install "$1" >&2 || echo "pycuda: does not build" >&2
+    elif [ -f "$1" ]; then # meanwhile, torch is measured
+        for CUDA_ROOT in ${CUDA_ROOT:-} ${CUDA_HOME:-} ${CUDA_PATH:-} /usr/local/cuda /usr/local/cuda-* \
+            "$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")" /usr; do # nvcc may be a script elsewhere
+            [ ! -f "$CUDA_ROOT/include/cuda.h" ] || break
+        done
+        CUDA_ROOT=$CUDA_ROOT PYTHONPATH=$work/site limited 150 "$python" -m pip install --quiet --no-index --no-deps \
+            --no-build-isolation --target "$work/pycuda" "$1" >"$work/pycuda.log" 2>&1 &
+        building=$!
     fi
 elif [ -d "$here/../emostream" ]; then
     checkout=$(cd "$here/.." && pwd)
@@ -94,27 +119,39 @@ else
     echo "error: $from: nothing was prepared there; see --help" >&2; exit 2
 fi
 
-PYTHONPATH=$checkout:$work/site${PYTHONPATH:+:$PYTHONPATH}
-EMOSTREAM_CACHE=$work/cache
-export PYTHONPATH EMOSTREAM_CACHE
+PYTHONPATH=$checkout:$work/site:$work/pycuda${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH
 cd "$checkout" || exit 1
 if ! said=$("$python" -c 'import emostream.engines.compare' 2>&1); then
     echo "error: $python: $(echo "$said" | tail -n 1); --prepare brings what the machine lacks" >&2; exit 3
 fi
 run() { # PART SECONDS
-    limited "$2" "$python" -m tools.gpu_parts "$1" "$work/parts/$1.json" --device "$device"
+    seconds=$(($2 * total / 300))
+    [ "$seconds" -le "$(left)" ] || seconds=$(left)
+    limited "$2" "$python" -m tools.gpu_parts "$1" "$work/parts/$1.json" --device "$device" --seconds "$((seconds * 7 / 8))"
     code=$?
     case $code in
-        0 | 1 | 3) ;;
-        124 | 137) echo "$1: stopped after its time" >&2
-            printf '{"state": "timed out", "faults": ["stopped after its time"]}\n' >"$work/parts/$1.json" ;;
-        *) echo "$1: ended with exit code $code" >&2
-            printf '{"state": "fault", "faults": ["ended with exit code %s"]}\n' "$code" >"$work/parts/$1.json" ;;
+        0 | 1 | 3) return ;;
+        124 | 137) said="stopped after its time" ;;
+        *) said="ended with exit code $code" ;;
     esac
+    echo "$1: $said" >&2
+    echo "$said" >"$work/parts/$1.end"
 }
-run pycuda 30
-run torch 80
+run torch 90
 run live 75
+if [ -n "$building" ]; then
+    wait "$building"
+    code=$?
+    if [ "$code" -ne 0 ]; then
+        said="PyCUDA does not build: $(grep -v '^ *$' "$work/pycuda.log" | tail -n 1)"
+        [ "$code" -ne 124 ] || said="PyCUDA was not built in its time"
+        echo "pycuda: $said" >&2
+        echo "$said" >"$work/parts/pycuda.end"
+    fi
+    building=
+fi
+run pycuda 30
 run tensorrt_rtx 60
 run onnxruntime 40
 run torch_compiled 60

@@ -1,6 +1,8 @@
-"""What tools/gpu_parts.py has found, as gpu-report.json and gpu-report.md.
+"""Writes the findings of tools/gpu_parts.py as gpu-report.json and gpu-report.md.
 
     python -m tools.gpu_report FOLDER OUT [--device cpu]      # FOLDER: a JSON file of each part
+
+A part that was stopped, or whose process died, has a file PART.end beside it that says so.
 
 Exit code 0: every part was done; 1: a fault, or a part took too long; 3: the machine lacks something.
 """
@@ -30,8 +32,12 @@ def report(folder: Path, out: Path, device: str) -> int:
     """Write the report; 0: every part was done, 1: a fault, 3: something was missing."""
     parts: dict[str, Found] = {}
     for part in CHECKS:
-        file = folder / f"{part}.json"
+        file, end = folder / f"{part}.json", folder / f"{part}.end"
         parts[part] = json.loads(file.read_text()) if file.exists() else {"state": "not reached", "faults": []}
+        if end.exists():
+            said = end.read_text().strip()
+            parts[part]["state"] = "timed out" if said == "stopped after its time" else "fault"
+            parts[part]["faults"].append(said)
     whole = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"), "device": device, "gpu": _nvidia_smi(),
         "machine": f"{cpu_name()}, {os.cpu_count()} CPUs, {platform.platform()}", "python": platform.python_version(),
@@ -43,7 +49,7 @@ def report(folder: Path, out: Path, device: str) -> int:
     write_atomically(out / "gpu-report.md", text)
     print(text)
     states = {found["state"] for found in parts.values()}
-    return 1 if states & {"fault", "timed out"} else LACKING if states != {"done"} else 0
+    return 1 if states & {"fault", "timed out", "partly done", "running"} else LACKING if states != {"done"} else 0
 
 
 def _nvidia_smi() -> str:
@@ -62,7 +68,7 @@ def _page(whole: dict[str, Any]) -> Iterator[str]:
     yield "| part | state | s | |"
     yield "|---|---|--:|---|"
     for part, found in whole["parts"].items():
-        said = "; ".join([*found["faults"], *([found["missing"]] if "missing" in found else [])]) or _sum(part, found)
+        said = "; ".join(filter(None, [*found["faults"], found.get("missing"), _sum(found)]))
         yield f"| {part} | {found['state']} | {found.get('seconds', 0):.0f} | {said.replace('|', '/')} |"
     rows = [
         (way, measured, name, timing)
@@ -84,27 +90,29 @@ def _page(whole: dict[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in whole["versions"].items())
     yield (
         "Times include the copies to the device and back; lengths vary by a fifth. "
-        f"{whole['bundle']}; {whole['gpu'] or 'no GPU'}; {whole['machine']}; Python {whole['python']}; {versions}; "
+        f"{whole['bundle']}; {whole['gpu'] or 'no GPU'}; {whole['machine']}; {versions}; "
         f"{whole['when']}."
     )
 
 
-def _sum(part: str, found: Found) -> str:
-    """A part that was done, in a few words."""
-    if part == "pycuda" and found["state"] == "done":
+def _sum(found: Found) -> str:
+    """The figures of a part, in a few words."""
+    if "copies" in found:
         return (
             f"{found['copies']:,} copies of 1 MB there and back, {found['copy_us']:.0f} µs each, "
             f"{found['growth_bytes']:,} bytes lost"
         )
     if "builds_here" in found:
-        return f"{found['compute']}: builds for SM80: {found['builds_for_SM80']}; for this GPU: {found['builds_here']}"
+        ahead = f"; builds for SM80: {found['builds_for_SM80']}" if "builds_for_SM80" in found else ""
+        return f"{found['compute']}: builds for this GPU: {found['builds_here']}{ahead}"
     if "measured" in found:
         worst = max(measured["difference"] for measured in found["measured"].values())
         streams = f"; {found['streams']} streams within each hop of 250 ms, fusion alone" if "streams" in found else ""
-        return f"within {worst:.1e} of ONNX Runtime on the CPU{streams}"
+        left_out = f"; no time for {len(found['left_out'])} cases" if "left_out" in found else ""
+        return f"within {worst:.1e} of ONNX Runtime on the CPU{streams}{left_out}"
     if "latency_ms" in found:
         parts = ", ".join(f"{name} {value:.1f}" for name, value in found["latency_ms"].items())
-        return f"{len(found['labels'])} labels, as with ONNX Runtime; latency, ms, median: {parts}"
+        return f"{len(found['labels'])} labels; latency, ms, median: {parts}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Make the demo clips: a face that speaks five sentences, each in a different mood; and two that speak in turn.
+"""Make the demo clips: one face that speaks five sentences, each in a different mood; and two that speak in turn.
 
     sudo apt-get install flite && pip install pyworld 'setuptools<81'
     python tools/make_demo.py stream/sources/demo.mp4
@@ -33,7 +33,7 @@ import numpy as np
 import pyworld
 from drawn_face import Expression, Look, draw
 
-RATE_HZ = 16_000  # what the voice gives
+RATE_HZ = 16_000  # the voice's sample rate
 FPS = 25
 WIDTH, HEIGHT = 480, 360
 LEAD_IN_S, LEAD_OUT_S = 0.5, 1.5
@@ -42,15 +42,15 @@ NOISE = 10 ** (-55 / 20)  # root mean square of the background noise, of full sc
 WORLD_MS = 5.0  # WORLD's frames
 TREMOR_HZ = 6.0
 SEED = 7
-APPEARS_S = 0.4  # a mood takes that long to appear before its sentence, and to go after it
+APPEARS_S = 0.4  # how long a mood takes to appear before its sentence, and to fade after it
 
 
 @dataclass(frozen=True)
 class Prosody:
-    """What becomes of the voice. ``pitch``, ``spread``, ``rate``: factors on its mean pitch, on how far the logarithm
-    of its pitch strays from the mean, and on its speed. ``tilt_db``: per octave above 500 Hz. ``breath``: noise, 0 to
-    1. ``tremor``: of the pitch, in semitones. ``accent_db``: what the quietest 20 dB lose. ``slope``: how far the pitch
-    rises over the sentence, in semitones. ``gain``: on the level."""
+    """How the voice is changed. ``pitch``, ``spread``, ``rate``: factors on its mean pitch, on the deviation of the
+    logarithm of its pitch from the mean, and on its speed. ``tilt_db``: per octave above 500 Hz. ``breath``: noise, 0
+    to 1. ``tremor``: of the pitch, in semitones. ``accent_db``: what the quietest 20 dB lose. ``slope``: how far the
+    pitch rises over the sentence, in semitones. ``gain``: on the level."""
 
     pitch: float = 1.0
     spread: float = 1.0
@@ -70,7 +70,7 @@ class Sentence:
     voice: Prosody
     face: Expression
     pause_s: float  # silence after it
-    who: int = 0  # speaks: from left to right
+    who: int = 0  # the speaker, counted from left to right
 
 
 SENTENCES = [
@@ -235,7 +235,7 @@ def loudness(track: np.ndarray) -> np.ndarray:
 
 
 def expressions(scene: Scene, who: int, spans: list[dict[str, Any]], frames: int) -> list[Expression]:
-    """Somebody's face in each frame, but for the mouth's talking: at rest but for their own sentences."""
+    """Somebody's face in each frame, without the movements of speech: at rest except during their own sentences."""
     times = np.arange(frames) / FPS
     values = np.zeros((frames, len(vars(Expression()))))
     for sentence, span in zip(scene.sentences, spans, strict=True):
@@ -247,7 +247,7 @@ def expressions(scene: Scene, who: int, spans: list[dict[str, Any]], frames: int
 
 
 def speaks(scene: Scene, who: int, spans: list[dict[str, Any]], frames: int) -> np.ndarray:
-    """Whether somebody is the one who speaks: (frames,) bool."""
+    """In which frames ``who`` is speaking: (frames,) bool."""
     times = np.arange(frames) / FPS
     mine = np.zeros(frames, bool)
     for sentence, span in zip(scene.sentences, spans, strict=True):
@@ -267,12 +267,12 @@ def blinks(frames: int, phase: float) -> np.ndarray:
 
 
 def talking(face: Expression, loud: float, opening: float) -> Expression:
-    """The face while the mouth speaks that loudly."""
+    """The face while the mouth speaks with loudness ``loud``."""
     return replace(face, open=max(0.7 * face.open, opening * loud) if loud > 0.05 else face.open)
 
 
 def head(character: Character, face: Expression, time_s: float, blink: float, width: int) -> np.ndarray:
-    """Somebody before the wall, in a picture of the clip's size: (360, width, 3) RGB uint8."""
+    """Somebody in front of the wall, in a picture of the clip's size: (360, width, 3) RGB uint8."""
     drawn = draw(face, blink, character.look)
     height, drawn_width = drawn.shape[:2]
     time_s += 3.7 * character.phase
@@ -281,12 +281,12 @@ def head(character: Character, face: Expression, time_s: float, blink: float, wi
     pan_x, pan_y = 5 * np.sin(2 * np.pi * time_s / 7.7), 8 + 2.5 * np.sin(2 * np.pi * time_s / 4.1 + 1)
     matrix = cv2.getRotationMatrix2D((drawn_width / 2, height / 2), angle, zoom)
     matrix[:, 2] += character.at - drawn_width / 2 + pan_x, (HEIGHT - height) / 2 + pan_y
-    smooth = cv2.GaussianBlur(drawn, (0, 0), 0.6)  # it is shrunk
+    smooth = cv2.GaussianBlur(drawn, (0, 0), 0.6)  # against aliasing when it is shrunk
     return cv2.warpAffine(smooth, matrix, (width, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def beside(heads: list[np.ndarray], people: list[Character]) -> np.ndarray:
-    """One picture of all, each within their own part of it; the wall is one where they meet."""
+    """One picture of all, each within their own part of it; the wall is continuous where they meet."""
     picture = heads[0].astype(np.float32)
     x = np.arange(picture.shape[1])
     for left, right, image in zip(people, people[1:], heads[1:], strict=False):

@@ -7,8 +7,8 @@ The architecture is that of H. Bredin, "pyannote.audio 2.1 speaker diarization p
 classes of A. Plaquet, H. Bredin, "Powerset multi-class cross entropy loss for neural speaker diarization" (Interspeech
 2023): filters that are differences of sinc functions (M. Ravanelli, Y. Bengio, "Speaker Recognition from Raw Waveform
 with SincNet", SLT 2018, and M. Pariente et al., "Filterbank Design for End-to-End Speech Separation", ICASSP 2020, with
-odd filters besides), two convolutions, four bidirectional LSTMs, two linear layers. The graph names places in that file;
-what must be reordered or computed of it, ONNX Runtime does once, as it loads the graph.
+odd filters besides), two convolutions, four bidirectional LSTMs, two linear layers. The graph refers to offsets in that
+file; ONNX Runtime reorders the weights and computes the filters once, when it loads the graph.
 """
 
 from __future__ import annotations

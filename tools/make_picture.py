@@ -3,7 +3,7 @@
     stream-listen --json --windows > run.jsonl      (in another terminal, while stream-run runs)
     python tools/make_picture.py run.jsonl 12.5 docs/live.svg
 
-The picture is of the view at a media time, here 12.5 s.
+The picture shows the view at a media time, here 12.5 s.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-SHOWN_AT_S = 15.0  # of the demo: three utterances are labelled, the fourth is about to be spoken
+SHOWN_AT_S = 15.0  # time in the demo: three utterances are labelled, the fourth is about to be spoken
 SIZE = {"width": 1180, "height": 760}
 
 

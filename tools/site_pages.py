@@ -1,6 +1,6 @@
-"""A hook of mkdocs.yml: documents that lie outside docs/ are pages too, and a link to a file of the repository leads to
-a page that shows that file. So the site needs no repository elsewhere, and no link leads out of it but those that name
-a host. A link to a file that is not there is a warning, which ends the build."""
+"""A hook of mkdocs.yml: documents outside docs/ become pages too, and a link to a file of the repository leads to a
+page that shows that file. So the site does not depend on a hosted repository, and only links that name a host leave it.
+A link to a missing file causes a warning, which ends the build."""
 
 from __future__ import annotations
 

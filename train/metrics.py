@@ -20,7 +20,8 @@ def recalls(truth: np.ndarray, predicted: np.ndarray, labels: int) -> np.ndarray
 def balanced_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Mean recall of the labels that occur; chance is one over their number. (The paper's table calls it "WA".)
 
-    scikit-learn's ``balanced_accuracy_score`` is the same, but warns of predictions that are no label of the truth.
+    scikit-learn's ``balanced_accuracy_score`` is the same, but warns about predictions that are not among the true
+    labels.
     """
     return float(recall_score(truth, predicted, labels=np.unique(truth), average="macro"))
 
@@ -118,6 +119,6 @@ def resampled(
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a figure from its values in ``resampled`` answers."""
+    """95 % interval of a figure from its ``resampled`` values."""
     low, high = np.percentile(values, [2.5, 97.5])
     return round(float(low), 4), round(float(high), 4)

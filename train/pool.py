@@ -9,14 +9,16 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
+from emostream.stream.nodes.tether import end_with
+
 Task = TypeVar("Task")
-_work: Callable[[Any], Any] | None = None  # of a worker process
+_work: Callable[[Any], Any] | None = None  # a worker process's function
 
 
 def worker_pool(
     processes: int, make: Callable[..., Callable[[Any], Any]], *args: Any, **kwargs: Any
 ) -> ProcessPoolExecutor:
-    """A pool for ``submit``: each process calls ``make(*args, **kwargs)`` once, and what that returns with each task.
+    """A pool for ``submit``: each process calls ``make(*args, **kwargs)`` once, then calls the result with each task.
 
     Processes are spawned: a fork would share the locks of torch's threads and might hang.
     """
@@ -28,9 +30,9 @@ def submit(pool: ProcessPoolExecutor, tasks: Iterable[Task]) -> dict[Future[Any]
     """Give all tasks to a ``worker_pool``; returns the task of each future.
 
     The processes start here. They ignore Ctrl-C, which a terminal sends to all of them, so that the main process
-    decides; until they can, during their imports, they inherit it as a blocked signal.
+    decides; during their imports, before they can ignore it, they inherit it as a blocked signal.
     """
-    resource_tracker.ensure_running()  # would unblock the signal if it started later
+    resource_tracker.ensure_running()  # if it started later, it would unblock the signal
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return {pool.submit(_call, task): task for task in tasks}
@@ -41,6 +43,9 @@ def submit(pool: ProcessPoolExecutor, tasks: Iterable[Task]) -> dict[Future[Any]
 def _start(make: Callable[..., Callable[[Any], Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with(parent.pid)  # else it would wait for tasks for ever, where the parent was killed
     _work = make(*args, **kwargs)
 
 

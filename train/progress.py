@@ -23,7 +23,7 @@ class StepDone(Protocol):
     def __call__(self, done: int, total: int, loss: float | None = None, /) -> None: ...
 
 
-Stage = Callable[[str], StepDone]  # a stage's name → what it calls
+Stage = Callable[[str], StepDone]  # a stage's name → the callback for its steps
 
 
 def ignore(done: int, total: int, loss: float | None = None, /) -> None:
@@ -46,7 +46,7 @@ class ProgressBars(Progress):
         )  # fmt: skip
 
     def stage(self, name: str) -> StepDone:
-        """A ``Stage``. Its bar appears with the first step: a stage whose result is kept from before has none."""
+        """A ``Stage``. Its bar appears with the first step, so a stage whose result is cached has none."""
         task: TaskID | None = None
 
         def step_done(done: int, total: int, loss: float | None = None, /) -> None:

@@ -29,8 +29,8 @@ Features = Literal["logmel", "mfcc"]
 class Sound:
     """What the audio node publishes of a recording, on its timeline in nanoseconds.
 
-    ``features``: "logmel", as a live run has them, or "mfcc". ``blocks``: (512,) int16 at 16 kHz each; the less than
-    32 ms after the last whole block are in no block, though in the rows.
+    ``features``: "logmel", as in a live run, or "mfcc". ``blocks``: (512,) int16 at 16 kHz each; what follows the last
+    whole block (less than 32 ms) is in no block, but is in the rows.
     """
 
     def __init__(self, features: Features = "logmel") -> None:
@@ -92,7 +92,7 @@ class Sound:
                 self.blocks.append(message)
             elif isinstance(message, AudioRows):
                 times = message.media_start_ns + logmel.HOP_NS * np.arange(len(message.rows), dtype=np.int64)
-                with contextlib.suppress(ValueError):  # rows that go back in time are left out, as in a live run
+                with contextlib.suppress(ValueError):  # rows that go back in time are dropped, as in a live run
                     self._rows.append(times, message.rows)
 
 

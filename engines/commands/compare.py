@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print tables of latency, throughput, results and memory, then what is missing and how all was measured."""
+    """Print tables of latency, throughput, results and memory, then what is missing and how it was measured."""
     backends = list(comparison.measured.values())
     cases = list(backends[0].timings)
 

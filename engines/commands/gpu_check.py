@@ -1,5 +1,5 @@
 """``stream-engines gpu-check``: TensorRT on a real GPU, which the tests never use: are its results right, does it leak,
-does it get along with other users of CUDA, how fast is it?
+does it work beside other users of CUDA, and how fast is it?
 
 It writes gpu-report.json and gpu-report.md, to be committed in docs/.
 """
@@ -34,15 +34,15 @@ from emostream.files import as_json, write_atomically
 
 LACKING = 3  # exit code
 _PRECISIONS = ("fp32", "fp16")
-_MOST_HALF_DIFFERENCE = {FUSION: 0.1, FACE: 0.05}  # of a logit or a face vector's value; both are of the order of 1
+_MOST_HALF_DIFFERENCE = {FUSION: 0.1, FACE: 0.05}  # in a logit or a face vector's value; both are of the order of 1
 _PARITY = [Case(FUSION, batch, seconds) for batch in (1, 3, 8) for seconds in (0.1, 1, 5, 15)] + [
     Case(FACE, crops) for crops in (1, 8, 64)
 ]
 _TIMED = [Case(FUSION, batch, 5) for batch in (1, 2, 4, 8)] + [Case(FACE, crops) for crops in (1, 8, 64)]
 _PARITY_ROUNDS = 100
-_SIDE_BY_SIDE = 500  # runs of each engine
+_SIDE_BY_SIDE = 500  # runs of each engine beside the other
 _WARM_UP = 100  # runs until the GPU has its full clock and has seen all shapes
-_MOST_GROWTH = 1 << 20  # bytes of device memory that other processes may take meanwhile
+_MOST_GROWTH = 1 << 20  # bytes of device memory: other processes may allocate some meanwhile
 
 
 class Timing(msgspec.Struct):
@@ -253,7 +253,7 @@ def _growth(backend: Backend, bundle: Bundle, graph: str, runs: int) -> int:
 
 
 def _beside_others(bundle: Bundle, runtime: str) -> str:
-    """What goes wrong, in words, when two engines run in two threads while this thread has another CUDA context."""
+    """Run two engines in two threads while this thread has another CUDA context; returns what goes wrong, in words."""
     other = cuda.driver().Device(0).make_context()
     try:
         backends = {graph: _built(bundle, graph, runtime, "fp32")[0] for graph in (FUSION, FACE)}

@@ -6,8 +6,8 @@ stream of its own, then waits for that stream. Shapes are padded to a few sizes,
 are split (see ``buffers``).
 
 CUDA graphs: TensorRT-RTX captures and replays them by itself if its runtime configuration asks for it, as it does here;
-where an engine does not allow that (loops may not), it logs so and runs without. TensorRT proper expects its caller to
-capture the stream, for which PyCUDA (2026.1, by its source) has no call, so every run is enqueued again.
+where an engine does not allow that (loops may not), it logs the fact and runs without. TensorRT proper expects its
+caller to capture the stream, for which PyCUDA (2026.1, by its source) has no call, so every run is enqueued again.
 
 The tests run this file against a stand-in that records calls, and check its calls against the types of the real
 bindings. Neither is execution on a GPU: ``stream-engines gpu-check`` is.
@@ -120,7 +120,7 @@ class _Loaded:
 
 
 def _load(to: _Loaded, held: ExitStack, path: Path, profile: Profile, runtime: str) -> None:
-    """Read the engine and allocate. ``held`` collects what undoes each step, and so undoes them in reverse order."""
+    """Read the engine and allocate. ``held`` collects a cleanup for each step and runs them in reverse order."""
     trt = load_module(runtime)
     to.trt = trt
     driver = cuda.driver()

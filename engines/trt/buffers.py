@@ -1,9 +1,9 @@
 """Bookkeeping for a backend with fixed buffers: shapes, checks, and the layout of arrays in a buffer.
 
-Pure Python and NumPy, so that little code needs the device. An array of any shape that the profile allows is padded to
-one of a few shapes (a *ladder* for each axis), because a GPU backend prepares again for every new shape. The batch is
-padded with copies of its last row, whose results are dropped; every other axis with zeros. That is exact for graphs
-that mask by length, as a bundle's do.
+This is pure Python and NumPy, so that little code needs the device. An array of any shape that the profile allows is
+padded to one of a few shapes (a *ladder* for each axis), because a GPU backend prepares again for every new shape. The
+batch is padded with copies of its last row, whose results are dropped; every other axis with zeros. That is exact for
+graphs that mask by length, as a bundle's do.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def entry(path: Path) -> Entry:
 
 
 def _distrust(path: Path, origin: Origin) -> str | None:
-    """Why no engine can be loaded, in words; None: one can."""
+    """Why the engine cannot be loaded, in words; None if it can."""
     try:
         for file in (path, path.with_suffix(".json")):
             _check_owner(file)
@@ -225,7 +225,7 @@ def _remove(path: Path) -> None:
 
 
 def _read_tactics(path: Path) -> bytes:
-    """Timings of tactics from earlier builds; none if they are damaged or could be another user's."""
+    """Timings of tactics from earlier builds; empty if they are damaged or another user could have written them."""
     try:
         _check_owner(path)
         data = path.read_bytes()

@@ -1,8 +1,8 @@
 """CUDA through PyCUDA: what TensorRT lacks on this machine, the device, and its context.
 
 The context is the device's primary one, which the CUDA runtime, and so TensorRT and torch, uses too. It is retained
-once per process and never released: PyCUDA leaves a released primary context on the driver's stack, where the next user
-of the thread would find it. Each use pushes and pops it, so the context that was current before is current again.
+once per process and never released: PyCUDA leaves a released primary context on the driver's stack, where the thread's
+next user would find it. Each use pushes and pops it, so the context that was current before is current again.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _primary_context() -> Any:
 
 @contextmanager
 def current() -> Iterator[None]:
-    """Make the first device's primary context current in this thread; afterwards the one before is current again."""
+    """Make the first device's primary context current in this thread, and restore the previous one afterwards."""
     context = _primary_context()
     context.push()
     try:

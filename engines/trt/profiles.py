@@ -10,7 +10,7 @@ Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 _TYPICAL_ROWS = 5  # an utterance of 3 s in windows of 15 s: a fifth
 _TYPICAL_BATCH = 4  # an utterance, and the same without each of its three modalities
 _VOICE_ROWS = (8, 304, 1504)  # log-mel rows: 80 ms, 3 s, 15 s
-_CROPS = (1, 8, 64)  # in one run of the face network: one, those of a short utterance, the live code's limit
+_CROPS = (1, 8, 64)  # crops per run of the face network: one, a short utterance's, the live code's limit
 
 
 def of_bundle(manifest: Manifest, graph: str, max_batch: int = 8) -> Profile:

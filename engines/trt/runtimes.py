@@ -15,7 +15,7 @@ from emostream.errors import BackendError
 _EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
 _EXPECTED = (
     "cudaError 35",  # no driver: logged at each build ahead of time, where none is needed
-    "Int64 binding",  # an input is int64, and it gets int64
+    "Int64 binding",  # a warning about an int64 input, which does get int64
 )
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""A Ray cluster, joined for a while: nothing of Ray's is sent anywhere or shown, and its errors are ours."""
+"""Joins a Ray cluster for a while. Ray sends nothing to its makers and prints nothing; its errors become ours."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typing import Any, TextIO
 
 from emostream.errors import ClusterError, ConfigError
 
-OBJECT_STORE_BYTES = 256 * 1024**2  # of a Ray started here: more spills to disk
-_PROBE_S = 5.0  # Ray itself waits for a minute for an address where nobody answers
+OBJECT_STORE_BYTES = 256 * 1024**2  # for a Ray started here; more spills to disk
+_PROBE_S = 5.0  # Ray itself would wait for a minute at an address where nobody answers
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
 
 log = logging.getLogger(__name__)
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def joined(address: str, cpus: int) -> Iterator[ModuleType]:
-    """Ray, connected: ``address`` is "local" (one is started here, with ``cpus`` CPUs, and ended again), "auto" (the
-    one that this machine belongs to) or HOST:PORT.
+    """The ray module, connected. ``address``: "local" (starts a cluster here with ``cpus`` CPUs, and ends it again),
+    "auto" (the cluster that this machine belongs to) or HOST:PORT.
 
-    While it lasts, Ray's own lines go to the log, at level debug. A Ray started here asks for a token that only its own
-    processes know, since Ray listens on all addresses of a machine. Raises ConfigError for another form of address, and
+    Meanwhile, Ray's own output goes to the log at level debug. A Ray started here requires a token that only its own
+    processes know, since Ray listens on all addresses of a machine. Raises ConfigError for an invalid address, and
     ClusterError if Ray is not installed or the cluster cannot be reached.
     """
     _check(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: emostream sends nothing anywhere
     if address != "local":
-        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # each takes up to 40 s; of 20
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # default: 20, of up to 40 s each
     elif "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        if "ray" not in sys.modules:  # it reads this when it is imported; from 2.60 on, token is what it takes anyway
+        if "ray" not in sys.modules:  # read on import; from 2.60 on, token is the default
             os.environ["RAY_AUTH_MODE"] = "token"
     try:
         import ray
@@ -49,12 +49,12 @@ def joined(address: str, cpus: int) -> Iterator[ModuleType]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-    # Ray prints what it has to say of workers and machines that died, whatever it is told
+    # Ray prints messages about workers and machines that died, whatever its options say
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(_WithoutRay(sys.stdout)))
         if address == "local":
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="er-", ignore_cleanup_errors=True))
-            options["_temp_dir"] = f"{folder}/ray"  # which Ray opens to all users, while the folder above is ours
+            options["_temp_dir"] = f"{folder}/ray"  # Ray makes it accessible to all users; its parent folder is private
         try:
             with _nothing_printed(), _no_dashboard():
                 ray.init(address, **options)
@@ -94,7 +94,7 @@ def reachable(address: str) -> bool:
 
 
 def _why(error: BaseException) -> str:
-    """One line of Ray's many."""
+    """The decisive line of Ray's long error messages."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -104,7 +104,7 @@ def _why(error: BaseException) -> str:
 
 
 def _sends_statistics() -> bool:
-    """Whether the head of a cluster was started with Ray's usage statistics: it then keeps more facts to send."""
+    """Whether the cluster's head was started with usage statistics on; it then stores more metadata, to be sent."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     return b"session_start_timestamp_ms" in (_internal_kv_get(b"CLUSTER_METADATA", namespace=b"cluster") or b"")
@@ -112,7 +112,7 @@ def _sends_statistics() -> bool:
 
 @contextlib.contextmanager
 def _nothing_printed() -> Iterator[None]:
-    """Nothing reaches stderr, that of Ray's C++ included: what went wrong comes as an exception."""
+    """Silence stderr, including Ray's C++ code: errors come as exceptions anyway."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -126,8 +126,8 @@ def _nothing_printed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_dashboard() -> Iterator[None]:
-    """A Ray that is started here starts no dashboard. Without its pages, that process is there for usage statistics
-    alone, and it asks three makers of clouds whether the machine is theirs, whether or not statistics are wanted."""
+    """Keep a Ray started here from starting its dashboard process. Without web pages, that only serves usage
+    statistics, and it asks three cloud providers whether the machine is theirs, even if statistics are off."""
     from ray._private import services
 
     before = services.start_api_server
@@ -140,7 +140,7 @@ def _no_dashboard() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _orderly_end() -> Iterator[None]:
-    """SIGTERM ends the cluster's work as Ctrl-C does; Ray's own handler would print a stack."""
+    """Let SIGTERM end the work like Ctrl-C; Ray's own handler would print a stack trace."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -152,7 +152,7 @@ def _orderly_end() -> Iterator[None]:
 
 
 class _WithoutRay:
-    """Standard output for all but Ray's threads, whose lines go to the log."""
+    """Standard output, except that lines from Ray's threads go to the log."""
 
     def __init__(self, output: TextIO) -> None:
         self._output = output

@@ -1,4 +1,4 @@
-"""Labelling files on a Ray cluster: a worker for each core, one file at a time in each, one outcome for each file."""
+"""Labels files on a Ray cluster: a worker per core, one file at a time per worker, one outcome per file."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from emostream.stream.cluster.worker import Started, Worker
 from emostream.stream.config import Config
 from emostream.stream.label import Labeller
 
-_SECTIONS = {"audio", "speech", "video", "fusion", "privacy", "log"}  # of the configuration, that labels depend on
+_SECTIONS = {"audio", "speech", "video", "fusion", "privacy", "log"}  # sections of the configuration that workers need
 _LOOK_S = 2.0  # how often nodes are counted
-_PATIENCE_S = 60.0  # how long a core that is not free yet is waited for, where no other can do the work
+_PATIENCE_S = 60.0  # how long to wait for a busy core if no other can do the work
 _HEAD_S = 20.0  # how long a cluster may be without its head; Ray ends the process after 60
 _FAILED_STARTS = 3  # in a row
-_BLIND = 20  # files that a node did not see, and none that it did
+_BLIND = 20  # a node that does not see this many files, and has seen none, is not used
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Tally:
-    """What a run took. ``core_s``: time of all workers since they had loaded, idle or not; ``workers``: the most at a
-    time; ``deaths``: of workers, those of lost machines included."""
+    """Statistics of a run. ``core_s``: total time of all workers since they finished loading, idle or not; ``workers``:
+    most workers at a time; ``deaths``: workers that died with a file, including those on lost machines."""
 
     media_s: float = 0.0
     wall_s: float = 0.0
@@ -43,7 +43,7 @@ class Tally:
     deaths: int = 0
 
     def line(self, files: int) -> str:
-        """The same in words."""
+        """The statistics as a line of text."""
         media_h, core_h = self.media_s / 3600, self.core_s / 3600
         rate = f"{media_h / core_h:.1f} hours of media per core hour" if core_h else "nothing was read"
         died = f"; workers died {self.deaths} times with a file" if self.deaths else ""
@@ -55,21 +55,22 @@ class Tally:
 
 @dataclass(eq=False)
 class _Hand:
-    """A worker, as the command sees it. ``node``: empty until it has loaded; ``file``: the index of the one it has."""
+    """A worker, as the command sees it. ``node``: empty until it has loaded; ``file``: index of the file it works
+    on."""
 
     actor: Any
     node: str = ""
     host: str = ""
     file: int | None = None
-    since_s: float = field(default_factory=time.monotonic)  # made, or loaded
+    since_s: float = field(default_factory=time.monotonic)  # when it was created, later when it had loaded
 
 
 class ClusterLabeller:
-    """Labels files on the Ray cluster at ``address`` (see ``joined``) with ``jobs`` workers, or one for each CPU; for
-    nodes that join there are more. Each worker is asked for a core of its own.
+    """Labels files on the Ray cluster at ``address`` (see ``joined``) with ``jobs`` workers, by default one per CPU,
+    including CPUs of nodes that join later. Each worker requests a core of its own.
 
-    ``show`` is called with each file that has its outcome. This machine loads the models too, for a moment: a node
-    where labels would be others, or where a model is missing, is not used, and a line says so.
+    ``show`` is called with each file that has its outcome. This machine briefly loads the models too, to compare: a
+    node where labels would differ, or where a model is missing, is not used, and a line says so.
     """
 
     def __init__(
@@ -78,15 +79,15 @@ class ClusterLabeller:
         self._config, self._address, self._jobs, self._show = config, address, jobs, show
         self.tally = Tally()
         self._hands: list[_Hand] = []
-        self._pending: dict[Any, _Hand] = {}  # by the reference to what each is doing
-        self._cpus: dict[str, int] = {}  # of the nodes that are there
+        self._pending: dict[Any, _Hand] = {}  # by Ray's reference to each worker's pending call
+        self._cpus: dict[str, int] = {}  # number of CPUs of each present node
         self._refused: dict[str, str] = {}  # nodes that are not used, and why
         self._saw: Counter[str] = Counter()  # how many files each node saw
         self._missed: Counter[str] = Counter()
         self._failed_starts, self._start_after_s = 0, -math.inf
 
     def label(self, files: Sequence[Path], tracks: str = "") -> Iterator[tuple[Path, Outcome]]:
-        """Yield what became of each file, once, in the order of the files.
+        """Yield the outcome of each file, once, in the order of the files.
 
         Raises what ``Labeller`` and ``joined`` raise, and ClusterError if no node of the cluster can be used.
         """
@@ -112,7 +113,7 @@ class ClusterLabeller:
                 self._dismiss(hand)
 
     def _look(self) -> None:
-        """Count the nodes that are there. Raises ClusterError if none of them can be used, or nobody can tell."""
+        """Count the present nodes. Raises ClusterError if none can be used, or the cluster's head is gone."""
         if not reachable(self._head):
             if time.monotonic() > self._head_seen_s + _HEAD_S:
                 raise ClusterError(f"the head of the cluster, {self._head}, is gone")
@@ -124,7 +125,7 @@ class ClusterLabeller:
             raise ClusterError("no machine of the cluster can be used")
 
     def _resize(self) -> None:
-        """As many workers as there is work for: more where nodes joined, fewer idle ones at the end."""
+        """Keep as many workers as there is work for: more when nodes join, fewer at the end."""
         cpus = sum(count for node, count in self._cpus.items() if node not in self._refused)
         wanted = min(self._jobs or cpus, self._ledger.open)
         spare = [hand for hand in self._hands if hand.file is None][: max(0, len(self._hands) - wanted)]
@@ -132,7 +133,7 @@ class ClusterLabeller:
             self._dismiss(hand)
         if time.monotonic() < self._start_after_s:
             return
-        # not ray.put: what a worker is made with must not be lost with the node that holds it
+        # not ray.put: a worker's arguments must not be lost together with the node that stores them
         selector = {"ray.io/node-id": f"!in({','.join(self._refused)})"} if self._refused else None
         for _ in range(wanted - len(self._hands)):
             hand = _Hand(self._class.options(label_selector=selector).remote(*self._arguments))
@@ -140,7 +141,7 @@ class ClusterLabeller:
             self._pending[hand.actor.start.remote()] = hand
 
     def _hand_out(self) -> None:
-        """A file for each idle worker; where there is none, see whether that will ever change."""
+        """Give each idle worker a file; if there is none, check whether that can ever change."""
         useless: set[str] = set()  # nodes for which no file is left
         for hand in self._hands:
             if hand.node and hand.file is None and hand.node not in useless:
@@ -155,7 +156,7 @@ class ClusterLabeller:
             self._ledger.give_up_unseen({hand.node for hand in loaded})
 
     def _wait(self) -> None:
-        """Take what workers have done, or wait a while for it."""
+        """Take results of workers, waiting a while for them."""
         if not self._pending:
             time.sleep(min(_LOOK_S, 0.1))
             return
@@ -211,7 +212,7 @@ class ClusterLabeller:
         self._show(self._files[index])
 
     def _died(self, hand: _Hand, error: Exception) -> None:
-        """A worker died, or its node did. What it may still do, if it lives on unreachable, nobody takes."""
+        """A worker or its node died. If it lives on unreachable, its results are ignored."""
         log.debug("a worker died: %s", error)
         self._dismiss(hand)
         if hand.file is not None:

@@ -1,4 +1,4 @@
-"""Which file is where: each is handed out until it has one outcome, whatever dies. Outcomes come in order."""
+"""Keeps track of files: each is handed out until it has one outcome, whatever dies. Outcomes come in order."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import msgspec
 
 from emostream.files import printable
 
-OWN_DEATHS = 3  # of workers that had the file, on machines that are still there
-ALL_DEATHS = 10  # of workers that had the file, for whatever reason
+OWN_DEATHS = 3  # give up a file after this many of its workers died on machines that are still there
+ALL_DEATHS = 10  # give up a file after this many of its workers died for whatever reason
 
 
 class Outcome(msgspec.Struct):
-    """What became of a file. ``labels``: the public messages, as JSON; ``error``: why there are no more, or empty;
-    ``records``: name of the logger, level and text of each line of the log; ``media_s``: how much of the file was
-    read, and ``cpu_s``: how much processor time that took, in seconds."""
+    """The outcome of a file. ``labels``: the public messages as JSON; ``error``: why there are no more, or empty;
+    ``records``: logger name, level and text of each log line; ``media_s``: how much of the file was read, and
+    ``cpu_s``: how much CPU time that took, in seconds."""
 
     labels: list[bytes] = []
     error: str = ""
@@ -27,7 +27,7 @@ class Outcome(msgspec.Struct):
 
 
 class Ledger:
-    """Hands out files, by their index, and collects one outcome for each. ``open``: how many have none yet."""
+    """Hands out files by index and collects one outcome for each. ``open``: how many have none yet."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
@@ -39,7 +39,7 @@ class Ledger:
         self.open = len(files)
 
     def hand_out(self, node: str) -> int | None:
-        """The first file that waits, and that this node may see; None if there is none."""
+        """The first waiting file that this node may be able to see; None if there is none."""
         for place, index in enumerate(self._waiting):
             if node not in self._unseen.get(index, ()):
                 return self._waiting.pop(place)
@@ -51,8 +51,8 @@ class Ledger:
         self.open -= 1
 
     def died(self, index: int, node: str, alive: Collection[str]) -> None:
-        """The worker that had a file died. The file waits again, unless that has been so too often: ``OWN_DEATHS`` on
-        nodes that are ``alive``, since a machine that went away is hardly a file's fault, or ``ALL_DEATHS``."""
+        """The worker that had a file died. The file waits again, unless this has happened too often: ``OWN_DEATHS``
+        times on nodes that are still ``alive`` (a lost machine is hardly the file's fault), or ``ALL_DEATHS`` times."""
         deaths = self._deaths.setdefault(index, [])
         deaths.append(node)
         if sum(node in alive for node in deaths) >= OWN_DEATHS:
@@ -63,19 +63,19 @@ class Ledger:
             bisect.insort(self._waiting, index)
 
     def unseen(self, index: int, node: str) -> None:
-        """The file is not there on this node; it waits for another."""
+        """The file does not exist on this node; it waits for another."""
         self._unseen.setdefault(index, set()).add(node)
         bisect.insort(self._waiting, index)
 
     def give_up_unseen(self, nodes: Collection[str]) -> None:
-        """Files that none of these nodes sees wait no longer."""
+        """Give up files that none of these nodes sees."""
         lost = [index for index in self._waiting if self._unseen.get(index, set()).issuperset(nodes)]
         self._waiting = [index for index in self._waiting if index not in lost]
         for index in lost:
             self._give_up(index, "no machine of the cluster sees it; put it where all of them do")
 
     def take(self) -> Iterator[tuple[Path, Outcome]]:
-        """The outcomes that are next in the order of the files, each once."""
+        """The next outcomes in the order of the files, each once."""
         while (outcome := self._outcomes.pop(self._next, None)) is not None:
             self._next += 1
             yield self._files[self._next - 1], outcome

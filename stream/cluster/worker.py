@@ -1,4 +1,4 @@
-"""What runs on the machines of a cluster: one process for each core, which labels one file at a time."""
+"""The worker on a cluster's machines: one process per core, which labels one file at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from emostream.stream.label import Labeller, error_line
 
 
 class Started(msgspec.Struct):
-    """A worker that has loaded, or could not: ``error``. ``facts``: what labels depend on, see ``Labeller.facts``."""
+    """A worker has loaded, or failed to (``error``). ``facts``: what labels depend on, see ``Labeller.facts``."""
 
     node: str
     host: str
@@ -29,8 +29,8 @@ class Started(msgspec.Struct):
 
 
 class Worker:
-    """``config``: sections of a configuration, as its ``model_dump`` gives them. ``folder``: what relative paths are
-    relative to; a machine where it is missing sees no file that is named so."""
+    """``config``: sections of a configuration, from ``model_dump``. ``folder``: base of relative paths; a machine where
+    it is missing does not see such files."""
 
     def __init__(self, config: dict[str, Any], folder: str, tracks: str) -> None:
         self._config, self._tracks = Config(**config), tracks
@@ -41,7 +41,7 @@ class Worker:
         root.handlers, root.level = [self._records], logging.getLevelNamesMapping()[self._config.log.level.upper()]
 
     def start(self, node: str | None = None) -> Started:
-        """Load the models. ``node``: in place of Ray's name for this machine."""
+        """Load the models. ``node``: used instead of Ray's id of this machine."""
         if node is None:
             import ray
 
@@ -70,7 +70,7 @@ class Worker:
 
 
 class _Records(logging.Handler):
-    """Keeps lines of the log, for the machine where the command runs."""
+    """Collects log lines for the machine where the command runs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from emostream.stream.sources.base import GAP_NS, AudioChunk
 from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, RATE_HZ
 
 _ROWS_BLOCKS = 2  # 64 ms: the rows of an utterance exist when its pause is detected
+_REST_BLOCKS = 5  # where nobody speaks
 _DELAY_SAMPLES = 16  # of the resampler, at the lower of its two rates
 
 
@@ -26,22 +27,23 @@ class Features(Protocol):
         ...
 
     def flush(self) -> np.ndarray:
-        """The rows that are held back; the next samples begin a new signal."""
+        """Return the rows still held back; the next samples begin a new signal."""
         ...
 
 
 class AudioCore:
-    """Cuts sound into ``Pcm`` messages of 512 samples; after every second one comes an ``AudioRows`` message with the
+    """Cuts sound into ``Pcm`` messages of 512 samples. After every second one comes an ``AudioRows`` message with the
     rows that the two completed.
 
-    Features are not computed more often because a call costs the same for 160 samples as for 1024; nor do they depend
-    on how the source cuts its sound. Sound at another rate begins with one or two milliseconds of silence, the delay of
-    its resampler: so a block is complete as soon as the source's samples for it have arrived.
+    Features are not computed more often because a call costs the same for 160 samples as for 1024. They do not depend
+    on how the source chunks its sound. Resampled sound begins with one or two milliseconds of silence, the delay of the
+    resampler, so that a block is complete as soon as the source's samples for it have arrived.
 
     ``t0_ns``: Unix time of media time 0, or None if nothing is captured live (a file read at full speed). ``features``
     computes the rows, log-mel values by default; training has others. ``channels``: see ``Channels``. A gap in the
     source's time stamps ends the run of samples: features do not reach across it, and the timeline shows it. ``gaps``
-    and ``late_chunks`` count gaps and chunks that were left out because their time had passed.
+    and ``late_chunks`` count gaps and chunks that were left out because their time had passed. ``at_rest``: nobody
+    speaks, so that rows may come later, more at a time.
     """
 
     def __init__(
@@ -53,10 +55,11 @@ class AudioCore:
         self._resampler: av.AudioResampler | None = None
         self._rate_hz = 0
         self._held = np.zeros(0, np.int16)  # less than a block
-        self._blocks: list[np.ndarray] = []  # features are not computed yet
+        self._blocks: list[np.ndarray] = []  # whose features are not computed yet
         self._pcm_ns = self._rows_ns = 0  # media time of the next block and of the next row
         self._expected_ns: int | None = None
         self.delay_ns = 0  # of the source: what counts as captured later
+        self.at_rest = False
         self.gaps = 0
         self.late_chunks = 0
 
@@ -67,7 +70,7 @@ class AudioCore:
         messages: list[Message] = []
         if self._expected_ns is not None:
             off = chunk.media_ns - self._expected_ns
-            if off < -GAP_NS:  # its time has passed: it came twice, or the source's clock was set back
+            if off < -GAP_NS:  # its time has passed: a duplicate, or the source's clock was set back
                 self.late_chunks += 1
                 return []
             if off > GAP_NS or chunk.rate_hz != self._rate_hz:
@@ -81,7 +84,7 @@ class AudioCore:
         return messages + self._cut(self._resampled(mono) if self._resampler is not None else mono)
 
     def flush(self) -> list[Message]:
-        """End the run of samples; returns what is still held back, but for the last incomplete ``Pcm`` block."""
+        """End the run of samples; returns everything still held back, except an incomplete last ``Pcm`` block."""
         messages: list[Message] = []
         if self._expected_ns is None:
             return messages
@@ -107,8 +110,8 @@ class AudioCore:
     def _resampled(self, mono: np.ndarray | None) -> np.ndarray:
         """(n,) float32 at the source's rate → (m,) at 16 kHz; None: what the resampler still holds.
 
-        FFmpeg's own resampler has a delay of one millisecond. soxr, which has the steeper filter, works in blocks of
-        its own: sound at 48 kHz came 21 ms late on average and up to 37 ms.
+        FFmpeg's own resampler has a delay of one millisecond. soxr has a steeper filter but works in blocks of its own:
+        sound at 48 kHz came 21 ms late on average, and up to 37 ms.
         """
         assert self._resampler is not None
         frame = None
@@ -119,7 +122,7 @@ class AudioCore:
         return np.concatenate([np.zeros(0, np.float32), *(part.to_ndarray()[0] for part in frames)])
 
     def _cut(self, mono: np.ndarray) -> list[Message]:
-        """Messages that (n,) float32 samples at 16 kHz complete."""
+        """The messages that these (n,) float32 samples at 16 kHz complete."""
         messages: list[Message] = []
         held = np.concatenate([self._held, to_int16(mono)])
         whole = len(held) // FRAME_SAMPLES * FRAME_SAMPLES
@@ -137,7 +140,7 @@ class AudioCore:
             )
             self._pcm_ns = end_ns
             self._blocks.append(block)
-            if len(self._blocks) == _ROWS_BLOCKS:
+            if len(self._blocks) >= (_REST_BLOCKS if self.at_rest else _ROWS_BLOCKS):
                 messages += self._rows(self._features.push(np.concatenate(self._blocks)))
                 self._blocks = []
         return messages

@@ -1,8 +1,8 @@
-"""One channel of sound out of several: the one, or the mean, that carries the speech.
+"""Mixes several channels down to one: the channel that carries the speech, or the mean of all.
 
-The mean of all channels is right for a voice that all of them have, as in stereo from a camera. It is silent where two
-have opposite phase (a plug half in, a cable of balanced sound), 6 dB down where one of two is connected, 15.6 dB where
-the voice is in the centre of 5.1, and 18 dB where one of eight microphones hears it.
+The mean is right for a voice that is on all channels, as in a camera's stereo sound. It is silent if two channels have
+opposite phase (a half-inserted plug, a balanced cable), 6 dB down if only one of two is connected, 15.6 dB down if the
+voice is in the centre of 5.1, and 18 dB down if one of eight microphones hears it.
 """
 
 from __future__ import annotations
@@ -14,36 +14,38 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 _BLOCK_S = 0.032
-_FLOOR_S = 3.0  # how fast a level that has become louder for good counts as noise
-_FLOOR_FALL = 0.7  # of the difference that is left after a block that is quieter
-_FAST_S = 0.1
-_CLEARLY = 2.5  # times the energy, 4 dB, by which a channel must beat what is heard now
-_ABOVE_NOISE = 4.0  # times the noise, 6 dB: what has less is no voice
-_AT_FIRST = 8.0  # times the noise is what comes first taken for, which may be somebody's first word
-_LEAST = 10 ** (-65 / 10)  # of full scale, squared: quieter is nothing
-_RAMP_S = 0.008  # from one channel to another, without a click
+_FLOOR_S = 3.0  # seconds in which the noise floor rises tenfold at most, towards a level that has become louder
+_FIRST_FLOOR_S, _FIRST_S = 0.5, 1.0  # … faster in the first second: what is steady from its start is no first word
+_FLOOR_FALL = 0.7  # share of the difference by which the noise floor falls after a quieter block
+_LEVEL_S = 0.1  # time constant at which a channel's level falls
+_SWITCH_RATIO = 2.5  # energy ratio, 4 dB, by which a channel must beat the one heard now
+_VOICE_TO_NOISE = 4.0  # energy ratio, 6 dB, below which there is no voice
+_FIRST_TO_NOISE = 8.0  # energy ratio assumed for the first block, which may be somebody's first word
+_MIN_ENERGY = 10 ** (-65 / 10)  # relative to full scale; anything quieter is silence
+_RAMP_S = 0.008  # cross-fade from one channel to another, to avoid a click
 
 
 class Channels:
     """(n, channels) float32 to (n,) float32.
 
-    ``choice``: "auto", "mean", or the channels to take, from 1 on, as "2" or "1,2". With "auto" it is the mean, until a
-    channel has clearly more of what rises above its own noise than what is heard now has; then that channel, until
-    another one, or the mean, has clearly more. So two speakers who each have a channel are both heard, and hum on
-    another channel is not. The choice is made with each block of 32 ms, from the block itself, so that it is not late.
+    ``choice``: "auto", "mean", or the channels to take, counted from 1, such as "2" or "1,2". "auto" starts with the
+    mean and switches to a channel, or back to the mean, when that has clearly more energy above its own noise than what
+    is heard now. So two speakers with a channel each are both heard, and hum on another channel is not. The choice is
+    made for each block of 32 ms from the block itself, so that it is never late.
     """
 
     def __init__(self, choice: str = "auto", name: str = "") -> None:
         self._wanted = None if choice in ("auto", "mean") else [int(part) - 1 for part in choice.split(",")]
         self._automatic, self._name = choice == "auto", name
         self._count = self._rate_hz = 0
-        self._taken = 0  # of the candidates: 0 the mean, then each channel
+        self._taken = 0  # index of the candidate heard now: 0 is the mean, then each channel
         self._last = np.zeros(0, np.float32)  # the last sample of each candidate
         self._noise = self._level = np.zeros(0)
+        self._heard_s = 0.0
         self._missing_told = False
 
     def mono(self, samples: np.ndarray, rate_hz: int) -> np.ndarray:
-        """The channel of these samples that is heard."""
+        """Mix (n, channels) samples down to (n,)."""
         count = samples.shape[1]
         if count == 1:
             return np.ascontiguousarray(samples[:, 0], np.float32)
@@ -55,6 +57,7 @@ class Channels:
             self._count, self._rate_hz, self._taken = count, rate_hz, 0
             self._last = np.zeros(count + 1, np.float32)
             self._noise, self._level = np.full(count + 1, -1.0), np.zeros(count + 1)
+            self._heard_s = 0.0
         mean = _mean(samples)
         block = max(1, round(_BLOCK_S * rate_hz))
         parts = [self._block(mean[at : at + block], samples[at : at + block]) for at in range(0, len(mean), block)]
@@ -78,23 +81,25 @@ class Channels:
         return np.asarray(old * (1 - ramp) + new * ramp, np.float32)
 
     def _choose(self, candidates: np.ndarray) -> int:
-        """The candidate to hear, of (n, 1 + channels) samples."""
-        # differences of neighbouring samples: rumble and mains hum count for little
+        """Which column of these (n, 1 + channels) samples to hear."""
+        # differences of neighbouring samples, so that rumble and mains hum count for little
         steps = np.diff(candidates, axis=0, prepend=self._last[None])
         self._last = candidates[-1].copy()
         energy = np.square(steps, dtype=np.float64).mean(axis=0)
-        self._noise = np.where(self._noise < 0, energy / _AT_FIRST, self._noise)
+        self._noise = np.where(self._noise < 0, energy / _FIRST_TO_NOISE, self._noise)
         length_s = len(candidates) / self._rate_hz
-        rising = np.minimum(energy, self._noise * 10 ** (length_s / _FLOOR_S))
+        self._heard_s += length_s
+        floor_s = _FLOOR_S if self._heard_s > _FIRST_S else _FIRST_FLOOR_S
+        rising = np.minimum(energy, self._noise * 10 ** (length_s / floor_s))
         self._noise = np.where(energy < self._noise, energy + (self._noise - energy) * (1 - _FLOOR_FALL), rising)
-        self._noise = np.maximum(self._noise, _LEAST / _ABOVE_NOISE)
-        share = min(1.0, length_s / _FAST_S)
-        voice = np.where(energy > _ABOVE_NOISE * self._noise, energy, 0.0)
+        self._noise = np.maximum(self._noise, _MIN_ENERGY / _VOICE_TO_NOISE)
+        share = min(1.0, length_s / _LEVEL_S)
+        voice = np.maximum(0.0, energy - _VOICE_TO_NOISE * self._noise)
         self._level = np.maximum(voice, self._level + (voice - self._level) * share)
         best = int(self._level.argmax())
-        if self._level[0] * _CLEARLY > self._level[best]:
-            best = 0  # a voice that all channels have
-        if best != self._taken and self._level[best] > _CLEARLY * self._level[self._taken]:
+        if self._level[0] * _SWITCH_RATIO > self._level[best]:
+            best = 0  # all channels carry the voice
+        if best != self._taken and self._level[best] > _SWITCH_RATIO * self._level[self._taken]:
             return best
         return self._taken
 

@@ -16,12 +16,12 @@ from emostream.stream.features.text import TextEncoder, WordPieces
 from emostream.stream.features.voice import VoiceEncoder
 from emostream.stream.prior import Prior, log_ratios
 
-_MAX_CROPS = 64  # in one run of the face network, to bound the memory that a long backlog needs
+_MAX_CROPS = 64  # per run of the face network, to bound the memory that a long backlog needs
 
 
 @dataclass(frozen=True)
 class Features:
-    """One utterance's rows of each modality: (time, dim) float32 each, of time 0 if the modality is absent."""
+    """One utterance's rows of each modality: (time, dim) float32 each, with time = 0 if the modality is absent."""
 
     audio: np.ndarray
     video: np.ndarray
@@ -38,8 +38,8 @@ class Features:
 
 @dataclass(frozen=True)
 class Result:
-    """``probabilities``: (labels,) float64, of sum 1. ``contributions``: by modality, see emotion.Evidence.
-    ``backend``: which one ran the network, if it was not the classifier's own."""
+    """``probabilities``: (labels,) float64, summing to 1. ``contributions``: by modality, see emotion.Evidence.
+    ``backend``: the backend that ran the network, if it was not the classifier's own."""
 
     probabilities: np.ndarray
     contributions: dict[str, float]
@@ -48,7 +48,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Encode:
-    """A run of the encoders. ``crops``: (n, 48, 48) uint8; ``rows``: of ``VoiceEncoder.begin``; ``pieces``: of
+    """A run of the encoders. ``crops``: (n, 48, 48) uint8; ``rows``: from ``VoiceEncoder.begin``; ``pieces``: from
     ``TextEncoder.begin``."""
 
     crops: np.ndarray
@@ -58,7 +58,7 @@ class Encode:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The vectors of an ``Encode``: (n, dim), and for each of its rows and pieces (1, m, dim), all float32."""
+    """The answer to an ``Encode``: face vectors (n, dim), and (1, m, dim) for each of its rows and pieces; float32."""
 
     faces: np.ndarray
     voices: Sequence[np.ndarray] = ()
@@ -67,14 +67,14 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Classify:
-    """A run of the fusion network. At least one modality of each item must be present. ``contributions``: of which
-    items the contribution of each modality is wanted."""
+    """A run of the fusion network. At least one modality of each item must be present. ``contributions``: for which
+    items to compute the contribution of each modality."""
 
     items: Sequence[Features]
     contributions: Sequence[bool]
 
     def rows(self) -> list[Features]:
-        """What the network reads: each item, and, where it is needed, the item without each modality in turn."""
+        """The network's input: each item and, if its contributions are wanted, the item without each modality."""
         rows: list[Features] = []
         for item, wanted in zip(self.items, self.contributions, strict=True):
             rows.append(item)
@@ -85,11 +85,11 @@ class Classify:
 
 
 class Head:
-    """What needs no network: what a bundle says of its labels, and probabilities from logits. ``prior``: how often each
+    """The part that needs no network: a bundle's labels, and probabilities from logits. ``prior``: how often each
     label occurs where the bundle is used.
 
-    Raises BundleError if it was trained on other features than this version computes, and ConfigError if the prior is
-    not of its labels.
+    Raises BundleError if the bundle was trained on other features than this version computes, and ConfigError if the
+    prior does not match its labels.
     """
 
     backend = ""
@@ -121,7 +121,7 @@ class Head:
         self._pieces = WordPieces.load(bundle.path(PIECES))
 
     def correct_for(self, prior: Prior) -> None:
-        """Take another prior from now on. Raises ConfigError if it is not of the bundle's labels."""
+        """Use another prior from now on. Raises ConfigError if it does not match the bundle's labels."""
         self._log_ratios = log_ratios(prior, self._manifest)
 
     def voice_encoder(self) -> VoiceEncoder:
@@ -143,8 +143,8 @@ class Head:
         raise NotImplementedError("the networks are elsewhere")
 
     def results(self, call: Classify, logits: np.ndarray, backend: str = "") -> list[Result]:
-        """The result of each item, from what the network says of ``call.rows()``: (rows, labels). ``backend``: which
-        one ran it, if that is not ``self.backend``."""
+        """The result of each item, from the network's output for ``call.rows()``: (rows, labels). ``backend``: the
+        backend that ran it, if not ``self.backend``."""
         rows_left = iter(self._probabilities(call.rows(), logits))
         results = []
         for item, wanted in zip(call.items, call.contributions, strict=True):
@@ -179,10 +179,10 @@ class Classifier(Head):
 
     def __init__(self, bundle: Bundle, backend: str = "auto", threads: int = 1, prior: Prior = "training") -> None:
         super().__init__(bundle, prior)
-        self._voice = load(bundle, VOICE, "onnxruntime", threads)  # rows come few at a time: a GPU would not pay
+        self._voice = load(bundle, VOICE, "onnxruntime", threads)  # only a few rows per call: a GPU would not pay
         self._face = load(bundle, FACE, backend, threads)
         self._fusion = load(bundle, FUSION, backend, threads)
-        self._text = load(bundle, TEXT, "onnxruntime", threads)  # its int8 products are for processors
+        self._text = load(bundle, TEXT, "onnxruntime", threads)  # its int8 matrix products are meant for CPUs
         self._words = self.text_encoder()
         self.backend = self._fusion.name
 
@@ -214,7 +214,7 @@ class Classifier(Head):
         return np.concatenate([self._face.run({"crops": np.ascontiguousarray(part)})["vectors"] for part in parts])
 
     def encode_words(self, words: Sequence[str]) -> np.ndarray:
-        """Vectors of the last words: (n, dim) float32, n = 0 where they are of a language that is not known."""
+        """Vectors of the last words: (n, dim) float32; n = 0 if they are in a language that is not known."""
         return self._words.encode(words)
 
     def classify(self, batch: Sequence[Features], contributions: Sequence[bool]) -> list[Result]:
@@ -239,7 +239,7 @@ class Classifier(Head):
         )
 
     def logits(self, rows: Sequence[Features]) -> np.ndarray:
-        """What the fusion network says of each row, in one run: (rows, labels) float32."""
+        """The fusion network's output for each row, in one run: (rows, labels) float32."""
         inputs: dict[str, np.ndarray] = {}
         for name in MODALITIES:
             max_rows = getattr(self._manifest, name).max_rows

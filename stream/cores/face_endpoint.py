@@ -8,12 +8,13 @@ from emostream.stream.speech.endpoint import Endpointer, EndpointEvent
 
 _STALL_NS = 500_000_000
 _THRESHOLD = 0.5  # a frame counts as 1 with a face, as 0 without
-_MIN_FACE_MS = 500  # a face seen for less is a passer-by, or a mistake of the detector
+_MIN_FACE_MS = 500  # a face seen for less is a passer-by, or a false detection
 
 
 class FaceEndpointer:
-    """Cuts ``Face`` messages into utterances by the rules for sound: hangover, longest length. Returns the events that
-    a speech node would send, without words. A missing face is never certain silence, so the hangover is never shorter.
+    """Cuts ``Face`` messages into utterances by the rules for sound (hangover, longest utterance). Returns the events
+    that a speech node would send, without words. A missing face is never certain silence, so the hangover is never
+    shortened.
     """
 
     def __init__(self, stream: str, fps: float, config: Speech) -> None:

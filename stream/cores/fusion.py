@@ -1,6 +1,6 @@
 """Core of the fusion node: the features of all streams in, labels out. The only place where the networks run.
 
-Speech events make jobs (see ``jobs``); those of all streams that are ready go through the networks as one batch.
+Speech events make jobs (see ``jobs``). All jobs that are ready, of all streams, go through the networks as one batch.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,9 @@ _OUT = {"window": "windows_out", "pause": "early_out", "utterance": "utterances_
 
 class FusionCore:
     """``streams``: by name, which of ``audio``, ``video`` and ``speech`` to expect. ``realtime``: wait for late
-    modalities no longer than configured; ``estimates``: publish running estimates too; ``run``: its name in messages;
-    ``first``: what ``seq`` begins at, and one less than the first utterance's number; ``elsewhere``: where the networks
-    run, if that is not in ``classifier``: other streams then go on while one waits for an answer."""
+    modalities no longer than configured; ``estimates``: publish running estimates too; ``run``: the run's name in
+    messages; ``first``: the first ``seq``, and one less than the first utterance's number; ``elsewhere``: where the
+    networks run, if not in ``classifier``. Other streams then go on while one waits for an answer."""
 
     def __init__(
         self,
@@ -64,14 +65,14 @@ class FusionCore:
             self.add_stream(name, expected, first)
 
     def add_stream(self, name: str, expected: Iterable[str], first: int = 0) -> None:
-        """Expect a further stream from now on; one of the same name must have ended."""
+        """Expect another stream from now on; any earlier one of the same name must have ended."""
         before = self._streams.get(name)
         self._streams[name] = stream = self._new_stream(name, Schedule(expected, self._rules, first), first)
         if before is not None:  # its counters go on
             stream.counters, stream.schedule.late = before.counters, before.schedule.late
 
     def follow(self, config: Config) -> None:
-        """Go on with another prior."""
+        """Use the prior of this configuration from now on."""
         self._classifier.correct_for(config.fusion.prior)
 
     def _new_stream(self, name: str, schedule: Schedule, first: int) -> StreamState:
@@ -89,19 +90,19 @@ class FusionCore:
 
     def _adaptation(self) -> Adaptation:
         fusion = self._config.fusion
-        forget_ns = None if fusion.profile else int(fusion.adapt_s * 1e9)  # a profile is of one person
+        forget_ns = None if fusion.profile else int(fusion.adapt_s * 1e9)  # a profile belongs to one person
         return Adaptation(self._classifier.rest if fusion.adapt else {}, forget_ns, alone=bool(fusion.profile))
 
     @property
     def baselines(self) -> dict[str, dict[str, Baseline]]:
-        """What is known of the person of each stream, by modality."""
+        """What is known about each stream's person, by modality."""
         return {name: stream.known.first for name, stream in self._streams.items()}
 
     def _face_endpointer(self, stream: str) -> FaceEndpointer:
         return FaceEndpointer(stream, self._config.video.fps, self._config.speech)
 
     def by_stream(self) -> dict[str, dict[str, int]]:
-        """Counters of each stream: utterances told by the face alone, begun and ended; labels that did not wait for all
+        """Counters of each stream: utterances begun and ended by the face alone; labels that did not wait for all
         faces."""
         return {
             name: {**stream.counters, "late_video": stream.schedule.late["video"]}
@@ -115,24 +116,24 @@ class FusionCore:
 
     @property
     def at_rest(self) -> bool:
-        """Whether there is nothing to do until somebody begins to speak. Never where faces show who speaks."""
+        """Whether there is nothing to do until somebody begins to speak. Never if faces alone begin the utterances."""
         return all(stream.schedule.at_rest and stream.endpointer is None for stream in self._streams.values())
 
     def patience_ms(self) -> int:
-        """How long no job will be ready if no message comes: until the first of their deadlines."""
+        """How long it is until the first deadline of a job. Until then none becomes ready unless a message comes."""
         left_ns = min(stream.schedule.deadline_ns for stream in self._streams.values()) - self._clock.now_ns()
         return max(0, -(-left_ns // 1_000_000))
 
     def ahead_ns(self, stream: str) -> int:
-        """How far video is ahead of speech, in media time; 0 if either does not come (any more)."""
+        """How far video is ahead of speech, in media time; 0 if either is absent or has ended."""
         return self._streams[stream].schedule.ahead_ns
 
     def needed_from_ns(self, stream: str) -> int:
-        """The media time before which nothing of a stream will be in a further label."""
+        """The media time before which no future label of a stream needs anything."""
         return self._streams[stream].schedule.needed_from_ns
 
     def push(self, message: Message) -> None:
-        """Take a message of a producer. ``step`` returns the labels that it makes possible."""
+        """Take a producer's message. ``step`` returns the labels that it makes possible."""
         stream = self._streams.get(message.stream)
         if stream is None:
             return
@@ -176,7 +177,7 @@ class FusionCore:
     def _on_face(self, stream: StreamState, face: Face) -> None:
         try:
             stream.people.push(face)
-        except ValueError:  # as above
+        except ValueError:  # a producer that was restarted repeats what it had sent
             self.counters["rows_out_of_order"] += face.found
         stream.schedule.advance("video", face.media_end_ns)
         if stream.endpointer is not None:
@@ -199,7 +200,7 @@ class FusionCore:
 
     def _on_end(self, stream: StreamState, end: End) -> None:
         modality = "video" if end.content == "face" else end.content
-        if modality not in stream.schedule.expected:  # it comes again until it was heard
+        if modality not in stream.schedule.expected:  # End messages are repeated until received
             return
         stream.schedule.end(modality)
         now_ns = self._clock.now_ns()
@@ -230,7 +231,11 @@ class FusionCore:
         ]
         encoded_ns = self._clock.now_ns()
         keys = [job_key(job, item, choice) for (_, job), item, choice in zip(ready, features, choices, strict=True)]
-        results = yield from self._results(ready, features, keys)
+        trials = [
+            stream.known.trial(speaker, sound) if job.kind != "window" else []
+            for (stream, job), speaker, sound in zip(ready, speakers, sounds, strict=True)
+        ]
+        results, tried = yield from self._results(ready, features, keys, trials)
         if self._config.video.who == "all":
             yield from self._estimate_each(ready, choices)
         times = RunTimes(begun_ns, encoded_ns, self._clock.now_ns())
@@ -244,7 +249,7 @@ class FusionCore:
                     log.warning("%s: the network's answer to utterance %d is no number", stream.name, job.utterance)
                 continue
             if job.kind == "pause":
-                stream.provisional = (keys[i], results[i])
+                stream.provisional = (keys[i], results[i], tried[i])
                 if not self._config.fusion.early:
                     continue
             now_ns = self._clock.now_ns()
@@ -255,19 +260,25 @@ class FusionCore:
                 )
             )
             if job.kind == "utterance":
-                self._learn(stream, job, results[i], choices[i], speakers[i], sounds[i])
+                self._learn(stream, job, results[i], choices[i], speakers[i], sounds[i], tried[i])
             self.counters[_OUT[job.kind]] += 1
         return published
 
     def _results(
-        self, ready: list[tuple[StreamState, Job]], features: list[Features], keys: list[tuple[object, ...]]
-    ) -> Generator[Call, Any, dict[int, Result]]:
-        """Results by the job's index, in one run of the network; none for a job without features."""
+        self,
+        ready: list[tuple[StreamState, Job]],
+        features: list[Features],
+        keys: list[tuple[object, ...]],
+        trials: list[list[np.ndarray]],
+    ) -> Generator[Call, Any, tuple[dict[int, Result], list[list[float]]]]:
+        """Results by the job's index, in one run of the network, none for a job without features; and for each job the
+        best label's probability for each sound to be tried."""
         results: dict[int, Result] = {}
+        tried: list[list[float]] = [[] for _ in ready]
         left: list[int] = []
         for i, ((stream, job), item) in enumerate(zip(ready, features, strict=True)):
             if stream.provisional is not None and stream.provisional[0] == keys[i]:
-                results[i] = stream.provisional[1]
+                _, results[i], tried[i] = stream.provisional
                 self.counters["labels_ready_at_end"] += job.kind == "utterance"
             elif item.present():
                 left.append(i)
@@ -276,32 +287,46 @@ class FusionCore:
                 log.warning("%s: utterance %d has no features, so no label", stream.name, job.utterance)
         if left:
             contributions = [ready[i][1].kind != "window" for i in left]
-            classified: list[Result] = yield Classify([features[i] for i in left], contributions)
-            results |= dict(zip(left, classified, strict=True))
-        return results
+            heard = [i for i in left if len(features[i].audio)]
+            sounds = [(i, replace(features[i], audio=sound).only(["audio"])) for i in heard for sound in trials[i]]
+            classified: list[Result] = yield Classify(
+                [features[i] for i in left] + [sound for _, sound in sounds], contributions + [False] * len(sounds)
+            )
+            results |= dict(zip(left, classified, strict=False))
+            for (i, _), result in zip(sounds, classified[len(left) :], strict=True):
+                tried[i].append(float(result.probabilities.max()))
+        return results, tried
 
     def _learn(
-        self, stream: StreamState, job: Job, result: Result, choice: Choice, speaker: str | None, sound: np.ndarray
+        self,
+        stream: StreamState,
+        job: Job,
+        result: Result,
+        choice: Choice,
+        speaker: str | None,
+        sound: np.ndarray,
+        tried: list[float],
     ) -> None:
-        """What an utterance tells of the person: as much as it is neutral. ``sound``: its voice vectors as they are."""
+        """What an utterance tells of the person: as much as it is neutral. ``sound``: its voice vectors as they are;
+        ``tried``: what came of moving them."""
         stream.ended_ns = job.end_ns
         stream.people.learn(choice)
         if "neutral" not in self._classifier.labels:
             return
         weight = float(result.probabilities[list(self._classifier.labels).index("neutral")]) ** 2
-        stream.known.learn_voice(speaker, sound, weight, job.end_ns)
+        stream.known.learn_voice(speaker, sound, weight, job.end_ns, tried)
         stream.known.keep_voices(stream.speakers.names)
         if choice.face is not None and (face := stream.known.face(choice.face)) is not None:
             face.update(self._inputs.face_vectors(stream, job, choice.face), weight)
 
     def _estimate_each(self, ready: list[tuple[StreamState, Job]], choices: list[Choice]) -> Generator[Call, Any, None]:
-        """What each face in view shows by itself, into ``Choice.seen``."""
+        """Label each face in view by itself; the results go into ``Choice.seen``."""
         if "video" not in self._classifier.modalities:
             return
         shown = [
             (face, self._inputs.faces(stream, job, face.id))
             for (stream, job), choice in zip(ready, choices, strict=True)
-            if job.kind != "pause"  # of which nothing is published
+            if job.kind != "pause"  # this is not published at a pause
             for face in choice.seen
         ]
         shown = [(face, rows) for face, rows in shown if len(rows)]

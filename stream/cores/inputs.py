@@ -1,6 +1,6 @@
-"""What a job gives the networks: whose face it is about, and its sound, faces and words as vectors.
+"""What a job feeds to the networks: whose face it uses, and its sound, faces and words as vectors.
 
-Where networks have to run, a method yields the call and is sent its answer (see ``runs``).
+A method that needs the networks yields the call and is sent the answer (see ``runs``).
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from emostream.stream.messages import Face
 
 _UNDECIDED = 100_000  # faces: hours of them, in a file whose sound track turns out to be empty
 
-_RESTING = 8  # faces of one rest
-_LAG_NS = 500_000_000  # by which a camera may be behind
-_BEFORE_NS, _AFTER_NS = 150_000_000, 300_000_000  # before and after an utterance, faces are those of someone who speaks
+_REST_CROPS = 8  # crops that show a face at rest, before an utterance
+_LAG_NS = 500_000_000  # by which a camera may lag behind the microphone
+_BEFORE_NS, _AFTER_NS = 150_000_000, 300_000_000  # so close to an utterance, a face still looks like a speaker's
 
-Provisional = tuple[tuple[object, ...], Result]  # what a label depends on (see ``job_key``), and the result
+# what a label depends on (see ``job_key``), the result, and what came of the voice's trial (see ``Adaptation.trial``)
+Provisional = tuple[tuple[object, ...], Result, list[float]]
 
 
 @dataclass
@@ -46,7 +47,7 @@ class StreamState:
     words: TextEncoder
     people: People  # their faces
     speakers: Speakers  # their voices
-    endpointer: FaceEndpointer | None  # of a stream without sound
+    endpointer: FaceEndpointer | None  # only for a stream without sound
     undecided: deque[Face] = field(default_factory=lambda: deque(maxlen=_UNDECIDED))  # before the first speech event
     voice_of: int = 0  # the utterance that ``voice`` encodes
     known: Adaptation = field(default_factory=lambda: Adaptation({}, None, alone=False))
@@ -57,34 +58,34 @@ class StreamState:
 
 
 class Inputs:
-    """``who``: whose faces the networks look at, as ``[video] who`` has it; ``counters``: of the fusion core."""
+    """``who``: whose faces the networks look at, as in ``[video] who``; ``counters``: the fusion core's."""
 
     def __init__(self, classifier: Head, who: str, counters: Counter[str]) -> None:
         self._classifier, self._who, self._counters = classifier, who, counters
 
     def append(self, window: SlidingWindow, times: np.ndarray, rows: np.ndarray) -> None:
-        """Add rows to a window, or count them where they are older than what it holds."""
+        """Add rows to a window, or just count them if they are older than what it holds."""
         try:
             window.append(times, rows)
-        except ValueError:  # a producer that was started again repeats what it had sent
+        except ValueError:  # a producer that was restarted repeats what it had sent
             self._counters["rows_out_of_order"] += len(rows)
 
     def choose(self, stream: StreamState, job: Job) -> Choice:
-        """Whose face the job is about. That is told by the whole utterance so far."""
+        """Whose face the job uses, judged from the whole utterance so far."""
         start_ns, end_ns = job.utterance_start_ns, job.end_ns
         around = (start_ns - BEFORE_NS - _LAG_NS, end_ns + AFTER_NS + _LAG_NS)
         row_times = stream.audio.times(*around)
         first_row_ns = int(row_times[0]) if len(row_times) else 0
         final = job.kind != "window"
         choice = stream.people.choose(start_ns, end_ns, first_row_ns, stream.audio.cut(*around), final)
-        if choice.face is None and job.cause.voice is not None:  # a known voice has a face, though it said too little
+        if choice.face is None and job.cause.voice is not None:  # too short to judge, but a known voice has a face
             face = stream.speakers.face(stream.speakers.find(job.cause.voice, end_ns))
             if any(seen.id == face and seen.moves is None for seen in choice.seen):
                 return replace(choice, face=face)
         return choice
 
     def _wanted(self, choice: Choice) -> list[int]:
-        """Whose faces are looked at by the networks."""
+        """Whose faces the networks look at."""
         if self._who == "all":
             return [face.id for face in choice.seen]
         return [] if choice.face is None else [choice.face]
@@ -92,12 +93,12 @@ class Inputs:
     def encode(
         self, ready: list[tuple[StreamState, Job]], choices: list[Choice]
     ) -> Generator[Call, Any, tuple[list[np.ndarray], list[np.ndarray]]]:
-        """Encode the faces that these jobs need and that are not encoded yet, of all streams in one run; at an
-        utterance's first job, some of the faces before it, while nobody spoke; and each job's sound and words, of which
-        the vectors are returned: (n, dim) each."""
+        """Encode, in one run for all streams: the faces that these jobs need and that are not encoded yet; at an
+        utterance's first job, some faces from before it, while nobody spoke; and each job's sound and words. Returns
+        the vectors of the sounds and of the words, (n, dim) for each job."""
         crops: list[np.ndarray] = [np.zeros((0, CROP, CROP), np.uint8)]
         resting: list[tuple[Baseline, int]] = []
-        waiting: list[tuple[Person, np.ndarray]] = []  # and the times of the crops
+        waiting: list[tuple[Person, np.ndarray]] = []  # with the times of the crops
         for stream, job in ready:
             for baseline, before in self._resting(stream, job):
                 resting.append((baseline, job.utterance_start_ns))
@@ -119,11 +120,11 @@ class Inputs:
         )
         parts = np.split(encoded.faces, np.cumsum([len(part) for part in crops])[:-1])
         for (baseline, at_ns), vectors in zip(resting, parts[1:first], strict=True):
-            baseline.seen(at_ns)  # before, what is known of the last one goes
-            baseline.update(vectors, len(vectors) / _RESTING)
+            baseline.seen(at_ns)  # first, so that somebody who has left is forgotten
+            baseline.update(vectors, len(vectors) / _REST_CROPS)
         for (person, times), vectors in zip(waiting, parts[first:], strict=True):
             self.append(person.video, times, vectors)
-            if len(times):  # not those that came since
+            if len(times):  # keep those that have come since
                 person.crops.forget_before(int(times[-1]) + 1)
         voices, texts = iter(encoded.voices), iter(encoded.texts)
         sounds = [
@@ -137,7 +138,7 @@ class Inputs:
         return sounds, said_vectors
 
     def _resting(self, stream: StreamState, job: Job) -> list[tuple[Baseline, np.ndarray]]:
-        """At an utterance's first job, a few of the crops before it, (n, 48, 48), of each person who was in view."""
+        """At an utterance's first job: a few crops from before it, (n, 48, 48), of each person who was in view."""
         if stream.rested_for == job.utterance or stream.endpointer is not None:
             return []
         stream.rested_for = job.utterance
@@ -147,7 +148,7 @@ class Inputs:
         for id_ in stream.people.in_view(start_ns, end_ns):
             crops = stream.people[id_].crops.cut(start_ns, end_ns)
             if len(crops) and (baseline := stream.known.face(id_)) is not None:
-                chosen = np.unique(np.linspace(0, len(crops) - 1, _RESTING).round().astype(int))
+                chosen = np.unique(np.linspace(0, len(crops) - 1, _REST_CROPS).round().astype(int))
                 found.append((baseline, crops[chosen]))
         return found
 
@@ -167,13 +168,13 @@ class Inputs:
         return Features(sound, self.faces(stream, job, choice.face), words).only(self._classifier.modalities)
 
     def face_vectors(self, stream: StreamState, job: Job, id_: int | None) -> np.ndarray:
-        """Vectors of a face during the job, as they are: (n, dim)."""
-        if id_ is None or id_ not in stream.people:  # or so long ago that nothing is left
+        """Uncorrected vectors of a face during the job: (n, dim)."""
+        if id_ is None or id_ not in stream.people:  # seen so long ago that nothing is left
             return np.zeros((0, self._classifier.face_dim), np.float32)
         return stream.people[id_].video.cut(job.start_ns, job.end_ns)
 
     def faces(self, stream: StreamState, job: Job, id_: int | None) -> np.ndarray:
-        """The same, as if everyone's rest were this person's."""
+        """Vectors of a face during the job, corrected for the person's look at rest: (n, dim)."""
         faces = self.face_vectors(stream, job, id_)
         if (baseline := stream.known.face(id_)) is not None:
             if len(faces):
@@ -183,7 +184,7 @@ class Inputs:
 
 
 def _begin_sound(stream: StreamState, job: Job) -> np.ndarray | None:
-    """What the voice network has to run for a job, whose utterance is encoded from its start on."""
+    """The rows that the voice network has to encode for a job; an utterance is encoded from its start."""
     if stream.voice_of != job.utterance:
         stream.voice.reset()
         stream.voice_of = job.utterance
@@ -198,7 +199,7 @@ def _finish_sound(stream: StreamState, job: Job, computed: np.ndarray | None) ->
 
 
 def speaker_of(stream: StreamState, job: Job, choice: Choice) -> str | None:
-    """Which voice an utterance is of, as far as it has come at a pause; of an estimate, None: too little was heard."""
+    """Whose voice an utterance (at a pause: so far) is. None for a running estimate: too little was heard."""
     if job.kind == "window":
         return None
     voice, seconds = job.cause.voice, job.cause.voice_s
@@ -209,7 +210,7 @@ def speaker_of(stream: StreamState, job: Job, choice: Choice) -> str | None:
 
 
 def job_key(job: Job, features: Features, choice: Choice) -> tuple[object, ...]:
-    """What a label depends on. Features only grow within an utterance, so their lengths tell them apart, with the last
-    voice vector, which changes until all of its rows are there."""
+    """What a label depends on. Features only grow within an utterance, so their lengths identify them, together with
+    the last voice vector, which changes until all of its rows have arrived."""
     words, last = tuple(word.word for word in job.words), features.audio[-1:].tobytes()
     return job.utterance, job.start_ns, job.end_ns, words, len(features.audio), last, choice.face, len(features.video)

@@ -1,4 +1,4 @@
-"""When the networks run: which jobs the speech events of a stream make, and when each of them is ready.
+"""When the networks run: which jobs a stream's speech events create, and when each is ready.
 
 A running estimate is due each hop, a provisional label at a pause, the label at the end of an utterance. A job waits
 until each modality of the stream has arrived up to the job's end: at real-time pace no longer than ``fusion.wait_ms``,
@@ -18,10 +18,10 @@ from emostream.stream.messages import SpeechEvent
 
 JobKind = Literal["window", "pause", "utterance"]
 
-_LATE_NS = 2_000_000_000  # a modality that is this far behind is not waited for
+_LATE_NS = 2_000_000_000  # do not wait for a modality that is this far behind
 _KEEP_NS = 3_000_000_000  # an utterance may still begin this long before the last speech event
-REST_NS = 2_000_000_000  # before an utterance, a face is looked at for this long
-_MARGIN_S = 10  # beyond the longest utterance, for what is kept in real time whatever speech does
+REST_NS = 2_000_000_000  # the time before an utterance in which a face counts as at rest
+_MARGIN_S = 10  # in real time, keep the longest utterance and this much more, whatever speech does
 _FOREVER_NS = 1 << 62
 
 
@@ -42,8 +42,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a configuration says about jobs. ``realtime``: a job has a deadline, and may replace older ones;
-    ``estimates``: make running estimates; ``longest_ns``: how much media to keep, at most, in real time."""
+    """What the configuration says about jobs. ``realtime``: jobs have deadlines and may replace older ones;
+    ``estimates``: make running estimates; ``longest_ns``: how much media to keep at most in real time."""
 
     realtime: bool
     estimates: bool
@@ -67,8 +67,8 @@ class Rules:
 class Schedule:
     """The jobs of one stream, in order. ``expected``: which of ``audio``, ``video`` and ``speech`` are still to come.
 
-    ``utterances``: how many there have been, for the number of the next. ``watermark_ns``: by modality, the media time
-    up to which everything has arrived. ``late``: by modality, the labels that did not wait for all of it.
+    ``utterances``: how many there have been, so that numbering continues. ``watermark_ns``: by modality, the media time
+    up to which everything has arrived. ``late``: by modality, how many labels did not wait for all of it.
     """
 
     def __init__(self, expected: Iterable[str], rules: Rules, utterances: int = 0) -> None:
@@ -78,7 +78,7 @@ class Schedule:
         self._rules = rules
         self._jobs: deque[Job] = deque()
         self._under_way: Job | None = None
-        self._utterances = utterances  # counted here, since a speech node that is started again counts from 1
+        self._utterances = utterances  # counted here, since a restarted speech node counts from 1 again
         self._open: int | None = None  # the speech node's number of the open utterance
         self._start_ns = 0  # of that utterance
         self._next_estimate_ns = 0
@@ -106,20 +106,20 @@ class Schedule:
 
     @property
     def ahead_ns(self) -> int:
-        """How far video is ahead of speech, in media time; 0 if either is not expected (any more)."""
+        """How far video is ahead of speech, in media time; 0 if either is absent or has ended."""
         if not {"video", "speech"} <= self.expected:
             return 0
         return self.watermark_ns["video"] - self.watermark_ns["speech"]
 
     @property
     def needed_from_ns(self) -> int:
-        """The media time before which no job needs features any more."""
+        """The media time before which no job will need features."""
         jobs = [*self._jobs] if self._under_way is None else [self._under_way, *self._jobs]
         needed_ns = [self.watermark_ns["speech"] - _KEEP_NS, *(job.start_ns - REST_NS for job in jobs)]
         if self._open is not None:
             needed_ns.append(self._start_ns - REST_NS)
         from_ns = min(needed_ns)
-        if self._rules.realtime:  # a bound, even if speech events do not come or stop coming
+        if self._rules.realtime:  # bounded even if speech events never come or stop coming
             newest_ns = max(self.watermark_ns["audio"], self.watermark_ns["video"])
             from_ns = max(from_ns, newest_ns - self._rules.longest_ns)
         return from_ns
@@ -135,7 +135,7 @@ class Schedule:
             self.watermark_ns["speech"] = _FOREVER_NS  # no utterance can begin any more
 
     def push(self, event: SpeechEvent, now_ns: int) -> bool:
-        """Make the jobs that a speech event asks for. Returns whether an utterance began."""
+        """Create the jobs that a speech event asks for. Returns whether an utterance began."""
         self.watermark_ns["speech"] = event.media_end_ns
         if event.event == "progress":
             return False
@@ -160,8 +160,8 @@ class Schedule:
         return began
 
     def take_ready(self, now_ns: int, flush: bool) -> Job | None:
-        """The first job, if it is ready (``flush``: whether or not it is). It is under way until ``finish``, and no
-        other is taken meanwhile: jobs keep their order."""
+        """Take the first job if it is ready (``flush``: even if not). It is under way until ``finish``; until then no
+        other is taken, so that jobs keep their order."""
         if self._under_way is None and self._jobs and (flush or self._is_ready(self._jobs[0], now_ns)):
             self._under_way = job = self._jobs.popleft()
             if job.kind == "utterance":
@@ -170,7 +170,7 @@ class Schedule:
         return None
 
     def finish(self) -> None:
-        """The job that was taken has been done."""
+        """The job under way is done."""
         self._under_way = None
 
     def _add_estimates(self, event: SpeechEvent, now_ns: int) -> None:

@@ -1,7 +1,7 @@
-"""Whose face an utterance is labelled with: the faces of a stream, and which of them moves with the sound.
+"""Chooses whose face is used to label an utterance: keeps the faces of a stream and finds the one that speaks.
 
-One face alone is the speaker's, as far as nothing says otherwise. Of several it is that whose mouth moves with the
-sound, and nobody's where none does so clearly: a wrong face is worse than none.
+A single face is taken to be the speaker's unless there is evidence against it. Among several, the speaker is the one
+whose mouth moves with the sound. If none clearly does, no face is used: a wrong face is worse than none.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from emostream.stream.features.face import CROP
 from emostream.stream.features.mouth import LAGS_MS, LEAST_MS, MEASURES, USUAL_LAG_MS, agreement, match
 from emostream.stream.messages import Face
 
-MATCH = 0.325  # over two seconds, for a face to be the speaker's; more over less time, since chance has more room
-LEAST_MATCH, MOST_MATCH = 0.18, 0.42
-CLEARER = 0.08  # by so much more must the best of several faces match than the next
-STILL = 0.006  # a mouth whose darkness varies by less does not move: a listener's, or a picture's
-BEFORE_NS, AFTER_NS = 200_000_000, 200_000_000  # of an utterance that are compared too: how mouth and voice begin
-_LEAST_FRAMES = 3  # of a face that counts as in view
-_LAG_DECAY = 0.95  # for each utterance, of what was learnt of a camera's lag
-_OFTEN, _MOSTLY = 3, 2
-_PRIOR, _PRIOR_MS = 1.0, 100.0  # how strongly, and how nearly, the usual lag is expected
+MATCH = 0.325  # least match of the speaker's face over two seconds; higher over less time, where chance matters more
+LEAST_MATCH, MOST_MATCH = 0.18, 0.42  # bounds of that threshold for other lengths
+CLEARER = 0.08  # margin by which the best of several faces must beat the next
+STILL = 0.006  # a mouth whose darkness varies less does not move: a listener's, or a photograph's
+BEFORE_NS, AFTER_NS = 200_000_000, 200_000_000  # around an utterance, compared too: how mouth and voice begin and end
+_LEAST_FRAMES = 3  # a face seen in fewer frames does not count as in view
+_LAG_DECAY = 0.95  # per utterance, of what was learnt about the camera's lag
+_ENOUGH_MATCHES, _MATCHES_PER_MISS = 3, 2  # before an unmatched mouth is evidence that the face is not the speaker's
+_PRIOR_WEIGHT, _PRIOR_MS = 1.0, 100.0  # strength and width of the prior around the usual lag
 
 
 @dataclass
 class Person:
-    """What is kept of one face."""
+    """What is kept for one face."""
 
-    crops: SlidingWindow  # that are not encoded yet
+    crops: SlidingWindow  # not encoded yet
     video: SlidingWindow  # vectors
     mouths: SlidingWindow  # measures of the mouth, the box, and whether this is the main face
 
 
 @dataclass(frozen=True)
 class Choice:
-    """``face``: whose vectors are used; ``speaking``: who surely speaks; ``seen``: all in view, the main one first."""
+    """``face``: whose vectors are used; ``speaking``: who certainly speaks; ``seen``: all in view, the main one first;
+    ``faces``: the most in one frame."""
 
     face: int | None = None
     speaking: int | None = None
@@ -50,10 +51,10 @@ class Choice:
 
 
 class CameraLag:
-    """How far a camera is behind its microphone, learnt from utterance to utterance."""
+    """How far a camera lags behind its microphone, learnt from utterance to utterance."""
 
     def __init__(self) -> None:
-        self._expected = _PRIOR * np.exp(-(((LAGS_MS - USUAL_LAG_MS) / _PRIOR_MS) ** 2) / 2)
+        self._expected = _PRIOR_WEIGHT * np.exp(-(((LAGS_MS - USUAL_LAG_MS) / _PRIOR_MS) ** 2) / 2)
         self._sum = np.zeros(len(LAGS_MS))
         self._matched = self._missed = 0
 
@@ -65,24 +66,24 @@ class CameraLag:
 
     @property
     def known(self) -> bool:
-        """Whether mouths have so often moved with the sound that one that does not is not the speaker's."""
-        return self._matched >= _OFTEN and self._matched > _MOSTLY * self._missed
+        """Whether mouths have matched the sound so often that one that does not match is not the speaker's."""
+        return self._matched >= _ENOUGH_MATCHES and self._matched > _MATCHES_PER_MISS * self._missed
 
     def learn(self, curve: np.ndarray, matched: bool) -> None:
-        """Take an utterance's agreement of the face that is thought to be the speaker's."""
+        """Take the agreement curve, over the lags, of an utterance and its presumed speaker's face."""
         self._sum = _LAG_DECAY * self._sum + curve
         self._matched += matched
         self._missed += not matched
 
 
 class People:
-    """The faces of one stream: crops that wait, vectors, mouths. ``dim``: of a vector."""
+    """The faces of one stream: crops not encoded yet, vectors, mouths. ``dim``: length of a vector."""
 
     def __init__(self, dim: int, who: Who) -> None:
         self._dim, self._who = dim, who
         self._people: dict[int, Person] = {}
         self._faces = SlidingWindow((1,), np.int32)  # how many were in each frame
-        self._curves: dict[int, np.ndarray] = {}  # of the last choice
+        self._curves: dict[int, np.ndarray] = {}  # agreement curves of the last choice, by face
         self.lag = CameraLag()
 
     def push(self, face: Face) -> None:
@@ -101,7 +102,7 @@ class People:
             person.mouths.append(at_ns, np.array([[*mouth, *box, i == 0]], np.float32))
 
     def forget_before(self, time_ns: int) -> None:
-        """Drop what was before, and those of whom nothing is left."""
+        """Drop everything older, and people of whom nothing is left."""
         self._faces.forget_before(time_ns)
         for person in self._people.values():
             for window in (person.crops, person.video, person.mouths):
@@ -115,15 +116,15 @@ class People:
         return self._people[id_]
 
     def in_view(self, start_ns: int, end_ns: int) -> Iterator[int]:
-        """Whose faces were seen between two times: first who was the main one most often, then the most seen."""
+        """Whose faces were seen between two times, sorted by how often each was the main face, then seen at all."""
         seen = {id_: person.mouths.cut(start_ns, end_ns) for id_, person in self._people.items()}
         order = {id_: (-rows[:, -1].sum(), -len(rows), id_) for id_, rows in seen.items() if len(rows)}
         yield from sorted(order, key=order.__getitem__)
 
     def choose(self, start_ns: int, end_ns: int, first_row_ns: int, rows: np.ndarray, final: bool = True) -> Choice:
-        """Whose face is used for what was said from ``start_ns`` to ``end_ns``; ``rows``: log-mel rows of about that
-        time, the first of which begins at ``first_row_ns``; none: there is no sound. For an estimate, not ``final``,
-        whoever is alone in view is not looked at closely."""
+        """Choose the face for what was said from ``start_ns`` to ``end_ns``. ``rows``: log-mel rows of about that time,
+        the first of which begins at ``first_row_ns``; empty if there is no sound. For a running estimate (not
+        ``final``), the mouth of somebody alone in view is not checked until the lag is known."""
         ids = list(self.in_view(start_ns, end_ns))
         frames = self._faces.cut(start_ns, end_ns)
         if not ids:
@@ -147,7 +148,7 @@ class People:
         return Choice(face, speaking, seen, int(frames.max(initial=0)))
 
     def learn(self, choice: Choice) -> None:
-        """At an utterance's end: what its choice tells of the camera's lag."""
+        """At an utterance's end: learn the camera's lag from its choice."""
         id_ = choice.speaking or choice.face
         if id_ in self._curves:
             self.lag.learn(self._curves[id_], choice.speaking is not None)

@@ -1,4 +1,4 @@
-"""Core that makes the pictures of a recording and of the page: few, small and compressed."""
+"""Core that makes the pictures for recordings and for the page: few, small and compressed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PictureCore:
         self._slot: int | None = None
 
     def push(self, image: np.ndarray, face: Face) -> Picture | None:
-        """``image``: (height, width) gray uint8; ``face``: what was seen in it. None if it is one too many."""
+        """``image``: (height, width) gray uint8; ``face``: what was seen in it. Returns None for surplus pictures."""
         slot = face.media_start_ns * PER_S // 1_000_000_000
         if slot == self._slot:
             return None

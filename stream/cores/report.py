@@ -17,7 +17,7 @@ from emostream.stream.features.voice import VECTOR_NS
 
 @dataclass(frozen=True)
 class RunTimes:
-    """When the networks began with a job, had encoded faces and words, and had its probabilities (Unix time)."""
+    """When the networks began a job, had encoded its inputs, and had its probabilities (Unix time)."""
 
     begun_ns: int
     encoded_ns: int
@@ -25,9 +25,9 @@ class RunTimes:
 
 
 class Reporter:
-    """Numbers and builds the messages of all streams. ``fps``: of the frames that video looks at; ``realtime``: whether
-    labels have a latency; ``run`` and the ``first`` number of each topic: as in the message; ``keep_text``: whether
-    messages have the recogniser's words (``[privacy] text``)."""
+    """Builds and numbers the messages of all streams. ``fps``: frame rate of the analysed video; ``realtime``: whether
+    labels have a latency; ``run``: as in the message; ``first``: the first ``seq`` of each topic; ``keep_text``:
+    whether messages contain the recogniser's words (``[privacy] text``)."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class Reporter:
         choice: Choice,
         speaker: str | None,
     ) -> Emotion:
-        """The message of a job, which is about to be published. ``adapted``: as in the message; ``choice``: of the
-        face; ``speaker``: whose voice it is."""
+        """Build a job's message right before it is published. ``adapted``: as in the message; ``choice``: whose face
+        was used; ``speaker``: whose voice it is."""
         labels = self._classifier.labels
         best = int(result.probabilities.argmax())
         confidence = round(float(result.probabilities[best]), 6)
@@ -65,7 +65,7 @@ class Reporter:
         captured_ns = job.cause.speech_captured_ns
         if captured_ns:  # an estimate may end before the sound that caused it
             captured_ns -= job.cause.end_ns - job.end_ns
-        set_by_ns = self._clock.wall_ns(published_ns) - published_ns  # since the run began
+        set_by_ns = self._clock.wall_ns(published_ns) - published_ns  # how far the wall clock was set since the start
         words = job.words if self._keep_text else []
         kind: Literal["utterance", "window"] = "window" if job.kind == "window" else "utterance"
         message = Emotion(
@@ -124,13 +124,13 @@ def _evidence(job: Job, features: Features, result: Result, fps: float) -> dict[
 
 
 def _latency(job: Job, times: RunTimes, published_ns: int) -> Latency:
-    """Parts of the time from the capture of the last speech sample to the publishing of the label.
+    """Breaks down the time from the capture of the last speech sample to the publishing of the label.
 
     The frame that confirmed the end was captured at ``cause.captured_ns``; the speech node received it at
     ``cause.received_ns`` and sent the event at ``cause.sent_ns``.
     """
     cause = job.cause
-    sent_ns = cause.sent_ns or job.arrived_ns  # an event that was made here was not sent
+    sent_ns = cause.sent_ns or job.arrived_ns  # an event created in this process was not sent
     parts_ns = {
         "endpoint_wait": cause.captured_ns - cause.speech_captured_ns,
         "recognition": cause.recognition_ns,

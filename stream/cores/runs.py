@@ -1,4 +1,4 @@
-"""Jobs that are being done: in steps, between which the networks work, here or elsewhere."""
+"""Runs jobs in steps; between the steps the networks run, in this process or elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from emostream.stream.cores.classifier import Classify, Encode, Encoded, Head, Result
 
 Call = Encode | Classify
-"""What the networks have to do; the answer is an ``Encoded``, or a ``Result`` for each item."""
+"""A request to the networks. The answer is an ``Encoded``, or a ``Result`` for each item."""
 
 _Jobs = TypeVar("_Jobs")
 _Out = TypeVar("_Out")
@@ -17,11 +17,11 @@ Steps = Generator[Call, Any, list[_Out]]
 
 
 class GaveUp(Exception):
-    """No answer came, and why."""
+    """No answer came; the message says why."""
 
 
 class Ticket(Protocol):
-    """A call that was handed in."""
+    """A call that was submitted."""
 
     @property
     def done(self) -> bool:
@@ -29,19 +29,19 @@ class Ticket(Protocol):
         ...
 
     def answer(self) -> Encoded | list[Result]:
-        """Raises GaveUp."""
+        """The answer. Raises GaveUp if there will be none."""
         ...
 
 
 class Elsewhere(Protocol):
-    """Networks that run elsewhere, while this process goes on."""
+    """Networks that run elsewhere while this process goes on."""
 
     def submit(self, stream: str, call: Call) -> Ticket:
-        """Hand in a call of a stream. Never waits."""
+        """Submit a stream's call. Never waits."""
         ...
 
     def hurry(self) -> None:
-        """Answer all calls that are open, by whatever means, or give them up."""
+        """Answer or give up all open calls at once."""
         ...
 
 
@@ -54,9 +54,9 @@ class _Waiting(Generic[_Jobs, _Out]):
 
 
 class Runs(Generic[_Jobs, _Out]):
-    """Runs of jobs. ``elsewhere``: where their networks are; None: in ``classifier``, and ``start`` does it all.
+    """Runs of jobs. ``elsewhere``: where the networks run; None: in ``classifier``, and ``start`` completes the run.
 
-    ``finish`` is called with the jobs of each run that ends, and with a GaveUp if it came to nothing.
+    ``finish`` is called with the jobs of each run that ends, and with a GaveUp if it failed.
     """
 
     def __init__(self, classifier: Head, elsewhere: Elsewhere | None) -> None:
@@ -71,11 +71,11 @@ class Runs(Generic[_Jobs, _Out]):
     def start(
         self, stream: str, jobs: _Jobs, steps: Steps[_Out], finish: Callable[[_Jobs, GaveUp | None], None]
     ) -> list[_Out]:
-        """Begin a run; returns what it made, if it has ended."""
+        """Begin a run; returns its results if it has ended already."""
         return self._go(stream, jobs, steps, None, finish)
 
     def go_on(self, flush: bool, finish: Callable[[_Jobs, GaveUp | None], None]) -> list[_Out]:
-        """Go on with the runs whose answers have come (``flush``: with all); returns what those made that ended."""
+        """Continue the runs whose answers have come (``flush``: all runs); returns the results of those that ended."""
         made: list[_Out] = []
         while self._waiting:
             if flush and self._elsewhere is not None:

@@ -1,7 +1,7 @@
-"""Which voice spoke: utterances of a stream are put together by how alike their voices are, as they come.
+"""Tells speakers apart: clusters a stream's utterances online by how similar their voices are.
 
-Nobody is enrolled, and names (s1, s2, …) mean something within a run alone. A voice is the mean of its utterances; it
-is forgotten after a while without, and of more than ``MOST`` the one that was longest away makes room.
+Nobody is enrolled, and names (s1, s2, …) are only valid within a run. A voice is the mean of its utterances. It is
+forgotten after a while of not being heard; a voice beyond ``MOST`` replaces the one not heard for longest.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SAME = 0.30  # the least correlation of an utterance with its speaker's voice
-BOUND = 0.15  # … where it is of the face whose voice that is
-FEW_S = 1.2  # of speech: less makes no new speaker
+SAME = 0.30  # least correlation between an utterance and its speaker's voice
+BOUND = 0.15  # the same, if that voice belongs to the face that speaks
+FEW_S = 1.2  # seconds of speech; less does not make a new speaker
 MOST = 8
-_MOST_S = 4.0  # of one utterance that count
+_MOST_S = 4.0  # seconds of one utterance that count at most
 
 
 @dataclass
@@ -29,8 +29,8 @@ class _Voice:
 
 
 class Speakers:
-    """The voices of one stream. ``forget_ns``: how long a voice that is not heard is remembered; ``first``: one less
-    than the number of the first."""
+    """The voices of one stream. ``forget_ns``: how long a voice is remembered after it was last heard; ``first``: one
+    less than the number of the first voice."""
 
     def __init__(self, forget_ns: int, first: int = 0) -> None:
         self._forget_ns = forget_ns
@@ -38,8 +38,8 @@ class Speakers:
         self._names = first
 
     def find(self, vector: np.ndarray, at_ns: int, face: int | None = None) -> str | None:
-        """Whose voice it is, if it is anybody's who was heard before. ``vector``: (dim,) of length 1; ``face``: that
-        which surely speaks."""
+        """The name of a voice that was heard before; None for a new one. ``vector``: (dim,) of length 1; ``face``: the
+        one that certainly speaks."""
         voice = self._find(vector, at_ns, face)
         return None if voice is None else voice.name
 
@@ -49,7 +49,7 @@ class Speakers:
 
     @property
     def names(self) -> set[str]:
-        """Of the voices that are remembered."""
+        """The names of the voices that are remembered."""
         return {voice.name for voice in self._voices}
 
     def of_face(self, face: int | None, at_ns: int) -> str | None:
@@ -57,15 +57,15 @@ class Speakers:
         return next((voice.name for voice in self._known(at_ns) if face is not None and voice.face == face), None)
 
     def tell(self, vector: np.ndarray, seconds: float, at_ns: int, face: int | None = None) -> str | None:
-        """Whose voice ``assign`` would say that it is, while nothing is learnt: of an utterance that may go on."""
+        """The name that ``assign`` would return, without learning: for an utterance that may go on."""
         voice = self._find(vector, at_ns, face)
         if voice is not None:
             return voice.name
         return None if self._is_little(seconds, at_ns) else f"s{self._names + 1}"
 
     def assign(self, vector: np.ndarray, seconds: float, at_ns: int, face: int | None = None) -> str | None:
-        """Whose voice an utterance's is, and learn from it; a new one's where it is like none. None where that cannot
-        be told from so little."""
+        """Name the voice of an utterance and learn from it; a voice unlike all known ones gets a new name. None if too
+        little was said to decide."""
         self._voices = self._known(at_ns)
         voice = self._find(vector, at_ns, face)
         if voice is None:
@@ -88,7 +88,7 @@ class Speakers:
         return [voice for voice in self._voices if at_ns - voice.heard_ns <= self._forget_ns]
 
     def _is_little(self, seconds: float, at_ns: int) -> bool:
-        """Whether too little was said to make a new voice of it, where there are others."""
+        """Whether too little was said for a new voice while others are known."""
         return seconds < FEW_S and bool(self._known(at_ns))
 
     def _find(self, vector: np.ndarray, at_ns: int, face: int | None) -> _Voice | None:

@@ -1,11 +1,13 @@
-"""Core of the speech node: 16 kHz blocks in, starts, pauses, ends and words of utterances out."""
+"""Core of the speech node: 16 kHz blocks in; starts, pauses, ends and words of utterances out."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -15,7 +17,7 @@ from emostream.stream.config import Speech
 from emostream.stream.emotion import Word
 from emostream.stream.messages import Message, Pcm, SpeechEvent
 from emostream.stream.speech.endpoint import Endpointer, EndpointEvent
-from emostream.stream.speech.level import Level
+from emostream.stream.speech.listener import Listener
 from emostream.stream.speech.overlap import OverlapMeter
 from emostream.stream.speech.recognizer import Recognizer
 from emostream.stream.speech.speaker_vector import SpeakerVector
@@ -24,20 +26,20 @@ from emostream.stream.speech.vad import RATE_HZ, SileroVad
 log = logging.getLogger(__name__)
 
 _PREROLL_BLOCKS = 8  # 256 ms before the first speech frame also go to the recogniser, as onsets are soft
-_TOLD_NS = 250_000_000  # of missing sound: shorter than any word worth a line
-_SCRAP_NS = 400_000_000  # what is left of an utterance whose sound went missing: shorter, it gets no label
+_REPORTED_GAP_NS = 250_000_000  # missing sound that is worth a log line; anything shorter holds no word
+_SCRAP_NS = 400_000_000  # an utterance cut shorter than this by missing sound gets no label
 _PROGRESS_NS = 250_000_000
 _STALL_NS = 500_000_000
-_ONSET_NS = 100_000_000  # speech this soon after missing sound had begun before
-_TOLD_WORDS, _BEFORE_S = 1000, 0.5  # of another program's words: how many are kept; they may begin before the sound
-_HOLD_BLOCKS = 10  # 320 ms: after 192, 2 of 60 voices of normal level were not yet louder than a quiet microphone's
+_ONSET_NS = 100_000_000  # speech that starts this soon after missing sound had begun before it
+_EXTERNAL_WORDS, _BEFORE_S = 1000, 0.5  # another program's words: how many to keep; how early they may begin
+_HOLD_BLOCKS = 10  # 320 ms; after 192 ms, 2 of 60 voices of normal level were no louder than on a quiet microphone
 _VERY_QUIET_DBFS = -40.0
-_WARN_NS = 60_000_000_000  # at most one warning in this media time
+_WARN_NS = 60_000_000_000  # media time between two warnings, at least
 
 
 @dataclass(frozen=True)
 class _Heard:
-    """A block and its speech probability, as it came and amplified."""
+    """A block and its speech probability, both as captured and amplified."""
 
     pcm: Pcm
     probability: float
@@ -51,14 +53,14 @@ class SpeechCore:
     Recognition runs only within utterances, in segments: a pause ends a segment, so that its words become final during
     the rest of the hangover, and further speech begins the next one.
 
-    ``quiet_vad``: a second voice activity, which hears the blocks of a quiet microphone amplified (see
-    ``speech.level``), as the recogniser then does too; without it there is no automatic level. A microphone of which
-    nothing has been heard yet counts as quiet, and every voice begins softly. So what might be the start of an
-    utterance is held back for 320 ms: if it becomes loud within them, it is heard as it came. Thus a normal
-    microphone has the utterances that it has without an automatic level.
+    ``quiet_vad``: a second voice activity detector, which hears a quiet microphone's blocks amplified (see
+    ``speech.level``), as the recogniser then does too; without it there is no automatic level. A microphone counts as
+    quiet until something loud is heard, and every voice begins softly. So the possible start of an utterance is held
+    back for 320 ms; if it becomes loud by then, it is heard as captured. Thus a normal microphone yields the same
+    utterances with and without the automatic level.
 
-    ``voice`` tells what the voice of each utterance is like, ``overlap`` how much of it two people spoke at once, for the
-    events of its pauses and its end.
+    ``voice``: computes each utterance's speaker vector, for the events at its pauses and its end; ``overlap``: how much
+    of it two people speak at once.
     """
 
     def __init__(
@@ -72,11 +74,12 @@ class SpeechCore:
         voice: SpeakerVector | None = None,
         overlap: OverlapMeter | None = None,
     ) -> None:
-        self._stream, self._vad, self._recognizer, self._clock = stream, vad, recognizer, clock
-        self._quiet_vad, self._voice, self._overlap = quiet_vad, voice, overlap
+        self._stream, self._recognizer, self._clock, self._voice = stream, recognizer, clock, voice
+        self._overlap = overlap
+        self._listener = Listener(vad, quiet_vad)
+        self._has_level = quiet_vad is not None
+        self._recent_peak_dbfs = -120.0
         self._voiced = False  # somebody speaks, and does not pause
-        self._level = Level()
-        self._quiet = True  # blocks are amplified; an utterance that began in a normal voice is not, to its end
         self._held: list[_Heard] = []  # may be the start of an utterance
         self._raised: deque[Pcm] = deque(maxlen=_PREROLL_BLOCKS)  # the preroll, amplified
         self._peak_dbfs = 0.0  # of the open utterance
@@ -87,9 +90,9 @@ class SpeechCore:
         self._preroll: deque[Pcm] = deque()
         self._fed_ns = 0  # the recogniser has everything before this media time
         self._segment_ns: int | None = None  # media time of the open segment's first sample
-        self._words: list[Word] = []  # of the finished segments of this utterance
+        self._words: list[Word] = []  # from the finished segments of this utterance
         self._utterance = 0
-        self._told: deque[Word] = deque(maxlen=_TOLD_WORDS)  # by another program
+        self._told: deque[Word] = deque(maxlen=_EXTERNAL_WORDS)  # from another program
         self._last: Pcm | None = None
         self._reported_ns = 0
         self.utterances = 0
@@ -98,24 +101,24 @@ class SpeechCore:
         self.scraps = 0
         self._resumed_ns = -_SCRAP_NS  # when sound came back after it was missing
         self.quiet_utterances = 0
-        self._loudest, self._likeliest = 0, 0.0  # since they were taken last
+        self._loudest, self._likeliest = 0, 0.0  # since the last ``take_senses``
 
     def follow(self, config: Speech) -> None:
-        """Go on with another threshold and other waits."""
+        """Use the threshold and waits of this configuration from now on."""
         self._threshold = config.threshold
         self._endpointer.follow(config)
         self._hangover_ns = int(config.hangover_ms * 1e6)
 
     def take_senses(self) -> dict[str, float]:
-        """The loudest sample (dBFS, -120 for silence) and the highest speech probability since this was called last."""
+        """The loudest sample (dBFS, -120 for silence) and the highest speech probability since the last call."""
         level_dbfs = 20 * math.log10(max(self._loudest, 0.03) / 32768)
         senses = {"level_dbfs": round(level_dbfs, 1), "speech": round(self._likeliest, 3)}
         self._loudest, self._likeliest = 0, 0.0
         return senses
 
     def hear(self, words: list[Word]) -> None:
-        """Take words of another program's recogniser, with times on the stream's timeline; those of the open utterance,
-        and of half a second before it, are its words."""
+        """Take words from another program's recogniser, with times on the stream's timeline. An utterance gets those
+        that fall into it, or into the half second before it."""
         self._told.extend(words)
 
     def _told_since(self, start_ns: int) -> list[Word]:
@@ -123,8 +126,17 @@ class SpeechCore:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nobody speaks, so that nobody waits for the next block."""
+        """Whether nobody speaks, so that the next block is not urgent."""
         return self._endpointer.at_rest and not self._held
+
+    def expect(self, blocks: Sequence[Pcm]) -> None:
+        """Tell of the blocks that are pushed next: voice activity takes less time for several at once."""
+        known = [blocks[0].samples]
+        for before, block in pairwise(blocks):
+            if block.media_start_ns != before.media_end_ns:
+                break
+            known.append(block.samples)
+        self._listener.expect(known)
 
     def push(self, pcm: Pcm) -> list[Message]:
         """Take a block; returns the events that it causes."""
@@ -137,39 +149,30 @@ class SpeechCore:
         if self._overlap is not None:
             self._overlap.push(pcm)
         self._loudest = max(self._loudest, int(pcm.samples.max(initial=0)), -int(pcm.samples.min(initial=0)))
-        if self._quiet_vad is None:
-            return events + self._take(pcm, self._listen(pcm), received_ns)
-        was_quiet = self._quiet
-        self._level.push(pcm.samples)
-        self._quiet = self._level.quiet and (was_quiet or not self._endpointer.speaking)
-        self._peak_dbfs = max(self._peak_dbfs, self._level.peak_dbfs)
-        if not self._quiet:
+        listened = self._listener.push(pcm.samples, self._endpointer.speaking)
+        probability = listened.probability
+        self._likeliest = max(self._likeliest, probability)
+        if not self._has_level:
+            return events + self._take(pcm, probability, received_ns)
+        self._recent_peak_dbfs = listened.peak_dbfs
+        self._peak_dbfs = max(self._peak_dbfs, listened.peak_dbfs)
+        if listened.raised is None:
             self._raised.clear()
             held, self._held = self._held, []
             for heard in held:
                 events += self._take(heard.pcm, heard.probability, received_ns)
-            return events + self._take(pcm, self._listen(pcm), received_ns)
-        if not was_quiet:
-            self._quiet_vad.reset()
-        raised = msgspec.structs.replace(pcm, samples=self._level.raised(pcm.samples))
-        probability, raised_probability = self._vad.push_both(pcm.samples, self._quiet_vad, raised.samples)
-        self._likeliest = max(self._likeliest, probability)
-        heard = _Heard(pcm, probability, raised, raised_probability)
+            return events + self._take(pcm, probability, received_ns)
+        raised = msgspec.structs.replace(pcm, samples=listened.raised)
         if self._endpointer.speaking:
-            return events + self._take(raised, heard.raised_probability, received_ns)
-        if self._held or max(probability, heard.raised_probability) >= self._threshold:
-            self._held.append(heard)
+            return events + self._take(raised, listened.raised_probability, received_ns)
+        if self._held or max(probability, listened.raised_probability) >= self._threshold:
+            self._held.append(_Heard(pcm, probability, raised, listened.raised_probability))
             return events if len(self._held) < _HOLD_BLOCKS else events + self._release(received_ns)
         self._raised.append(raised)
         return events + self._take(pcm, probability, received_ns)
 
-    def _listen(self, pcm: Pcm) -> float:
-        probability = self._vad.push(pcm.samples)
-        self._likeliest = max(self._likeliest, probability)
-        return probability
-
     def _release(self, received_ns: int) -> list[Message]:
-        """Take the blocks that are held back, as those of a quiet microphone."""
+        """Process the blocks that were held back as those of a quiet microphone."""
         held, self._held = self._held, []
         if held:
             raised = {block.media_start_ns: block for block in self._raised}
@@ -200,7 +203,7 @@ class SpeechCore:
         return events
 
     def _listen_to_voice(self, pcm: Pcm, changes: list[str]) -> None:
-        """What a voice is like is told from the sound between start and pause."""
+        """Feed the speaker vector with the sound between a start and a pause."""
         if self._voice is None:
             return
         if "started" in changes:
@@ -213,7 +216,7 @@ class SpeechCore:
             self._voiced = changes[-1] in ("started", "resumed")
 
     def _awaited(self, block: Pcm) -> bool:
-        """Whether the recogniser gets this block if speech goes on: it came in a pause of the open utterance."""
+        """Whether the recogniser needs this block if speech goes on, since it came in a pause of the open utterance."""
         return self._recognizer is not None and self._endpointer.speaking and block.media_end_ns > self._fed_ns
 
     def stalled(self) -> list[Message]:
@@ -241,7 +244,7 @@ class SpeechCore:
         assert self._last is not None
         missing_ns = pcm.media_start_ns - self._last.media_end_ns
         self.sound_lost_ns += missing_ns
-        if missing_ns >= _TOLD_NS:
+        if missing_ns >= _REPORTED_GAP_NS:
             span = f"from {self._last.media_end_ns / 1e9:.2f} to {pcm.media_start_ns / 1e9:.2f} s"
             log.warning("%s: sound is missing %s; what was said then is lost", pcm.stream, span)
             self._resumed_ns = pcm.media_start_ns
@@ -253,9 +256,7 @@ class SpeechCore:
             if self._segment_ns is not None and self._recognizer is not None:  # it counts samples to time its words
                 self._recognizer.push(np.zeros(missing_ns * RATE_HZ // 1_000_000_000, np.int16))
             return []
-        self._vad.reset()
-        if self._quiet_vad is not None:
-            self._quiet_vad.reset()
+        self._listener.reset()
         if not self._endpointer.speaking:
             return []
         return [self._on_change(self._endpointer.end(), received_ns, cut=True)]
@@ -267,9 +268,9 @@ class SpeechCore:
             self._utterance += 1
             self.utterances += 1
             self._words = []
-            self._peak_dbfs = self._level.peak_dbfs
-            if self._overlap is not None:
-                self._overlap.begin(change.start_ns)
+            self._peak_dbfs = self._recent_peak_dbfs
+        if change.kind == "started" and self._overlap is not None:
+            self._overlap.begin(change.start_ns)
         if change.kind in ("started", "resumed"):
             if self._recognizer is not None:
                 self._recognizer.begin()
@@ -290,14 +291,14 @@ class SpeechCore:
         return self._event(kind, change, words, received_ns, self._clock.now_ns() - begun_ns)
 
     def _is_scrap(self, utterance: EndpointEvent, cut: bool) -> bool:
-        """Whether missing sound has left too little of an utterance to be labelled."""
+        """Whether missing sound has left too little of an utterance to label."""
         cut = cut or utterance.start_ns - self._resumed_ns < _ONSET_NS
         return cut and utterance.end_ns - utterance.start_ns < _SCRAP_NS
 
     def _note_level(self, utterance: EndpointEvent) -> None:
-        """Count an utterance at a very quiet microphone and, in real time, warn of it."""
+        """Count an utterance at a very quiet microphone and, in real time, warn about it."""
         assert self._last is not None
-        if self._quiet_vad is None or self._peak_dbfs >= _VERY_QUIET_DBFS:
+        if not self._has_level or self._peak_dbfs >= _VERY_QUIET_DBFS:
             return
         self.quiet_utterances += 1
         warned_ns, now_ns = self._warned_ns, utterance.end_ns

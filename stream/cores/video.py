@@ -42,15 +42,15 @@ def make_detector(config: Video) -> Detector:
 class VideoCore:
     """One ``Face`` message per frame: the crops of the people that it follows, the main one first, or none.
 
-    ``t0_ns``: Unix time of media time 0, or None if nothing is captured live. ``first``: one less than the first id of
-    a face.
+    ``t0_ns``: Unix time of media time 0, or None if nothing is captured live. ``first``: one less than the first face
+    id.
     """
 
     def __init__(self, stream: str, detector: Detector, t0_ns: int | None, first: int = 0) -> None:
         self._stream, self._t0_ns = stream, t0_ns
         self._follower = PeopleFollower(detector, first)
         self._last_ns: int | None = None
-        self.delay_ns = 0  # of the source: what counts as captured later
+        self.delay_ns = 0  # the source's delay, added to capture times
         self.late_frames = 0
         self.faces = 0
 
@@ -77,7 +77,7 @@ class VideoCore:
         return [message]
 
     def repeat(self, seen: SeenFaces) -> list[Message]:
-        """Take faces that were found when they were recorded."""
+        """Take faces that were found when the recording was made."""
         self.faces += seen.face.found
         at_ns = seen.media_ns
         times = {"media_start_ns": at_ns, "media_end_ns": at_ns, "captured_ns": self._captured_ns(at_ns)}

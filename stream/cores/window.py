@@ -1,4 +1,4 @@
-"""Sliding windows on the media timeline: rows with times, to be cut by time and dropped by time."""
+"""Sliding windows on the media timeline: rows with time stamps, cut and dropped by time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SlidingWindow:
         return self._first + int(first), self._first + int(last)
 
     def _make_room(self, n: int) -> None:
-        """Move the valid rows to the front of arrays that have room for at least as many again, and ``n`` more."""
+        """Move the valid rows to the front of arrays with room for at least as many again plus ``n``."""
         held = len(self)
         size = max(len(self._times), 2 * (held + n))
         times = np.zeros(size, np.int64)

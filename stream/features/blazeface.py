@@ -1,8 +1,8 @@
 """BlazeFace (Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs", 2019), as MediaPipe
-publishes it, through OpenCV.
+publishes it, run by OpenCV.
 
-Of its two networks the one for long range searches whole pictures, and the one for short range looks at a square around
-each face that was found or followed: where eyes are put depends on what is seen around them, and so they are put alike.
+The full-range network searches whole pictures. The short-range network then looks at a square around each face that was
+found or followed: where it locates the eyes depends on their surroundings, so it always sees the same framing.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 
 from emostream.stream.features.face import Detection
 
-AROUND = 2.2  # side of the square that the network for short range sees, in widths of the face
-LIFT = 0.045  # of the eyes' distance: on 544 of FER2013's images eyes are put that much lower than YuNet puts them
+AROUND = 2.2  # side of the square that the short-range network sees, in face widths
+LIFT = 0.045  # of the eyes' distance: on 544 FER2013 images the network puts the eyes this much lower than YuNet does
 MIN_OVERLAP = 0.3  # boxes that overlap by more are one face
-_FACES = 24  # faces of a picture that are looked at again, the largest first
+_FACES = 24  # faces per picture that the short-range network looks at, the largest first
 
 
 @dataclass(frozen=True)
 class _Range:
-    """A network: the side of its square input, and by stride of its grid the number of anchors in each cell."""
+    """A network: the side of its square input, and for each grid (stride, anchors per cell)."""
 
     file: str
     side: int
@@ -36,7 +36,7 @@ FULL = _Range("face_detection_full_range.tflite", 192, ((4, 1),))
 
 
 class BlazeFace:
-    """Faces at any angle up to some 45°, with eyes. ``folder`` holds the two networks' TFLite files."""
+    """Finds faces turned by up to about 45°, with eyes. ``folder`` holds the two networks' TFLite files."""
 
     name = "blazeface"
 
@@ -48,13 +48,13 @@ class BlazeFace:
         if near is not None:
             return self._closely(image, near)
         faces: list[Detection] = []
-        seen = self._full.find(image) or self._short.find(image)  # the former overlooks a face that fills the picture
+        seen = self._full.find(image) or self._short.find(image)  # the first misses a face that fills the picture
         for rough in sorted(seen, key=lambda face: -face.area)[:_FACES]:
             faces += (face for face in self._closely(image, rough) if all(face.overlap(f) < MIN_OVERLAP for f in faces))
         return faces
 
     def _closely(self, image: np.ndarray, near: Detection) -> list[Detection]:
-        """The face that the network for short range sees around ``near``, if any."""
+        """The face that the short-range network finds around ``near``, if any."""
         side = AROUND * max(near.width, near.height)
         left, top = (round(centre - side / 2) for centre in (near.x + near.width / 2, near.y + near.height / 2))
         seen = self._short.find(_square(image, left, top, math.ceil(side)))
@@ -88,10 +88,10 @@ class _Network:
 
 
 def _merged(score: np.ndarray, boxes: np.ndarray, centres: np.ndarray, scale: float) -> list[Detection]:
-    """Faces from the boxes (n, 16) of anchors: of those that overlap, the mean weighted by score, as the authors do.
+    """Faces from the anchors' boxes (n, 16): overlapping boxes are averaged, weighted by score, as in the paper.
 
-    A box is its centre and size, then six points (x, y): the eye on the viewer's left, that on the right, nose, mouth
-    and ears; all but the size count from the anchor's centre, (n, 2).
+    A box is its centre and size, then six points (x, y): the eye on the viewer's left, the one on the right, nose,
+    mouth and ears. All but the size are relative to the anchor's centre, (n, 2).
     """
     points = boxes.reshape(-1, 8, 2).astype(np.float64)
     points[:, [0, *range(2, 8)]] += centres[:, None]
@@ -107,7 +107,7 @@ def _merged(score: np.ndarray, boxes: np.ndarray, centres: np.ndarray, scale: fl
         same = [i for i, face in enumerate(single) if score[i] > 0 and single[best].overlap(face) > MIN_OVERLAP]
         mean = np.average(points[same], axis=0, weights=score[same])
         (x, y), (width, height), left, right = mean[:4]
-        lift = LIFT * np.array([right[1] - left[1], left[0] - right[0]])  # at right angles to the line between the eyes
+        lift = LIFT * np.array([right[1] - left[1], left[0] - right[0]])  # perpendicular to the line between the eyes
         left, right = left + lift, right + lift
         eyes = ((float(left[0]), float(left[1])), (float(right[0]), float(right[1])))
         box = (float(x - width / 2), float(y - height / 2), float(width), float(height))

@@ -1,6 +1,6 @@
 """Faces: detect, cut out an upright gray crop.
 
-The crop is framed like the faces of FER2013, on which the face encoder is trained. Its framing was measured with both
+The crop is framed like the faces of FER2013, on which the face encoder is trained. The framing was measured with both
 detectors on 600 of its images: YuNet finds the eyes at (0.31, 0.377) and (0.68, 0.377) of the width and height, and the
 box of OpenCV's frontal Haar cascade covers the whole image (offset 0.005, size 0.974).
 """
@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 
 CROP = 48  # pixels on a side, FER2013's size
-EYE_LEFT, EYE_RIGHT = (0.31, 0.377), (0.68, 0.377)  # of the crop; left and right as the viewer sees them
-DETECT_WIDTH = 320  # to which frames are shrunk for detection: a face of 1/10 of the width then has 32 pixels
-_LEAST_SIDE = 12  # of the picture that is searched, in pixels: no face could be seen in less
-_REACH, _GROWTH = 0.25, 1.4  # how far a face moves and grows until it is detected again, of its size
+EYE_LEFT, EYE_RIGHT = (0.31, 0.377), (0.68, 0.377)  # as fractions of the crop; left and right as the viewer sees them
+DETECT_WIDTH = 320  # frames are shrunk to this width for detection; a face 1/10 as wide then has 32 pixels
+_LEAST_SIDE = 12  # pixels; no face can be seen in a smaller picture
+_REACH, _GROWTH = 0.25, 1.4  # how far a face may move and grow between detections, relative to its size
 
 SETTINGS = {"crop": CROP, "eye_left": EYE_LEFT, "eye_right": EYE_RIGHT}
 
@@ -66,16 +66,16 @@ class Detector(Protocol):
     name: str
 
     def detect(self, image: np.ndarray, near: Detection | None = None) -> list[Detection]:
-        """Faces in a (height, width) gray uint8 image. With ``near``, only faces of about its place and size are
-        needed; a detector that would save nothing by it may return all."""
+        """Faces in a (height, width) gray uint8 image. With ``near``, only faces of about that place and size are
+        needed; a detector that saves no time by it may return all."""
         ...
 
 
 class YuNet:
     """YuNet (Wu, Peng, Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023) through OpenCV.
 
-    It is made for colour and finds the same faces in gray. It always searches the whole image, since where it puts the
-    eyes depends on how much of the surroundings it sees.
+    It is made for colour and finds the same faces in gray. It always searches the whole image, since where it locates
+    the eyes depends on how much of the surroundings it sees.
     """
 
     name = "yunet"
@@ -97,8 +97,8 @@ class YuNet:
 
 
 class HaarCascade:
-    """OpenCV's frontal-face cascade (Viola and Jones, CVPR 2001), which is part of OpenCV's package: upright faces
-    only, without eyes."""
+    """OpenCV's frontal-face cascade (Viola and Jones, CVPR 2001), which comes with OpenCV's package. It finds upright
+    faces only, without eyes."""
 
     name = "haar"
 
@@ -108,7 +108,7 @@ class HaarCascade:
     def detect(self, image: np.ndarray, near: Detection | None = None) -> list[Detection]:
         gray = cv2.equalizeHist(image)
         smallest, largest, left, top = max(24, min(gray.shape) // 8), max(gray.shape), 0, 0
-        if near is not None:  # few places and sizes: an eighth of the time
+        if near is not None:  # fewer places and sizes take an eighth of the time
             smallest, largest = int(near.width / _GROWTH), math.ceil(near.width * _GROWTH)
             left, top, right, bottom = expanded_box(near, _REACH, gray)
             gray = gray[top:bottom, left:right]
@@ -123,7 +123,8 @@ class HaarCascade:
 
 
 def expanded_box(face: Detection, margin: float, image: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a face's box, expanded by ``margin`` of its size on each side, in the image."""
+    """Left, top, right and bottom of a face's box, expanded by ``margin`` of its size on each side, clipped to the
+    image."""
     height, width = image.shape[:2]
     left, top = face.x - margin * face.width, face.y - margin * face.height
     right, bottom = face.x + (1 + margin) * face.width, face.y + (1 + margin) * face.height
@@ -149,14 +150,14 @@ def find_faces(detector: Detector, image: np.ndarray, near: Detection | None = N
 def crop_face(image: np.ndarray, face: Detection) -> np.ndarray:
     """Upright gray crop in FER2013's framing.
 
-    ``image``: (height, width) gray uint8. Returns (48, 48) uint8. A face with known eyes is turned upright and scaled
-    by them; otherwise the box (a Haar cascade's) is the crop. Pixels beyond the image repeat its edge.
+    ``image``: (height, width) gray uint8. Returns (48, 48) uint8. A face with known eyes is rotated and scaled by them;
+    otherwise the box (a Haar cascade's) is the crop. Pixels beyond the image repeat its edge.
     """
     return warp_face(image, face, CROP)
 
 
 def warp_face(image: np.ndarray, face: Detection, size: int, around: float = 1.0) -> np.ndarray:
-    """A crop as ``crop_face`` makes it, of ``size`` pixels a side, that shows ``around`` times as much."""
+    """A crop as ``crop_face`` makes it, but with ``size`` pixels a side and showing ``around`` times as much."""
     if face.eyes is not None:
         (lx, ly), (rx, ry) = face.eyes
         from_points = np.array([[lx, ly], [rx, ry]], np.float64)
@@ -166,7 +167,7 @@ def warp_face(image: np.ndarray, face: Detection, size: int, around: float = 1.0
         to_points = np.array([[0.005, 0.005], [0.979, 0.005]])
     to_points = ((to_points - 0.5) / around + 0.5 if around != 1.0 else to_points) * size
     matrix, scale = _similarity(from_points, to_points)
-    if scale < 0.5:  # shrink by areas first, or thin lines alias
+    if scale < 0.5:  # shrink by area averaging first, or thin lines alias
         factor = 2 * scale
         image, origin = _around(image, matrix, math.ceil(1 / factor), size)
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
@@ -175,7 +176,7 @@ def warp_face(image: np.ndarray, face: Detection, size: int, around: float = 1.0
 
 
 def _around(image: np.ndarray, matrix: np.ndarray, min_pixels: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The part of ``image`` that a crop is made of, and (x, y) of its first pixel, so that the rest is not shrunk.
+    """The part of ``image`` that a crop needs, and (x, y) of its first pixel, so that only this part is shrunk.
 
     ``matrix`` (2, 3): image → crop. The part has a margin of two crop pixels, and at least ``min_pixels`` on a side.
     """
@@ -188,7 +189,7 @@ def _around(image: np.ndarray, matrix: np.ndarray, min_pixels: int, size: int) -
 
 
 def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
-    """The 2 × 3 matrix of rotation, scale and shift that takes two points to two others, and its scale."""
+    """The 2 × 3 matrix of rotation, scale and shift that maps two points to two others, and its scale."""
     a, b = complex(*source[0]), complex(*source[1])
     c, d = complex(*target[0]), complex(*target[1])
     if abs(b - a) < 1e-6:

@@ -1,4 +1,4 @@
-"""Finds a face again from frame to frame by its picture, so that a detector need not search each of them."""
+"""Tracks a face from frame to frame by template matching, so that the detector need not search every frame."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import numpy as np
 
 from emostream.stream.features.face import Detection, expanded_box
 
-DETECT_MS = 250  # at 10 frames a second a detector runs on every third
-SIZE = 32  # width of the face, in pixels, in the images that are compared
+DETECT_MS = 250  # at 10 frames a second the detector runs on every third
+SIZE = 32  # width of the face in the images that are compared, in pixels
 MIN_MATCH = 0.8  # normalised correlation; 1 is the same image
-_REACH = 0.25  # how far a face moves until it is detected again, as a fraction of its size
+_REACH = 0.25  # how far a face may move between detections, relative to its size
 
 SETTINGS = {"detect_ms": DETECT_MS, "match_size": SIZE, "min_match": MIN_MATCH}
 
 
 class Template:
-    """The image of a detected face, to find it again by normalised correlation (J. P. Lewis, "Fast Normalized
-    Cross-Correlation", 1995). Matches do not update it, so errors do not add up."""
+    """The image of a detected face, used to find it again by normalised correlation (J. P. Lewis, "Fast Normalized
+    Cross-Correlation", 1995). Matches do not update it, so errors do not accumulate."""
 
     def __init__(self, image: np.ndarray, face: Detection) -> None:
         self._face, self._scale = face, min(1.0, SIZE / face.width)
@@ -25,7 +25,7 @@ class Template:
         self._pixels = self._shrunk(image[self._top : bottom, self._left : right])
 
     def find(self, image: np.ndarray, near: Detection) -> Detection | None:
-        """The face at its best match, not farther from ``near`` than a quarter of its size; None without a match."""
+        """The face at its best match within a quarter of its size from ``near``; None without a match."""
         left, top, right, bottom = expanded_box(near, _REACH, image)
         part = self._shrunk(image[top:bottom, left:right])
         if not self._pixels.size or part.shape[0] < self._pixels.shape[0] or part.shape[1] < self._pixels.shape[1]:
@@ -46,7 +46,7 @@ class Template:
 
 
 def _peak_offset(match: np.ndarray, best: int) -> float:
-    """Distance of the true peak of ``match`` (n,) from its greatest value, at index ``best``, by a parabola through
+    """Offset of the true peak of ``match`` (n,) from its greatest value, at index ``best``, by a parabola through
     three values."""
     if not 0 < best < len(match) - 1:
         return 0.0

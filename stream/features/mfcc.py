@@ -1,7 +1,7 @@
 """Mel-frequency cepstral coefficients with first and second time derivatives, computed as samples arrive.
 
 The cepstra follow Kaldi's definition (``compute-mfcc-feats`` with Povey window, no dither, no energy term and no
-liftering): frames lie entirely within the signal; each has its mean removed, then come pre-emphasis, window, power
+liftering): frames lie entirely within the signal; each goes through mean removal, pre-emphasis, window, power
 spectrum, mel filters, logarithm and an orthonormal DCT-II. The derivatives are the usual regression over ±2 frames
 (Young et al., The HTK Book, 3.5, section 5.9).
 """
@@ -118,8 +118,7 @@ class Mfcc:
 
     ``push`` takes (n,) int16 samples at 16 kHz and returns the (frames, 120) float32 rows that they complete; a row
     comes 4 frames (40 ms) after its last sample, since ΔΔ looks that far ahead. Row i of a signal describes samples
-    [160 i, 160 i + 400). ``flush`` returns the rows that are still held back, with the last frame repeated beyond the
-    end.
+    [160 i, 160 i + 400). ``flush`` returns the rows still held back, with the last frame repeated beyond the end.
     """
 
     def __init__(self) -> None:

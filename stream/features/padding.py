@@ -8,7 +8,7 @@ import numpy as np
 
 
 def pad(sequences: Sequence[np.ndarray], max_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stack the newest ``max_rows`` rows of each (T, D) sequence, T = 0 where a modality is absent.
+    """Stack the newest ``max_rows`` rows of each (T, D) sequence; T = 0 if a modality is absent.
 
     Returns (B, T, D) float32, T ≥ 1, with zeros after each sequence's end, and the lengths (B,) int64.
     """

@@ -1,8 +1,8 @@
-"""Follows every face in a video, each with an id of its own: detected a few times a second, tracked in between.
+"""Follows every face in a video, each under its own id: detected a few times a second, tracked in between.
 
-An id says that this is the same face as before. It stays where faces cross, and where one leaves and is back within
-``KEEP_MS``: then the look of head and hair tells whose face it is, as a histogram of edges (N. Dalal and B. Triggs,
-"Histograms of Oriented Gradients for Human Detection", CVPR 2005). Looks stay in memory, and for that long alone.
+A face keeps its id when faces cross, and when it leaves and is back within ``KEEP_MS``. It is then recognised by its
+look, a histogram of the edges of head and hair (N. Dalal and B. Triggs, "Histograms of Oriented Gradients for Human
+Detection", CVPR 2005). Looks are kept in memory only, and for no longer than that.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from emostream.stream.features.face import Detection, Detector, find_faces, warp
 from emostream.stream.features.follow import DETECT_MS, Template
 
 MOST = 8  # faces that are followed; more are only counted
-PATIENCE_MS = 1000  # so long an unseen face is looked for near its last place
-KEEP_MS = 120_000  # so long an id waits for its face to be back
+PATIENCE_MS = 1000  # how long an unseen face is looked for near its last place
+KEEP_MS = 120_000  # how long an id is kept for a face that left
 SEARCH_MS = 2000  # how often the whole picture is searched for further faces
-SURE_MS = 300  # so long a further face has to be in view before it counts: detectors err now and then
-YOUNG_MS = 2000  # so long after it came into view, a face may still be recognised
-SAME_LOOK = 0.86  # of six people of the GRID corpus, one's looks agree by .91 at least, those of two by .80 at most
-_MIN_OVERLAP = 0.2  # of a face's box with its last one
-_ONE_FACE = 0.4  # boxes that overlap by more are of one face
+SURE_MS = 300  # how long a further face must be in view before it counts, since detectors err now and then
+YOUNG_MS = 2000  # how long after coming into view a face may still be recognised
+SAME_LOOK = 0.86  # six people of the GRID corpus: one person's looks agree by .91 or more, two people's by .80 or less
+_MIN_OVERLAP = 0.2  # of a face's box with its previous box
+_ONE_FACE = 0.4  # boxes that overlap by more show the same face
 _NEAR = 0.05  # boxes that overlap by more hide parts of each other
-_CLEARER = 0.03  # by so much more must a look agree with one person than with another
-_LOOKS = 6  # of a person that are kept
-_MOST_GONE = 32  # people who may be back
-_ANOTHER = 0.95  # a look that agrees less with those that are known is worth keeping
-_LOOK_PIXELS, _LOOK_AROUND = 48, 1.25  # on a side; how much is seen, in sides of the crop
+_CLEARER = 0.03  # margin by which a look must agree better with one person than with another
+_LOOKS = 6  # kept per person
+_MOST_GONE = 32  # people who may come back
+_NEW_LOOK = 0.95  # a look that agrees less than this with the known ones is worth keeping
+_LOOK_PIXELS, _LOOK_AROUND = 48, 1.25  # side of the image a look is computed from; how much it shows, in crop sides
 
 
 SETTINGS = {"patience_ms": PATIENCE_MS, "min_overlap": _MIN_OVERLAP}
@@ -38,7 +38,7 @@ SETTINGS = {"patience_ms": PATIENCE_MS, "min_overlap": _MIN_OVERLAP}
 
 @dataclass(frozen=True)
 class Person:
-    """A face in a frame, and whose it is."""
+    """A face in a frame and the id of its person."""
 
     id: int
     face: Detection
@@ -46,30 +46,30 @@ class Person:
 
 @dataclass(eq=False)
 class _Track:
-    """A person, with the last place of the face."""
+    """A person and the last place of their face."""
 
     face: Detection
     seen_ns: int
-    since_ns: int  # in view, or tracked at least
-    id: int = 0  # none yet
+    since_ns: int  # when it came into view, or tracking began
+    id: int = 0  # 0: none yet
     template: Template | None = None
     detect_ns: int = 0  # when to detect next
     looks: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=_LOOKS))
-    mixed: list[_Track] = field(default_factory=list)  # those whose faces it has met since it was last seen by itself
+    mixed: list[_Track] = field(default_factory=list)  # whose faces it has met since it was last seen alone
 
     def agrees(self, look: np.ndarray) -> float:
-        """How much a look agrees with the best of those that are known, up to 1."""
+        """How well a look agrees with the best of the known ones, at most 1."""
         return max((float(look @ known) for known in self.looks), default=0.0)
 
 
 class PeopleFollower:
     """Finds the faces of all people in view.
 
-    One of them is the main one: at first the largest, and the same until it is gone for ``PATIENCE_MS``. Every
-    ``DETECT_MS`` the detector searches near the last place of each face; in the frames between, a face is where its
-    picture fits best, and where neither finds the main one, the whole frame is searched; if that finds nothing, not
-    again for ``DETECT_MS``, since otherwise an empty room would cost the most. ``faces``: how many the last search of a
-    whole frame found, followed or not. ``first``: one less than the first id.
+    One of them is the main one: at first the largest, and it stays so until it has been gone for ``PATIENCE_MS``. Every
+    ``DETECT_MS`` the detector searches near each face's last place; in the frames between, template matching finds it.
+    If neither finds the main face, the whole frame is searched; if that finds nothing, it is not repeated for
+    ``DETECT_MS``, since otherwise an empty room would cost the most. ``faces``: how many the last search of a whole
+    frame found, followed or not. ``first``: one less than the first id.
     """
 
     def __init__(self, detector: Detector, first: int = 0) -> None:
@@ -78,21 +78,21 @@ class PeopleFollower:
         self._tracks: list[_Track] = []  # the main one first
         self._main: _Track | None = None
         self._gone: list[_Track] = []
-        self._search_ns = self._further_ns = 0  # when to search the whole picture: for the main face, for further ones
+        self._search_ns = self._further_ns = 0  # when to search the whole picture: for the main face; for further ones
         self._shape: tuple[int, ...] = ()
         self._ids = first
         self.faces = 0
 
     def push(self, media_ns: int, image: np.ndarray) -> list[Person]:
         """The faces in ``image``, (height, width) gray uint8, the main one first."""
-        if image.shape != self._shape:  # places in a picture of another size, or turned, say nothing of this one
+        if image.shape != self._shape:  # resized or rotated: places in the previous picture are void
             self._shape, self._search_ns = image.shape, 0
             self._leave(self._tracks)
         self._leave([track for track in self._tracks if media_ns - track.seen_ns > PATIENCE_MS * 1_000_000])
         self._gone = [track for track in self._gone if media_ns - track.seen_ns <= KEEP_MS * 1_000_000]
         found: list[_Track] = []
         for track in list(self._tracks):
-            if track not in self._tracks:  # by now it was recognised in another one
+            if track not in self._tracks:  # merged into another track meanwhile
                 continue
             if self._find_again(track, found, media_ns, image):
                 found.append(track)
@@ -126,7 +126,7 @@ class PeopleFollower:
         return people
 
     def _find_again(self, track: _Track, found: list[_Track], media_ns: int, image: np.ndarray) -> bool:
-        """Find a face near its last place; not that of somebody who is in front of it."""
+        """Find a face near its last place, but not the face of somebody in front of it."""
         if track.template is not None and media_ns < track.detect_ns:
             moved = track.template.find(image, track.face)
             if moved is not None and not any(other.face.overlap(moved) > _ONE_FACE for other in found):
@@ -142,8 +142,8 @@ class PeopleFollower:
         return True
 
     def _search(self, found: list[_Track], media_ns: int, image: np.ndarray) -> None:
-        """Search the whole picture: for those who were not found near their last place, then for those who are back,
-        then for new ones. Adds them to ``found``."""
+        """Search the whole picture for people who were not found near their last place, who are back, or who are new.
+        Adds them to ``found``."""
         self._further_ns = media_ns + SEARCH_MS * 1_000_000
         faces = find_faces(self._detector, image)
         self.faces = len(faces)
@@ -165,7 +165,7 @@ class PeopleFollower:
             found.append(track)
 
     def _who(self, face: Detection, look: np.ndarray | None, missing: list[_Track]) -> _Track | None:
-        """Whose face this is, of those who are missing or gone; None: nobody's who is known."""
+        """Which of the missing or gone people this face belongs to; None if none."""
         known = [*missing, *self._gone]
         if look is not None:
             best = max(known, key=lambda track: track.agrees(look), default=None)
@@ -190,11 +190,11 @@ class PeopleFollower:
             return
         if media_ns - track.since_ns < YOUNG_MS * 1_000_000:
             self._recognise(track, look, media_ns)
-        if track.agrees(look) < _ANOTHER:
+        if track.agrees(look) < _NEW_LOOK:
             track.looks.append(look)
 
     def _recognise(self, track: _Track, look: np.ndarray, media_ns: int) -> None:
-        """A face that seemed new at first, turned away perhaps, is that of somebody who is missing: it is them."""
+        """If a face that seemed new (perhaps turned away) belongs to somebody who is missing, merge the two."""
         missing = [other for other in self._tracks if media_ns - other.seen_ns > DETECT_MS * 1_000_000]
         known = [other for other in [*missing, *self._gone] if other.id and (not track.id or other.id < track.id)]
         other = max(known, key=lambda other: other.agrees(look), default=None)
@@ -207,7 +207,7 @@ class PeopleFollower:
             self._main = track
 
     def _untangle(self, track: _Track, look: np.ndarray) -> None:
-        """Two faces that met are apart again: if each has taken the other's place, each gets its own id back."""
+        """After two faces met and parted: if they swapped places, give each its own id back."""
         other = max(track.mixed, key=lambda other: other.agrees(look))
         if other.agrees(look) > track.agrees(look) + _CLEARER:
             track.id, other.id = other.id, track.id
@@ -218,7 +218,7 @@ class PeopleFollower:
         track.mixed = []
 
     def _look(self, image: np.ndarray, face: Detection) -> np.ndarray:
-        """Edges of the head, upright and of one size: of mean 0 and length 1, so that a product is a correlation."""
+        """Edge histogram of the upright, scaled head, with mean 0 and length 1, so that a product is a correlation."""
         crop = warp_face(image, face, _LOOK_PIXELS, _LOOK_AROUND)
         look: np.ndarray = np.asarray(self._hog.compute(crop)).ravel()
         look = look - look.mean()

@@ -1,7 +1,7 @@
-"""What is said, as vectors: words → pieces of words → ``text.onnx`` → a vector for each piece, in its context.
+"""Encodes what is said: words → word pieces → ``text.onnx`` → a vector for each piece in its context.
 
-The pieces are those of BERT (WordPiece: Wu et al., "Google's neural machine translation system", 2016): of each word
-the longest piece in the vocabulary that it begins with, then the longest that the rest begins with, and so on.
+The pieces are BERT's (WordPiece: Wu et al., "Google's neural machine translation system", 2016): the longest piece of
+the vocabulary with which a word begins, then the longest with which the rest begins, and so on.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_ROWS = 64  # pieces of the text window, the marks at its ends included
+MAX_ROWS = 64  # pieces in the text window, including the marks at its ends
 LONGEST_WORD = 40  # letters; a longer word is unknown
-MOST_BROKEN = 0.4  # pieces a word that go on with one or are unknown: with more, the language is not the encoder's
-LEAST_WORDS = 3  # fewer words do not tell
+MOST_BROKEN = 0.4  # continuation or unknown pieces per word; with more, the language is not the encoder's
+LEAST_WORDS = 3  # fewer words do not identify the language
 
 SETTINGS = {"longest_word": LONGEST_WORD, "most_broken": MOST_BROKEN, "least_words": LEAST_WORDS}
 
@@ -29,7 +29,7 @@ def tokens(text: str) -> list[str]:
 
 
 class WordPieces:
-    """Words as numbers of a vocabulary's pieces. ``pieces``: the vocabulary, one piece per line of ``vocab.txt``."""
+    """Maps words to the numbers of their pieces. ``pieces``: the vocabulary, the lines of ``vocab.txt``."""
 
     def __init__(self, pieces: Sequence[str]) -> None:
         self.number = {piece: number for number, piece in enumerate(pieces)}
@@ -43,7 +43,7 @@ class WordPieces:
         return cls(path.read_text(encoding="utf-8").splitlines())
 
     def of_word(self, word: str) -> list[int]:
-        """Pieces of one word, as a recogniser writes it. Apostrophes stand alone."""
+        """Pieces of one word as a recogniser writes it. An apostrophe is a piece of its own."""
         if word not in self._known:
             if len(self._known) > 20_000:  # bounded on an endless stream
                 self._known.clear()
@@ -72,7 +72,7 @@ class WordPieces:
         return np.array([self.first, *numbers[-(MAX_ROWS - 2) :], self.last], np.int64)
 
     def knows(self, words: Sequence[str]) -> bool:
-        """Whether the words may be of the vocabulary's language: those of others break into many pieces."""
+        """Whether the words may be in the vocabulary's language; words of other languages break into many pieces."""
         if len(words) < LEAST_WORDS:
             return True
         broken = sum(number in self._broken for word in words for number in self.of_word(word))
@@ -84,21 +84,21 @@ class TextEncoder:
 
     def __init__(self, run: Callable[[np.ndarray], np.ndarray], pieces: WordPieces, dim: int) -> None:
         self._run, self.pieces, self.dim = run, pieces, dim
-        self._last: dict[tuple[str, ...], np.ndarray] = {}  # while someone speaks, the same words come again
+        self._last: dict[tuple[str, ...], np.ndarray] = {}  # a cache: while someone speaks, the same words come again
 
     def encode(self, words: Sequence[str]) -> np.ndarray:
-        """Vectors of the last words: (n, dim) float32, n = 0 without words or where the language is not known."""
+        """Vectors of the last words: (n, dim) float32; n = 0 without words or if the language is not known."""
         wanted = self.begin(words)
         return self.finish(words, None if wanted is None else self._run(wanted))
 
     def begin(self, words: Sequence[str]) -> np.ndarray | None:
-        """The first half of ``encode``: what the network has to run, (1, n) int64; None if there is nothing to run."""
+        """The first half of ``encode``: the network's input, (1, n) int64; None if there is nothing to run."""
         if not words or tuple(words) in self._last or not self.pieces.knows(words):
             return None
         return self.pieces.line(words)[None]
 
     def finish(self, words: Sequence[str], computed: np.ndarray | None) -> np.ndarray:
-        """The second half: the vectors of the same words, from the network's, (1, n, dim)."""
+        """The second half: the vectors of the same words, from the network's output, (1, n, dim)."""
         key = tuple(words)
         if computed is not None:
             while len(self._last) >= 16:

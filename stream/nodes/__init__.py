@@ -1,1 +1,1 @@
-"""Node processes: one module each, around the cores, and the runtime that they share."""
+"""Node processes around the cores, one module each, and the runtime that they share."""

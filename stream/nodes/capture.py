@@ -1,4 +1,4 @@
-"""Capture process: a source, and the audio core, the video core or both behind it."""
+"""Capture process: a source, followed by the audio core, the video core or both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from emostream.errors import ModelError, SourceError
+from emostream.errors import ModelError, SourceError, UnreadableError
 from emostream.stream.emotion import Word
 from emostream.stream.messages import End, Face, Message, Words, within
 from emostream.stream.nodes.runtime import REST_S, NodeRuntime, Stopped
@@ -32,7 +32,8 @@ def main(runtime: NodeRuntime) -> None:
     """Open the source, wait until everyone is ready, then publish its samples and frames until it ends or ``stop``
     comes.
 
-    Raises SourceError or ModelError if it cannot begin, after ending its topics. A crash ends no topic, since the node
+    Raises SourceError or ModelError if it cannot begin, after ending its topics, and UnreadableError if the source was
+    opened and nothing in it can be decoded. A crash ends no topic, since the node
     is started again, nor does a live source that was there before and is away when it is.
     """
     spec = runtime.spec
@@ -52,7 +53,7 @@ def main(runtime: NodeRuntime) -> None:
         source.open()
         runtime.wait_for_subscribers(topics)
         t0_ns = runtime.wait_for_go()
-        # no id of a face comes twice in a run: after another start they go on at the tenths of seconds that are over
+        # face ids must be unique in a run: after a restart they continue from the tenths of a second since its start
         first = (runtime.clock.now_ns() - t0_ns) // 100_000_000 if started_again and t0_ns is not None else 0
         cores = Cores(spec.stream, spec.media, detector, t0_ns, spec.config.audio.channels, first)
         runtime.counters = lambda: cores.counters() | source.counters
@@ -62,7 +63,7 @@ def main(runtime: NodeRuntime) -> None:
         reason = "stopped"
     except (SourceError, ModelError) as error:
         failure, reason = error, str(error)
-    except Exception as error:  # of a library, at a source that it does not understand
+    except Exception as error:  # from a library that does not understand the source
         if runtime.has_run:
             raise
         failure = SourceError(f"{source.name}: cannot be used ({type(error).__name__}: {error})")
@@ -77,13 +78,15 @@ def main(runtime: NodeRuntime) -> None:
     runtime.send_ends(end for medium in sorted(spec.media) for end in _ends(spec.stream, medium, reason))
     if failure is not None and cores is None:
         raise failure
+    if failure is not None and cores is not None and cores.is_unused and not started_again:
+        raise UnreadableError(str(failure)) from failure
     if failure is not None:  # a damaged file: what came before the damage counts
         log.error("%s", failure)
 
 
 def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, started_again: bool) -> None:
     if started_again and t0_ns is not None and isinstance(source, (FileSource, ReplaySource)):
-        source.seek(runtime.clock.now_ns() - t0_ns)  # what came while the node was away is gone
+        source.seek(runtime.clock.now_ns() - t0_ns)  # skip the time during which the node was away
     stream = runtime.spec.stream
     pictures = _pictures(runtime)
     delay_ns: int | None = None
@@ -102,13 +105,13 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
             continue
         if t0_ns is not None:
             if source.live:
-                # not when it comes: a decoder gives its last picture when the source is given up
+                # not the arrival time: a decoder only outputs its last picture when the source is closed
                 runtime.heard_ns = max(runtime.heard_ns or 0, min(item.media_end_ns, runtime.clock.now_ns()))
                 item = dataclasses.replace(item, media_ns=item.media_ns - t0_ns)
                 if item.media_ns < 0:  # captured before the run began
                     continue
             else:
-                if delay_ns is None:  # somebody began to write into a pipe, or a server to send, only now
+                if delay_ns is None:  # a pipe or a server may only have begun to send now
                     late_ns = runtime.clock.now_ns() - t0_ns - item.media_end_ns
                     is_file = isinstance(source, (FileSource, ReplaySource))
                     delay_ns = max(0, late_ns) if not (started_again or is_file) else 0
@@ -124,15 +127,17 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
             if runtime.spec.config.speech.recognizer == "external":
                 runtime.send(Words(stream=stream, words=_on_timeline(item.words, t0_ns or 0)))
             continue
-        for message in cores.push(item, getattr(source, "delay_ns", 0)):
+        for message in cores.push(item, getattr(source, "delay_ns", 0), runtime.at_rest):
             runtime.send(message)
             if pictures is not None and isinstance(message, Face) and isinstance(item, VideoFrame):
                 pictures(item, message)
+        if source.live:
+            runtime.flush_seldom()
 
 
 def _pictures(runtime: NodeRuntime) -> Callable[[VideoFrame, Face], None] | None:
-    """Sends pictures, where they may be recorded or shown, and only as long as somebody does or looks: else none is
-    made."""
+    """A function that sends pictures while they are being recorded or looked at; None if the configuration allows
+    neither."""
     spec = runtime.spec
     record, page = spec.config.record, spec.config.page
     wanted = (record.video and record.folder) or (page.picture and page.on)
@@ -150,7 +155,7 @@ def _pictures(runtime: NodeRuntime) -> Callable[[VideoFrame, Face], None] | None
 
 
 def _on_timeline(words: Sequence[Word], t0_ns: int) -> list[Word]:
-    """Words of which the times were Unix times."""
+    """Convert the words' Unix times to the stream's timeline."""
     t0_s = t0_ns / 1e9
     return [
         msgspec.structs.replace(word, start_s=round(word.start_s - t0_s, 3), end_s=round(word.end_s - t0_s, 3))
@@ -164,7 +169,7 @@ def _steered(
     muted: Sequence[tuple[int, int]],
     paused: Sequence[tuple[int, int]],
 ) -> AudioChunk | VideoFrame | SeenFaces | HeardWords | None:
-    """What may be heard and seen of it while a stream is muted or paused."""
+    """The item, silenced or left out (None) as the stream's muted and paused spans demand."""
     if isinstance(item, AudioChunk):
         return silenced(item, t0_ns, [*muted, *paused]) if muted or paused else item
     unheard = [*muted, *paused] if isinstance(item, HeardWords) else paused
@@ -172,7 +177,7 @@ def _steered(
 
 
 def silenced(chunk: AudioChunk, t0_ns: int, spans: Sequence[tuple[int, int]]) -> AudioChunk:
-    """The same sound, but 0 where it was captured within one of ``spans`` (Unix times in ns)."""
+    """The same sound, but 0 wherever it was captured within one of ``spans`` (Unix times in ns)."""
     begin_ns, end_ns = t0_ns + chunk.media_ns, t0_ns + chunk.media_end_ns
     hit = [span for span in spans if span[0] < end_ns and span[1] > begin_ns]
     if not hit:
@@ -185,8 +190,8 @@ def silenced(chunk: AudioChunk, t0_ns: int, spans: Sequence[tuple[int, int]]) ->
 
 
 def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
-    """Wait until a file's sample is due. Returns whether to skip it: a node that was started again goes on where the
-    file is by now."""
+    """Wait until a file's sample is due. Returns whether to skip it: a restarted node continues where the file would be
+    by now."""
     if started_again and runtime.clock.now_ns() - due_ns > _SKIP_NS:
         return True
     if due_ns > runtime.clock.now_ns():
@@ -201,7 +206,7 @@ def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
 
 
 class Cores:
-    """The cores of the media that a process captures. Each is imported only where it runs, as are its libraries."""
+    """The cores for the media that a process captures. Each is imported, with its libraries, only if it is used."""
 
     def __init__(
         self,
@@ -223,10 +228,13 @@ class Cores:
 
             self._video = VideoCore(stream, detector, t0_ns, first)
         self._count = {"chunks": 0, "frames": 0}
-        self._seen = (0, 0)  # pictures and faces, when the senses were taken last
+        self._seen = (0, 0)  # pictures and faces at the last ``take_senses``
 
-    def push(self, item: AudioChunk | VideoFrame | SeenFaces, delay_ns: int) -> list[Message]:
-        """``delay_ns``: how long the source held it back; it counts as captured when it was given."""
+    def push(self, item: AudioChunk | VideoFrame | SeenFaces, delay_ns: int, at_rest: bool = False) -> list[Message]:
+        """``delay_ns``: how long the source held it back; it counts as captured when it was given. ``at_rest``: see
+        ``AudioCore``."""
+        if self._audio is not None:
+            self._audio.at_rest = at_rest
         for core in (self._audio, self._video):
             if core is not None:
                 core.delay_ns = delay_ns
@@ -238,11 +246,16 @@ class Cores:
             return []
         return self._video.repeat(item) if isinstance(item, SeenFaces) else self._video.push(item)
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing has been pushed yet."""
+        return not any(self._count.values())
+
     def flush(self) -> list[Message]:
         return self._audio.flush() if self._audio is not None else []
 
     def take_senses(self) -> dict[str, float]:
-        """The share of pictures with a face since this was called last."""
+        """The share of pictures with a face since the last call."""
         if self._video is None:
             return {}
         (frames, faces), self._seen = self._seen, (self._count["frames"], self._video.faces)

@@ -22,7 +22,7 @@ from emostream.stream.messages import End, Label, Message, Orders
 from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
 from emostream.stream.profile import Profile
 from emostream.stream.public import EmotionPublisher
-from emostream.stream.topics import LABEL, STATUS, fused_contents, fused_topics, parse_node
+from emostream.stream.topics import LABEL, fused_contents, fused_topics, parse_node
 
 if TYPE_CHECKING:
     from emostream.stream.remote.link import Link
@@ -31,10 +31,11 @@ log = logging.getLogger(__name__)
 
 _SAVE_S = 5.0
 _IDLE_MS = 100
+_REST_MS = 250  # where nobody speaks: as often as speech reports progress
 _TICK_S = 0.05
-_GIVE_UP_S = 1.8  # later than the speech node, whose last words it still takes
-_JOIN_S = 15.0  # at the start
-_STEP_NS = 20_000_000  # queued messages are taken before jobs run, but no longer than this
+_GIVE_UP_S = 1.8  # longer than the speech node's, so that its last words still arrive
+_JOIN_S = 15.0  # for the remote networks, at the start
+_STEP_NS = 20_000_000  # take queued messages before running jobs, but for no longer than this
 _AHEAD_NS = 20_000_000_000  # at fast pace, video waits while it is further ahead of speech than this
 
 
@@ -42,7 +43,7 @@ def main(runtime: NodeRuntime) -> None:
     """Load the networks, then take the messages of all producers and publish labels until all streams have ended.
 
     Raises BundleError or BackendError if the networks cannot be loaded, BusError if the endpoint cannot be bound at the
-    start of the run. A stranger who takes it while this node is started again does not end the run.
+    start of the run. If another program takes the endpoint while this node restarts, the run goes on.
     """
     spec = runtime.spec
     config = spec.config
@@ -73,7 +74,7 @@ def main(runtime: NodeRuntime) -> None:
         runtime.counters = lambda: core.counters + public.counters + (link.counters if link is not None else Counter())
         runtime.by_stream = core.by_stream
         stack.callback(setattr, runtime, "on_status", runtime.on_status)  # a status may come after the socket is closed
-        runtime.on_status = lambda payload: public.forward(STATUS, payload.encode())
+        runtime.on_status = lambda payload: public.send_status(payload.encode())
         keeper = None
         if config.fusion.profile:
             profile = Profile(user_path(config.fusion.profile), open_bundle(config.fusion.bundle))
@@ -82,8 +83,8 @@ def main(runtime: NodeRuntime) -> None:
 
 
 class _Keeper:
-    """Saves what is learnt of the persons: every few seconds, and at the end. A file that cannot be written (any more)
-    costs a warning, not the labels."""
+    """Saves what is learnt about the persons every few seconds and at the end. A file that cannot be written causes a
+    warning; labels go on."""
 
     def __init__(self, profile: Profile, core: FusionCore) -> None:
         self._profile, self._core = profile, core
@@ -125,9 +126,9 @@ def _serve(
     inputs = [(*parse_node(node), ipc_of(spec, node)) for node in spec.inputs]
     video_nodes = {stream: endpoint for kind, stream, endpoint in inputs if kind == "video"}
     speech_nodes = [endpoint for kind, _, endpoint in inputs if kind == "speech"]
-    serials = {name: stream.serial for name, stream in spec.orders.added.items()}  # of those in ``inputs`` already
-    ended: set[str] = set()  # nodes whose ends need not come any more
-    ends: list[End] = []  # in their place, once everything that they sent has been taken
+    serials = {name: stream.serial for name, stream in spec.orders.added.items()}  # streams already in ``inputs``
+    ended: set[str] = set()  # nodes whose own End messages are no longer needed
+    ends: list[End] = []  # used instead of them once everything that these nodes sent has been taken
 
     def follow(orders: Orders) -> None:
         core.follow(changed(spec.config, orders.settings))
@@ -159,7 +160,7 @@ def _serve(
 
     def publish(emotion: Emotion, send: Callable[[Message], None]) -> None:
         payload = public.send(emotion)
-        if emotion.final:  # what may be taken back is for subscribers alone
+        if emotion.final:  # provisional labels are for subscribers only
             send(Label(stream=emotion.stream, payload=payload.decode()))
 
     while not core.done:
@@ -172,9 +173,10 @@ def _serve(
         if not spec.realtime:
             for stream, endpoint in video_nodes.items():
                 inbox.hold(endpoint, core.ahead_ns(stream) > _AHEAD_NS)
-        if spec.realtime and core.at_rest and len(inbox) == 0:  # features can wait until somebody speaks
-            inbox.wait_for(speech_nodes, _IDLE_MS)
         patience_ms = min(_IDLE_MS, core.patience_ms())
+        if spec.realtime and core.at_rest and len(inbox) == 0:  # features can wait until somebody speaks
+            inbox.wait_for(speech_nodes, _REST_MS if link is None else _IDLE_MS)
+            patience_ms = 0
         message = inbox.receive(patience_ms if link is None else link.patience_ms(patience_ms))
         if link is not None:
             link.tick()
@@ -201,8 +203,8 @@ def _ends(node: str) -> list[End]:
 
 
 def _link(runtime: NodeRuntime, remote: str, head: Head, inbox: Inbox) -> Link:
-    """The way to the networks elsewhere. Raises ConfigError without keys; ClusterError if they do not take this run's
-    streams at its start, and the networks are not here."""
+    """The link to the remote networks. Raises ConfigError without keys, and ClusterError if they do not accept this
+    run's streams at its start although there are no local networks."""
     from emostream.stream.remote.link import Link
 
     spec = runtime.spec
@@ -219,7 +221,7 @@ def _link(runtime: NodeRuntime, remote: str, head: Head, inbox: Inbox) -> Link:
 
 
 def _load(runtime: NodeRuntime) -> Classifier:
-    """In a thread, since an engine that must be built first takes longer than a node may be silent. Raises Stopped."""
+    """Load in a thread, since building an engine may take longer than a node may be silent. Raises Stopped."""
     config = runtime.spec.config.fusion
 
     def load() -> Classifier:

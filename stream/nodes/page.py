@@ -1,4 +1,4 @@
-"""Page process: a web server beside the run, of this machine alone or with TLS. Where it dies, labels go on."""
+"""Page process: a web server beside the run, for this machine only or with TLS. If it dies, labels go on."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from emostream.stream.control import Control, Request, control_path
 from emostream.stream.messages import Face, Label, Orders, Pcm, Picture
 from emostream.stream.nodes.runtime import NodeRuntime, ipc_of
 from emostream.stream.page.tls import Certificate
+from emostream.stream.source_spec import described
 from emostream.stream.steering import SETTABLE
 from emostream.stream.topics import LABEL, Content, parse_node, stream_topic
 
@@ -30,12 +31,13 @@ log = logging.getLogger(__name__)
 
 _IDLE_MS = 100
 _LOOKING_MS = 20
+_PING_S = 10.0  # a browser that neither reads nor answers for so long is let go
 _ANY = ("0.0.0.0", "[::]")
 
 
 def main(runtime: NodeRuntime) -> None:
     """Serve the page until ``stop`` comes. Raises ModelError if packages for it are missing, ConfigError if its
-    certificate cannot be used (any more), and RunError if its port cannot be bound."""
+    certificate cannot be used, and RunError if its port cannot be bound."""
     try:
         from emostream.stream.page.server import make_app
         from emostream.stream.page.state import PageState
@@ -62,18 +64,19 @@ def main(runtime: NodeRuntime) -> None:
     with _served(app, page, None if certificate is None else certificate.context):
         log.info("%s/%s/", address(page, names), token)
 
-        def show_settings(orders: Orders) -> None:
+        def show(orders: Orders) -> None:
             state.set_settings(settings_of(config, orders))
+            state.set_sources(sources_of(config, orders))
 
-        runtime.on_orders = show_settings
-        show_settings(runtime.orders)
+        runtime.on_orders = show
+        show(runtime.orders)
         runtime.wait_for_go()
         with contextlib.closing(_Senses(runtime, state)) as senses:
             while not runtime.stopping:
                 runtime.tick()
                 if certificate is not None:
                     certificate.tick()
-                senses.take(looking := state.viewers > 0)
+                senses.take(looking := state.is_watched)
                 while (message := labels.receive(0)) is not None:
                     if isinstance(message, Label):
                         state.add(message.payload)
@@ -81,17 +84,23 @@ def main(runtime: NodeRuntime) -> None:
 
 
 def settings_of(config: Config, orders: Orders) -> dict[str, object]:
-    """What can be changed while a run goes on, as it is by now: by SECTION.KEY."""
+    """Current values of the settings that can be changed during a run, by SECTION.KEY."""
     now = changed(config, orders.settings)
     values = {name: attrgetter(name)(now) for name in SETTABLE}
     prior = values["fusion.prior"]
-    if isinstance(prior, dict):  # as one types it
+    if isinstance(prior, dict):  # as a user would type it
         values["fusion.prior"] = "{" + ", ".join(f"{label} = {share:g}" for label, share in prior.items()) + "}"
     return values
 
 
+def sources_of(config: Config, orders: Orders) -> dict[str, str]:
+    """The sources of each stream, of those added too, as they were named, without secrets."""
+    streams = {stream.name: described(source for _, source in stream.sources) for stream in config.streams}
+    return streams | {name: expected.sources for name, expected in orders.added.items()}
+
+
 def address(page: PageConfig, names: Sequence[str]) -> str:
-    """Where the page is, without the token. ``names``: the hosts of its certificate, of which a browser wants one."""
+    """The page's address, without the token. ``names``: the hosts of its certificate; browsers need one of them."""
     scheme = "https" if page.certificate else "http"
     plain = [name for name in names if not name.startswith("*")]
     host = page.host if page.host in names or not plain else plain[0]
@@ -99,14 +108,14 @@ def address(page: PageConfig, names: Sequence[str]) -> str:
 
 
 def _hosts(page: PageConfig, names: Sequence[str]) -> frozenset[str]:
-    """What a request may name as its host: browsers leave out the usual port."""
+    """Accepted values of a request's Host header; browsers omit the default port."""
     hosts = {*LOOPBACK, *names, page.host.lower()} - {*_ANY}
     usual = page.port == (443 if page.certificate else 80)
     return frozenset({f"{host}:{page.port}" for host in hosts} | (hosts if usual else set()))
 
 
 class _Senses:
-    """The sound and faces of all streams, and their pictures where that is asked for, while somebody looks."""
+    """Takes the sound and faces of all streams, and their pictures if configured, while somebody looks."""
 
     def __init__(self, runtime: NodeRuntime, state: PageState) -> None:
         self._runtime, self._state = runtime, state
@@ -138,7 +147,7 @@ class _Senses:
                 self._state.show(message)
 
     def _nodes(self) -> set[str]:
-        """All that capture, of streams added later too. One that is added again has the same endpoint."""
+        """All capturing nodes, including those of streams added later. A stream added again has the same endpoint."""
         added = self._runtime.orders.added.values()
         nodes = chain(self._runtime.spec.inputs, *(stream.inputs for stream in added))
         return {node for node in nodes if parse_node(node)[0] in ("audio", "video", "capture")}
@@ -160,16 +169,17 @@ def _served(app: Any, page: PageConfig, tls: ssl.SSLContext | None) -> Iterator[
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host.strip("[]"), port))
-        listening.listen()  # before the address is told, though the server's thread may take a while to begin
+        listening.listen()  # before the address is announced, since the server's thread may start a little later
     except OSError as error:
         listening.close()
         raise RunError(f"the page cannot have {host}:{port} ({error.strerror}); see page.port") from error
     settings = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", ws="websockets-sansio", ws_max_size=65_536,
+        ws_ping_interval=_PING_S, ws_ping_timeout=_PING_S, ws_per_message_deflate=tls is not None,
         limit_concurrency=64, timeout_graceful_shutdown=1, server_header=False,
     )  # fmt: skip
     settings.load()
-    settings.ssl = tls  # of our own making: uvicorn's takes older ciphers
+    settings.ssl = tls  # our own context, since uvicorn's accepts older ciphers
     server = uvicorn.Server(settings)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("websockets").setLevel(logging.CRITICAL)

@@ -1,7 +1,8 @@
 """A node's process, from start to end.
 
 Exit codes: 0: it came to its end; 3: it cannot run at all (its log line says why); 4: somebody else than the supervisor
-sent it SIGTERM; any other: it crashed. Two nodes may share a process: see ``code_of``.
+sent it SIGTERM; 5: nothing in its source can be decoded; any other: it crashed. Two nodes may share a process: see
+``code_of``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import NoReturn
 import zmq
 
 from emostream.commands import THREADS
-from emostream.errors import EmostreamError
+from emostream.errors import EmostreamError, UnreadableError
 from emostream.stream.bus import LINGER_MS, Context
 from emostream.stream.handover import Handover
 from emostream.stream.limits import no_core_dumps
@@ -32,14 +33,15 @@ from emostream.stream.topics import HEARD, stream_topic
 
 CANNOT_RUN = 3
 TERMINATED = 4
+UNREADABLE = 5
 GUEST = 16  # added to the code of a node that shares another one's process
 _ORPHAN_S = 1.5  # from the supervisor's death to the end of a node that does not end by itself
 _LOOK_S = 0.1
-_STOP_COMES_S = 1.0  # whoever ends a service sends SIGTERM to all its processes: the supervisor's ``stop`` follows
+_STOP_COMES_S = 1.0  # stopping a service sends SIGTERM to all its processes; the supervisor's ``stop`` then follows
 
 
 def start_node(spec: NodeSpec, guest: NodeSpec | None = None) -> BaseProcess:
-    """Start a node's process, which ``guest`` shares."""
+    """Start a node's process; ``guest`` shares it."""
     names = spec.name if guest is None else f"{spec.name} {guest.name}"
     # one thread per numeric library and process, since several processes share few cores
     threads = {name: os.environ.get(name, "1") for name in THREADS}
@@ -51,7 +53,7 @@ def start_node(spec: NodeSpec, guest: NodeSpec | None = None) -> BaseProcess:
 
 @contextmanager
 def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """The environment with these changes, for a child that inherits it; the caller's own is left as it was."""
+    """Change the environment for a child that inherits it, then restore it."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
@@ -65,10 +67,11 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 
 
 def run_node(spec: NodeSpec, guest: NodeSpec | None = None) -> None:
-    """A node process from start to end; the target that multiprocessing starts. ``guest`` runs in a thread of it: what
-    ``spec`` publishes of the guest's stream is handed over to it without a socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends both to all; the supervisor decides
+    """A node process from start to end; the target that multiprocessing starts. ``guest`` runs in one of its threads
+    and receives what ``spec`` publishes of the guest's stream without a socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends both to all processes; the supervisor decides
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    logging.basicConfig(format=f"error: {spec.name}: %(message)s", level="ERROR")  # until its runtime sends its lines
     no_core_dumps()
     runtimes: list[NodeRuntime] = []
     _watch_signals(runtimes, spec.parent)
@@ -80,7 +83,7 @@ def run_node(spec: NodeSpec, guest: NodeSpec | None = None) -> None:
     thread = threading.Thread(target=beside, name=guest.name, daemon=True)
 
     def make_runtime() -> NodeRuntime:
-        runtime = NodeRuntime(spec, context, outlet=handover)  # sets up the log, so that the guest's lines come after
+        runtime = NodeRuntime(spec, context, outlet=handover)  # sets up the log before the guest writes any lines
         thread.start()
         return runtime
 
@@ -90,7 +93,7 @@ def run_node(spec: NodeSpec, guest: NodeSpec | None = None) -> None:
             runtime.tick()
 
     code = _run(spec, make_runtime, runtimes, wait_for_guest)
-    if thread.is_alive():  # its sockets are its own
+    if thread.is_alive():  # the guest still uses its sockets
         time.sleep(_LOOK_S)
     else:
         context.destroy(LINGER_MS)
@@ -103,7 +106,7 @@ def _run(
     runtimes: list[NodeRuntime],
     at_end: Callable[[NodeRuntime], None] | None = None,
 ) -> int:
-    """A node from start to end. Returns its exit code. ``at_end``: called before it says goodbye, unless it failed."""
+    """A node from start to end. Returns its exit code. ``at_end``: called before it closes, unless it failed."""
     code = 0
     runtime: NodeRuntime | None = None
     try:
@@ -114,7 +117,7 @@ def _run(
         pass
     except EmostreamError as error:
         logging.error("%s", error)
-        code = CANNOT_RUN
+        code = UNREADABLE if isinstance(error, UnreadableError) else CANNOT_RUN
     except Exception as error:
         logging.debug("%s", traceback.format_exc())
         if runtime is not None and not runtime.has_run and spec.t0_ns is None:  # it would fail again
@@ -132,7 +135,7 @@ def _run(
 
 
 def _run_guest(spec: NodeSpec, make_runtime: Callable[[], NodeRuntime], runtimes: list[NodeRuntime]) -> None:
-    """One that fails takes the process along, as its host would take it along."""
+    """A guest that fails ends the process, just as its host would."""
     if code := _run(spec, make_runtime, runtimes):
         time.sleep(_LOOK_S)  # for its last lines to be sent
         _end(GUEST + code)
@@ -140,14 +143,14 @@ def _run_guest(spec: NodeSpec, make_runtime: Callable[[], NodeRuntime], runtimes
 
 def _end(code: int) -> NoReturn:
     for output in (sys.stdout, sys.stderr):
-        if output is not None:  # of a program without a terminal
+        if output is not None:  # None in a program without a terminal
             output.flush()
     os._exit(code)  # without waiting for a thread that is blocked in a read
 
 
 def code_of(code: int, is_guest: bool) -> int:
-    """What the exit code of a process that two nodes share says of one of them: a crash is both nodes' crash, but where
-    one of them cannot run, the other one has ended."""
+    """One node's exit code, from the exit code of a process that two nodes share. A crash counts as a crash of both; if
+    one node cannot run, the other one has ended normally."""
     if code <= 0 or code == TERMINATED or code % GUEST == 1:
         return code % GUEST if code > 0 else code
     return code % GUEST if is_guest == (code >= GUEST) else 0
@@ -180,7 +183,7 @@ def _watch_signals(runtimes: Sequence[NodeRuntime], parent: int) -> None:
 
 
 def _main(kind: str) -> Callable[[NodeRuntime], None]:
-    """The main function of a kind of node, imported by the node that runs it alone."""
+    """The main function of a kind of node, imported only by the node that runs it."""
     if kind == "capture":
         from emostream.stream.nodes.capture import main
     elif kind == "speech":

@@ -1,4 +1,4 @@
-"""Recording process: writes what was heard, seen and said into files, beside the run. Where it dies, labels go on."""
+"""Recording process: writes what was heard, seen and said into files, beside the run. If it dies, labels go on."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _LAST_NS, _GIVE_UP_S = 500_000_000, 1.5  # after ``stop``, for the last labels
 
 
 def main(runtime: NodeRuntime) -> None:
-    """Record until ``stop`` comes. Raises ModelError if packages are missing, and RunError if nothing can be written
-    at the beginning; a disk that is full later ends this process alone."""
+    """Record until ``stop`` comes. Raises ModelError if packages are missing, and RunError if nothing can be written at
+    the beginning; if the disk fills up later, only this process ends."""
     try:
         from emostream.stream.recording import FORMAT, Recorder
     except ImportError as error:
@@ -81,7 +81,7 @@ def main(runtime: NodeRuntime) -> None:
 
 @contextmanager
 def _deaf(runtime: NodeRuntime) -> Iterator[None]:
-    """Neither status nor log is written after the end: some come while the process says goodbye."""
+    """Afterwards, ignore status and log messages, some of which arrive while the process ends."""
     try:
         yield
     finally:
@@ -89,6 +89,6 @@ def _deaf(runtime: NodeRuntime) -> Iterator[None]:
 
 
 def _nodes(runtime: NodeRuntime) -> set[str]:
-    """All that capture or hear, of streams added later too."""
+    """All nodes that capture or hear, including those of streams added later."""
     added = runtime.orders.added.values()
     return {*runtime.spec.inputs, *chain.from_iterable(stream.inputs for stream in added)}

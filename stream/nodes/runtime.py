@@ -1,7 +1,8 @@
-"""What every node process has around its core: sockets, heartbeats, log lines, the commands ``go`` and ``stop``."""
+"""What every node process has around its core: sockets, heartbeats, log lines, and the commands ``go`` and ``stop``."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -40,7 +41,7 @@ _DUTIES_NS = 50_000_000
 _AGAIN_NS = 500_000_000
 _NEVER_NS = 1 << 62
 _STAY_S = 1.0
-REST_S = 0.1  # between two looks, at rest; less than min_hangover_ms: the label of a short utterance is not delayed
+REST_S = 0.16  # between two looks, at rest; less than min_hangover_ms: the label of a short utterance is not delayed
 _CAUGHT_UP_S = 0.5
 LIGHTER = "this machine is too slow for so much: fewer streams, a lower video.fps or speech.recognizer=none help"
 
@@ -48,10 +49,10 @@ LIGHTER = "this machine is too slow for so much: fewer streams, a lower video.fp
 @dataclass(frozen=True)
 class NodeSpec:
     """All that a node needs to know. ``inputs``: names of the nodes that it subscribes to; ``source``, ``media`` and
-    ``tracks``: of a capture node; ``host``: the node whose process this one shares; ``streams``: by name, the
-    modalities that fusion has to expect; ``t0_ns``: Unix time of media time 0, if the run has begun already (the node
-    is started again); ``run``: its name; ``first``: of fusion's numbers, later ones where it is started again;
-    ``orders``: those so far; ``parent``: the supervisor's process."""
+    ``tracks``: for a capture node; ``host``: the node whose process this one shares; ``streams``: by name, the
+    modalities that fusion has to expect; ``t0_ns``: Unix time of media time 0, if the run has already begun (the node
+    is restarted); ``run``: the run's name; ``first``: fusion's first number, higher after a restart; ``orders``: the
+    orders so far; ``parent``: the supervisor's process id."""
 
     kind: Literal["capture", "speech", "fusion", "page", "record"]
     name: str
@@ -77,7 +78,7 @@ class NodeSpec:
 
 
 class Stopped(Exception):
-    """The command ``stop`` came while the node waited."""
+    """The command ``stop`` came while the node was waiting."""
 
 
 class _LogQueue(logging.Handler):
@@ -93,10 +94,10 @@ class _LogQueue(logging.Handler):
 
 
 class NodeRuntime:
-    """Sockets and duties of a node. ``counters``, ``senses`` and ``by_stream`` are called for each heartbeat,
-    ``on_status``, of fusion and of nodes beside the run, with each status of the run, ``on_log``, of a recording, with
-    each line for the user, ``on_orders`` with each new ``orders``. ``heard_ns``: when a live source last gave
-    something; None without one.
+    """Sockets and duties of a node. It calls ``counters``, ``senses`` and ``by_stream`` for each heartbeat,
+    ``on_orders`` with all new orders, ``on_status`` with each status of the run (in fusion and in nodes beside the
+    run), and ``on_log`` with each log line for the user (in a recording node). ``heard_ns``: when a live source last
+    delivered something; None without one.
 
     Raises BusError if its endpoint cannot be bound.
     """
@@ -121,7 +122,9 @@ class NodeRuntime:
         self.orders = spec.orders
         self.heard_ns: int | None = None
         self.peak_dbfs = -120.0  # of a speech node: the loudest sample so far
+        self.helpers: list[int] = []  # processes of this node's own, whose time and memory are its own
         self._told_behind = False
+        self._stood_s, self._used_s = 0.0, time.process_time()  # how long the process did not run, since it was behind
         self.observer = bus.observer
         self.inbox: Inbox | None = None
         self.t0_ns = spec.t0_ns
@@ -168,12 +171,12 @@ class NodeRuntime:
 
     @property
     def has_run(self) -> bool:
-        """Whether everything was loaded."""
+        """Whether the node got past loading."""
         return self._state != "starting"
 
     @property
     def has_ended(self) -> bool:
-        """Whether the last message was handed over."""
+        """Whether the last message was handed over to the guest."""
         return self._outlet is not None and self._outlet.ended
 
     @property
@@ -181,7 +184,7 @@ class NodeRuntime:
         return self.stop_event.is_set()
 
     def stopping_for(self, seconds: float) -> bool:
-        """Whether ``stop`` came this long ago: ends that have not arrived by then are not waited for."""
+        """Whether ``stop`` came more than this long ago; End messages still missing by then are not waited for."""
         return self.stopping and self.clock.now_ns() - self._stopped_ns > seconds * 1e9
 
     @property
@@ -190,14 +193,20 @@ class NodeRuntime:
         return self._outlet is not None and self._outlet.at_rest
 
     def flush(self) -> None:
-        """Hand over what stays at rest until this is called: from the first call on, it does."""
+        """Hand over the messages collected at rest. Messages are collected from the first call on."""
         if self._outlet is not None:
             self._outlet.bundling = True
             self._outlet.flush()
 
+    def flush_seldom(self) -> None:
+        """As ``flush``, for a live source, which is never waited for: at rest not after each block of its sound."""
+        if self._outlet is not None:
+            self._outlet.bundling = True
+            self._outlet.flush_seldom(self.clock.now_ns(), int(REST_S * 1e9))
+
     def rest(self, resting: bool) -> None:
-        """Say whether this node waits for its next message. While it does not, several are taken at once, which costs
-        less than one by one."""
+        """Say whether this node is at rest, that is, in no hurry for its next message. Several messages are then
+        handled at once, which costs less than one by one."""
         if self._inlet is not None:
             self._inlet.at_rest = resting
         elif resting and self.inbox is not None and len(self.inbox) == 0:
@@ -233,12 +242,13 @@ class NodeRuntime:
         return self.t0_ns if self.spec.realtime else None
 
     def tick(self) -> None:
-        """Do the node's duties if they are due. To be called often, which costs next to nothing."""
+        """Do the node's duties if they are due. Call it often; that costs next to nothing."""
         if self.clock.now_ns() >= self._next_duties_ns:
             self._do_duties()
 
     def _do_duties(self) -> None:
         """Take control messages; send log lines and, each second, a heartbeat."""
+        self._notice_suspension()
         self._next_duties_ns = self.clock.now_ns() + _DUTIES_NS
         while (message := self._control.receive(0)) is not None:
             if isinstance(message, StatusReport):
@@ -252,7 +262,7 @@ class NodeRuntime:
                     self.t0_ns = message.at_ns
             elif isinstance(message, Orders) and message.serial > self.orders.serial:
                 self._follow(message)
-        if self.spec.parent and os.getppid() != self.spec.parent:  # it died: nobody else would stop this node
+        if self.spec.parent and os.getppid() != self.spec.parent:  # the supervisor died, and nobody else stops nodes
             self.stop()
         heard = self.publisher.has_subscribers([log_topic(self.spec.name)])  # until then, lines wait
         while heard and not self._log.lines.empty():
@@ -262,7 +272,7 @@ class NodeRuntime:
             self._beat()
 
     def _follow(self, orders: Orders) -> None:
-        """Do what is new, and say so at once."""
+        """Carry out new orders and acknowledge them at once."""
         if self.spec.stream and self.spec.stream in orders.removed:
             self.stop()
         self.on_orders(orders)
@@ -270,14 +280,14 @@ class NodeRuntime:
         self._beat()
 
     def send(self, message: Message) -> None:
-        """Publish, waiting for full subscribers at fast pace. Raises Stopped."""
+        """Publish; at fast pace, wait for subscribers whose queues are full. Raises Stopped."""
         while not self._publish(message):
             self.tick()
             if self.stopping:
                 raise Stopped
 
     def send_last(self, message: Message) -> None:
-        """Publish a message that must not be lost, waiting for full subscribers up to a second, even when stopping."""
+        """Publish a message that must not be lost: wait up to a second for full queues, even when stopping."""
         for _ in range(1000 // SEND_TIMEOUT_MS):
             if self._publish(message):
                 return
@@ -290,14 +300,14 @@ class NodeRuntime:
         return self.publisher.send(message)
 
     def send_ends(self, ends: Iterable[End]) -> None:
-        """Publish the last message of each topic and stay until all subscribers have it, since what they have not taken
-        would be lost. When stopping, stay no longer than the others wait."""
+        """Publish the last message of each topic and stay until all subscribers have it, since messages that they have
+        not taken would be lost. When stopping, stay no longer than the others wait."""
         left = list(ends)
         self._state = "done"
         self._beat()
         again_ns = 0
         while left and not self.stopping_for(_STAY_S):
-            if self.clock.now_ns() >= again_ns:  # in real time, it may have been dropped for a full subscriber
+            if self.clock.now_ns() >= again_ns:  # in real time, it may have been dropped at a full queue
                 for end in left:
                     self.send_last(end)
                 again_ns = self.clock.now_ns() + _AGAIN_NS if self.spec.realtime else _NEVER_NS
@@ -319,7 +329,7 @@ class NodeRuntime:
                 inbox.close()
         self.publisher.close()
         if self._owns_context:
-            self.context.destroy(LINGER_MS)  # not term(), which waits for ever for a socket that was left open
+            self.context.destroy(LINGER_MS)  # not term(), which would wait for ever for a socket left open
 
     def _beat(self) -> None:
         self._next_beat_ns = self.clock.now_ns() + _HEARTBEAT_NS
@@ -331,7 +341,8 @@ class NodeRuntime:
             self._tell_behind(behind_s, len(inbox))
             for topic, (start_ns, end_ns) in inbox.take_dropped_spans().items():
                 span = f"from {start_ns / 1e9:.2f} to {end_ns / 1e9:.2f} s"
-                logging.warning("too slow: some of %s %s was dropped; words or labels may lack it", topic, span)
+                slow = "suspended" if self._stood_s else "too slow"
+                logging.warning("%s: some of %s %s was dropped; words or labels may lack it", slow, topic, span)
         counters = dict(self.counters())
         if self.observer is not None:
             counters |= self.observer.counters()
@@ -355,22 +366,40 @@ class NodeRuntime:
         )
 
     def _cpu_s(self) -> float:
-        """Processor time of the process; of one that two nodes share, this one's part."""
+        """CPU time of the process; if two nodes share it, this node's part."""
         if self._inlet is not None:
             self._inlet.cpu_s = time.thread_time()
-            return self._inlet.cpu_s
+            return self._inlet.cpu_s + self._of_helpers_s()
         cpu = self._process.cpu_times()
         guest_s = self._outlet.cpu_s if self._outlet is not None else 0.0  # as of its last heartbeat
         self._spent_s = max(self._spent_s, cpu.user + cpu.system - guest_s)
         return self._spent_s
 
+    def _notice_suspension(self) -> None:
+        """A process that did not run (Ctrl-Z, a paused machine) is behind for that reason."""
+        used_s, since_s = time.process_time(), (self.clock.now_ns() - self._next_duties_ns) / 1e9
+        if self._next_duties_ns and since_s > BEHIND_S and used_s - self._used_s < since_s / 4:
+            self._stood_s = since_s
+        self._used_s = used_s
+
+    def _of_helpers_s(self) -> float:
+        spent_s = 0.0
+        for pid in self.helpers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = psutil.Process(pid).cpu_times()
+                spent_s += times.user + times.system
+        return spent_s
+
     def _tell_behind(self, behind_s: float, queued: int) -> None:
         if behind_s >= BEHIND_S and not self._told_behind:
-            logging.warning("running %.1f s behind: %d messages wait; %s", behind_s, queued, LIGHTER)
+            why = f"it was suspended, or had no processor, for {self._stood_s:.1f} s" if self._stood_s else LIGHTER
+            logging.warning("running %.1f s behind: %d messages wait; %s", behind_s, queued, why)
             self._told_behind = True
         elif behind_s < _CAUGHT_UP_S and self._told_behind:
             logging.warning("has caught up")
             self._told_behind = False
+        if behind_s < _CAUGHT_UP_S:
+            self._stood_s = 0.0
 
 
 def ipc_of(spec: NodeSpec, node: str) -> str:

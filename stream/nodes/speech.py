@@ -9,6 +9,7 @@ from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.messages import End, Orders, Pcm, Words
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
 from emostream.stream.source_spec import masked
+from emostream.stream.speech.apart import Apart
 from emostream.stream.speech.overlap import load_overlap
 from emostream.stream.speech.recognizer import make_recognizer
 from emostream.stream.speech.speaker import load_speaker
@@ -20,11 +21,12 @@ log = logging.getLogger(__name__)
 _SILENT_DBFS = -90.0
 _IDLE_MS = 100
 _GIVE_UP_S = 1.0
+_AT_ONCE = 8  # blocks whose voice activity is computed in one run, where so many wait
 
 
 class _Hint:
-    """Says once, ten seconds after the start, that nobody has spoken yet, and what is heard instead: most often it is
-    another microphone than was thought, or one that is muted."""
+    """Says once, ten seconds after the start, that nobody has spoken yet and how loud the sound is: most often it is
+    the wrong microphone, or it is muted."""
 
     AFTER_NS = 10_000_000_000
 
@@ -51,7 +53,7 @@ class _Hint:
 
 
 def main(runtime: NodeRuntime) -> None:
-    """Load voice activity and recogniser, then turn sound into speech events until it ends or ``stop`` comes.
+    """Load voice activity detection and recogniser, then turn sound into speech events until it ends or ``stop`` comes.
 
     Raises ModelError if a model is missing.
     """
@@ -65,7 +67,10 @@ def main(runtime: NodeRuntime) -> None:
     voice = None if speaker is None else speaker.new_vector()
     network = load_overlap(config)
     overlap = None if network is None else network.new_meter()
-    core = SpeechCore(spec.stream, vad, make_recognizer(config), config, runtime.clock, quiet_vad, voice, overlap)
+    recognizer = make_recognizer(config, apart=f"recognizer.{spec.stream}" if spec.host else "")
+    if isinstance(recognizer, Apart):
+        runtime.helpers.append(recognizer.process.pid)
+    core = SpeechCore(spec.stream, vad, recognizer, config, runtime.clock, quiet_vad, voice, overlap)
     runtime.counters = lambda: {
         "utterances": core.utterances,
         "utterances_ended": core.utterances_ended,
@@ -98,8 +103,11 @@ def main(runtime: NodeRuntime) -> None:
             runtime.rest(core.at_rest)
         message = inbox.receive(_IDLE_MS)
         if isinstance(message, Pcm) and not (runtime.stopping and not spec.realtime):
-            for event in core.push(message):
-                runtime.send_last(event) if runtime.stopping else runtime.send(event)
+            blocks = [message, *inbox.more(Pcm, _AT_ONCE - 1)]
+            core.expect(blocks)
+            for block in blocks:
+                for event in core.push(block):
+                    runtime.send_last(event) if runtime.stopping else runtime.send(event)
         elif isinstance(message, Words):
             core.hear(message.words)
         elif isinstance(message, End):

@@ -1,4 +1,4 @@
-"""A process that ends with its parent from its first moments on, before anything that it needs is imported."""
+"""A process that ends with its parent, even before it has imported anything."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class TetheredProcess(SpawnProcess):
-    """Linux sends it SIGTERM when its parent dies, which is its end until it handles that."""
+    """Linux sends it SIGTERM when its parent dies, which ends it unless it has installed a handler."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # pickle calls the function before it reads the state, which names what is to be imported
+        # pickle calls the function before it reads the state, whose reading imports modules
         return _begin, (os.getpid(),), self.__dict__
 
 
-def _begin(parent: int) -> TetheredProcess:
+def end_with(parent: int) -> None:
+    """From now on Linux sends this process SIGTERM when its parent dies; if that is dead already, this is the end."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before
+    if os.getppid() != parent:
         os._exit(1)
+
+
+def _begin(parent: int) -> TetheredProcess:
+    end_with(parent)
     return TetheredProcess.__new__(TetheredProcess)

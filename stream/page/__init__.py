@@ -1,1 +1,1 @@
-"""The live page: what a run hears, sees and says, in a browser on this machine."""
+"""The live page: shows what a run hears, sees and labels, in a browser."""

@@ -1,4 +1,4 @@
-"""The public messages as events of a conversation, in a shape that users of hosted speech emotion services know."""
+"""The public messages as events of a conversation, in the format of hosted speech emotion services."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from emostream.stream.status import Status
 
 
 class Events:
-    """Turns messages, in their order, into events. One for each reader, since each begins at its own time."""
+    """Turns messages, in order, into events. Each reader needs its own, since each begins at a different time."""
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}  # by stream: the utterance that has begun
         self._words: dict[str, str] = {}
 
     def of(self, emotion: Emotion) -> list[dict[str, Any]]:
-        """The events of a message: ``utterance.start`` at its first, ``words`` when they change, a ``measurement`` with
-        each, ``utterance.end`` with the label."""
+        """The events of a message: ``utterance.start`` with an utterance's first message, ``words`` when they change, a
+        ``measurement`` with each message, ``utterance.end`` with the label."""
         common = {"stream": emotion.stream, "run": emotion.run, "utterance": emotion.utterance}
         out: list[dict[str, Any]] = []
         if self._open.get(emotion.stream) != emotion.utterance:

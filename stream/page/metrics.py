@@ -1,4 +1,4 @@
-"""Numbers of a run for Prometheus, in its text format."""
+"""A run's metrics in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PARTS = ("total", "endpoint_wait", "recognition", "queue", "encode", "fusion")
 
 
 class RunMetrics(Collector):
-    """A collector over labels, as they come, and the newest status. With ``count_labels`` it counts each label by name;
-    else none is named, since what people feel is personal."""
+    """Collects metrics from labels as they come, and from the newest status. With ``count_labels`` it counts each label
+    by name; by default no label is named, since what people feel is personal."""
 
     def __init__(self, state: PageState, count_labels: bool = False) -> None:
         self._state = state
@@ -31,7 +31,7 @@ class RunMetrics(Collector):
         state.on_label = self._add
 
     def text(self) -> bytes:
-        """The numbers as they are now."""
+        """The present metrics."""
         registry = CollectorRegistry()
         registry.register(self)
         return bytes(generate_latest(registry))

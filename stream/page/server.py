@@ -1,11 +1,14 @@
-"""The HTTP server of the page. Everything lies below a random token, so that another user of this machine, or a page of
-the web in this user's browser, cannot look."""
+"""The page's HTTP server. All paths begin with a random token, so that neither another user of this machine nor another
+web page in this user's browser can look."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import hmac
 import json
+import time
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -14,7 +17,7 @@ from urllib.parse import urlsplit
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -27,24 +30,15 @@ from emostream.stream.page.metrics import RunMetrics
 from emostream.stream.page.state import PageState
 
 PERIOD_S = 0.1  # between two looks for something new
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; style-src 'self'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-_STATIC = {
-    "": ("index.html", "text/html"),
-    "page.js": ("page.js", "text/javascript"),
-    "page.css": ("page.css", "text/css"),
-}
-
+_HURRIED_S, _HURRIED_FOR_S = 0.02, 2.0  # the same, for so long, until a page that was opened has sound and faces
+_AT_ONCE = 12  # labels that are in the page as it is sent; all of them follow by its socket
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 _EXPORTS = {"jsonl": (jsonl, "application/x-ndjson"), "csv": (to_csv, "text/csv"), "vtt": (to_vtt, "text/vtt")}
 Steer = Callable[[ControlRequest], str]
 
 
 class Guard:
-    """Lets requests in that name this server as their host, come from no other page, and know the token."""
+    """Only lets in requests that name this server as their host, do not come from another page, and know the token."""
 
     def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str], secure: bool) -> None:
         self._app, self._token, self._hosts = app, token, hosts
@@ -61,6 +55,9 @@ class Guard:
         if allowed and scope["path"] == "/healthz":
             await self._app(scope, receive, send)
         elif allowed and hmac.compare_digest(first.encode(), self._token.encode()):
+            if scope["path"] == f"/{first}" and scope["type"] == "http":  # what the page names is below its address
+                await RedirectResponse(f"{first}/")(scope, receive, send)
+                return
             await self._app({**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode()}, receive, send)
         elif scope["type"] == "websocket":
             await receive()
@@ -70,14 +67,14 @@ class Guard:
             await PlainTextResponse(text, status)(scope, receive, send)
 
     def _is_here(self, host: str) -> bool:
-        """Whether a host is this server; "*.example.org" stands for each name right below example.org."""
+        """Whether a host is this server; "*.example.org" matches each name directly below example.org."""
         host = host.lower()
         return host in self._hosts or f"*.{host.partition('.')[2]}" in self._hosts
 
     def _is_ours(self, origin: str) -> bool:
         try:
             parts = urlsplit(origin)
-        except ValueError:  # no address at all
+        except ValueError:  # not a valid address
             return False
         return parts.scheme == self._scheme and self._is_here(parts.netloc)
 
@@ -91,17 +88,17 @@ def make_app(
     secure: bool = False,
     count_labels: bool = False,
 ) -> ASGIApp:
-    """The page's application. ``hosts``: what a request may name as its host, as "127.0.0.1:8800"; ``steer``: carries
-    out a request to the run and gives its answer; without it, nothing can be changed; ``secure``: it is served by
-    https; ``count_labels``: its metrics count each label by name."""
+    """The page's application. ``hosts``: accepted Host headers, such as "127.0.0.1:8800"; ``steer``: carries out a
+    request to the run and returns its answer (without it, nothing can be changed); ``secure``: served over https;
+    ``count_labels``: metrics count each label by name."""
     metrics = RunMetrics(state, count_labels)
-    content = {
-        path: (files(__package__).joinpath("static", name).read_bytes(), kind) for path, (name, kind) in _STATIC.items()
-    }
+    before, after, policy = _document()
 
-    async def static(request: Request) -> Response:
-        data, kind = content[request.url.path.rpartition("/")[2]]
-        return Response(data, media_type=kind, headers=_HEADERS)
+    async def page(request: Request) -> Response:
+        state.expect()
+        now, _, _ = _news(state, max(0, state.labelled - _AT_ONCE), 0)
+        now = now.replace("<", "\\u003c")  # so that no word ends the element
+        return Response(before + now + after, media_type="text/html", headers=_HEADERS | policy)
 
     async def health(request: Request) -> Response:
         found = state.status()
@@ -133,7 +130,7 @@ def make_app(
     async def control(request: Request) -> Response:
         if steer is None:
             return JSONResponse({"ok": False, "text": "this run cannot be steered"}, 409)
-        if request.headers.get("content-type") != "application/json":  # which no form of another page can send
+        if request.headers.get("content-type") != "application/json":  # a form on another page cannot send this
             return JSONResponse({"ok": False, "text": "send application/json"}, 415)
         try:
             asked = await request.json()
@@ -167,7 +164,7 @@ def make_app(
     return Guard(
         Starlette(
             routes=[
-                *(Route(f"/{path}", static) for path in _STATIC),
+                Route("/", page),
                 Route("/healthz", health),
                 Route("/metrics", metric),
                 Route("/api/utterances", utterances),
@@ -191,7 +188,7 @@ async def _until_gone(websocket: WebSocket) -> None:
 
 
 async def _messages(websocket: WebSocket, state: PageState) -> None:
-    """The public messages as they are. Who is slow gets the newest estimate, and every label of the last 500."""
+    """Send the public messages unchanged. A slow reader gets the newest estimate, and all of the last 500 labels."""
     number, version = state.labelled, 0
     while True:
         for label in state.labels(number):
@@ -222,20 +219,48 @@ async def _events(websocket: WebSocket, state: PageState) -> None:
 
 
 async def _page(websocket: WebSocket, state: PageState) -> None:
-    """What the page draws, ten times a second: one message with all that is new, so that nothing queues up."""
+    """Send what the page draws: ten times a second one message with everything new, so that nothing queues up."""
     number, version = 0, 0
+    hurried_until = time.monotonic() + _HURRIED_FOR_S
     while True:
-        labels = state.labels(number)
-        number = labels[-1].number if labels else number
-        before, (version, windows) = version, state.windows(version)
-        found = state.status(before)
-        parts = [
-            f'"labels":[{",".join(label.payload for label in labels)}]',
-            f'"windows":[{",".join(payload for payload, _ in windows)}]',
-            f'"status":{found[0] if found else "null"}',
-            f'"settings":{json.dumps(state.settings(before))}',
-            f'"senses":{json.dumps(state.senses())}',
-            f'"pictures":{json.dumps(state.pictures(before))}',
-        ]
-        await websocket.send_text("{" + ",".join(parts) + "}")
-        await asyncio.sleep(PERIOD_S)
+        news, number, version = _news(state, number, version)
+        await websocket.send_text(news)
+        hurried = not state.senses() and time.monotonic() < hurried_until
+        await asyncio.sleep(_HURRIED_S if hurried else PERIOD_S)
+
+
+def _news(state: PageState, number: int, version: int) -> tuple[str, int, int]:
+    """What is newer than this label and this version, as JSON, and the newest label and version. Faces and sound are as
+    they are now."""
+    labels = state.labels(number)
+    number = labels[-1].number if labels else number
+    before, (version, windows) = version, state.windows(version)
+    found = state.status(before)
+    parts = [
+        f'"labels":[{",".join(label.payload for label in labels)}]',
+        f'"windows":[{",".join(payload for payload, _ in windows)}]',
+        f'"status":{found[0] if found else "null"}',
+        f'"sources":{json.dumps(state.sources(before))}',
+        f'"settings":{json.dumps(state.settings(before))}',
+        f'"senses":{json.dumps(state.senses())}',
+        f'"pictures":{json.dumps(state.pictures(before))}',
+    ]
+    return "{" + ",".join(parts) + "}", number, version
+
+
+def _document() -> tuple[str, str, dict[str, str]]:
+    """The page in one piece, so that a browser need not ask again before it shows something: what is before and after
+    the state of things, and the policy that lets this style and this script be used and no other."""
+    folder = files(__package__).joinpath("static")
+    text, style, script = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    before, after = text.replace("/* page.css */", style).replace("/* page.js */", script).split("/* now */")
+    allowed = {
+        f"{kind}-src": f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+        for kind, content in (("style", style), ("script", script))
+    }
+    others = {
+        "default-src": "'none'", "connect-src": "'self'", "img-src": "data:", "base-uri": "'none'",
+        "form-action": "'none'", "frame-ancestors": "'none'",
+    }  # fmt: skip
+    policy = "; ".join(f"{name} {value}" for name, value in (others | allowed).items())
+    return before, after, {"Content-Security-Policy": policy}

@@ -1,9 +1,10 @@
-"""What the page shows: the newest of everything, and the last labels. Written by the node, read by the server."""
+"""What the page shows: the newest data of each kind and the last labels. Written by the node, read by the server."""
 
 from __future__ import annotations
 
 import base64
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from emostream.stream.status import Status, decode_status
 KEPT = 500  # labels
 _ENVELOPE = 100  # values of the waveform: five seconds
 _PER_VALUE = 800  # samples: 50 ms
+_EXPECTED_S = 5.0  # within which a browser that was sent the page opens its socket
 
 
 class Labelled(msgspec.Struct):
-    """A label with its place in the run's order, which has no gaps."""
+    """A label with its number in the order of the run, which has no gaps."""
 
     number: int
     payload: str
@@ -30,7 +32,7 @@ class Labelled(msgspec.Struct):
 
 @dataclass
 class Heard:
-    """The last seconds of a stream's sound and the faces of its newest picture."""
+    """The last seconds of a stream's sound, the faces in its newest picture, and the picture if it is sent."""
 
     envelope: deque[int] = field(default_factory=lambda: deque(maxlen=_ENVELOPE))  # peaks, 0 to 100
     waiting: list[np.ndarray] = field(default_factory=list)
@@ -40,7 +42,7 @@ class Heard:
 
 
 class PageState:
-    """All methods may be called from any thread. ``on_label`` is called with each label, in the thread of ``add``."""
+    """Thread-safe. ``on_label`` is called with each label, in the thread that calls ``add``."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,10 +51,12 @@ class PageState:
         self._status: tuple[int, str, Status] | None = None
         self._heard: dict[str, Heard] = {}
         self._settings: tuple[int, dict[str, object]] = 0, {}
+        self._sources: tuple[int, dict[str, str]] = 0, {}
         self._version = 0
         self.labelled = 0
         self.on_label: Callable[[Emotion], object] = lambda emotion: None
         self.viewers = 0  # browsers that want sound and faces
+        self._expected_until_s = 0.0
 
     def add(self, payload: str) -> None:
         """Take a public message: a label or a running estimate."""
@@ -75,11 +79,18 @@ class PageState:
             self._status = self._version, payload, status
 
     def set_settings(self, settings: dict[str, object]) -> None:
-        """What can be changed on the page, as it is now."""
+        """Set the present values of the settings that can be changed on the page."""
         with self._lock:
             if settings != self._settings[1]:
                 self._version += 1
                 self._settings = self._version, settings
+
+    def set_sources(self, sources: dict[str, str]) -> None:
+        """What each stream listens to and looks at, in words."""
+        with self._lock:
+            if sources != self._sources[1]:
+                self._version += 1
+                self._sources = self._version, sources
 
     def hear(self, pcm: Pcm) -> None:
         with self._lock:
@@ -114,7 +125,7 @@ class PageState:
             self._heard.clear()
 
     def labels(self, since: int = 0) -> list[Labelled]:
-        """The labels after the one of this number, of the last 500."""
+        """The labels with a higher number, among the last 500."""
         with self._lock:
             return [label for label in self._labels if label.number > since]
 
@@ -135,6 +146,11 @@ class PageState:
         with self._lock:
             return None if self._settings[0] <= since else self._settings[1]
 
+    def sources(self, since: int = 0) -> dict[str, str] | None:
+        """The sources by stream, if they were changed after ``since``."""
+        with self._lock:
+            return None if self._sources[0] <= since else self._sources[1]
+
     def senses(self) -> dict[str, dict[str, object]]:
         with self._lock:
             return {
@@ -151,6 +167,16 @@ class PageState:
             }
 
     def look(self, by: int) -> None:
-        """So many more (or fewer) browsers want sound and faces."""
+        """Change the number of browsers that want sound and faces."""
         with self._lock:
             self.viewers += by
+
+    def expect(self) -> None:
+        """A browser has asked for the page: sound and faces are fetched for it while it loads."""
+        with self._lock:
+            self._expected_until_s = time.monotonic() + _EXPECTED_S
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a browser wants sound and faces now, or is about to."""
+        return self.viewers > 0 or time.monotonic() < self._expected_until_s

@@ -1,4 +1,4 @@
-"""The page's certificate: checked before it is used, and read again when it is renewed."""
+"""The page's certificate: checked before use, and reloaded when it is renewed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from emostream.files import user_path
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 60.0  # between two looks for renewed files
-_TURNS = 10  # of a handshake; TLS 1.2 takes three
+_LOOK_S = 60.0  # between two checks for renewed files
+_TURNS = 10  # at most in a handshake; TLS 1.2 takes three
 
 
 class Certificate:
-    """A server's certificate and its key, PEM files. Without ``key`` the certificate's file has the key too.
+    """A server's certificate and key (PEM files). Without ``key``, the certificate's file contains the key too.
 
-    ``context``: for the server. ``names``: the hosts that it is for, as in an address: "box.local", "[::1]",
-    "*.example.org". Raises ConfigError if the files cannot be read, do not belong together, are for no host by name, or
-    if no browser would take them today.
+    ``context``: for the server. ``names``: the hosts that it is valid for, as in an address: "box.local", "[::1]",
+    "*.example.org". Raises ConfigError if the files cannot be read or do not belong together, if the certificate names
+    no host, or if no browser would accept it today.
     """
 
     def __init__(self, certificate: str, key: str = "") -> None:
@@ -41,13 +41,13 @@ class Certificate:
         return bool(self._key.stat().st_mode & stat.S_IROTH)
 
     def tick(self) -> None:
-        """Look for files that were renewed, once in a while. Those that cannot be used cost a line in the log."""
+        """Check for renewed files once in a while. Files that cannot be used only cause a log line."""
         if time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + _LOOK_S
             self.renew()
 
     def renew(self) -> None:
-        """Use the files as they are now for connections from now on, if they have changed."""
+        """If the files have changed, use them for new connections."""
         stamps = self._stamps()
         if stamps == self._seen:
             return
@@ -72,12 +72,12 @@ class Certificate:
         return tuple(stamps)
 
     def _load(self, server: ssl.SSLContext) -> list[str]:
-        """Read the files into a context; returns the hosts. A handshake in memory is the check."""
+        """Load the files into a context, and check them by a handshake in memory. Returns the hosts."""
         for what, path in (("certificate", self._certificate), ("key", self._key)):
             _try_to_read(path, what)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname = False
-        client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever signed it: that is for browsers to judge
+        client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # browsers judge who signed it
         try:
             client.load_verify_locations(self._certificate)
         except ssl.SSLError as error:
@@ -116,7 +116,7 @@ def _try_to_read(path: Path, what: str) -> None:
 
 
 def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]:
-    """What a client knows of a server's certificate that it trusts. Raises ssl.SSLError."""
+    """Do a handshake; returns the server's certificate as a client decodes it. Raises ssl.SSLError."""
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     sides = client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)
     for _ in range(_TURNS):
@@ -132,7 +132,7 @@ def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]
 
 
 def _host(kind: str, name: str) -> str:
-    """A name of a certificate as an address has it."""
+    """A certificate's name as it appears in an address."""
     if kind == "DNS":
         return name.lower()
     address = ipaddress.ip_address(name)

@@ -1,4 +1,4 @@
-"""The command ``stream-fusion``: the networks of many boxes, on the machines of a Ray cluster."""
+"""The command ``stream-fusion``: runs the networks of many boxes on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _NAMESPACE = "emostream"
 _LOOK_S, _HUNG_S = 1.0, 10.0
-_WAITS_S = 30.0  # for Ray to start a replica, until a line says so
+_WAITS_S = 30.0  # for Ray to start a replica, before a log line mentions it
 _AGAIN_S = 5.0
 _TICK_MS = 100
 
@@ -49,17 +49,20 @@ def fusion() -> int:
         help="where boxes ask for a replica (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="(default: 1)")
-    parser.add_argument("--cpus", type=float, default=1, help="that a replica asks Ray for (default: 1)")
-    parser.add_argument("--gpus", type=float, default=0, help="and of a GPU, such as 0.5 (default: 0)")
-    parser.add_argument("--streams", type=int, default=32, metavar="N", help="of a replica, at most (default: 32)")
+    parser.add_argument("--cpus", type=float, default=1, help="CPUs that a replica requests from Ray (default: 1)")
+    parser.add_argument("--gpus", type=float, default=0, help="and GPUs, such as 0.5 (default: 0)")
+    parser.add_argument("--streams", type=int, default=32, metavar="N", help="per replica, at most (default: 32)")
     parser.add_argument(
-        "--wait-ms", type=float, default=4, help="a call waits for those of other boxes (default: %(default)s)"
+        "--wait-ms", type=float, default=4, help="how long a call waits for calls of other boxes (default: %(default)s)"
     )
     parser.add_argument(
-        "--host", default="", metavar="ADDRESS", help="at which boxes reach the replicas (default: as Ray has it)"
+        "--host",
+        default="",
+        metavar="ADDRESS",
+        help="at which boxes reach the replicas (default: the address that Ray uses)",
     )
-    parser.add_argument("--ports", default="0-0", metavar="FROM-TO", help="of the replicas (default: any)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="of which [fusion] and [bus] keys count")
+    parser.add_argument("--ports", default="0-0", metavar="FROM-TO", help="for the replicas (default: any)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration; only [fusion] and bus.keys count")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="changes")
     options = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -127,7 +130,7 @@ def _serve(door: Door, fleet: Fleet, keys: Keys, allowed: frozenset[str]) -> Non
 
 @dataclass(eq=False)
 class _Member:
-    """A replica, as the command sees it. ``look``: the reference to what it is asked."""
+    """A replica, as the command sees it. ``look``: Ray's reference to the pending call of ``Replica.look``."""
 
     number: int
     actor: Any
@@ -139,8 +142,8 @@ class _Member:
 
 
 class Fleet:
-    """The replicas on a cluster: as many as asked for. Ray places them and starts those again that die; replicas that a
-    killed command has left are taken over if they were made with the same settings."""
+    """The replicas on a cluster, as many as asked for. Ray places them and restarts those that die. Replicas left by a
+    killed command are taken over if they were made with the same settings."""
 
     def __init__(self, ray: Any, config: Config, options: argparse.Namespace) -> None:
         self._ray, self._options = ray, options
@@ -159,11 +162,11 @@ class Fleet:
         self._ever = False
 
     def places(self) -> list[Place]:
-        """Where the replicas are that can be called."""
+        """The replicas that can be called."""
         return [member.place for member in self._members if member.place is not None]
 
     def look(self, allowed: Sequence[str]) -> None:
-        """Start what is missing, and ask each where it is. Raises ClusterError if no replica can be started."""
+        """Start missing replicas, and ask each for its place. Raises ClusterError if no replica can be started."""
         self._allowed = [*allowed]
         there = {member.number for member in self._members}
         for number in range(self._options.replicas):
@@ -203,7 +206,7 @@ class Fleet:
         errors = self._ray.exceptions
         try:
             member.place, member.counters = self._ray.get(look)
-        except errors.ActorDiedError as error:  # for good: it could not even begin, or somebody killed it
+        except errors.ActorDiedError as error:  # permanently: it could not even begin, or somebody killed it
             member.place = None
             self._members.remove(member)
             self._failed_s[member.number] = now_s

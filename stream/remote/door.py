@@ -1,4 +1,4 @@
-"""A socket that boxes come to: encrypted, and for those alone whose keys are allowed."""
+"""The socket that boxes connect to: encrypted, and only for boxes with an allowed key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _REBIND_S = 5.0
 
 
 class Door:
-    """``endpoint``: where; its port may be 0. ``allowed``: public keys. Raises BusError if it cannot be bound."""
+    """``endpoint``: where to listen; its port may be 0. ``allowed``: public keys. Raises BusError if it cannot be
+    bound."""
 
     def __init__(self, endpoint: str, pair: KeyPair, allowed: frozenset[str]) -> None:
         self._pair = pair
@@ -40,8 +41,8 @@ class Door:
         self._gate.watch(self.socket)
 
     def allow(self, allowed: frozenset[str]) -> bool:
-        """Let in these from now on. Where one was let in who is not any more, all connections are closed, and those
-        who may come again; returns whether that was so."""
+        """Let these keys in from now on. If a connected box is no longer allowed, all connections are closed, and the
+        others may reconnect; returns whether that happened."""
         if not self._gate.replace(allowed):
             return False
         self.close()
@@ -50,7 +51,7 @@ class Door:
             try:
                 self._open(self.endpoint, allowed)
                 return True
-            except BusError:  # ZeroMQ closes the last socket in a thread of its own
+            except BusError:  # ZeroMQ still closes the old socket in its own thread
                 if time.monotonic() > until_s:
                     raise
                 time.sleep(0.02)
@@ -63,7 +64,7 @@ class Door:
             return None
 
     def send(self, box: bytes, parts: list[Any]) -> None:
-        """To a box; one that is gone, or does not read, gets nothing."""
+        """Send to a box; dropped if the box is gone or does not read."""
         with contextlib.suppress(zmq.Again):
             self.socket.send_multipart([box, *parts], zmq.NOBLOCK)
 

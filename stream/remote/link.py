@@ -1,7 +1,7 @@
-"""A box's way to the networks elsewhere: finds a replica, calls it, and never waits for it.
+"""A box's link to the remote networks: finds a replica, calls it, and never blocks.
 
-One thread uses it: that of the fusion node, whose loop calls ``tick``. The connection is plain ZeroMQ with keys, not
-Ray: a box on a line that comes and goes should be no member of a cluster, and needs nothing of Ray's.
+Only one thread uses it, that of the fusion node, whose loop calls ``tick``. The connection is plain ZeroMQ with keys,
+not Ray: a box whose connection comes and goes should not be a member of a cluster, and then does not need Ray.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from emostream.stream.remote.wire import Answer, Failed, Join, Joined, Leave, Pi
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 0.25  # for an answer, before the networks here do the work
-GIVE_UP_S = 5.0  # … where there are none here: a label this late is still made, of what is kept for so long
+PATIENCE_S = 0.25  # how long to wait for an answer before the local networks do the work
+GIVE_UP_S = 5.0  # the same without local networks: a label this late is still made, since features are kept for longer
 _STRIKES = 3  # calls in a row without an answer in time
 _PING_S, _SILENT_S = 1.0, 2.5
-_SEEK_S = (0.5, 5.0)  # from attempt to attempt: at first, at most
-_ANSWER_S = 3.0  # of the directory, and for all streams to join
-_AGAIN_S = 30.0  # until one that was refused asks again
-_TIMES = 2000  # round trips of which the median is told
+_SEEK_S = (0.5, 5.0)  # first and longest pause between two attempts
+_ANSWER_S = 3.0  # for the directory to answer, and for all streams to join
+_AGAIN_S = 30.0  # before a refused stream asks again
+_TIMES = 2000  # round trips over which the median is reported
 
 Socket = zmq.Socket[Any]
 
@@ -43,7 +43,7 @@ class Ticket:
 
     def __init__(self, stream: str, call: Call, at_s: float) -> None:
         self.stream, self.call, self.at_s = stream, call, at_s
-        self.number: int | None = None  # under which it was sent
+        self.number: int | None = None  # the number under which it was sent
         self._answer: Callable[[], Encoded | list[Result]] | None = None
 
     @property
@@ -51,7 +51,7 @@ class Ticket:
         return self._answer is not None
 
     def settle(self, answer: Callable[[], Encoded | list[Result]]) -> None:
-        """``answer`` is called when it is wanted, and may do the work or raise GaveUp."""
+        """``answer`` is called when the answer is needed, and may do the work or raise GaveUp."""
         self._answer = self._answer or answer
 
     def answer(self) -> Encoded | list[Result]:
@@ -60,9 +60,9 @@ class Ticket:
 
 
 class Link:
-    """See ``runs.Elsewhere``. ``directory``: where ``stream-fusion`` listens; ``pair``: this box's, with that one's
-    public key; ``head``: what reads the answers, which does the work itself where it is a ``Classifier`` and no answer
-    comes in time. ``wake`` and ``forget``: are told of sockets that a loop has to look at, and no longer.
+    """See ``runs.Elsewhere``. ``directory``: where ``stream-fusion`` listens; ``pair``: this box's keys, with the
+    directory's public key; ``head``: decodes the answers; if it is a ``Classifier``, it does the work itself when no
+    answer comes in time. ``wake`` and ``forget``: called with sockets that the loop has to poll, and no longer.
     """
 
     def __init__(
@@ -84,24 +84,24 @@ class Link:
         self._line: Socket | None = None
         self._monitor: Socket | None = None
         self._place: Place | None = None
-        self._skipped: dict[str, float] = {}  # replicas that have no room, until when they are not asked
-        self._due_s = 0.0  # when to seek, to find that nobody answers, or to ask again
+        self._skipped: dict[str, float] = {}  # full replicas, and until when to skip them
+        self._due_s = 0.0  # when to seek, to conclude that nobody answers, or to ask again
         self._pause_s = _SEEK_S[0]
         self._heard_s = self._pinged_s = 0.0
         self._open: list[Ticket] = []
-        self._numbers: dict[int, tuple[Ticket, float]] = {}  # of calls that are on their way, and when they were sent
+        self._numbers: dict[int, tuple[Ticket, float]] = {}  # calls under way by number, and when they were sent
         self._number = 0
         self._strikes = 0
-        self._told = ""  # what was said last of the way there
+        self._told = ""  # the last warning about the link
         self._told_refused: set[str] = set()
-        self.refusal: str | None = None  # why no stream is taken, once that is sure
+        self.refusal: str | None = None  # why streams are refused, once that is certain
         self.counters: Counter[str] = Counter()
         self.times_ms: dict[str, deque[float]] = {name: deque(maxlen=_TIMES) for name in ("trip", "queue", "run")}
 
     # For the core
 
     def add(self, streams: Iterable[str]) -> None:
-        """Further streams ask for a place."""
+        """Let more streams ask for a place."""
         for name in streams:
             self._streams.setdefault(name, len(self._streams))
             if self._line is not None and name not in self._state:
@@ -114,7 +114,7 @@ class Link:
         self._state.pop(stream, None)
 
     def submit(self, stream: str, call: Call) -> Ticket:
-        """Hand in a call."""
+        """Submit a call."""
         ticket = Ticket(stream, call, time.monotonic())
         if not isinstance(call, Classify) and not (len(call.crops) or call.rows or call.pieces):
             nothing = Encoded(np.zeros((0, self._dims[1]), np.float32))
@@ -129,7 +129,7 @@ class Link:
         return ticket
 
     def hurry(self) -> None:
-        """Answer all that is open here, or give it up."""
+        """Answer all open calls locally, or give them up."""
         for ticket in self._open:
             self._fail(ticket, "the run ended before an answer came")
         self._open.clear()
@@ -137,7 +137,8 @@ class Link:
     # For the loop
 
     def wait(self, tick: Callable[[], None], seconds: float) -> None:
-        """At the start, wait until all streams have places. Raises ClusterError if one is refused or nobody answers."""
+        """At the start, wait until all streams have a place. Raises ClusterError if one is refused or nobody
+        answers."""
         until_s = time.monotonic() + seconds
         while not self.settled or self.refusal is not None:
             if self.refusal is not None:
@@ -162,7 +163,7 @@ class Link:
         return max(0, min(most_ms, int(left_s * 1000) + 1))
 
     def tick(self) -> None:
-        """Take what has come, and do what is due. Never waits."""
+        """Take what has arrived, and do what is due. Never waits."""
         self._read()
         now_s = time.monotonic()
         limit_s = GIVE_UP_S if self._local is None else PATIENCE_S
@@ -191,7 +192,7 @@ class Link:
             self._post(wire.encode(Ping(0)))
 
     def close(self) -> None:
-        """Say goodbye, and what it was like."""
+        """Leave, and log statistics."""
         for stream in list(self._state):
             self.leave(stream)
         self._close_line(100)
@@ -215,7 +216,7 @@ class Link:
         ticket.settle(lambda: local.run(ticket.call))
 
     def _fail(self, ticket: Ticket, why: str) -> None:
-        """An open call gets no answer from elsewhere."""
+        """An open call gets no remote answer."""
         if ticket.number is not None:
             self._numbers.pop(ticket.number, None)
         if ticket.done:
@@ -242,7 +243,7 @@ class Link:
         return socket
 
     def _seek(self, now_s: float) -> None:
-        """Ask the directory. The next time that this is called, it has not answered."""
+        """Ask the directory. If this is called again, the directory has not answered in time."""
         if self._seeker is not None:
             self._close_seeker()
             self._tell(f"{self._directory} does not answer")
@@ -254,7 +255,7 @@ class Link:
         self._due_s = now_s + _ANSWER_S
 
     def _choose(self, places: list[Place]) -> None:
-        """Join the replica with most room."""
+        """Join the replica with the most room."""
         self._close_seeker()
         now_s = time.monotonic()
         self._due_s, self._pause_s = now_s + self._pause_s, min(2 * self._pause_s, _SEEK_S[1])
@@ -262,7 +263,7 @@ class Link:
             self._tell(f"{self._directory} has no replica at present")
             return
         free = [place for place in places if self._skipped.get(place.address, 0.0) <= now_s]
-        if not free:  # all of them have refused: stay with one, and ask again
+        if not free:  # all have refused: stay with one of them and ask again
             free = places
         place = max(free, key=lambda place: place.most - place.streams)
         try:
@@ -273,7 +274,7 @@ class Link:
         self._place = place
         self._monitor = self._line.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._wake(self._monitor)
-        self._heard_s = now_s + _ANSWER_S  # until then it may be silent
+        self._heard_s = now_s + _ANSWER_S  # it may be silent until then
         self._due_s = now_s + _ANSWER_S
         self._state.clear()
         self._strikes = 0
@@ -302,7 +303,7 @@ class Link:
         try:
             self._line.send_multipart(parts, zmq.NOBLOCK)
             self.counters["remote_bytes_sent"] += sum(memoryview(part).nbytes for part in parts)
-        except zmq.Again:  # it does not read; the calls that wait tell
+        except zmq.Again:  # it does not read; waiting calls will time out
             self.counters["remote_not_sent"] += 1
 
     def _read(self) -> None:
@@ -340,7 +341,7 @@ class Link:
             if message.rejoin:
                 self._join(ticket.stream)
             if message.rejoin and self._local is None:
-                ticket.number = None  # it is sent again
+                ticket.number = None  # it will be sent again
             else:
                 self._fail(ticket, wire.shortened(message.why))
         elif isinstance(message, Joined) and message.stream in names:
@@ -393,7 +394,7 @@ class Link:
         self._state[name] = "refused"
         if refused.full and "there" not in self._state.values() and self._skipped.get(place.address, 0.0) <= now_s:
             self._skipped[place.address] = now_s + _AGAIN_S
-            self._lose("", seek_in_s=0.0)  # another one may have room
+            self._lose("", seek_in_s=0.0)  # another replica may have room
             return
         if self._local is None:
             self.refusal = f"{name}: refused by the networks at {self._directory}: {why}"
@@ -404,7 +405,7 @@ class Link:
             self._due_s = now_s + _AGAIN_S
 
     def _lose(self, why: str, seek_in_s: float = 0.1) -> None:
-        """The replica cannot be used (any more). Its calls are done here, or again when there is another."""
+        """The replica cannot be used any more. Its calls are done locally, or repeated with another replica."""
         self._close_line(0)
         self._state.clear()
         self._numbers.clear()
@@ -437,7 +438,7 @@ class Link:
             self._seeker = None
 
     def _tell(self, text: str, about: str = "") -> None:
-        """Warn, unless that was said last."""
+        """Warn, unless this was the last warning."""
         if self._told != (about or text):
             self._told = about or text
             log.warning(text)

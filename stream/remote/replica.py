@@ -1,4 +1,4 @@
-"""A replica of the networks: one process, an actor of Ray's, that boxes call over encrypted sockets."""
+"""A replica of the networks: a process (a Ray actor) that boxes call over encrypted sockets."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from emostream.stream.keys import KeyPair
 from emostream.stream.limits import allow_open_files, no_core_dumps
 from emostream.stream.remote import wire
 from emostream.stream.remote.door import Door
-from emostream.stream.remote.queue import Queue, Waiting
+from emostream.stream.remote.queue import Piece, Queue, Waiting
 from emostream.stream.remote.wire import Answer, Ask, Failed, Join, Joined, Leave, Ping, Place, Refused
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 64  # messages that are read before others have their turn
+_AT_ONCE = 64  # messages to read before doing anything else
 _TICK_MS = 500
 
 
 class Replica:
-    """``config``: of which ``[fusion]`` counts, as ``model_dump`` gives it. ``host``: the address that boxes reach this
-    machine at, and the only one that is listened on; empty: Ray's name for it. ``ports``: those to choose from, any
-    for (0, 0).
+    """``config``: from ``model_dump``; only ``[fusion]`` counts. ``host``: the address at which boxes reach this
+    machine, and the only one to listen on; empty: the address that Ray uses. ``ports``: the range to choose from; (0,
+    0): any.
 
-    Its pair of keys is made here and never leaves the process. Raises BundleError, BackendError or ClusterError.
+    Its key pair is made here and never leaves the process. Raises BundleError, BackendError or ClusterError.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Replica:
         raise ClusterError(f"{host} is no address of this machine, or no port of {ports[0]} to {ports[1]} is free")
 
     def look(self, allowed: list[str]) -> tuple[Place, dict[str, int]]:
-        """Let in boxes with these keys from now on; where to find this replica, and its counters."""
+        """Let in boxes with these keys from now on. Returns where to find this replica, and its counters."""
         if not all(thread.is_alive() for thread in self._threads):
             raise RuntimeError("a thread has died")
         self._allowed = frozenset(allowed)
@@ -89,7 +89,7 @@ class Replica:
         return place, dict(self.counters + self._door.counters)
 
     def close(self) -> None:
-        """End the threads. Ray kills the process instead."""
+        """End the threads. Under Ray, the process is killed instead."""
         self._stop.set()
         with self._ready:
             self._ready.notify()
@@ -173,53 +173,71 @@ class Replica:
         while not self._stop.is_set():
             with self._ready:
                 batch = self._queue.take(time.monotonic())
-                if not batch.calls and not batch.expired:
+                if not batch.pieces and not batch.expired:
                     self._ready.wait(batch.wait_s)
                     continue
             for call in batch.expired:
                 self.counters["calls_late"] += 1
                 self._done.append((call.stream[0], wire.encode(Failed(call.number, "it waited for too long"))))
-            begun_s = time.monotonic()
-            results = list(self._results(batch.calls))
-            run_ms = (time.monotonic() - begun_s) * 1000
-            for call, result in results:
-                header = Answer(call.number, (begun_s - call.since_s) * 1000, run_ms, len(batch.calls))
-                if isinstance(result, str):
-                    self.counters["calls_failed"] += 1
-                    parts = wire.encode(Failed(call.number, wire.shortened(result)))
-                else:
-                    parts = wire.encode_answer(header, result)
-                self._done.append((call.stream[0], parts))
-            if batch.calls:
-                with self._ready:
-                    self._queue.learn(batch.calls, run_ms / 1000)
-                self.counters["batches"] += 1
-                self.counters["calls"] += len(batch.calls)
+            if batch.pieces:
+                self._compute(batch.pieces)
             self._wake.send(b"")
 
-    def _results(self, calls: list[Waiting]) -> Iterator[tuple[Waiting, Encoded | np.ndarray | str]]:
-        """Vectors or logits for each call, or why not: faces of all calls in one run, and fusion of all calls too."""
-        encodes = [(each, each.call) for each in calls if isinstance(each.call, Encode)]
+    def _compute(self, pieces: list[Piece]) -> None:
+        begun_s = time.monotonic()
+        results = list(self._results(pieces))
+        now_s = time.monotonic()
+        for piece in pieces:
+            piece.waiting.run_s += now_s - begun_s
+        for call, result in results:
+            if isinstance(result, str):
+                self.counters["calls_failed"] += 1
+                parts = wire.encode(Failed(call.number, wire.shortened(result)))
+            else:
+                queue_ms, run_ms = (now_s - call.since_s - call.run_s) * 1000, call.run_s * 1000
+                parts = wire.encode_answer(Answer(call.number, queue_ms, run_ms, len(pieces)), result)
+            self._done.append((call.stream[0], parts))
+        with self._ready:
+            self._queue.learn(pieces, now_s - begun_s)
+            for call, result in results:
+                if isinstance(result, str):
+                    self._queue.drop(call)
+        self.counters["batches"] += 1
+        self.counters["calls"] += len(results)
+        self.counters["calls_cut"] += sum(not piece.is_last for piece in pieces)
+
+    def _results(self, pieces: list[Piece]) -> Iterator[tuple[Waiting, Encoded | np.ndarray | str]]:
+        """Vectors or logits for each call that is complete with its piece, or why not: faces of all calls in one run,
+        and fusion of all calls too."""
+        encodes = [(piece, piece.waiting.call) for piece in pieces if isinstance(piece.waiting.call, Encode)]
         if encodes:
-            counts = np.cumsum([len(call.crops) for _, call in encodes])[:-1]
+            counts = np.cumsum([len(call.crops[piece.part]) for piece, call in encodes])[:-1]
             try:
-                all_faces = self._classifier.encode_faces(np.concatenate([call.crops for _, call in encodes]))
+                crops = np.concatenate([call.crops[piece.part] for piece, call in encodes])
+                all_faces = self._classifier.encode_faces(crops)
             except BackendError as error:
-                yield from ((each, str(error)) for each, _ in encodes)
+                yield from ((piece.waiting, str(error)) for piece, _ in encodes)
                 encodes = []
                 all_faces = np.zeros((0, self._dims[1]), np.float32)
-            for (each, call), faces in zip(encodes, np.split(all_faces, counts), strict=False):
+            for (piece, call), faces in zip(encodes, np.split(all_faces, counts), strict=False):
+                piece.waiting.done.append(faces)
+                if not piece.is_last:
+                    continue
                 try:  # a call that is wrong costs no other one
                     rest = self._classifier.encode(Encode(call.crops[:0], call.rows, call.pieces))
-                    yield each, Encoded(faces, rest.voices, rest.texts)
+                    yield piece.waiting, Encoded(np.concatenate(piece.waiting.done), rest.voices, rest.texts)
                 except BackendError as error:
-                    yield each, str(error)
-        classifies = [(each, each.call.rows()) for each in calls if isinstance(each.call, Classify)]
-        if classifies:
+                    yield piece.waiting, str(error)
+        fusions = [(piece, piece.waiting.call) for piece in pieces if isinstance(piece.waiting.call, Classify)]
+        if fusions:
+            parts = [call.rows()[piece.part] for piece, call in fusions]
             try:
-                logits = self._classifier.logits([row for _, rows in classifies for row in rows])
+                logits = self._classifier.logits([row for rows in parts for row in rows])
             except BackendError as error:
-                yield from ((each, str(error)) for each, _ in classifies)
+                yield from ((piece.waiting, str(error)) for piece, _ in fusions)
                 return
-            ends = np.cumsum([len(rows) for _, rows in classifies])[:-1]
-            yield from zip((each for each, _ in classifies), np.split(logits, ends), strict=True)
+            ends = np.cumsum([len(rows) for rows in parts])[:-1]
+            for (piece, _), part in zip(fusions, np.split(logits, ends), strict=True):
+                piece.waiting.done.append(part)
+                if piece.is_last:
+                    yield piece.waiting, np.concatenate(piece.waiting.done)

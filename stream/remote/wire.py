@@ -1,8 +1,8 @@
-"""What boxes and replicas say to each other: a msgpack header of a fixed type, then the bytes of each array, of which
-the header has the sizes and this file the type. Never pickle.
+"""The protocol between boxes and replicas: a msgpack header of a fixed type, then the bytes of each array. The header
+contains the arrays' sizes; this module knows their types. No pickle.
 
-A box asks the directory ``Where``; joins a replica with each of its streams (``Join``), and then calls it (``Ask``).
-Times are durations, each measured by one clock: no clock is compared with that of another machine.
+A box asks the directory ``Where``, joins a replica with each of its streams (``Join``), and then calls it (``Ask``).
+Times are durations, each measured by one clock: clocks of different machines are never compared.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from emostream.stream.features.face import CROP
 from emostream.stream.features.logmel import DIM as MELS
 from emostream.stream.features.text import MAX_ROWS
 
-MOST_BYTES = 8 << 20  # of a message; ZeroMQ closes the connection that sends a larger one
-MOST_CROPS = 64  # of a call, of all faces: what others wait for while it runs
-MOST_SOUND = 2000  # log-mel rows of a call: 20 s
-MOST_ITEMS = 32  # of a call: the faces in view, each by itself
+MOST_BYTES = 8 << 20  # per message; ZeroMQ closes a connection that sends a larger one
+MOST_CROPS = 64  # per call, for all faces together, since other calls wait while it runs
+MOST_SOUND = 2000  # log-mel rows per call: 20 s
+MOST_ITEMS = 32  # per call; each face in view is an item of its own
 MOST_VECTORS = 4096  # rows of one modality of an item
 _MOST_TEXT = 300  # letters of a reason or a name
 
@@ -38,7 +38,7 @@ class Where(msgspec.Struct, tag=True):
 
 
 class Place(msgspec.Struct):
-    """A replica: where, its public key, how many streams it has, and how many it takes."""
+    """A replica: its address and public key, how many streams it has, and how many it takes at most."""
 
     address: str
     public: str
@@ -47,28 +47,28 @@ class Place(msgspec.Struct):
 
 
 class Places(msgspec.Struct, tag=True):
-    """Directory to box."""
+    """Directory to box: the replicas."""
 
     places: list[Place]
 
 
 class Join(msgspec.Struct, tag=True):
-    """Box to replica: a stream asks to be admitted. ``stream``: its number on this connection; ``bundle``: the networks
-    whose answers it wants."""
+    """Box to replica: a stream asks to be admitted. ``stream``: its number on this connection; ``bundle``: the bundle
+    that it expects."""
 
     stream: int
     bundle: str
 
 
 class Joined(msgspec.Struct, tag=True):
-    """``backend``: which one runs the networks, and where."""
+    """Replica to box: the stream is admitted. ``backend``: which backend runs the networks, and where."""
 
     stream: int
     backend: str
 
 
 class Refused(msgspec.Struct, tag=True):
-    """``full``: there may be room later, or elsewhere."""
+    """Replica to box: the stream is refused. ``full``: there may be room later, or elsewhere."""
 
     stream: int
     why: str
@@ -82,15 +82,15 @@ class Leave(msgspec.Struct, tag=True):
 
 
 class Ping(msgspec.Struct, tag=True):
-    """Both ways: is anybody there? The answer is the same."""
+    """Both ways: is anybody there? The answer is the same message."""
 
     number: int
 
 
 class Ask(msgspec.Struct, tag=True):
-    """Box to replica: a call of a stream. ``crops``: how many; ``rows`` and ``pieces``: the length of each; or
-    ``items``: rows of sound, faces and words of each, and ``contributions``. ``budget_ms``: after so long nobody waits
-    for it."""
+    """Box to replica: a stream's call. Either ``crops`` (how many), ``rows`` and ``pieces`` (the length of each), or
+    ``items`` (numbers of rows of sound, faces and words) and ``contributions``. ``budget_ms``: how long the box
+    waits."""
 
     stream: int
     number: int
@@ -104,7 +104,7 @@ class Ask(msgspec.Struct, tag=True):
 
 class Answer(msgspec.Struct, tag=True):
     """Replica to box; the sizes of the arrays follow from the call. ``queue_ms`` and ``run_ms``: how long the call
-    waited and the batch ran, by the replica's clock; ``batch``: of how many calls that was."""
+    waited and its batch ran, by the replica's clock; ``batch``: number of calls in that batch."""
 
     number: int
     queue_ms: float
@@ -113,7 +113,7 @@ class Answer(msgspec.Struct, tag=True):
 
 
 class Failed(msgspec.Struct, tag=True):
-    """Replica to box: a call has no answer. ``rejoin``: the stream is not known here (any more)."""
+    """Replica to box: a call has no answer. ``rejoin``: the replica does not know the stream (any more)."""
 
     number: int
     why: str
@@ -135,12 +135,12 @@ def encode(header: ToReplica | ToBox, arrays: Sequence[np.ndarray] = ()) -> list
 
 
 def decode_to_replica(part: bytes) -> ToReplica:
-    """Raises msgspec.DecodeError if it is no message of a box."""
+    """Raises msgspec.DecodeError if it is not a box's message."""
     return _decode(_to_replica, part)
 
 
 def decode_to_box(part: bytes) -> ToBox:
-    """Raises msgspec.DecodeError if it is no message of a replica or a directory."""
+    """Raises msgspec.DecodeError if it is not a message of a replica or a directory."""
     return _decode(_to_box, part)
 
 
@@ -161,7 +161,7 @@ def encode_call(call: Call, stream: int, number: int, budget_ms: float) -> list[
         )  # fmt: skip
         arrays = [call.crops, *call.rows, *call.pieces]
     else:
-        # the networks read the newest rows alone, but how many is the bundle's affair
+        # the networks only read the newest rows, but how many depends on the bundle
         sizes = [(len(item.audio), len(item.video), len(item.text)) for item in call.items]
         ask = Ask(stream, number, budget_ms, items=sizes, contributions=list(call.contributions))
         arrays = [getattr(item, name) for item in call.items for name in MODALITIES]
@@ -170,7 +170,7 @@ def encode_call(call: Call, stream: int, number: int, budget_ms: float) -> list[
 
 
 def decode_call(ask: Ask, parts: Sequence[bytes], dims: Dims) -> Call:
-    """The call of a message. Raises ValueError if its arrays are not as announced, or too large."""
+    """The call in a message. Raises ValueError if its arrays are not as announced, or too large."""
     _check_call(ask)
     if ask.items:
         shapes = [(n, dim) for item in ask.items for n, dim in zip(item, dims, strict=True)]
@@ -212,7 +212,7 @@ def encode_answer(answer: Answer, result: Encoded | np.ndarray) -> list[Any]:
 
 
 def decode_answer(parts: Sequence[bytes], call: Call, dims: Dims, labels: int) -> Encoded | np.ndarray:
-    """What a replica answers to a call. Raises ValueError if that is none."""
+    """A replica's answer to a call. Raises ValueError if it is not valid."""
     if isinstance(call, Classify):
         return _arrays(parts, [(len(call.rows()), labels)], ["<f4"])[0]
     shapes = [
@@ -237,7 +237,7 @@ def _arrays(parts: Sequence[bytes], shapes: Sequence[tuple[int, ...]], kinds: Se
 
 
 def shortened(text: str) -> str:
-    """A reason from elsewhere, for a line of the log."""
+    """Sanitise a text from another machine for a log line."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:_MOST_TEXT])
 
 

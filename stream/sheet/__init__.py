@@ -1,1 +1,1 @@
-"""Contact sheets: a recording, and what its labels were made from, as a picture that shows it at a glance."""
+"""Contact sheets: a picture that shows a recording, its labels and what they were made from at a glance."""

@@ -1,4 +1,4 @@
-"""What a contact sheet shows of a recording, collected while the recording is labelled."""
+"""Collects what a contact sheet shows while the recording is being labelled."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from emostream.files import printable
 from emostream.stream.emotion import Emotion
 from emostream.stream.messages import Face, Message, Pcm
 
-_BINS = 4  # of the waveform, in each block of sound: of 8 ms in blocks of 32 ms
-_CROPS = 4  # of an utterance, at most
-_ROW_S = 30.0  # of a recording that is longer; a second then has 28 points
-_SCALES = (1, 2, 4, 8, 20, 60, 120, 240, 480)  # times _ROW_S, for recordings that would need too many rows
+_BINS = 4  # of the waveform per block of sound: 8 ms each in blocks of 32 ms
+_CROPS = 4  # per utterance, at most
+_ROW_S = 30.0  # length of a row, unless the recording is shorter; a second then has 26 points
+_SCALES = (1, 2, 4, 8, 20, 60, 120, 240, 480)  # factors of _ROW_S, for recordings that would need too many rows
 
 
 @dataclass(frozen=True)
 class Said:
-    """An utterance: its label, and some of the crops of the face that it was made from, each (48, 48) uint8."""
+    """An utterance: its label, and some crops of the face that the label used, each (48, 48) uint8."""
 
     label: Emotion
     crops: list[np.ndarray]
@@ -40,9 +40,9 @@ class Waveform:
 
 
 class Sheet:
-    """What is shown of one recording, ``name``. Give it the messages on their way to fusion, and what fusion makes.
+    """What is shown of one recording, ``name``. Give it the messages that go to fusion, and fusion's results.
 
-    ``said``: the utterances. ``estimates``: by utterance, until when each goes, and the probability of each label."""
+    ``said``: the utterances. ``estimates``: by utterance, each estimate's end and the probability of each label."""
 
     def __init__(self, name: str) -> None:
         self.name = " ".join(printable(name).split())
@@ -54,7 +54,7 @@ class Sheet:
         self._edges_s, self._peaks = [np.zeros((0, 2))], [np.zeros((0, 2))]
 
     def take(self, message: Message) -> None:
-        """Sound and faces; other messages are left alone."""
+        """Take sound and faces; other messages are ignored."""
         if isinstance(message, Pcm):
             self.has_sound = True
             self._reach(message.media_end_ns / 1e9)
@@ -66,7 +66,7 @@ class Sheet:
                 self._faces.append(message)
 
     def add(self, emotion: Emotion) -> None:
-        """A label, or a running estimate."""
+        """Take a label or a running estimate."""
         if emotion.kind == "window":
             running = self.estimates.setdefault(emotion.utterance, [])
             running.append((emotion.end_s, list(emotion.probabilities.values())))
@@ -75,22 +75,22 @@ class Sheet:
             self.said.append(Said(emotion, self._crops(emotion)))
 
     def forget_before(self, time_ns: int) -> None:
-        """Faces from before a media time will be in no further label."""
+        """Drop faces from before a media time, which no further label needs."""
         while self._faces and self._faces[0].media_start_ns < time_ns:
             self._faces.popleft()
 
     @property
     def labels(self) -> list[str]:
-        """The names of the bundle's labels, in its order; none if nothing was labelled."""
+        """The names of the bundle's labels, in its order; empty if nothing was labelled."""
         return list(self.said[0].label.probabilities) if self.said else []
 
     def waveform(self) -> Waveform:
-        """All of the sound."""
+        """The waveform of the whole recording."""
         return Waveform(np.concatenate(self._edges_s), np.concatenate(self._peaks))
 
     def rows(self, most: int) -> tuple[float, list[tuple[float, float]]]:
-        """The recording cut into rows of the same scale, no more than ``most`` of them if a scale allows that: how long
-        a full row is, and from when to when each goes. No utterance is cut in two, unless it is longer than a row."""
+        """Cut the recording into rows of the same scale, at most ``most`` if a scale allows that. Returns the length of
+        a full row, and (start, end) of each row. No utterance is cut in two unless it is longer than a row."""
         if self.length_s <= _ROW_S:
             return max(self.length_s, 1.0), [(0.0, self.length_s)]
         for scale in _SCALES:
@@ -127,7 +127,7 @@ class Sheet:
         self._peaks.append(np.array([(part.min(), part.max()) for part in bins]) / 32768)
 
     def _crops(self, label: Emotion) -> list[np.ndarray]:
-        """Crops of the label's face within the utterance, evenly chosen."""
+        """Crops of the label's face during the utterance, evenly spaced."""
         crops = [
             person.crop
             for face in self._faces

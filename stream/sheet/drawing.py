@@ -1,7 +1,7 @@
-"""Draws contact sheets, with matplotlib.
+"""Draws contact sheets with matplotlib.
 
-What a colour says is said in words or by a place too: labels are written out, each has a row of its own, and what is
-uncertain is hatched and has a question mark.
+Nothing is shown by colour alone: labels are written out, each label has its own row, and uncertain ones are hatched and
+have a question mark.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ from emostream.stream.sheet.layout import (
 log = logging.getLogger(__name__)
 
 _INK, _QUIET, _RULE, _SAID = "#1d1c1a", "#6b665e", "#dedad2", "#efece6"
-_SMALL = 6.5  # of fonts, in points
-_GROUND = to_rgb("#f6f4f0")  # of what has probability 0
-# those of the live page on a light ground
+_SMALL = 6.5  # font size in points
+_GROUND = to_rgb("#f6f4f0")  # the colour of probability 0
+# the live page's colours on a light background
 _COLOURS = {
     "anger": "#b3261e", "disgust": "#3d6b1f", "fear": "#7b3fa0", "joy": "#8a5a00",
     "neutral": "#55524c", "sadness": "#1f5fa8", "surprise": "#00696e",
 }  # fmt: skip
-# where words are in scripts that matplotlib's own font lacks
+# for words in scripts that matplotlib's own font lacks
 _FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Devanagari", "WenQuanYi Zen Hei")
 _TICKS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 
 
 def draw(sheet: Sheet) -> list[bytes]:
-    """The pages of a sheet, each a PNG of at most 1800 by 2546 pixels."""
+    """Draw a sheet's pages, each a PNG of at most 1800 by 2546 pixels."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     fonts = ["DejaVu Sans", *(name for name in _FONTS if name in installed)]
     with rc_context({"hatch.linewidth": 0.5, "font.family": fonts}), warnings.catch_warnings(record=True) as caught:
@@ -201,7 +201,7 @@ class _Page:
         self._axes.plot([x, x + width], [y, y], color=colour, linewidth=1.6, linestyle="--" if label.uncertain else "-")
 
     def _faces(self, x: float, y: float, width: float, said: Said) -> None:
-        """As many crops as the utterance has room for; a sign where it has none."""
+        """Draw as many crops as the utterance has room for, or an empty frame if it has none."""
         size = min(CROP, max(width, 10.0))
         bottom = y + (size if self._is_narrow(said.label, width) else CROP)
         if not said.crops:
@@ -221,7 +221,8 @@ class _Page:
         self._axes.set_ylim(self._height, 0)
 
     def _caption(self, x: float, y: float, room: float, label: Emotion) -> None:
-        """The label in words, how sure it is, and who it is of. Where there is no room it is written upwards."""
+        """Write the label, its confidence, and whose voice and face it is. Without enough room, it is written
+        upwards."""
         word, colour = label.label + "?" * label.uncertain, _colour(label.label)
         if self._is_narrow(label, room):
             self._text(x + 5, y + self._layout.label_lines * LINE, word, _SMALL, colour, bold=True, upwards=True)
@@ -243,7 +244,7 @@ class _Page:
         return next((text for text in texts if self._ruler.width(text, 7) <= room), "")
 
     def _lanes(self, x: float, y: float, width: float, label: Emotion) -> None:
-        """How probable each label was while the utterance was heard, and what it was labelled at last."""
+        """Draw how probable each label was while the utterance was heard, and its final label."""
         names = list(label.probabilities)
         running = [each for each in self._sheet.estimates.get(label.utterance, []) if each[0] < label.end_s]
         running.append((label.end_s, list(label.probabilities.values())))
@@ -273,13 +274,13 @@ class _Page:
         middle, half = y + height / 2, height / 2 / max(self._layout.peak, 1e-4)
         if not len(wave.peaks):
             return
-        step = max(1, int(len(wave.peaks) // (2 * WIDTH)))  # of bins that fall on one point, the loudest
+        step = max(1, int(len(wave.peaks) // (2 * WIDTH)))  # of the bins that share a point, only the loudest counts
         starts = np.arange(0, len(wave.peaks), step)
         low = np.minimum.reduceat(wave.peaks[:, 0], starts)
         high = np.maximum.reduceat(wave.peaks[:, 1], starts)
         left = LEFT + (wave.edges_s[starts, 0] - start_s) * scale
         right = LEFT + (wave.edges_s[np.append(starts[1:], len(wave.peaks)) - 1, 1] - start_s) * scale
-        thin = 0.18  # of silence, so that a gap shows
+        thin = 0.18  # silence is this thick, so that gaps can be told from it
         top, bottom = middle - high * half - thin, middle - low * half + thin
         gaps = np.flatnonzero(left[1:] - right[:-1] > 0.5) + 1
         shapes = []
@@ -316,7 +317,7 @@ class _Page:
         align: str = "left",
         upwards: bool = False,
     ) -> None:
-        """``y``: of the base line; of what is written upwards, of its beginning, and ``x`` is that of the base line."""
+        """``x`` and ``y``: start of the baseline. For text written upwards, ``y`` is its lower end."""
         self._axes.text(
             x, y, text, size=size, color=colour, weight="bold" if bold else "normal", ha=align,
             va="bottom" if upwards else "baseline", rotation=90 if upwards else 0, parse_math=False, zorder=5,
@@ -332,13 +333,13 @@ def _colour(label: str) -> str:
 
 
 def _mixed(colour: str, share: float) -> tuple[float, float, float]:
-    """A colour on a light ground: the more of it the higher the share."""
+    """Mix a colour with the light background; the higher the share, the more of the colour."""
     red, green, blue = (ground + share * (full - ground) for ground, full in zip(_GROUND, to_rgb(colour), strict=True))
     return red, green, blue
 
 
 def _clock(time_s: float, length_s: float, step_s: float) -> str:
-    """A time as 1:02:03, of a recording of less than an hour as 2:03; with tenths where steps are that short."""
+    """A time as 1:02:03, or 2:03 if the recording is shorter than an hour; with tenths if steps are that short."""
     tenths = round(time_s * 10)
     minutes, rest = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)

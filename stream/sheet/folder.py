@@ -13,7 +13,7 @@ from emostream.stream.sheet.collect import Sheet
 
 
 class Sheets:
-    """A folder of contact sheets: ``NAME.png`` for each of ``recordings``, and ``NAME.page2.png``, … of long ones.
+    """A folder of contact sheets: ``NAME.png`` for each of ``recordings``, and ``NAME.page2.png``, … for long ones.
 
     Raises ConfigError if the folder cannot be written, or matplotlib is missing."""
 
@@ -27,11 +27,11 @@ class Sheets:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from error
 
     def path(self, recording: Path, page: int = 1) -> Path:
-        """Where a page of a recording's sheet is, or will be."""
+        """The path of a page of a recording's sheet."""
         return self._folder / f"{self._names[recording]}{f'.page{page}' if page > 1 else ''}.png"
 
     def write(self, recording: Path, sheet: Sheet) -> None:
-        """Draw a sheet, in place of one that is there. The first page is written last: where it is, all are.
+        """Draw a sheet, replacing an existing one. The first page is written last: if it exists, all pages do.
 
         Raises ConfigError if it cannot be written."""
         from emostream.stream.sheet.drawing import draw
@@ -41,7 +41,7 @@ class Sheets:
             for page in range(len(pages), 0, -1):
                 write_atomically(self.path(recording, page), pages[page - 1], OWNER_ONLY)
             page = len(pages) + 1
-            while (old := self.path(recording, page)).exists():  # of one that was longer
+            while (old := self.path(recording, page)).exists():  # left over from a longer sheet
                 old.unlink()
                 page += 1
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Where things stand on the pages of a contact sheet, in points; time goes to the right."""
+"""The layout of a contact sheet's pages, in points; time runs to the right."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from matplotlib.backends.backend_agg import RendererAgg
 from emostream.stream.sheet.collect import Said, Sheet
 
 DPI = 150
-WIDTH, _MOST_HEIGHT = 864.0, 1222.0  # of a page: 1800 by 2546 pixels at most, the proportions of A4
+WIDTH, _MOST_HEIGHT = 864.0, 1222.0  # of a page: at most 1800 by 2546 pixels, the proportions of A4
 _MOST_PAGES = 20
 LEFT, RIGHT = 66.0, 18.0
 HEAD, OVERVIEW, FOOT, ROW_GAP = 52.0, 96.0, 40.0, 20.0
 CROP, WAVE, LANE, LINE, _TICKS = 42.0, 36.0, 8.5, 9.5, 16.0  # heights within a row
-WORDS, _MOST_WORD_LINES = 7.5, 3  # size of the font
+WORDS, _MOST_WORD_LINES = 7.5, 3  # font size; lines
 _LEAST_ROOM = 20.0  # for words
 
 
 class Ruler:
-    """How wide text is, in points."""
+    """Measures the width of text, in points."""
 
     def __init__(self) -> None:
         self._renderer: Any = RendererAgg(1, 1, DPI)  # type: ignore[no-untyped-call]
@@ -36,7 +36,7 @@ class Ruler:
         return self._widths[key]
 
     def fitting(self, text: str, room: float, size: float, bold: bool = False) -> str:
-        """As much of a text as there is room for."""
+        """The text, shortened if there is not enough room."""
         if self.width(text, size, bold) <= room:
             return text
         while text and self.width(text + "…", size, bold) > room:
@@ -44,7 +44,7 @@ class Ruler:
         return text + "…"
 
     def wrapped(self, text: str, room: float, size: float, lines: int) -> list[str]:
-        """A text in so many lines at most; what does not fit is left out."""
+        """The text in at most this many lines; whatever does not fit is left out."""
         out: list[str] = []
         used = 0.0
         space = self.width(" ", size)
@@ -64,8 +64,7 @@ class Ruler:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an utterance is in its row, in points; how much room there is for what is written of it; the lines of its
-    words."""
+    """An utterance's position in its row, in points; the room for its captions; the lines of its words."""
 
     said: Said
     x: float
@@ -82,7 +81,7 @@ class Row:
 
 
 class Layout:
-    """What goes where, of all pages alike: the rows of each page, and how high their parts are."""
+    """The rows of each page, and the heights of their parts, which are the same on all pages."""
 
     def __init__(self, sheet: Sheet) -> None:
         self.sheet, self.ruler = sheet, Ruler()
@@ -112,7 +111,7 @@ class Layout:
         return self.crop_height + wave + lines * LINE + len(self.labels) * LANE + _TICKS
 
     def _placed(self, start_s: float, end_s: float) -> Row:
-        """A row with the places of its utterances. What is written of one may go on until the next begins."""
+        """A row with its utterances placed. An utterance's captions may extend to the start of the next one."""
         said = [each for each in self.sheet.said if start_s <= each.label.start_s < end_s]
         lefts = [LEFT + (each.label.start_s - start_s) * self.points_per_s for each in said]
         places = []

@@ -1,4 +1,4 @@
-"""Where samples and frames come from: files, microphones, cameras and network URLs (config.SourceSpec names them)."""
+"""Where samples and frames come from: files, microphones, cameras and network URLs (named by a SourceSpec)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ DEMO_TWO = DEMO.with_name("demo_two.mp4")  # two people who speak in turn
 def make_source(spec: SourceSpec, media: frozenset[Medium], clock: Clock, config: Config, tracks: str = "") -> Source:
     """The source that ``spec`` names, not yet opened. It delivers the ``media`` asked for.
 
-    At most ``video.fps`` frames a second become images; where frames do not depend on each other, the others are not
-    even decoded. ``tracks``: which ones, as in ``tracks.choose``.
+    At most ``video.fps`` frames a second become images; if frames do not depend on each other, the others are not even
+    decoded. ``tracks``: which tracks to use, as in ``tracks.choose``.
     """
     if spec.kind == "replay":
         from emostream.stream.sources.replay import ReplaySource
@@ -59,14 +59,15 @@ def file_path(spec: SourceSpec) -> Path:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a path is, or will be refused as, a file that can be opened twice: no FIFO, pipe or device."""
+    """Whether to treat a path as a file, which can be opened twice: it is no FIFO, pipe or device. Folders and missing
+    files count as well; they are refused later."""
     return os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)
 
 
 def of_this_process(spec: SourceSpec) -> SourceSpec:
-    """The same source for another process: its standard input and open files are others.
+    """The same source as another process must name it, since its standard input and open files differ.
 
-    Raises SourceError where the system has no name for them."""
+    Raises SourceError if the system has no name for them."""
     path = file_path(spec) if spec.kind == "file" else None
     match = path and re.fullmatch(r"/dev/stdin|/(?:dev|proc/self)/fd/([0-9]+)", str(path))
     if not match:
@@ -78,8 +79,8 @@ def of_this_process(spec: SourceSpec) -> SourceSpec:
 
 
 def file_tracks(spec: SourceSpec, identity: str) -> frozenset[Medium]:
-    """Media of a file or recording, of which ``identity`` is the file of the key. Raises SourceError if it cannot be
-    opened, and ConfigError for a key that is none."""
+    """Media of a file or recording. ``identity``: the key file of an encrypted recording. Raises SourceError if it
+    cannot be opened, and ConfigError if the key is not valid."""
     from emostream.stream.sources.file import FileSource
     from emostream.stream.sources.replay import ReplaySource
 

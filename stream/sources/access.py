@@ -1,7 +1,8 @@
 """What FFmpeg may open while it reads a source.
 
-A file or a stream may be a list of others: a playlist, an ffconcat text, a session description. FFmpeg would follow it
-to any file or address that it names. A file source reads its file alone, and a URL needs few protocols.
+A file or a stream may be a list of others: a playlist, an ffconcat script, a session description. FFmpeg would follow
+it to any file or address that it names. So a file source may only read its own file, and a URL only the few protocols
+that it needs.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import functools
 import av
 from av.format import ContainerFormat
 
-# formats that are lists of other files or addresses, or that read a second file beside their own
+# formats that list other files or addresses, or that read a second file besides their own
 _LISTS = {"concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "vobsub", "webm_dash_manifest"}
-_NONE = "none"  # an empty list of protocols would mean all of them to some versions
+_NONE = "none"  # some versions take an empty list to mean all protocols
 _PROTOCOLS = {
-    "rtsp": "rtsp,rtp,tcp",  # over TCP alone, which network.py asks for
+    "rtsp": "rtsp,rtp,tcp,udp",  # over UDP where a server has nothing else
     "rtsps": "rtsps,rtsp,rtp,tls,tcp",
     "rtp": "rtp,udp",
     "udp": "udp",
@@ -28,9 +29,9 @@ _FORMATS = {"rtsp": {"rtsp"}, "rtsps": {"rtsp"}, "rtp": {"rtp"}, "http": {"dash"
 
 
 def input_options(scheme: str = "") -> dict[str, str]:
-    """FFmpeg's options for a source: a URL of this scheme, or else bytes that it gets from us and nothing more.
+    """FFmpeg's options for a source: a URL of this scheme or, without one, only the bytes that we pass to it.
 
-    What an ``http`` or ``https`` source leads to is fetched by ``web.py``, so FFmpeg needs no protocol there either.
+    ``web.py`` fetches whatever an ``http`` or ``https`` source leads to, so FFmpeg needs no protocol for these either.
     """
     formats = _single_formats() | _FORMATS.get(scheme, set())
     return {"protocol_whitelist": _PROTOCOLS.get(scheme, _NONE), "format_whitelist": ",".join(sorted(formats))}
@@ -45,5 +46,5 @@ def _single_formats() -> frozenset[str]:
 def _is_input(name: str) -> bool:
     try:
         return bool(ContainerFormat(name).is_input)
-    except ValueError:  # one that this FFmpeg lists but does not have
+    except ValueError:  # this FFmpeg lists the format but does not have it
         return False

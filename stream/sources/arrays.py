@@ -13,8 +13,8 @@ from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import Sampler
 
 MAX_RATE_HZ = 768_000
-MAX_CHANNELS = 64  # more are samples and channels in the wrong order
-MAX_FLOAT = 8.0  # an overdriven recording may exceed 1, int16 values stored as floats do by far
+MAX_CHANNELS = 64  # more mean that the axes of samples and channels are swapped
+MAX_FLOAT = 8.0  # an overdriven recording may exceed 1; int16 values stored as floats exceed it by far
 MAX_FPS = 1000
 _CHUNK_S = 1.0
 
@@ -23,9 +23,9 @@ class ArraySource:
     """A recording in memory; both modalities begin at media time 0.
 
     ``samples``: (n,) or (n, channels), int16 or floating point in [-1, 1], at ``rate_hz``. ``frames``: (m, height,
-    width) gray or (m, height, width, 3) RGB uint8, at ``fps``, of which at most ``max_fps`` a second are used.
+    width) gray or (m, height, width, 3) RGB uint8, at ``fps``; at most ``max_fps`` a second are used.
 
-    Raises SourceError if the arrays are not of this form.
+    Raises SourceError if the arrays do not have this form.
     """
 
     live = False

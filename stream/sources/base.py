@@ -13,15 +13,15 @@ from emostream.stream.emotion import Word
 from emostream.stream.messages import Face
 from emostream.stream.topics import Medium
 
-GAP_NS = 60_000_000  # between two chunks of sound; a smaller error of a time stamp is rounding or jitter, not a gap
+GAP_NS = 60_000_000  # least gap between two chunks of sound; anything smaller is rounding or jitter of time stamps
 
 
 @dataclass(frozen=True)
 class AudioChunk:
     """``samples``: (n, channels) float32 in [-1, 1]; ``media_ns``: time of the first sample.
 
-    Times of a file count from its start. Those of a live source are Unix times of capture, which the node moves to the
-    stream's timeline."""
+    A file's times count from its start. A live source's are Unix times of capture, which the node maps to the stream's
+    timeline."""
 
     samples: np.ndarray
     rate_hz: int
@@ -46,8 +46,8 @@ class VideoFrame:
 
 @dataclass(frozen=True)
 class HeardWords:
-    """Words of a program's own recogniser; their times are seconds, as ``media_ns`` is nanoseconds, of Unix time.
-    ``media_ns``: when they came."""
+    """Words from another program's recogniser, with Unix times in seconds. ``media_ns``: when they arrived, as Unix
+    time in nanoseconds."""
 
     words: tuple[Word, ...]
     media_ns: int
@@ -59,7 +59,7 @@ class HeardWords:
 
 @dataclass(frozen=True)
 class SeenFaces:
-    """What was seen in a picture that is not there any more, as a recording has it."""
+    """The faces of a recorded picture; the picture itself no longer exists."""
 
     face: Face
     media_ns: int
@@ -71,7 +71,7 @@ class SeenFaces:
 
 @dataclass(frozen=True)
 class NoTrack:
-    """The source is open, but has no track of this medium."""
+    """The source is open but has no track of this medium."""
 
     medium: Medium
 
@@ -88,8 +88,8 @@ class Source(Protocol):
         ...
 
     def items(self) -> Iterator[AudioChunk | VideoFrame | SeenFaces | HeardWords | NoTrack | None]:
-        """Samples and frames in the order of their arrival; None when none came for a while, so that a waiting node
-        can do other things. Ends at the end of a file; a live source never ends. Raises SourceError."""
+        """Samples and frames in order of arrival; None if nothing came for a while, so that a waiting node can do other
+        things. Ends at the end of a file; a live source never ends. Raises SourceError."""
         ...
 
     def close(self) -> None: ...

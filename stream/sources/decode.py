@@ -10,7 +10,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from emostream.errors import SourceError
+from emostream.errors import SourceError, UnreadableError
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.picture import upright
 from emostream.stream.sources.timeline import Timeline
@@ -18,9 +18,10 @@ from emostream.stream.sources.tracks import Tracks, frame_rate, packets
 
 log = logging.getLogger(__name__)
 
-# PyAV before 19 fails on names and titles that are not UTF-8 unless it is told to replace them; PyAV 19 always replaces
-# them and no longer has the argument.
+# PyAV before 19 fails on names and titles that are not UTF-8 unless asked to replace them; PyAV 19 always replaces them
+# and no longer has the argument.
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_TIMED_BY_FIRST = ("aac", "ac3", "eac3")  # FFmpeg takes every packet to be as long as the first
 _MAX_BAD_PACKETS = 50  # at the start of a file, in a row, before decoding gives up
 
 
@@ -32,7 +33,7 @@ class Sampler:
         self._slot: int | None = None
 
     def wants(self, media_ns: int) -> bool:
-        """Whether to take the frame of this time, whose slot is then used up."""
+        """Whether to take the frame of this time. If so, its slot is used up."""
         if self.is_over(media_ns):
             return False
         self._slot = self._slot_of(media_ns)
@@ -43,7 +44,7 @@ class Sampler:
         return self._slot is not None and self._slot_of(media_ns) <= self._slot
 
     def _slot_of(self, media_ns: int) -> int:
-        return int((media_ns + 1_000_000) * self._fps // 1_000_000_000)  # time bases are rounded, to 1 ms at worst
+        return int((media_ns + 1_000_000) * self._fps // 1_000_000_000)  # time stamps are rounded, to 1 ms at worst
 
 
 def decode(
@@ -59,7 +60,8 @@ def decode(
 
     ``media_ns_of`` maps a time stamp in seconds on the container's clock to media time, and None, of a ``live`` picture
     without one, to the present; ``name`` is for log lines. Damaged packets are skipped, and the log counts them. Raises
-    FFmpegError if reading fails or nothing can be decoded, and SourceError for a sample format that is not supported.
+    FFmpegError if reading fails, UnreadableError if packets come and none can be decoded, and SourceError for a sample
+    format that is not supported.
     """
     for medium, track in tracks.items():
         if track is None:
@@ -71,6 +73,7 @@ def decode(
         return
     sampler = Sampler(fps)
     next_s = {"audio": 0.0, "video": 0.0}  # start of the next chunk or picture, if it has no time stamp of its own
+    first_hz, counted = 0, False
     rate = 0.0  # of pictures, once the first has told
     told_rate = False
     damaged = damaged_in_a_row = 0
@@ -94,7 +97,9 @@ def decode(
             decoded = True
             damaged += frame.is_corrupt
             if isinstance(frame, av.AudioFrame):
-                seconds = frame.time if frame.time is not None else next_s["audio"]
+                first_hz = first_hz or frame.sample_rate
+                counted = counted or (frame.sample_rate != first_hz and container.format.name in _TIMED_BY_FIRST)
+                seconds = frame.time if frame.time is not None and not counted else next_s["audio"]
                 next_s["audio"] = seconds + frame.samples / frame.sample_rate
                 yield AudioChunk(_samples(frame, name), frame.sample_rate, media_ns_of(seconds))
             elif isinstance(frame, av.VideoFrame):
@@ -107,16 +112,21 @@ def decode(
                 media_ns = media_ns_of(None if live and frame.time is None else seconds)
                 if sampler.wants(media_ns):
                     yield VideoFrame(upright(frame, tracks["video"]), media_ns)
+    if damaged and not decoded:
+        raise UnreadableError(f"{name}: nothing in it can be decoded (all {damaged} packets are damaged)")
     if damaged:
         log.warning("%s: %d packets or frames were damaged", name, damaged)
 
 
+_AS_DOUBLE = ("s64", "s64p")  # PyAV has no arrays of these
 _SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0, "flt": 1.0, "dbl": 1.0}
 
 
 def _samples(frame: av.AudioFrame, name: str) -> np.ndarray:
     """(n, channels) float32 in [-1, 1]. Raises SourceError for a format that NumPy does not have."""
     try:
+        if frame.format.name in _AS_DOUBLE:
+            [frame] = av.AudioResampler("dbl").resample(frame)
         values = frame.to_ndarray()
     except ValueError as error:
         raise SourceError(f"{name}: sound in the format {frame.format.name} cannot be read ({error})") from error
@@ -129,8 +139,8 @@ def _samples(frame: av.AudioFrame, name: str) -> np.ndarray:
 
 
 def _skippable_s(packet: av.Packet[Any]) -> float | None:
-    """Time in seconds of a frame on which no other frame depends, so that it need not be decoded: two thirds of a
-    camera's MJPEG at 30 frames a second never are. None if it has no time, or if others may depend on it."""
+    """Time in seconds of a frame that may be skipped undecoded, since no other frame depends on it: two thirds of a
+    camera's MJPEG at 30 frames a second are. None if it has no time, or if others may depend on it."""
     context = packet.stream.codec_context
     if not isinstance(context, av.VideoCodecContext) or not context.codec.intra_only:
         return None

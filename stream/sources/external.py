@@ -1,7 +1,7 @@
-"""Sound, pictures and words that another program sends: the microphone array of a robot, its camera, its recogniser.
+"""Sound, pictures and words from another program, such as a robot's microphone array, camera or recogniser.
 
-The source binds a PULL socket; the program connects a PUSH socket and sends messages of one or two frames: a header in
-JSON, ``Header``, and the samples or pixels. docs/producers.md describes them for whoever writes such a program.
+The source binds a PULL socket; the program connects a PUSH socket and sends messages of one or two frames: a JSON
+``Header``, and the samples or pixels. docs/producers.md describes them for authors of such programs.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 
 _ENDPOINT = re.compile(r"(?:ipc://(?P<path>.+)|tcp://(?P<host>[^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5})")
 _IDLE_MS = 100
-_QUEUE = 64  # messages that wait in the socket; then the program's send waits
-_LARGEST = 64 << 20  # bytes of a message: a picture of 4096 x 4096 in colour has 48 MB
-_OLD_NS, _AHEAD_NS = 10_000_000_000, 500_000_000  # how far a message's time may lie from its arrival
-_EARLY_NS, _LATE_NS = 500_000_000, 300_000_000  # how uneven sound without times may come
-_OTHERS_NS = 2_000_000_000  # from the first message, in which those of another medium must begin
+_QUEUE = 64  # messages in the socket's queue; if it is full, the program's send blocks
+_LARGEST = 64 << 20  # bytes per message; a colour picture of 4096 x 4096 has 48 MB
+_OLD_NS, _AHEAD_NS = 10_000_000_000, 500_000_000  # how far a message's time may be before or after its arrival
+_EARLY_NS, _LATE_NS = 500_000_000, 300_000_000  # accepted jitter of sound without times
+_OTHERS_NS = 2_000_000_000  # all media must begin within this time after the first message
 _WARN_NS = 60_000_000_000
 _LONGEST_S, _MOST_SIDE, _MOST_CHANNELS, _MOST_WORDS = 2.0, 8192, 32, 200
 _DTYPES = {"s16le": "<i2", "f32le": "<f4"}
@@ -44,7 +44,7 @@ _CHANNELS = {"gray8": 1, "rgb24": 3, "bgr24": 3}
 
 
 class ToldWord(msgspec.Struct):
-    """A word of the program's own recogniser; ``start`` and ``end``: Unix times in seconds."""
+    """A word from the program's own recogniser; ``start`` and ``end``: Unix times in seconds."""
 
     word: str
     start: float
@@ -53,7 +53,7 @@ class ToldWord(msgspec.Struct):
 
 
 class Header(msgspec.Struct):
-    """``time``: Unix time in seconds of the first sample, or of the picture; without it, that of its arrival counts.
+    """``time``: Unix time in seconds of the first sample, or of the picture; without it, the time of arrival counts.
     ``seq``: a number that grows by one with each message of a type, if the program counts them."""
 
     type: Literal["audio", "video", "words", "end"]
@@ -68,13 +68,13 @@ class Header(msgspec.Struct):
 
 
 class Refused(Exception):
-    """A message that cannot be taken, and why."""
+    """A message was not accepted; says why."""
 
 
 class ExternalSource:
-    """Times of what it gives are Unix times of the run's clock. What a program sends wrongly is refused, with a warning
-    a minute at most, and counted: ``refused``; ``source_gaps`` are numbers that never came, ``source_dropped`` sound
-    that was sent faster than it can have been said. The program may end and begin again at any time."""
+    """Its items have Unix times by the run's clock. Invalid messages are refused, with at most one warning a minute,
+    and counted (``refused``). ``source_gaps`` counts numbers that never came, ``source_dropped`` sound that came faster
+    than real time. The program may end and start again at any time."""
 
     live = True
 
@@ -88,7 +88,7 @@ class ExternalSource:
         self._first_ns: int | None = None
         self._seen: set[str] = set()
         self._missing: set[str] = set()
-        self._next_ns: int | None = None  # of sound
+        self._next_ns: int | None = None  # expected start of the next sound
         self._next_seq: dict[str, int] = {}
         self.counters: Counter[str] = Counter()
 
@@ -128,7 +128,7 @@ class ExternalSource:
             self._context = None
 
     def _absent(self) -> Iterator[NoTrack]:
-        """The media of which nothing came, once others have."""
+        """The media that have sent nothing, some time after others began."""
         if self._first_ns is None or self._clock.now_ns() - self._first_ns < _OTHERS_NS:
             return
         for medium in sorted(self._media - self._seen - self._missing):
@@ -136,7 +136,7 @@ class ExternalSource:
             yield NoTrack(medium)
 
     def _read(self, frames: list[bytes], arrived_ns: int) -> AudioChunk | VideoFrame | HeardWords | None:
-        """What a message holds; None for the end. Raises Refused."""
+        """The item in a message; None for the end. Raises Refused."""
         try:
             header = self._decoder.decode(frames[0])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -163,7 +163,7 @@ class ExternalSource:
         return item
 
     def _time(self, seconds: float | None, arrived_ns: int) -> int | None:
-        """A Unix time by the run's clock, which does not follow the wall clock when that is set. Raises Refused."""
+        """Map a Unix time to the run's clock, which does not jump when the wall clock is set. Raises Refused."""
         if seconds is None:
             return None
         if not abs(seconds) < 1e11:
@@ -193,7 +193,7 @@ class ExternalSource:
         start_ns = time_ns if time_ns is not None else arrived_ns - length_ns
         early_ns, late_ns = (GAP_NS, GAP_NS) if time_ns is not None else (_EARLY_NS, _LATE_NS)
         if self._next_ns is not None and -early_ns <= start_ns - self._next_ns <= late_ns:
-            start_ns = self._next_ns  # messages come, and are stamped, a little early or late
+            start_ns = self._next_ns  # arrivals and time stamps jitter a little
         elif self._next_ns is not None and start_ns < self._next_ns:
             self.counters["source_dropped"] += 1
             raise Refused("sound that comes faster than it can have been said, or twice")
@@ -217,7 +217,7 @@ class ExternalSource:
         if header.seq is None:
             return
         expected = self._next_seq.get(header.type, header.seq)
-        self.counters["source_gaps"] += max(0, header.seq - expected)  # a program that begins again counts from 0
+        self.counters["source_gaps"] += max(0, header.seq - expected)  # a restarted program counts from 0
         self._next_seq[header.type] = header.seq + 1
 
     def _refuse(self, why: str, now_ns: int) -> None:
@@ -228,7 +228,7 @@ class ExternalSource:
 
 
 def check_endpoint(endpoint: str, name: str) -> None:
-    """Raises SourceError unless only this machine can reach it."""
+    """Raises SourceError unless only this machine can reach the endpoint."""
     match = _ENDPOINT.fullmatch(endpoint)
     if match is None:
         raise SourceError(f"{name}: write it as zmq:tcp://127.0.0.1:PORT or zmq:ipc://PATH")

@@ -1,4 +1,4 @@
-"""Languages of tracks, by whichever code they are named: ISO 639-1 ("de"), 639-2/T ("deu") or 639-2/B ("ger")."""
+"""Matches language codes of tracks, in whichever form: ISO 639-1 ("de"), 639-2/T ("deu") or 639-2/B ("ger")."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SAME = {code: group.split("/")[0] for group in _CODES.split() for code in group
 
 
 def is_language(asked: str, marked: str) -> bool:
-    """Whether the language that a track is marked with is the one asked for: "de" is "deu", "ger" and "de-AT", but
-    "de-AT" is not "de-CH"."""
+    """Whether a track's language is the one asked for: "de" matches "deu", "ger" and "de-AT", but "de-AT" does not
+    match "de-CH"."""
     (asked, _, asked_region), (marked, _, region) = asked.lower().partition("-"), marked.lower().partition("-")
     regions_fit = asked_region == region or not (asked_region and region)
     return regions_fit and _SAME.get(asked, asked) == _SAME.get(marked, marked)

@@ -19,18 +19,18 @@ from emostream.stream.sources.base import AudioChunk
 log = logging.getLogger(__name__)
 
 _IDLE_S = 0.1
-_SILENT_S = 2.0  # without a callback: the device was unplugged, which PortAudio does not report
-_JUMP_NS = 100_000_000  # between the count of samples and the clock
-_SETTLE_MS = 1000  # for which all blocks must be off by that much before their times are corrected
+_SILENT_S = 2.0  # after so long without a callback the device was unplugged, which PortAudio does not report
+_JUMP_NS = 100_000_000  # largest accepted difference between sample count and clock
+_SETTLE_MS = 1000  # all blocks must be off by more than that for this long before times are corrected
 
 
 class Microphone:
     """``spec.location``: part of a device's name, its index, or empty for the default; ``block_ms``: length of a chunk.
 
-    Media times are Unix times at which samples were converted (PortAudio's ADC time). They follow the count of samples,
-    which does not jitter as the times of callbacks do; when all callbacks of a second are off by more than 100 ms
-    (samples were lost, or the clocks drifted apart), they are corrected. ``overflows`` counts the callbacks for which
-    PortAudio reports lost samples, ``reopened`` how often the device came back.
+    Media times are Unix times at which samples were converted (PortAudio's ADC time). They follow the sample count,
+    which does not jitter as callback times do. If all callbacks of a second are off by more than 100 ms (samples were
+    lost, or the clocks drifted apart), they are corrected. ``overflows`` counts callbacks for which PortAudio reports
+    lost samples, ``reopened`` how often the device came back.
     """
 
     live = True
@@ -95,7 +95,7 @@ class Microphone:
             self._stream = None
 
     def _follow(self, start_ns: int) -> int:
-        """Media time of the block that PortAudio says began at ``start_ns``."""
+        """Media time of a block that began at ``start_ns`` according to PortAudio."""
         if self._next_ns is None:
             return start_ns
         self._off_ns.append(start_ns - self._next_ns)
@@ -112,7 +112,7 @@ class Microphone:
         """Called by PortAudio's thread: copy the block, stamp it and return."""
         now_ns = self._clock.now_ns()
         age_s = time.currentTime - time.inputBufferAdcTime
-        if not 0 < age_s < 1:  # some hosts do not set the times: then the block has just ended
+        if not 0 < age_s < 1:  # some host APIs do not set the times; assume that the block has just ended
             age_s = frames / self._rate_hz
         if status.input_overflow:
             self.counters["overflows"] += 1
@@ -122,7 +122,7 @@ class Microphone:
         import sounddevice as sd
 
         self.close()
-        sd._terminate()  # PortAudio looks for devices only when it is initialised
+        sd._terminate()  # PortAudio looks for devices only during initialisation
         sd._initialize()
         try:
             self.open()

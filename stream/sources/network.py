@@ -1,4 +1,4 @@
-"""Live sources that FFmpeg reads: cameras and network URLs. One that goes away is opened again."""
+"""Live sources that FFmpeg reads: cameras and network URLs. A source that goes away is opened again."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from emostream.stream.topics import Medium
 
 log = logging.getLogger(__name__)
 
-_QUEUE = 200  # items between the reading thread and the node: a second or two, then the oldest are dropped …
-_LONGEST_QUEUE = 3000  # … unless they are held back
-_SETTLE_NS = 1_000_000_000  # after opening, in which everything is thrown away
+_QUEUE = 200  # items between the reading thread and the node, a second or two; beyond it the oldest are dropped
+_LONGEST_QUEUE = 3000  # the same, while items are held back
+_SETTLE_NS = 1_000_000_000  # everything that comes this soon after opening is discarded
 _IDLE_S = 0.1
 _FULL_S = 0.02
 _BACKOFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
-_LASTED_NS = 10_000_000_000  # a source that was there for so long is opened again at once
-_BY_ARRIVAL = ("mpjpeg", "mjpeg")  # FFmpeg takes each of their pictures for 1/25 s
+_LASTED_NS = 10_000_000_000  # a source that lasted this long is reopened without back-off
+_BY_ARRIVAL = ("mpjpeg", "mjpeg")  # their pictures have no times: FFmpeg assumes 1/25 s for each
 
 
 class Arrival:
-    """Capture times of what comes with time stamps: a stamp is moved by the least delay that was seen.
+    """Converts time stamps to capture times by adding the least delay seen so far.
 
-    So what comes in bursts (HLS: a segment at a time) keeps its own times, a segment late. If for 10 s everything came
-    two seconds later than before, it is the source that is later now.
+    So data that comes in bursts (HLS: a segment at a time) keeps its own times, one segment late. If everything comes
+    two seconds later than before for 10 s, the source itself is later now, and the delay is adjusted.
     """
 
     WINDOW_NS, LATER_NS = 10_000_000_000, 2_000_000_000
@@ -53,7 +53,7 @@ class Arrival:
         self._since_ns = 0
 
     def media_ns(self, seconds: float | None) -> int:
-        """Unix time of a stamp; of None, the present."""
+        """Unix time of a stamp; the present for None."""
         now_ns = self._clock.now_ns()
         if seconds is None:
             return now_ns
@@ -70,24 +70,24 @@ class Arrival:
         return stamp_ns + self._offset_ns
 
     def arrived(self, end_ns: int) -> None:
-        """What ends at this time is here now."""
-        if self._offset_ns is not None:  # without stamps there is nothing to move
+        """An item that ends at this time is here now."""
+        if self._offset_ns is not None:  # without stamps there is nothing to correct
             self._offset_ns += min(0, self._clock.now_ns() - end_ns)
 
 
 class Smoother:
-    """How long to hold back what arrives, so that what comes in bursts is given at an even pace: as long as the latest
-    of the last ten seconds was late; not at all where that is a moment."""
+    """How long to hold items back, so that bursts are delivered at an even pace: by the greatest delay of the last ten
+    seconds, or not at all if that is short."""
 
     BUCKET_NS, BUCKETS, LEAST_NS, MOST_NS = 2_500_000_000, 4, 300_000_000, 15_000_000_000
 
     def __init__(self) -> None:
-        self._latest: deque[int] = deque([0], maxlen=self.BUCKETS)  # by bucket of time
+        self._latest: deque[int] = deque([0], maxlen=self.BUCKETS)  # greatest delay in each bucket of time
         self._since_ns = 0
         self.delay_ns = 0
 
     def push(self, late_ns: int, now_ns: int) -> None:
-        """Something came, so late."""
+        """An item came with this delay."""
         if now_ns - self._since_ns > self.BUCKET_NS:
             self._since_ns = now_ns
             self._latest.append(0)
@@ -97,22 +97,22 @@ class Smoother:
 
 
 class LiveSource:
-    """A camera or a URL. Media times are Unix times of capture, computed from the source's time stamps and the moments
-    at which they arrive.
+    """A camera or a URL. Media times are Unix times of capture, estimated from the source's time stamps and their
+    arrival times.
 
-    A thread of its own reads, so that a read that blocks (up to ``timeout_s``) does not block the node. What arrives in
-    the first second after opening is stale, since FFmpeg and servers buffer, and is thrown away; the sample or frame in
-    it with the least delay sets the offset between the source's clock and ours. So capture times of a network source
-    are estimates: they leave out the least delay of the transport, and may contain its jitter.
+    A thread of its own reads, so that a blocking read (up to ``timeout_s``) does not block the node. Data of the first
+    second after opening is stale, since FFmpeg and servers buffer, and is discarded; its item with the least delay sets
+    the offset between the source's clock and ours. So capture times of a network source are estimates: they ignore the
+    least delay of the transport and may contain its jitter.
 
-    Not everything at a URL is live: a file that a server has, and a playlist that has ended, are read once, from their
-    start to their end, as files are; then ``live`` is False once it is open. So is a pipe (``Pipe``).
+    Not everything at a URL is live: a file on a server, or a playlist that has ended, is read once from start to end
+    like a file; ``live`` is then False after opening. The same holds for a pipe (``Pipe``).
 
-    What comes in bursts, as HLS does a segment at a time, is given at an even pace, ``delay_ns`` late; else a gap
+    Data that comes in bursts, such as HLS segments, is delivered at an even pace, ``delay_ns`` late; otherwise a gap
     between two bursts would look like the end of a sentence.
 
     ``allowed_hosts``: other hosts that an ``http`` or ``https`` source may lead to, by a redirect or a playlist.
-    ``tracks``: which ones, as in ``tracks.choose``.
+    ``tracks``: which tracks to use, as in ``tracks.choose``.
     """
 
     def __init__(
@@ -134,6 +134,7 @@ class LiveSource:
         self._arrived = threading.Event()
         self._closing = threading.Event()
         self._ended = threading.Event()
+        self._failure: SourceError | None = None  # why a recording ended early
         self._smoother = Smoother()
         self.counters: Counter[str] = Counter()
 
@@ -151,6 +152,8 @@ class LiveSource:
                     yield self._queue.popleft()
                 continue
             if self._ended.is_set() and not self._queue:
+                if self._failure is not None:
+                    raise self._failure
                 return
             self._arrived.clear()
             if not self._queue and not self._ended.is_set() and not self._arrived.wait(_IDLE_S):
@@ -158,11 +161,11 @@ class LiveSource:
 
     @property
     def delay_ns(self) -> int:
-        """How long everything is held back at present."""
+        """How long items are held back at present."""
         return self._smoother.delay_ns
 
     def _early_ns(self, item: AudioChunk | VideoFrame | NoTrack) -> int:
-        """How long an item is to be held back yet."""
+        """How much longer to hold an item back."""
         if not self.live or not self.delay_ns or isinstance(item, NoTrack):
             return 0
         return item.media_end_ns + self.delay_ns - self._clock.now_ns()
@@ -180,7 +183,9 @@ class LiveSource:
             if self._spec.scheme in ("http", "https"):
                 return self._opened_web(self._spec.address)
             options = {"fflags": "nobuffer"} | input_options(self._spec.scheme)
-            if self._spec.scheme in ("rtsp", "rtsps"):
+            if self._spec.scheme == "rtsp":  # UDP only if the server refuses TCP
+                options |= {"rtsp_flags": "prefer_tcp"}
+            elif self._spec.scheme == "rtsps":  # which would not be encrypted over UDP
                 options |= {"rtsp_transport": "tcp"}
             return self._opened(self._spec.address, None, options)
         except (FFmpegError, OSError, ValueError) as error:
@@ -196,7 +201,7 @@ class LiveSource:
         return container
 
     def _opened_web(self, url: str, whole: bool = False) -> av.container.InputContainer:
-        """``whole``: what FFmpeg reads to find out what it is must not be thrown away, as it is of live sources."""
+        """``whole``: keep the data that FFmpeg reads to probe the format, which is discarded for live sources."""
         self._web = web = Web(url, self.name, self._allowed_hosts, self._timeout_s)
         web.limit_time(self._timeout_s)
         body = Body(web, web.url)
@@ -242,11 +247,12 @@ class LiveSource:
             failure: Exception | None = self._web.failure if self._web is not None else None
         except (FFmpegError, OSError, SourceError) as error:
             failure = error
-        except Exception as error:  # nobody would notice the end of this thread
+        except Exception as error:  # otherwise nobody would notice the end of this thread
             log.debug("%s", traceback.format_exc())
             failure = OSError(None, f"{type(error).__name__}: {error}")
-        if failure is not None and not self._closing.is_set():
-            log.error("%s: reading ended early (%s)", self.name, getattr(failure, "strerror", None) or failure)
+        if failure is not None:
+            why = getattr(failure, "strerror", None) or str(failure)
+            self._failure = SourceError(f"{self.name}: reading ended early ({why.removeprefix(f'{self.name}: ')})")
         container.close()
         self._ended.set()
         self._arrived.set()
@@ -263,7 +269,7 @@ class LiveSource:
                 except SourceError as error:
                     log.debug("%s", error)
                     continue
-                self.live = True  # it was before
+                self.live = True  # as before
                 self.counters["reopened"] += 1
                 log.warning("%s is back", self.name)
             opened_ns = self._clock.now_ns()
@@ -278,7 +284,7 @@ class LiveSource:
                 log.warning("%s went away (%s); opening it again", self.name, why)
 
     def _deliver(self, container: av.container.InputContainer, opened_ns: int) -> str:
-        """Queue what comes until the source goes away; returns why it did."""
+        """Queue items until the source goes away; returns the reason."""
         arrival, self._smoother = Arrival(self._clock), Smoother()
         by_arrival = container.format.name in _BY_ARRIVAL
         earlier_jumps = self.counters["time_jumps"]
@@ -308,6 +314,8 @@ class LiveSource:
             return f"nothing came for {self._timeout_s:g} s"
         except (FFmpegError, OSError) as error:
             return error.strerror or str(error)
+        except SourceError as error:
+            return str(error).removeprefix(f"{self.name}: ")
         except Exception as error:  # nobody would notice the end of this thread
             log.debug("%s", traceback.format_exc())
             return f"{type(error).__name__}: {error}"
@@ -315,9 +323,9 @@ class LiveSource:
 
 
 class Pipe(LiveSource):
-    """A FIFO, a device or another path that is no regular file: read once, and never opened twice."""
+    """A FIFO, a device or another path that is not a regular file: read once, never opened twice."""
 
-    WAIT_S = 30.0  # for somebody who writes
+    WAIT_S = 30.0  # for somebody to write into it
 
     def __init__(self, path: Path, media: frozenset[Medium], fps: float, clock: Clock, tracks: str = "") -> None:
         super().__init__(SourceSpec(str(path), "file", str(path)), media, fps, clock, 0.0, (), tracks)

@@ -12,15 +12,15 @@ from av.video.reformatter import ColorRange
 # Video levels to 0 … 255: ITU-R BT.601 has luma from 16 (black) to 235 (white).
 _FROM_VIDEO_LEVELS = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
 _MOST_SIDE = 4096
-_LEAST_ASPECT, _MOST_ASPECT = 0.1, 10.0  # of a pixel: others are damage
+_LEAST_ASPECT, _MOST_ASPECT = 0.1, 10.0  # of a pixel; anything else comes from damaged data
 
 
 def upright(frame: av.VideoFrame, track: av.VideoStream | None) -> np.ndarray:
-    """(height, width) gray uint8, turned and mirrored as the container's display matrix says (phones are held upright,
-    front cameras mirror), and stretched to square pixels where the track's are not (HDV, DVD).
+    """(height, width) gray uint8, rotated and mirrored as the container's display matrix says (phones are held upright,
+    front cameras mirror), and stretched to square pixels if the track's are not (HDV, DVD).
 
-    Luma is the gray image. In the pixel formats of nearly all cameras and files it is a plane of its own; FFmpeg
-    converts the others.
+    The gray image is the luma. In the pixel formats of nearly all cameras and files it is a plane of its own; FFmpeg
+    converts other formats.
     """
     return np.ascontiguousarray(_turned(_square(_gray(frame), track), _matrix(frame)))
 
@@ -33,14 +33,14 @@ def _gray(frame: av.VideoFrame) -> np.ndarray:
     rows: np.ndarray = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
     image = rows[: frame.height, : frame.width]
     if frame.color_range != ColorRange.JPEG and not pixels.name.startswith("yuvj"):
-        import cv2  # only by who decodes pictures: it takes much address space
+        import cv2  # only in processes that decode pictures, since it takes much address space
 
         image = cv2.LUT(image, _FROM_VIDEO_LEVELS)
     return image
 
 
 def _square(image: np.ndarray, track: av.VideoStream | None) -> np.ndarray:
-    """Stretch what is the shorter side of a pixel, so that nothing of the picture is lost."""
+    """Stretch along the pixel's longer side, so that no detail of the picture is lost."""
     ratio = track.sample_aspect_ratio if track is not None else None
     aspect = float(ratio) if ratio else 1.0
     if abs(aspect - 1) < 0.01 or not _LEAST_ASPECT <= aspect <= _MOST_ASPECT:
@@ -59,7 +59,7 @@ def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     data = cast("Any", frame.side_data).get("DISPLAYMATRIX")
     if data is None:
         return 1, 0, 0, 1
-    a, b, _, c, d, *_ = struct.unpack("<9i", bytes(data)[:36])  # 16.16 fixed point, of this machine's order
+    a, b, _, c, d, *_ = struct.unpack("<9i", bytes(data)[:36])  # 16.16 fixed point, little-endian
     turned = abs(a) + abs(d) < abs(b) + abs(c)
     a, b, c, d = ((value > 0) - (value < 0) for value in ((0, b, c, 0) if turned else (a, 0, 0, d)))
     whole = b and c if turned else a and d

@@ -1,4 +1,4 @@
-"""A recording of a run as a source: its sound and its faces as they were, at their times."""
+"""A recording of a run as a source: its sound and faces, at their original times."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _MEDIA: dict[str, Medium] = {"sound": "audio", "faces": "video"}
 
 
 class ReplaySource:
-    """Sound and faces of a recorded stream. ``location``: as ``recorded.files_of`` takes it, with ``#NAME`` for a
-    stream that is not the first. Media time 0 is the first of the files. ``identity``: the file of the key of encrypted
-    ones."""
+    """Sound and faces of a recorded stream. ``location``: as in ``recorded.files_of``, with ``#NAME`` for a stream
+    other than the first. Media time 0 is the stream's first item in these files. ``identity``: the key file, if they
+    are encrypted."""
 
     live = False
 
@@ -43,7 +43,7 @@ class ReplaySource:
         self.counters: Counter[str] = Counter()
 
     def open(self) -> None:
-        """Raises SourceError, ConfigError for a key that is none, and ModelError if a package is missing."""
+        """Raises SourceError, ConfigError if the key is not valid, and ModelError if a package is missing."""
         try:
             from emostream.stream.recorded import Recording, files_of
         except ImportError as error:
@@ -65,7 +65,7 @@ class ReplaySource:
 
     @property
     def first_ns(self) -> int:
-        """Media time of its first sound or face when it was recorded."""
+        """Media time of the first sound or face, in the recorded run."""
         assert self._recording is not None
         return self._recording.spans_ns[self.stream][0]
 
@@ -77,7 +77,7 @@ class ReplaySource:
         return (last_ns - first_ns) / 1e9
 
     def seek(self, media_ns: int) -> None:
-        """Go on from there."""
+        """Let ``items`` begin at this time."""
         self._from_ns = media_ns
 
     def items(self) -> Iterator[AudioChunk | SeenFaces]:

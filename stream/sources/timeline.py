@@ -1,11 +1,11 @@
-"""One timeline for what a container says of its times: continuous in the order of arrival.
+"""Maps a container's time stamps to one timeline that is continuous in order of arrival.
 
-Recordings that were glued together (MPEG-TS, chained Ogg, WebM), a camera that was started again and a single bad time
-stamp all look alike at first: time jumps. What comes then goes on where its track was; if the old times come back, so
-does the old clock, and if other tracks jump too, they follow the same clock, so that sound and picture stay together.
+Concatenated recordings (MPEG-TS, chained Ogg, WebM), a restarted camera and a single bad time stamp all look alike at
+first: time jumps. After a jump, a track continues where it was, by a new clock. If the old times return, so does the
+old clock; if other tracks jump too, they follow the same clock, so that sound and picture stay together.
 
-Forward, a jump of up to 10 s is taken for a gap (of a container whose clock is known to jump; of others, an hour), as
-players take it, and so is one to where another track is.
+As in players, a forward jump counts as a gap if it is at most 10 s (one hour, if the format's clock is not known to
+jump), or if it leads to where another track is.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 
 log = logging.getLogger(__name__)
 
-BACK_S = 0.5  # tracks of a container overlap, and packets come a little out of order
+BACK_S = 0.5  # accepted backward step: a container's tracks overlap, and packets come a little out of order
 _GAP_S = {True: 10.0, False: 3600.0}  # by whether the container's format allows its clock to jump
 _NEAR_S = 1.5
-_CLOCKS = 4  # that are remembered
-_PROVISIONAL_S = 1.0  # a clock this young gives way to that of another track
-_TOLD = 3  # jumps that have a line of their own
+_CLOCKS = 4  # remembered
+_PROVISIONAL_S = 1.0  # a clock younger than this gives way to another track's
+_LOGGED_JUMPS = 3  # further jumps are only counted
 
 
 @dataclass(eq=False)
@@ -49,10 +49,11 @@ class Timeline:
         self._clocks: deque[Clock] = deque([Clock(0.0)], maxlen=_CLOCKS)
         self._tracks: dict[int, _Track] = {}
         self.jumps = 0
-        self.outliers = 0  # times that were passed over before they were believed
+        self.outliers = 0  # bad time stamps that were replaced
 
     def shift_s(self, track: int, time_s: float, length_s: float) -> float:
-        """What to add to the times of a packet, which the container says begins at ``time_s``; in decoding order."""
+        """What to add to the times of a packet that begins at ``time_s`` by the container. Call it in decoding
+        order."""
         state = self._tracks.get(track)
         if state is None:
             state = self._tracks[track] = _Track(self._first_clock(time_s))
@@ -63,18 +64,18 @@ class Timeline:
         return state.clock.shift_s
 
     def _first_clock(self, time_s: float) -> Clock:
-        """That of a track which begins at ``time_s``, wherever that is, since tracks need not interleave: the newest
-        one, unless by an earlier one it begins nearer to where the others are."""
+        """The clock of a track that begins at ``time_s``: the one by which it begins nearest to where the other tracks
+        are, the newest if several do. It may begin anywhere, since tracks need not interleave."""
         there_s = max((track.end_s for track in self._tracks.values() if track.end_s is not None), default=time_s)
         return min(reversed(self._clocks), key=lambda clock: abs(time_s + clock.shift_s - there_s))
 
     def last_shift_s(self, track: int) -> float:
-        """What to add to the times of a packet of which nobody knows its place in decoding order."""
+        """What to add to the times of a packet whose place in decoding order is unknown."""
         state = self._tracks.get(track)
         return (self._clocks[-1] if state is None else state.clock).shift_s
 
     def is_gap(self, track: int, time_s: float, least_s: float) -> bool:
-        """Whether a packet would leave a gap of at least ``least_s`` in its track, or before its track."""
+        """Whether a packet would leave a gap of more than ``least_s`` in its track, or before it."""
         state = self._tracks.get(track)
         if state is None or state.end_s is None:
             return self._start_s is not None and time_s - self._start_s > least_s
@@ -82,7 +83,7 @@ class Timeline:
         return least_s < off_s and self._fits(off_s, time_s, state)
 
     def expected_s(self, track: int) -> float | None:
-        """Where a track's next packet is expected, by the clock that it follows."""
+        """When a track's next packet is expected, by the track's clock."""
         state = self._tracks.get(track)
         return None if state is None or state.end_s is None else state.end_s - state.clock.shift_s
 
@@ -96,7 +97,7 @@ class Timeline:
     def _follow(self, state: _Track, time_s: float, end_s: float) -> None:
         newest = self._clocks[-1]
         other_jumped = newest not in state.clocks and -BACK_S <= time_s + newest.shift_s - end_s <= self._gap_s
-        if other_jumped and end_s - state.since_s < _PROVISIONAL_S:  # it has found out better what the jump was
+        if other_jumped and end_s - state.since_s < _PROVISIONAL_S:  # the other track knows better how far it jumped
             self._take(state, newest, end_s)
             return
         off_s = time_s + state.clock.shift_s - end_s
@@ -120,7 +121,7 @@ class Timeline:
 
     def _jump(self, state: _Track, time_s: float, end_s: float) -> None:
         self.jumps += 1
-        if self.jumps <= _TOLD:
+        if self.jumps <= _LOGGED_JUMPS:
             log.warning(
                 "%s: its times jump to %.2f s where %.2f s is due; closed up",
                 self._name,

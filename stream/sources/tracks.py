@@ -1,4 +1,4 @@
-"""Which tracks of a container are used, and their packets with times that do not jump."""
+"""Chooses which tracks of a container to use, and yields their packets with times that do not jump."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Track = av.AudioStream | av.VideoStream
 Tracks = Mapping[Medium, Any]  # an AudioStream, a VideoStream or None
 
 _TS_DISCONT = 0x0200  # AVFMT_TS_DISCONT of libavformat
-_HOLD_S = {"audio": 0.5, "video": 0.8}  # a gap from this length on is looked at: is it one bad time stamp?
+_HOLD_S = {"audio": 0.5, "video": 0.8}  # a longer gap is checked: it may be a single bad time stamp
 _IMAGES = ("mjpeg", "png", "bmp", "gif", "tiff", "webp", "jpeg2000")
 _SURE_S, _MOST_HELD = 0.5, 60
 
@@ -28,9 +28,9 @@ def choose(
 ) -> dict[Medium, Any]:
     """The track of each medium; None if there is none that this FFmpeg can decode.
 
-    ``wanted``: such as "audio:2,video:1" or "audio:deu", a number from 1 on or a language; else it is the one that the
-    container marks as default, else the first. Attached pictures (covers) are none. Where there are several, a line
-    says which one was taken, if ``tell``.
+    ``wanted``: numbers (from 1) or languages, such as "audio:2,video:1" or "audio:deu"; by default the track that the
+    container marks as default, else the first. Attached pictures (covers) do not count. If there are several tracks and
+    ``tell`` is set, a log line says which one was taken.
     """
     asked = dict(part.strip().split(":", 1) for part in wanted.split(",") if part.strip())
     return {medium: _choose(container, medium, asked.get(medium, ""), name, tell) for medium in sorted(media)}
@@ -57,7 +57,7 @@ def _choose(container: av.container.InputContainer, medium: Medium, asked: str, 
 
 
 def _is_cover(track: Any) -> bool:
-    """Whether it is a picture beside the sound; Matroska has no mark for that, and says how long it lasts."""
+    """Whether a track is just a cover picture. Matroska does not mark covers; they are found by their duration."""
     if track.disposition & av.stream.Disposition.attached_pic:
         return True
     if track.codec_context is None or track.codec_context.name not in _IMAGES:
@@ -77,16 +77,16 @@ def _words(track: Any, number: int) -> str:
 
 
 def frame_rate(track: Any) -> float:
-    """Pictures a second, as far as the pictures themselves or the container tell."""
-    rate = track.codec_context.framerate or track.guessed_rate or track.average_rate  # FFmpeg takes 25 where none is
+    """Pictures a second according to the pictures or the container; 25 if neither says."""
+    rate = track.codec_context.framerate or track.guessed_rate or track.average_rate  # FFmpeg assumes 25 for none
     return float(rate) if rate and 0.1 <= rate <= 1000 else 25.0
 
 
 def packets(
     container: av.container.InputContainer, chosen: Sequence[Any], timeline: Timeline, live: bool
 ) -> Iterator[av.Packet[Any]]:
-    """The packets of the chosen tracks, on the timeline. The others tell where that is too, so that it is the same
-    whichever tracks are decoded."""
+    """The packets of the chosen tracks, on the timeline. The other tracks are read too, so that the timeline does not
+    depend on which tracks are decoded."""
     holds: dict[int, list[av.Packet[Any]]] = {}
     indices = {track.index for track in chosen}
     streams = [each for each in (*container.streams.audio, *container.streams.video) if each.codec_context is not None]
@@ -96,9 +96,9 @@ def packets(
         unit = units[index]
         time_s = unit.time_s(packet)
         if time_s is None:
-            if packet.pts is not None:  # a picture at the start of some files has no place in decoding order
+            if packet.pts is not None:  # in some files the first picture has no decoding time
                 unit.shift(packet, timeline.last_shift_s(index))
-            if packet.size == 0 and index in holds:  # the end: what is held back comes before the decoder is emptied
+            if packet.size == 0 and index in holds:  # the end: release held packets before the decoder is flushed
                 yield from (each for each in _move(timeline, unit, holds.pop(index)) if index in indices)
             if index in indices:
                 yield packet
@@ -112,7 +112,7 @@ def packets(
             expected_s = timeline.expected_s(index)
             begin_s = None
             if not goes_on and expected_s is not None and unit.is_back(held, time_s, expected_s):
-                begin_s = expected_s  # there was no gap, but a bad time stamp
+                begin_s = expected_s  # there was no gap, just a bad time stamp
             elif not goes_on and expected_s is None and time_s < (unit.time_s(held[0]) or time_s):
                 begin_s = time_s - unit.total_s(held)  # the track's first times were bad
             if begin_s is not None:
@@ -132,8 +132,8 @@ def timeline_of(container: av.container.InputContainer, name: str, live: bool = 
 
 
 class _Units:
-    """The times of a track's packets in seconds. What a track says of itself is asked once, not for each packet: each
-    answer is a new Fraction."""
+    """The times of a track's packets in seconds. A track's attributes are read once, not for each packet, since each
+    access creates a new Fraction."""
 
     def __init__(self, stream: Any) -> None:
         self._is_audio = stream.type == "audio"
@@ -143,7 +143,7 @@ class _Units:
         self.hold_s = _HOLD_S[stream.type]
 
     def time_s(self, packet: av.Packet[Any]) -> float | None:
-        """In decoding order, in which the times of pictures grow too; None if that is not known."""
+        """The decoding time, by which pictures are in order too; None if unknown."""
         stamp = packet.dts
         if stamp is None and self._is_audio:
             stamp = packet.pts
@@ -154,12 +154,12 @@ class _Units:
         return duration * self._time_base_s if duration and self._time_base_s else self._usual_s
 
     def goes_on(self, held: list[av.Packet[Any]], time_s: float) -> bool:
-        """Whether a packet of this time follows the last of those that are held back."""
+        """Whether a packet of this time follows the last packet held back."""
         last_s = self.time_s(held[-1])
         return last_s is not None and abs(time_s - last_s - self.length_s(held[-1])) < _SURE_S
 
     def total_s(self, held: list[av.Packet[Any]]) -> float:
-        """How long packets are together."""
+        """Total length of these packets."""
         return sum(map(self.length_s, held))
 
     def is_sure(self, held: list[av.Packet[Any]]) -> bool:
@@ -167,11 +167,11 @@ class _Units:
         return len(held) >= _MOST_HELD or self.total_s(held) >= _SURE_S
 
     def is_back(self, held: list[av.Packet[Any]], time_s: float, expected_s: float) -> bool:
-        """Whether times are again where they would be without those that are held back."""
+        """Whether this time is about where it would be if the held packets had no gap before them."""
         return min(abs(time_s - expected_s), abs(time_s - expected_s - self.total_s(held))) < _SURE_S
 
     def restamp(self, held: list[av.Packet[Any]], start_s: float) -> None:
-        """Let packets follow one another from a time on."""
+        """Let packets follow one another from ``start_s`` on."""
         for packet in held:
             time_s = self.time_s(packet)
             if time_s is not None:
@@ -201,6 +201,6 @@ def _move(timeline: Timeline, unit: _Units, moved: Iterable[av.Packet[Any]]) -> 
         time_s = unit.time_s(packet)
         if time_s is not None and (shift_s := timeline.shift_s(packet.stream.index, time_s, unit.length_s(packet))):
             unit.shift(packet, shift_s)
-            if packet.is_discard:  # FFmpeg passes over fragments of MP4 whose times were there before
+            if packet.is_discard:  # FFmpeg would skip MP4 fragments whose times occurred before
                 packet = unit.copy(packet)
         yield packet

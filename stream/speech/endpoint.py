@@ -1,4 +1,4 @@
-"""Endpointing: speech probabilities of frames in, starts, pauses and ends of utterances out."""
+"""Endpointing: speech probabilities of frames in; starts, pauses and ends of utterances out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from emostream.stream.speech.vad import FRAME_NS
 
 SURE = 0.05  # a speech probability below this counts as certain silence
 SURE_FRAMES = 4  # of 32 ms
-_HYSTERESIS = 0.15  # Silero's own
+_HYSTERESIS = 0.15  # Silero's value
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Endpointer:
     them), pauses after ``pause_ms`` of frames below ``threshold - 0.15``, ends after ``hangover_ms`` of them, and is
     cut at ``max_utterance_s``; speech that goes on after a cut is a new utterance.
 
-    It ends after ``min_hangover_ms`` already if the silence is certain: if the probabilities of its last 128 ms are all
-    below 0.05. After a breath, after a trailing sound or in noise they are not, and the whole hangover is waited for.
-    Both limits were chosen by ``benchmarks/endpoint.py`` on recordings of real speech.
+    It already ends after ``min_hangover_ms`` if the silence is certain: if all probabilities of the last 128 ms are
+    below 0.05. After a breath, after a trailing sound or in noise they are not, and the whole hangover has to pass.
+    Both limits were chosen with ``benchmarks/endpoint.py`` on recordings of real speech.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Endpointer:
         self.reset()
 
     def follow(self, config: Speech) -> None:
-        """Go on by the rules of another configuration, in mid-utterance too."""
+        """Use the rules of another configuration from now on, even in mid-utterance."""
         rules = vars(Endpointer.from_config(config))
         for name in ("_on", "_off", "_min_speech_ns", "_pause_ns", "_hangover_ns", "_min_hangover_ns", "_longest_ns"):
             setattr(self, name, rules[name])
@@ -81,7 +81,7 @@ class Endpointer:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nobody speaks, nor may just have begun to."""
+        """Whether nobody speaks or may just have begun to."""
         return self._start is None
 
     def push(self, probability: float, start_ns: int, length_ns: int = FRAME_NS) -> list[EndpointEvent]:

@@ -1,11 +1,11 @@
-"""Voices told apart by an LSTM, as the package ``resemblyzer`` trained and ships it.
+"""Speaker vectors by an LSTM, as trained and shipped by the package ``resemblyzer``.
 
 L. Wan, Q. Wang, A. Papir, I. Lopez Moreno, "Generalized End-to-End Loss for Speaker Verification" (ICASSP 2018): three
-layers of 256 on 40 mel bands, read over 1.6 s at a time. It was trained on thousands of voices, none of which can be
-told from it.
+layers of 256 on 40 mel bands, read in windows of 1.6 s. It was trained on thousands of voices, none of which can be
+recovered from it.
 
-Its weights come in a file that only torch reads, and that could hold code. It is not read as such: its hash is checked,
-and the numbers are taken from where they lie in it.
+Its weights come in a pickle that only torch reads and that could hold code. We never unpickle it: we check its hash and
+read the numbers at their known offsets.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from emostream.stream.speech.speaker_vector import LEAST_S, RATE_HZ, telling
 DIM = 256
 _WINDOW, _HOP = 400, 160  # samples: 25 and 10 ms
 _MELS = 40
-_ROWS = 160  # that are read at a time: 1.6 s
-_REST_ROWS = 40  # fewer, at the end of an utterance, do not count
-_LEVEL = 10 ** (-30 / 20)  # to which a voice is brought: the root mean square of the samples, of full scale
+_ROWS = 160  # per window: 1.6 s
+_REST_ROWS = 40  # a shorter rest at the end of an utterance does not count
+_LEVEL = 10 ** (-30 / 20)  # target root mean square of a voice, relative to full scale
 _LAYERS = 3
-_FIRST, _HIDDEN = 269_883, 256  # byte of the first LSTM weight in the file; the others follow without a gap
+_FIRST, _HIDDEN = 269_883, 256  # offset of the first LSTM weight in the file (the others follow directly); layer width
 _LINEAR, _LINEAR_BIAS = 7_731, 6_699
 
 
@@ -35,7 +35,7 @@ State = list[tuple[np.ndarray, np.ndarray]]  # hidden state and cell of each lay
 
 
 class Ge2eEncoder:
-    """The network. Raises ModelError if the file is not the one that is expected."""
+    """The network. Raises ModelError if the file is not the expected one."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -64,7 +64,7 @@ class Ge2eEncoder:
         self.common = mean.astype(np.float32)
 
     def read(self, rows: np.ndarray, state: State) -> State:
-        """Read on: (n, 40) mel rows at one level, from a state; returns the state after them."""
+        """Read (n, 40) level-normalised mel rows, starting from a state; returns the state after them."""
         after: State = []
         for (inner, outer, bias), (hidden, cell) in zip(self._layers, state, strict=True):
             rows, cell = _lstm(rows @ inner + bias, outer, hidden, cell)
@@ -72,13 +72,13 @@ class Ge2eEncoder:
         return after
 
     def vector(self, state: State) -> np.ndarray:
-        """What was read, (256,) float32 of length 1."""
+        """The vector of what was read: (256,) float32 of length 1."""
         vector = np.maximum(state[-1][0] @ self._linear + self._bias, 0)
         unit: np.ndarray = vector / max(float(np.linalg.norm(vector)), 1e-6)
         return unit
 
     def new_vector(self) -> Ge2eVector:
-        """For the utterances of one stream."""
+        """A new vector for the utterances of one stream."""
         return Ge2eVector(self)
 
 
@@ -113,7 +113,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def mels(samples: np.ndarray) -> np.ndarray:
-    """Power in mel bands of the windows of 25 ms that fit whole, every 10 ms: (n,) samples → (rows, 40) float32."""
+    """Mel power of each complete 25 ms window, every 10 ms: (n,) samples → (rows, 40) float32."""
     if len(samples) < _WINDOW:
         return np.zeros((0, _MELS), np.float32)
     window, filters = _tables()
@@ -126,10 +126,10 @@ def mels(samples: np.ndarray) -> np.ndarray:
 
 
 class Ge2eVector:
-    """The vector of the utterance that is open. It is read as it is spoken, so that nothing is left to do at its end;
-    each 1.6 s begin anew, as the network was trained, and the last ones count by their length.
+    """Computes the vector of the open utterance while it is spoken, so that nothing is left to do at its end. The
+    network starts anew every 1.6 s, as it was trained; the last window is weighted by its length.
 
-    A voice is brought to one level, that of the utterance so far.
+    Samples are normalised by the level of the utterance so far.
     """
 
     def __init__(self, encoder: Ge2eEncoder) -> None:
@@ -139,13 +139,13 @@ class Ge2eVector:
     def reset(self) -> None:
         """Begin another utterance."""
         self._left = np.zeros(0, np.float32)  # samples that later rows need
-        self._count, self._energy = 0, 0.0  # of all samples
-        self._state, self._rows = _nothing_read(), 0  # of the open part
+        self._count, self._energy = 0, 0.0  # of all samples so far
+        self._state, self._rows = _nothing_read(), 0  # of the open window
         self._sum = np.zeros(DIM, np.float32)
 
     @property
     def seconds(self) -> float:
-        """How much was heard."""
+        """How much has been heard."""
         return self._count / RATE_HZ
 
     def push(self, samples: np.ndarray) -> None:

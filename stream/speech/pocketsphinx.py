@@ -1,4 +1,4 @@
-"""PocketSphinx as a recogniser of English, with the model that its pip package contains."""
+"""PocketSphinx as an English recogniser, with the model in its pip package."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class PocketSphinxRecognizer:
     name = "pocketsphinx"
 
     def __init__(self) -> None:
-        # Without the second pass over the whole segment, which would run while the label waits for the words: 99 ms at
-        # the end of a RAVDESS sentence instead of 5, for a word error rate of .242 instead of .253 (60 clips).
+        # No second pass over the whole segment: the label would wait for it, 99 ms instead of 5 at the end of a RAVDESS
+        # sentence, for a word error rate of .242 instead of .253 (60 clips).
         self._decoder = Decoder(samprate=RATE_HZ, loglevel="FATAL", fwdflat=False)
         self._open = False
         self.reset()

@@ -1,4 +1,4 @@
-"""The protocol of speech recognisers, and which one a configuration asks for."""
+"""The protocol of speech recognisers, and the choice of the configured one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from emostream.errors import ModelError
 from emostream.stream import models
 from emostream.stream.config import Speech
 from emostream.stream.emotion import Word
+from emostream.stream.speech.apart import Apart
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ class Recognizer(Protocol):
     name: str
 
     def begin(self) -> None:
-        """Begin a segment, and forget the last one."""
+        """Begin a segment and forget the last one."""
         ...
 
     def push(self, samples: np.ndarray) -> None:
@@ -33,7 +34,7 @@ class Recognizer(Protocol):
         ...
 
     def finish(self) -> list[Word]:
-        """End the segment; its final words."""
+        """End the segment; returns its final words."""
         ...
 
     def reset(self) -> None:
@@ -41,13 +42,14 @@ class Recognizer(Protocol):
         ...
 
 
-def make_recognizer(config: Speech) -> Recognizer | None:
+def make_recognizer(config: Speech, apart: str = "") -> Recognizer | None:
     """The configured recogniser. ``auto``: Vosk if there is a model for the language, else PocketSphinx for English,
-    else None (utterances then have no words); the log says which one and why.
+    else None (utterances then have no words); the log says which one and why. ``apart``: PocketSphinx has a
+    process of its own, of this name.
 
     Raises ModelError if a recogniser that was asked for by name is not available.
     """
-    if config.recognizer in ("none", "external"):  # those of another program come as messages
+    if config.recognizer in ("none", "external"):  # external words arrive as messages
         return None
     if config.recognizer in ("auto", "vosk"):
         name = f"vosk-{config.language}"
@@ -73,7 +75,7 @@ def make_recognizer(config: Speech) -> Recognizer | None:
                 log.info(
                     "speech recognition: pocketsphinx (in place of Vosk; to get Vosk: %s)", models.how_to_get("vosk-en")
                 )
-            return PocketSphinxRecognizer()
+            return Apart("pocketsphinx", apart) if apart else PocketSphinxRecognizer()
     elif config.recognizer == "pocketsphinx":
         raise ModelError(f"PocketSphinx only recognises English here, but speech.language is {config.language!r}")
     log.warning(

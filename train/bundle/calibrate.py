@@ -12,7 +12,7 @@ from scipy.special import softmax
 from emostream.train.metrics import calibration_error, risk_coverage
 
 Answers = tuple[np.ndarray, np.ndarray]  # logits (N, labels), truth (N,) int64
-LEFT_RISK = 0.5  # error rate of the answers that are not marked uncertain, at most, as a share of that of all answers
+LEFT_RISK = 0.5  # highest error rate of answers not marked uncertain, relative to the error rate of all answers
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Calibration:
     """``temperature`` by set of modalities divides the logits; ``uncertain_below`` is a probability.
 
     ``judged``, by set of modalities: the expected calibration error before and after (``ece_before``, ``ece``), that of
-    a perfectly calibrated model with as many answers of the same confidence (``ece_floor``: the estimate is never 0),
+    a perfectly calibrated model for as many answers of the same confidence (``ece_floor``; the estimate is never 0),
     the share of answers above the threshold (``coverage``), and how many of these (``risk``) and of all answers
     (``risk_all``) are wrong.
     """
@@ -42,7 +42,7 @@ def temperature_of(logits: np.ndarray, truth: np.ndarray) -> float:
 
 
 def threshold(confidence: np.ndarray, right: np.ndarray) -> float:
-    """The least confidence above which answers are wrong at most ``LEFT_RISK`` times as often as all answers are, read
+    """The lowest confidence above which answers are wrong at most ``LEFT_RISK`` times as often as all answers, read
     off the risk-coverage curve (Geifman and El-Yaniv, NIPS 2017).
     """
     _, risk = risk_coverage(confidence, right)
@@ -51,7 +51,7 @@ def threshold(confidence: np.ndarray, right: np.ndarray) -> float:
 
 
 def floor(probabilities: np.ndarray, rng: np.random.Generator, rounds: int = 100) -> float:
-    """Expected calibration error that chance leaves when each answer is right as often as its confidence says."""
+    """Expected calibration error that remains by chance if each answer is right as often as its confidence says."""
     confidence = probabilities.max(1)
     binary = np.stack([confidence, np.zeros_like(confidence)], axis=1)  # right is 0; the second column never leads
     return float(
@@ -60,7 +60,7 @@ def floor(probabilities: np.ndarray, rng: np.random.Generator, rounds: int = 100
 
 
 def _equal_shares(sets: Mapping[str, Answers], temperature: Mapping[str, float], rng: np.random.Generator) -> Answers:
-    """Confidence and rightness of answers, equally many for each set of modalities."""
+    """Confidence and correctness of answers, equally many for each set of modalities."""
     least = min(len(truth) for _, truth in sets.values())
     confidence, right = [], []
     for name, (logits, truth) in sets.items():
@@ -72,7 +72,7 @@ def _equal_shares(sets: Mapping[str, Answers], temperature: Mapping[str, float],
 
 
 def calibrate(halves: tuple[Mapping[str, Answers], Mapping[str, Answers]], seed: int = 0) -> Calibration:
-    """Fit on both halves of the held-out answers; judge each half with what was fitted on the other.
+    """Fit on both halves of the held-out answers; evaluate each half with what was fitted on the other.
 
     ``halves``: two halves without a common speaker or item, each by set of modalities ("audio+text").
     """

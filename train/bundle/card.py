@@ -98,10 +98,10 @@ def card(bundle: Bundle) -> str:
 
     return f"""# Model card: {manifest.name}
 
-<!-- Written by `python -m train card` from the bundle's manifest; a test holds the two together. -->
+<!-- Written by `python -m train card` from the bundle's manifest; a test checks that they agree. -->
 
 Bundle `{bundle.id}`, {size:.1f} MB; parameters: {parameters}. It takes sound, a face and words, any of which may be
-absent, and gives one of: {", ".join(manifest.labels)}.
+absent, and gives one of these labels: {", ".join(manifest.labels)}.
 
 **Read this first.** {training["label_paired"][0].upper() + training["label_paired"][1:]} The sound is acted
 speech; the faces are photographs, so nothing was learnt of how a face moves; the words are comments and television
@@ -110,14 +110,14 @@ dialogue. Figures on such data say little about spontaneous speech in a room.
 ## What it is for
 
 Research in affective computing and human-robot interaction; interfaces that react to how something was said, where a
-wrong guess does no harm and the person knows of it. A label is a guess about *expression*: what a listener might call
-the sound, the face and the words. It is no measurement of what a person feels.
+wrong guess does no harm and the person knows about it. A label is a guess about *expression*: what a listener might
+call the sound, the face and the words. It does not measure what a person feels.
 
 ## What it must not be used for
 
 - Inferring emotions of people at work or in education. In the European Union this is prohibited (Regulation (EU)
-  2024/1689, article 5(1)(f), but for medical or safety reasons); other uses of emotion recognition are high-risk
-  there (annex III, 1(c)), and the people concerned must be told (article 50(3)).
+  2024/1689, article 5(1)(f), except for medical or safety reasons); other uses of emotion recognition are high-risk
+  there (annex III, 1(c)), and the people concerned must be informed (article 50(3)).
 - Deciding on hiring, credit, insurance, policing, migration, benefits; lie detection; diagnosis or triage.
 - Watching people who have not agreed to it.
 - Anything commercial: {manifest.licence}
@@ -136,7 +136,8 @@ voices, codecs and gain of sound ({preset["voice_copies"] - 1} copies of each re
 mirroring and hidden patches of faces; missed and misheard words.
 {training["selection"][0].upper() + training["selection"][1:]}
 
-How often the fusion network met each label, which `[fusion] prior` corrects for where it is used in other surroundings:
+How often each label occurred in the fusion network's training; `[fusion] prior` corrects for this where labels occur
+with other frequencies:
 
 {shares}
 
@@ -150,13 +151,14 @@ Recall of each label:
 
 {recalls}
 
-The held-out recordings of RAVDESS, by sound alone, as other microphones, rooms and lines make them; the noises, voices
-and rooms were never trained with. "Heard" is the share in which voice activity finds speech; the rest are judged whole.
+The held-out recordings of RAVDESS, by sound alone, under other microphones, rooms and lines; training never used these
+noises, voices and rooms. "Heard" is the share in which voice activity detection finds speech; the other recordings are
+labelled whole.
 
 {conditions}
 
-One model serves all sets of modalities. Against models that were never shown one of them (accuracy, one training of
-each):
+One model serves all sets of modalities. The table compares it with models trained without one of the modalities
+(accuracy, one training of each):
 
 {only}
 
@@ -167,7 +169,7 @@ The same held-out recordings through the whole live pipeline, `stream-label` and
 {live}
 
 Offline, the sound of these recordings alone gives {validation["audio"]["accuracy"]:.3f}. RAVDESS's two sentences say
-nothing of the emotion, so their words can only mislead.
+nothing about the emotion, so their words can only mislead.
 
 ## Calibration
 
@@ -183,8 +185,8 @@ nothing of the emotion, so their words can only mislead.
 {chr(10).join(f"  - {line}" for line in weak)}
 - Screams at full scale are not always taken for speech by the voice activity detector, and then have no label at all:
   the table under "Live" counts the recordings without an utterance.
-- It differs by group, see the rows of the first table for women, men and German speech. Age, skin, accent and
-  disability were not measured: the corpora do not tell.
-- English words only; words of other languages are noise to it, and the sound then has to carry the label alone.
-- Music and more than one speaker at a time were never trained on.
+- Accuracy differs by group; see the rows of the first table for women, men and German speech. Differences by age, skin,
+  accent and disability were not measured: the corpora do not record them.
+- English words only: words of other languages are noise to the model, and the label then depends on sound and face.
+- Music, and several people speaking at once, were not in the training data.
 """

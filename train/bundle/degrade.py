@@ -1,7 +1,7 @@
-"""What rooms, microphones, other voices and lines do to speech: at random for training, by name for judging.
+"""What rooms, microphones, other voices and lines do to speech: at random for training, by name for evaluation.
 
-Noises, voices and impulse responses are recordings. Those that judge are never trained with: ESC-10's fold 5, AMI's
-test meetings and every fourth of the rest.
+Noises, voices and impulse responses are recordings. Those used for evaluation are never used for training: ESC-10's
+fold 5, AMI's test meetings and every fourth of the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONDITIONS = (
 QUIET_DB = -34.0
 CODECS = (("WAV", "ULAW", 8000), ("WAV", "GSM610", 8000), ("OGG", "VORBIS", 16_000), ("MP3", "MPEG_LAYER_III", 16_000))
 TELEPHONE_HZ = (300.0, 3400.0)
-JUDGES = 4  # one recording in so many is kept for judging
+JUDGES = 4  # one recording in this many is kept for evaluation
 _FOLD = re.compile(r"[a-z-]+_(\d)-\d+-[A-Z]")  # ESC-10: class_fold-recording-take
 _SPEECH = ("ASR_", "VAD_", "single-mic", "assets_clean", "assets_noisy")  # noise/other: recordings of people talking
 
@@ -41,12 +41,12 @@ class Surroundings:
     rooms: Sequence[np.ndarray]
 
     def lacking(self) -> list[str]:
-        """Of which kinds there are no recordings."""
+        """The kinds for which there are no recordings."""
         return [kind for kind in ("noises", "voices", "rooms") if not getattr(self, kind)]
 
 
 def surroundings(data: Path, judging: bool) -> Surroundings:
-    """Those to judge with or those to train with, from ``noise/``, ``meetings/`` and ``rir/`` below ``data``."""
+    """Recordings for evaluation or for training, from ``noise/``, ``meetings/`` and ``rir/`` below ``data``."""
     noises: list[np.ndarray] = []
     voices: list[np.ndarray] = []
     rooms: list[np.ndarray] = []
@@ -86,7 +86,7 @@ def possible(around: Surroundings) -> list[str]:
 
 
 def _stretch_of(recording: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """``n`` samples of a recording from a random place on, which begins again where it ends."""
+    """``n`` samples of a recording from a random place on; the recording is repeated as needed."""
     return np.take(recording, np.arange(n) + rng.integers(len(recording)), mode="wrap")
 
 
@@ -98,7 +98,7 @@ def babble(voices: Sequence[np.ndarray], n: int, talkers: int, rng: np.random.Ge
 
 
 def add(x: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
-    """Speech with noise; ``snr_db`` is that of the speech where it is loud (the loudest tenth of 20 ms stretches is
+    """Speech with noise. ``snr_db`` refers to the speech where it is loud (the loudest tenth of its 20 ms sections is
     left out, the next four tenths are averaged), so that silence around it makes no difference."""
     parts = x[: len(x) // 320 * 320].reshape(-1, 320)
     power = np.sort((parts * parts).mean(axis=1))[::-1]
@@ -172,8 +172,8 @@ def degrade(samples: np.ndarray, condition: str, around: Surroundings, seed: int
 def augment(samples: np.ndarray, around: Surroundings, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Another voice, room, microphone and line: (n,) int16 → (m,) int16 and the factor by which times grew.
 
-    Speed ±12 % (pitch with it), a real or a made room, a microphone's colour, a real noise, babble or hiss, clipping,
-    a codec or a telephone, and a peak from -50 to 0 dBFS.
+    Speed ±12 % (pitch with it), a real or an artificial room, a microphone's colour, a real noise, babble or hiss,
+    clipping, a codec or a telephone, and a peak from -50 to 0 dBFS.
     """
     x = samples.astype(np.float32)
     speed = rng.uniform(0.88, 1.12)
@@ -200,8 +200,8 @@ def augment(samples: np.ndarray, around: Surroundings, rng: np.random.Generator)
 
 
 def _room(rooms: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """A recorded impulse response two times in three, else noise that decays; the direct sound as strong as it may be
-    at another distance."""
+    """A recorded impulse response two times in three, else decaying noise; the direct sound is scaled as at another
+    distance."""
     if rng.random() < 0.67 and rooms:
         response = _any(rooms, rng).copy()
         response[1:] *= 10 ** (rng.uniform(-10, 3) / 20)

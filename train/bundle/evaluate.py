@@ -17,7 +17,7 @@ PAIRED_EACH = 100  # label-paired examples per label
 
 
 def half_of(m: str, pool: Pool) -> np.ndarray:
-    """The half, 0 or 1, of each held-out item: what is calibrated on one is judged on the other.
+    """The half, 0 or 1, of each held-out item: what is calibrated on one half is evaluated on the other.
 
     Clips are ordered by actor and cut in the middle, so that no voice is in both; of the other modalities every second
     item is in half 1.

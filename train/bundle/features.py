@@ -1,7 +1,7 @@
 """Features of the corpora, by the code that runs live, computed once and kept.
 
-Each result lies in a folder named by a hash of everything it was made from, so that features of other settings or data
-are never used in its place.
+Each result is in a folder named by a hash of everything it was made from, so that features of other settings or data
+are never used instead.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fingerprint(items: Sequence[Item], labels: bool) -> str:
 
 
 def code_of(*modules: ModuleType) -> str:
-    """Hash of the modules' sources: what they train is not used after they have changed."""
+    """Hash of the modules' sources: what they trained is no longer used once they have changed."""
     digest = hashlib.sha256()
     for module in modules:
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -55,7 +55,7 @@ def code_of(*modules: ModuleType) -> str:
 def cached(
     cache: Path, kind: str, settings: dict[str, Any], make: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The arrays that ``make`` returns, or those that it made from the same ``settings`` before."""
+    """The arrays that ``make`` returns, or those that it returned for the same ``settings`` before."""
     text = json.dumps(settings, sort_keys=True, indent=1)
     folder = cache / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     path = folder / "arrays.safetensors"

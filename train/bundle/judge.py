@@ -1,4 +1,4 @@
-"""Bundles on labelled recordings: how often they are right, how sure they may be of it, and which of two is better."""
+"""Bundles on labelled recordings: how often they are right, how certain that figure is, and which of two is better."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ METRICS = (("accuracy", "accuracy"), ("balanced_accuracy", "balanced"), ("macro_
 
 @dataclass(frozen=True)
 class Judged:
-    """``labels``: those of the bundle that occur among the clips, ``left_out`` its others, which no answer may give;
-    ``truth`` (N,): place in ``labels``; ``probabilities`` (N, labels), of sum 1. ``known``: the bundle was trained on
-    these very recordings."""
+    """``labels``: the bundle's labels that occur among the clips; ``left_out``: its others, which cannot be answers;
+    ``truth`` (N,): index in ``labels``; ``probabilities`` (N, labels), rows sum to 1. ``known``: the bundle was trained
+    on these very recordings."""
 
     bundle: str
     labels: list[str]
@@ -43,7 +43,7 @@ class Judged:
         return best
 
     def right(self) -> np.ndarray:
-        """(N,) bool: which answers are."""
+        """(N,) bool: which answers are right."""
         correct: np.ndarray = self.predicted == self.truth
         return correct
 
@@ -83,7 +83,7 @@ def _with_ends(figures: Mapping[str, float], name: str) -> str:
 def judge(
     bundle: Bundle, clips: Sequence[Clip], cache: Path, jobs: int, stage: Stage, table_of_clips: Path | None = None
 ) -> Judged:
-    """One bundle on all clips, each with the modalities that it has; its answers are among the labels that occur.
+    """Evaluate one bundle on all clips, each with the modalities that it has; only labels that occur can be answers.
 
     ``table_of_clips``: the file that lists them, to know whether the bundle was trained on it. Raises Problems for
     labels that the bundle does not have and for clips that cannot be used."""

@@ -82,8 +82,8 @@ FPS = 10  # face vectors per second that training assumes
 
 NEEDED = (ravdess, fer2013, goemotions)  # the figures of sound, faces and words are on their held-out parts
 OPTIONAL = (emodb, nemo, meetings, nonverbal, meld)
-SURROUNDINGS = ("noise", "rir")  # of the augmentation, and the meetings
-# Shares of the sounds that the fusion network is trained on, in addition to those of acted speech, whose sum is 1
+SURROUNDINGS = ("noise", "rir")  # folders used, with the meetings, for augmentation
+# Weights of further sounds in the fusion network's training; those of acted speech sum to 1
 EVERYDAY: Mapping[ModuleType, float] = {meetings: 0.07, nonverbal: 0.06}
 
 
@@ -93,9 +93,9 @@ def folder_of(corpus: ModuleType) -> str:
 
 
 def load_all(data: Path) -> tuple[dict[ModuleType, list[Item]], list[str]]:
-    """Items by corpus below ``data``, and the names of the folders that are not there, which training does without.
+    """Items by corpus below ``data``, and the names of missing folders, without which training continues.
 
-    Raises Problems that lists what is wrong with all that are there, and those of ``NEEDED`` that are not.
+    Raises Problems that lists what is wrong with the existing folders, and which of ``NEEDED`` are missing.
     """
     items: dict[ModuleType, list[Item]] = {}
     problems = []
@@ -116,7 +116,7 @@ def load_all(data: Path) -> tuple[dict[ModuleType, list[Item]], list[str]]:
 
 
 def shares_by_label(pools: Mapping[str, Pool], subset: str) -> dict[str, float]:
-    """How often the fusion network meets each label among examples of these modalities."""
+    """How often each label occurs among the fusion network's training examples of these modalities."""
     shares = label_shares(pools, subset.split("+"))
     return {label: round(float(share), 6) for label, share in zip(LABELS, shares, strict=True)}
 
@@ -154,8 +154,8 @@ def make_model(
 def trained_without(
     training: Mapping[str, Pool], held_out: Mapping[str, Pool], preset: Preset, cache: Path, seed: int, stage: Stage
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores of models trained without one modality, by that modality and by the modalities given: the price of one
-    model for all sets of modalities.
+    """Scores of models trained without one modality, by that modality and by the modalities given. They show what it
+    costs to use one model for all sets of modalities.
 
     Each is trained on as many batches of each kind as the bundle's model gets without that modality.
     """
@@ -242,7 +242,7 @@ def make_bundle(
     worst = {FUSION: export.export_fusion(model, out / FUSION), FACE: export.export_face(net, out / FACE)}
     worst[VOICE] = voice.export(speech.net, out / VOICE)
     for name in fast.GRAPHS:
-        (out / name).unlink(missing_ok=True)  # an earlier bundle's
+        (out / name).unlink(missing_ok=True)  # files of an earlier bundle
     if not portable:
         worst |= fast.export_fast(model, out)
     write_atomically(out / WEIGHTS, save(dict(model.state_dict())))

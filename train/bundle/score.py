@@ -32,7 +32,7 @@ def count(labels: Sequence[Emotion]) -> dict[str, float]:
 
 
 def score(items: Iterable[Item], labels: Iterable[Emotion]) -> dict[str, float]:
-    """Scores of whole recordings, ``items``, whose file names are the streams' names, against their labels.
+    """Scores of labels against whole recordings, ``items``, whose file names are the streams' names.
 
     A recording with several utterances gets the mean of their probabilities, weighted by length; one without any
     counts as wrong and is counted in ``without_utterance``. Raises CorpusError if an item has no path.

@@ -1,4 +1,4 @@
-"""The encoders of a bundle, each trained or loaded, and the corpora as their vectors."""
+"""The encoders of a bundle, each trained or loaded, and the corpora encoded as vectors."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from emostream.train.progress import Stage
 
 @dataclass(frozen=True)
 class Speech:
-    """The voice encoder and the corpora of speech as its vectors."""
+    """The voice encoder and the corpora of speech encoded by it."""
 
     net: VoiceNet
     training: Sounds
     held_out: Callable[[list[Item]], Sounds]
     under: dict[str, Sounds]  # RAVDESS's held-out recordings under each of CONDITIONS
-    heard: dict[str, float]  # the share of them in which speech is heard
+    heard: dict[str, float]  # the share of them in which speech is detected
 
     @property
     def rest(self) -> np.ndarray:
@@ -66,7 +66,7 @@ def make_speech(
 ) -> Speech:
     """Train or load the voice encoder, and the vectors of all recordings.
 
-    ``speech``: items and share by corpus. ``everyday``: those of corpora that the encoder is not trained on, whose
+    ``speech``: items and share by corpus. ``everyday``: the same for corpora that the encoder is not trained on; their
     share is spread evenly over their labels.
     """
     sizes = VoicePreset(preset.voice_steps, preset.voice_copies, preset.most)
@@ -124,9 +124,9 @@ def in_conditions(model: Fusion, speech: Speech) -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True)
 class Stills:
-    """The face encoder, the pool of each split, its own classifier's scores, and where a resting face is moved to: the
-    mean of all faces. On a talking face that is better than the mean of neutral ones, which stills show with the mouth
-    shut: .40 for .29 of 52 takes, given the neutral ones as rest."""
+    """The face encoder, the pool of each split, its own classifier's scores, and the vector to which a resting face is
+    shifted: the mean of all faces. On a talking face that is better than the mean of neutral ones, whose mouths are
+    shut in stills: .40 instead of .29 of 52 takes, given the neutral takes as rest."""
 
     net: face.FaceNet
     pools: dict[str, Faces]

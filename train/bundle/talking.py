@@ -1,4 +1,4 @@
-"""How well the face encoder does on a face that talks: 52 takes of RAVDESS's actor 01, whom nothing was trained on."""
+"""How well the face encoder does on a talking face: 52 takes of RAVDESS's actor 01, who is in no training set."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def takes(data: Path) -> tuple[list[np.ndarray], np.ndarray]:
 
 @torch.inference_mode()
 def judge(net: FaceNet, data: Path) -> dict[str, float]:
-    """Scores of the encoder's own classifier: of each take the mean of its frames' log-probabilities."""
+    """Scores of the encoder's own classifier, by the mean of the frames' log-probabilities of each take."""
     crops, truth = takes(data)
     means = []
     for frames in crops:

@@ -23,10 +23,10 @@ from emostream.train.corpora import LABELS, Item, emodb, in_split, label_numbers
 from emostream.train.progress import Stage, StepDone, ignore
 
 VERSION = 1  # raise this number when training changes
-# Their shares of the training examples. RAVDESS has the most speakers and all seven labels; with .35 for nEMO, the one
-# corpus without disgust, RAVDESS and EmoDB lost two points each.
+# Shares of the corpora in the training examples. RAVDESS has the most speakers and all seven labels; with .35 for nEMO,
+# the only corpus without disgust, RAVDESS and EmoDB lost two points each.
 SHARES: Mapping[ModuleType, float] = {ravdess: 0.5, emodb: 0.25, nemo: 0.25}
-JUDGED_ELSEWHERE = ("ravdess-01",)  # whose face and voice of the same moment judge, so nothing of it is trained on
+JUDGED_ELSEWHERE = ("ravdess-01",)  # not trained on: face and voice together serve to evaluate the face encoder
 
 
 Figures = dict[str, dict[str, dict[str, float]]]  # by corpus and condition
@@ -35,7 +35,7 @@ Figures = dict[str, dict[str, dict[str, float]]]  # by corpus and condition
 @dataclass(frozen=True)
 class VoicePreset:
     steps: int
-    copies: int  # of each recording; the first is as it is, the others are augmented
+    copies: int  # copies of each recording; the first is unchanged, the others are augmented
     most: int | None = None  # items of each label, corpus and split
 
 
@@ -61,7 +61,7 @@ def load_speech(data: Path) -> dict[str, tuple[list[Item], float]]:
 
 
 def split(items: list[Item], name: str, preset: VoicePreset) -> list[Item]:
-    """The items of a split, without those of a speaker who judges elsewhere, and no more than the preset's."""
+    """The items of a split, limited by the preset, without speakers kept for another evaluation."""
     chosen = [item for item in in_split(items, name) if name != "train" or item.speaker not in JUDGED_ELSEWHERE]
     return limit_per_label(chosen, preset.most)
 
@@ -74,7 +74,7 @@ def make_corpora(
     seed: int,
     stage: Stage,
 ) -> list[VoiceCorpus]:
-    """The training part of each corpus as log-mel rows: as they are, and augmented."""
+    """The training part of each corpus as log-mel rows: unchanged and augmented."""
     around = surroundings(data, judging=False)
     training = []
     for number, (name, (items, share)) in enumerate(speech.items()):
@@ -157,7 +157,7 @@ def make_vectors(net: VoiceNet, rows: Sequence[Ragged], cache: Path, step_done: 
 def _copies(
     items: list[Item], number: int, around: Surroundings, cache: Path, seed: int, step_done: StepDone
 ) -> list[Ragged]:
-    """Log-mel rows of the recordings as they are, then of ``number - 1`` augmented copies."""
+    """Log-mel rows of the unchanged recordings, then of ``number - 1`` augmented copies."""
     copies = []
     for copy in range(number):
 

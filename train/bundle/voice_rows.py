@@ -1,4 +1,5 @@
-"""Log-mel rows of recordings for the voice encoder: as they are, augmented, and under the conditions that judge it."""
+"""Log-mel rows of recordings for the voice encoder: unchanged, augmented, and under the conditions of its
+evaluation."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ from emostream.train.corpora import Item
 from emostream.train.recordings import Sound, read_samples, utterances
 
 AUGMENTATION = 2  # raise this number when the bounds of augmented copies change
-JITTER_NS = 150_000_000  # what an augmented copy's bounds move by, at most: no two detectors cut at the same place
-WIDER_NS = 1_200_000_000  # what is cut off too late or too early, at most, where a voice nearby is taken for speech
-WIDER_SHARE = 0.3  # of the bounds
+JITTER_NS = 150_000_000  # largest shift of an augmented copy's bounds: no two detectors cut at the same place
+WIDER_NS = 1_200_000_000  # largest error of a bound where a voice nearby is taken for speech
+WIDER_SHARE = 0.3  # share of the bounds with such an error
 SHORTEST = 8  # rows of an utterance, at least: one vector
 Ready = Callable[[int, int], None]
 
@@ -47,7 +48,7 @@ class Cutter:
 
 
 def cut(rows: np.ndarray, bounds: tuple[int, int] | None) -> np.ndarray:
-    """Log-mel rows within bounds in ns, at least 8 if there are that many; all of them without bounds."""
+    """Log-mel rows within bounds in ns, at least 8 if there are that many; all rows if there are no bounds."""
     if bounds is None:
         return rows
     first = min(max(0, -(-bounds[0] // logmel.HOP_NS)), max(0, len(rows) - SHORTEST))
@@ -56,7 +57,7 @@ def cut(rows: np.ndarray, bounds: tuple[int, int] | None) -> np.ndarray:
 
 
 def _samples(item: Item) -> np.ndarray:
-    """A recording at 16 kHz, or the item's stretch of it: (n,) int16."""
+    """A recording at 16 kHz, or the item's section of it: (n,) int16."""
     assert isinstance(item.content, Path)
     samples = read_samples(item.content)
     if item.span_s is not None:
@@ -75,7 +76,7 @@ def _packed(sequences: Sequence[np.ndarray], heard: Sequence[bool]) -> dict[str,
 
 
 def _bounds(items: Sequence[Item], cache: Path) -> list[tuple[int, int] | None]:
-    """Utterance bounds of each recording as it is."""
+    """Utterance bounds of each unchanged recording."""
 
     def make() -> dict[str, np.ndarray]:
         cutter = Cutter()
@@ -89,7 +90,7 @@ def _bounds(items: Sequence[Item], cache: Path) -> list[tuple[int, int] | None]:
 def copy_of(
     items: Sequence[Item], number: int, around: Surroundings, cache: Path, seed: int = 0, ready: Ready = _quiet
 ) -> Ragged:
-    """Rows of each recording, (rows, 32) float16: copy 0 is as it is, each other copy is augmented in its own way."""
+    """Rows of each recording, (rows, 32) float16: copy 0 is unchanged, each other copy is augmented in its own way."""
 
     def make() -> dict[str, np.ndarray]:
         rng, sequences = np.random.default_rng([seed, number]), []
@@ -116,8 +117,8 @@ def copy_of(
 
 
 def judged(items: Sequence[Item], condition: str, around: Surroundings, cache: Path) -> tuple[Ragged, np.ndarray]:
-    """Rows of each recording under a condition, cut where the utterance is heard then, and whether it is heard:
-    (rows, 32) float16, (N,) bool."""
+    """Rows of each recording under a condition, cut where the utterance is detected under it, and whether it is
+    detected: (rows, 32) float16, (N,) bool."""
 
     def make() -> dict[str, np.ndarray]:
         cutter, sequences, heard = Cutter(), [], []

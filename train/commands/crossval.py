@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sized(arguments: argparse.Namespace) -> Size:
-    """The preset's sizes with those that were given. Raises ConfigError for numbers that make no study."""
+    """The preset's sizes, overridden by the options. Raises ConfigError for numbers that make no study."""
     preset = PRESETS[arguments.preset]
     options = {name: getattr(arguments, name) for name in ("systems", "folds", "seeds", "max_epochs")}
     size = dataclasses.replace(preset, **{name: value for name, value in options.items() if value is not None})
@@ -89,7 +89,7 @@ def sized(arguments: argparse.Namespace) -> Size:
 
 
 def command_line(arguments: argparse.Namespace, size: Size) -> str:
-    """The command that gives these results, with DIR and PATH in place of this machine's paths."""
+    """The command that gives these results, with DIR and PATH instead of this machine's paths."""
     words = [f"python -m train crossval --corpus {arguments.corpus} --data PATH --out DIR"]
     if arguments.preset != "full":
         words.append(f"--preset {arguments.preset}")
@@ -104,7 +104,7 @@ def command_line(arguments: argparse.Namespace, size: Size) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """Complete the study and write its report; exit code 1 if a run failed.
 
-    However it ends, finished runs are kept, and the same command goes on from there. Raises ConfigError, CorpusError,
+    However it ends, finished runs are kept, and the same command continues from there. Raises ConfigError, CorpusError,
     ModelError, BundleError or BackendError.
     """
     try:
@@ -124,12 +124,12 @@ def _study(arguments: argparse.Namespace) -> int:
     size = sized(arguments)
     names = systems(size.systems.split(","))
     data = need_data(arguments.data, "where is the corpus", "PATH")
-    # an hour: a run may take minutes, and the time left is estimated from the runs of this period
+    # an hour: a run may take minutes, and the time left is estimated from the runs within this period
     with ProgressBars(speed_estimate_period=3600) as progress:
         folds = read_folds(arguments, data, size, open_bundle(arguments.bundle), progress.stage)
         specs = grid(names, arguments.variant, folds.folds, size.seeds)
         check(specs, folds)
-        # processed arrays are what the paper's network read; all other features are standardised for it
+        # processed arrays are what the paper's network was trained on; all other features are standardised for it
         training = Training(
             size.max_epochs, arguments.modality_dropout, standardise=arguments.corpus != "iemocap_folds"
         )

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Judge the bundles, print their figures, and write the report. Raises Problems, CorpusError,
+    """Evaluate the bundles, print their figures, and write the report. Raises Problems, CorpusError,
     ConfigError or BundleError."""
     data = need_data(arguments.data, "where are the recordings", "FILE")
     if arguments.jobs < 1:

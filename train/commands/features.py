@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Extract all features and print what there is. Raises CorpusError, ModelError, BundleError or BackendError."""
+    """Extract all features and print a summary. Raises CorpusError, ModelError, BundleError or BackendError."""
     from emostream.engines.bundle import open_bundle
     from emostream.train.progress import ProgressBars
     from emostream.train.study.extract import extract

@@ -1,4 +1,4 @@
-"""``stream-train``: make and judge bundles; extract features of corpora and compare models on them."""
+"""``stream-train``: make and evaluate bundles; extract features of corpora and compare models on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""stream-train score LABELS.jsonl: how often ``stream-label`` gave each label; with ``--corpus``, how often rightly."""
+"""stream-train score LABELS.jsonl: how often ``stream-label`` gave each label; with ``--corpus``, how often it was
+right."""
 
 from __future__ import annotations
 

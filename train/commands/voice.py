@@ -1,4 +1,4 @@
-"""stream-train voice --data DIR --out DIR: the voice encoder alone, judged in noise, in rooms and on the phone."""
+"""stream-train voice --data DIR --out DIR: the voice encoder alone, evaluated in noise, in rooms and on the phone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, export and judge the encoder. Raises CorpusError, ModelError or ExportError."""
+    """Train, export and evaluate the encoder. Raises CorpusError, ModelError or ExportError."""
     data = need_data(arguments.data, "where are the corpora", "DIR")
 
     import torch  # heavy imports, once the arguments are right

@@ -24,7 +24,7 @@ LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 class Item:
     """One labelled recording, image or text. ``content``: the recording's path, the encoded image, or the text.
     ``split``: "train" or "val"; ``speaker`` is empty where the corpus does not name one; ``votes``: how many people
-    gave each of LABELS, where the corpus has it; ``span_s``: the stretch of the recording, None for all of it."""
+    gave each of LABELS, where the corpus has it; ``span_s``: the section of the recording, None for all of it."""
 
     content: Path | bytes | str
     label: str
@@ -39,7 +39,7 @@ class Clip:
     """One labelled utterance with at least one of sound, picture and words.
 
     ``where``: its name in messages. ``group``: the session or speaker, which no fold splits.
-    ``media``: a file with its sound, its picture, or both; ``start_s`` and ``end_s``: the stretch of that file, None
+    ``media``: a file with its sound, its picture, or both; ``start_s`` and ``end_s``: the section of that file, None
     for the file's start and end. ``audio``: a file with the sound of this clip alone, used instead of that in
     ``media``. ``crop``: the half of a split screen that shows the speaker.
     ``fold``: the number of the fold that tests on it, where the corpus assigns one. ``dimensions``: its valence and
@@ -66,7 +66,7 @@ def in_split(items: Iterable[Item], split: str) -> list[Item]:
 
 
 def label_numbers(items: Iterable[Item]) -> np.ndarray:
-    """Each item's label as its place in LABELS: (N,) int64."""
+    """Each item's label as its index in LABELS: (N,) int64."""
     return np.array([LABELS.index(item.label) for item in items], np.int64)
 
 
@@ -81,7 +81,7 @@ def limit_per_label(items: list[Item], limit: int | None) -> list[Item]:
 
 
 def check_label(label: str, where: Path) -> str:
-    """Return ``label``. Raises CorpusError, with ``where`` it was read, if it is not one of LABELS."""
+    """Return ``label``. Raises CorpusError that names ``where`` it was read, if it is not one of LABELS."""
     if label not in LABELS:
         raise CorpusError(f"{where}: label {label!r} is not one of: {', '.join(LABELS)}")
     return label

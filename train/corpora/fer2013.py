@@ -1,9 +1,9 @@
-"""FER2013 with the labels of FER+: faces from web searches, 48×48 gray, each judged by ten people.
+"""FER2013 with the labels of FER+: faces from web searches, 48×48 gray, each labelled by ten people.
 
 Read from ``faces.parquet`` with the columns image (encoded bytes), label and split (train, val), and
 ``ferplus.parquet`` with ten people's votes for each of its rows. FER2013's own labels disagree with most of these
-people in a third of the images, so they are not used. Left out: images that are no face or that FER+ does not have, and
-those of which most people saw contempt or nothing that they could name.
+people in a third of the images, so they are not used. Left out are images that show no face or are not in FER+, and
+those in which most people saw contempt or nothing that they could name.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ OTHERS = ("contempt", "unknown", "not_a_face")
 
 
 def load(folder: Path) -> list[Item]:
-    """Images with the label that most people gave, and the votes for all labels. Raises CorpusError if a file is not
-    there, lacks a column, or has another number of rows."""
+    """Images with the label that most people gave, and the votes for all labels. Raises CorpusError if a file is
+    missing, lacks a column, or has another number of rows."""
     path = folder / "faces.parquet"
     rows = read_columns(path, ("image", "label", "split"))
     if unknown := set(rows["split"]) - {"train", "val"}:

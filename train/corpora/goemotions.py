@@ -1,7 +1,7 @@
 """GoEmotions: Reddit comments with the seven labels of its Ekman grouping.
 
 Read from ``train.parquet`` and ``dev.parquet`` with the columns text and labels (list). Comments with more than one
-label (9 %) are dropped: there is one answer per utterance, and picking one of two would be a guess. The
+label (9 %) are dropped: a model gives one label per utterance, and picking one of two would be a guess. The
 placeholders ``[NAME]`` and ``[RELIGION]`` are removed, since no recogniser writes them.
 """
 

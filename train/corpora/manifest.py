@@ -29,7 +29,7 @@ from emostream.train.corpora import Clip
 
 REQUIRED = ("path", "label", "speaker")
 OPTIONAL = ("start_s", "end_s", "text", "fold", "valence", "arousal")
-LATE_S = 0.1  # an end after the file's end by less than this is rounding: containers round their length
+LATE_S = 0.1  # an end up to this long after the file's end is rounding: containers round their length
 LEAST_FOLDS = 3  # one to train on, one to select by, one to test on
 
 Row = dict[str, str]  # values by column, stripped; "" is no value
@@ -44,7 +44,7 @@ def load(path: Path, labels: Collection[str] | None = None, least: int = 1) -> l
     Each file is opened to read its length from the header. Raises Problems with everything that is wrong, by row.
     """
     rows, problems = _read(path)
-    lengths: dict[Path, float | str] = {}  # seconds, or why the file is of no use
+    lengths: dict[Path, float | str] = {}  # seconds, or why the file is unusable
     clips: dict[int, Clip] = {}
     for number, row in rows.items():
         clip, wrong = _clip(path.parent, number, row, labels, lengths)
@@ -155,7 +155,7 @@ def _clip(
 
 
 def _number(text: str, whole: bool) -> float | None:
-    """None for no value. Raises ValueError with what the value is instead of a number from 0 up."""
+    """The number, None for no value. Raises ValueError that says what the value is instead of a number from 0 up."""
     if not text:
         return None
     try:
@@ -205,7 +205,7 @@ def _few(rows: dict[int, Row], least: int) -> list[Problem]:
 
 
 def _bounds(start: float | None, end: float | None, length: float) -> list[str]:
-    """What is wrong with a stretch of a file that is ``length`` seconds long, infinite if that is unknown."""
+    """What is wrong with a section of a file that is ``length`` seconds long, infinite if that is unknown."""
     if end is not None and (start or 0) >= end:
         return [f"is empty: start_s {start or 0:g} is not before end_s {end:g}"]
     if end is not None and end > length + LATE_S:
@@ -216,7 +216,7 @@ def _bounds(start: float | None, end: float | None, length: float) -> list[str]:
 
 
 def _length_s(media: Path) -> float | str:
-    """Length in seconds by the file's header, infinite if it does not say; or why the file is of no use."""
+    """Length in seconds by the file's header, infinite if it does not say; or why the file is unusable."""
     source = FileSource(media, frozenset({"audio", "video"}), 1)
     try:
         source.open()
@@ -234,7 +234,7 @@ def _length_s(media: Path) -> float | str:
 
 
 def _twice(clips: dict[int, Clip]) -> list[Problem]:
-    """Rows with the same stretch of the same file as an earlier row."""
+    """Rows with the same section of the same file as an earlier row."""
     first: dict[tuple[Path, float, float | None], int] = {}
     problems = []
     for number, clip in clips.items():

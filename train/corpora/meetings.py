@@ -1,7 +1,7 @@
 """Excerpts of the AMI meetings: ordinary talk in rooms, by several people.
 
-``turns.rttm`` names the turns of each excerpt, ``<excerpt>.opus``. Nobody rated the emotions of these turns: ordinary
-talk is mostly neutral, so each is taken for neutral, which is wrong for some. An item is what one person says without a
+``turns.rttm`` lists the turns of each excerpt, ``<excerpt>.opus``. Nobody rated the emotions of these turns: ordinary
+talk is mostly neutral, so each is labelled neutral, which is wrong for some. An item is what one person says without a
 pause of half a second and without anybody talking at the same time, six seconds at most. Excerpts with a voice in
 common are on one side of the split.
 """
@@ -53,8 +53,8 @@ def turns_of(folder: Path) -> dict[str, list[tuple[float, float, str]]]:
 
 
 def alone(turns: list[tuple[float, float, str]]) -> list[tuple[tuple[float, float], str]]:
-    """The stretches in which one person talks and nobody else, in pieces of ``SHORTEST_S`` to ``LONGEST_S``: start and
-    end in s, and who.
+    """The sections in which only one person talks, in pieces of ``SHORTEST_S`` to ``LONGEST_S``: start and end in s,
+    and who.
 
     ``turns``: start, end and speaker of each turn.
     """

@@ -1,7 +1,7 @@
 """Sounds that people make without words: laughing, crying, screaming, coughing and so on.
 
-The recordings' names are ``<class>_<speaker>_….opus``. Laughing is taken for joy, crying for sadness, screaming for
-fear, and what shows no emotion for neutral; moans, sighs, and what voice activity never takes for speech are left out.
+The recordings' names are ``<class>_<speaker>_….opus``. Laughing is labelled joy, crying sadness, screaming fear, and
+sounds without emotion neutral; moans, sighs, and what voice activity detection never takes for speech are left out.
 Every fourth speaker is held out.
 """
 
@@ -20,7 +20,7 @@ EMOTION = {
     "coughing": "neutral", "yawning": "neutral", "sneezing": "neutral", "throat-clearing": "neutral",
     "nose-blowing": "neutral",
 }  # fmt: skip
-HELD_OUT = 4  # every so many speakers one
+HELD_OUT = 4  # one speaker in this many is held out
 
 
 def load(folder: Path) -> list[Item]:

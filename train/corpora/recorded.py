@@ -13,7 +13,7 @@ CORPORA = ("manifest", "iemocap", "ravdess", "emodb")
 
 @dataclass(frozen=True)
 class Corpus:
-    """``warnings``: what is unusual but no error."""
+    """``warnings``: what is unusual but not an error."""
 
     name: str
     clips: list[Clip]

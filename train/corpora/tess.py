@@ -1,4 +1,4 @@
-"""TESS: acted English speech, two women, one carrier sentence. With two speakers it can only help to train.
+"""TESS: acted English speech, two women, one carrier sentence. With two speakers it is only useful for training.
 
 A name is ``SPEAKER_word_emotion``: ``OAF_back_angry``.
 """

@@ -70,7 +70,7 @@ class _CpuGraph(FusionGraph):
             projected = [self.add("MatMul", x, w) for x, w in zip((ours, theirs, theirs), parts, strict=True)]
             answer = self.add("MultiHeadAttention", *projected, self.store(bias), self.count[source], **settings)
         out, out_bias = weight_and_bias(attention.out)
-        # the bias last: in the usual order ONNX Runtime fuses sum and normalisation into one operator, which is slower
+        # bias last: in the usual order ONNX Runtime fuses sum and normalisation into one operator, which is slower
         answer = self.add("Add", self.add("MatMul", answer, self.store(out.T)), ours)
         return self.normalised(attention, self.add("Add", answer, self.store(out_bias)))
 

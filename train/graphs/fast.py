@@ -34,7 +34,7 @@ def export_fast(model: Fusion, folder: Path) -> dict[str, float]:
 def try_exports(attention: str, dims: Mapping[str, int], fast: bool = True) -> None:
     """Export a network with random weights, so that a graph that no longer fits ``train/model.py`` is noticed before
     hours of training. ``fast``: also the fast graphs. Raises ExportError that says which file to change."""
-    with torch.random.fork_rng(devices=[]):  # training must not depend on this
+    with torch.random.fork_rng(devices=[]):  # so that this does not affect training
         torch.manual_seed(0)
         model = build(attention=attention, dims=dims).eval()
         assert isinstance(model, Fusion)
@@ -43,7 +43,7 @@ def try_exports(attention: str, dims: Mapping[str, int], fast: bool = True) -> N
                 encoder.get_buffer("mean").normal_()
                 encoder.get_buffer("std").uniform_(0.5, 2)
             for weights in model.parameters():
-                weights.mul_(1.5)  # logits far apart, so that a wrong graph is far off
+                weights.mul_(1.5)  # spreads the logits, so that a wrong graph differs clearly
     with tempfile.TemporaryDirectory() as folder:
         portable.export_fusion(model, Path(folder) / FUSION)
         if fast:
@@ -54,7 +54,7 @@ def _export(model: Fusion, path: Path, write: Callable[[Fusion], onnx.ModelProto
     try:
         onnx.save(write(model), path)
         return portable.check_fusion(model, path)
-    except Exception as error:  # written for another network, it can fail in any way
+    except Exception as error:  # a graph written for another network can fail in any way
         raise ExportError(
             f"{path.name} does not fit the network of train/model.py ({type(error).__name__}: {error}); change "
             f"{source} accordingly, or make the bundle without fast graphs: --portable"

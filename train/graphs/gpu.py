@@ -16,7 +16,7 @@ from emostream.train.graphs.fusion import FusionGraph, gru_weights, weight_and_b
 from emostream.train.graphs.writer import Writer
 from emostream.train.model import MASKED, Attention, Encoder, Fusion
 
-# An update gate with this input is 1 and leaves the state as it was; half precision can represent it too.
+# An update gate with this input is 1 and keeps the state unchanged; half precision can represent it too.
 _SHUT = 1e4
 _TO_START = -(2**31) + 1  # a Slice backwards to here goes to row 0
 
@@ -30,9 +30,9 @@ class _GpuGraph(FusionGraph):
     def encode(self, counts: str) -> dict[str, str]:
         """The inputs' products for all steps first, then a Scan over what depends on the state.
 
-        Beyond a length the update gate is shut instead of the state being masked at each step, so the backward
-        direction, which meets those rows first, is still at zero where its sequence begins. Padding to the longest
-        modality does the same.
+        Beyond a sequence's length the update gate is shut, which replaces masking the state at each step. The backward
+        direction meets those rows first, so its state is still zero where its sequence begins. Padding to the longest
+        modality works the same way.
         """
         n, hidden = len(self.encoders), self.width // 2
         gates, shut = 3 * hidden, self.store(np.array(_SHUT))
@@ -119,7 +119,7 @@ class _GpuGraph(FusionGraph):
         return [self.add("Gather", x, self.store(i), axis=0) for i in range(parts)]
 
     def weighted_mean(self, share: str, rows: str) -> str:
-        """Not a product, so that it stays float32 in a half-precision engine."""
+        """A sum instead of a matrix product, so that it stays float32 in a half-precision engine."""
         weighted = self.add("Mul", self.add("Transpose", share, perm=[0, 2, 1]), rows)
         return self.add("ReduceSum", weighted, self.store([1]))
 

@@ -99,7 +99,7 @@ def check_fusion(model: Fusion, path: Path) -> float:
                 want = model(**{name: torch.from_numpy(a) for name, a in arrays.items()}).numpy()
                 got = graph.run(arrays)["logits"]
                 worst = max(worst, float(np.abs(got - want).max()))
-                alone = {  # the first clip by itself, cut to its length: padding and its neighbours must not matter
+                alone = {  # the first clip by itself, cut to its length: padding and other clips must not matter
                     name: a[:1] if name.endswith("_len") else a[:1, : max(1, lengths[name][0])]
                     for name, a in arrays.items()
                 }

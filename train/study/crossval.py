@@ -1,7 +1,7 @@
 """The grid of runs: systems × folds × seeds, in this process, in several, or on a Ray cluster.
 
 A finished run is one file (``train.study.trial``), written by the process that called ``complete``; a run whose file
-exists is not made again, so an interrupted study goes on.
+exists is not repeated, so an interrupted study continues.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def grid(names: Sequence[str], variant: str, folds: int, seeds: int) -> list[Spe
 
 
 def _fitting(there: Collection[str]) -> str:
-    """What to type for the systems that modalities allow."""
+    """The option to type for the systems that the available modalities allow."""
     fit = [name for name in GROUPS["paper-table"] if set(spec_of(name, "default", 0, 0).modalities) <= set(there)]
-    if len(there) == 1:  # then there is attention within it, or none, to compare
+    if len(there) == 1:  # then only self-attention and none can be compared
         fit += [name.replace("-self", "-none") for name in fit]
     return f"what there is fits: --systems {','.join(dict.fromkeys(fit))}"
 
@@ -149,13 +149,13 @@ def complete(
                 failures[spec] = outcome
             done(spec, outcome)
     finally:
-        outcomes.close()  # so that an interruption ends processes and Ray here, not when the generator is collected
+        outcomes.close()  # so that an interruption ends processes and Ray here, not at garbage collection
     return failures
 
 
 def _attempt(spec: Spec, training: Training, folds: Folds) -> Result | str:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # runs are many and small: more runs at once beat more threads in one
+    torch.set_num_threads(1)  # there are many small runs: more runs at once beat more threads in one
     try:
         return run(spec, training, folds)
     except Exception as error:  # any fault is reported and must not lose the other runs

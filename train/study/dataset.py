@@ -27,7 +27,7 @@ class Part:
     """Items of one split. Modality m has ``features[m]`` and ``labels[m]`` (N,) int64.
 
     ``aligned``: item i of each modality is the same utterance, and the modalities' labels are equal. Otherwise the
-    modalities have items of their own, and an example is made of items of equal label ("label-paired").
+    modalities have separate items, and an example combines items of equal label ("label-paired").
     """
 
     features: Mapping[str, Sequences]
@@ -71,8 +71,8 @@ class Chosen:
 
 @dataclass(frozen=True)
 class PredefinedFolds:
-    """Folds that the corpus itself assigns: fold f tests on the items of the f-th number, selects on those of the next
-    and trains on the rest. The modalities are aligned.
+    """Folds that the corpus itself assigns: fold f tests on the items with the f-th number, selects on those with the
+    next and trains on the rest. The modalities are aligned.
 
     ``assigned`` (N,): the number of each item.
     """

@@ -1,8 +1,8 @@
 """Training and test examples of the study: drawn from a corpus's items, in batches, as arguments of the model.
 
 In a label-paired corpus, an epoch takes each item of the first modality once and pairs it with items of equal label of
-the others. All systems draw alike: a system that reads fewer modalities trains on as many examples of the same labels,
-and is tested on its modalities of the same examples.
+the others. All systems draw alike: a system that reads fewer modalities trains on equally many examples of the same
+labels, and is tested on its modalities of the same examples.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from emostream.train.model import PAPER_ROWS
 from emostream.train.study.dataset import Part, Sequences
 
 MAX_ROWS = {**fit.MAX_ROWS, "audio": 1500}  # a study reads MFCC: 15 s
-LONGEST_TRAINED = 256  # MFCC rows; a stretch of longer clips is taken, which halves the time of a step
-GROUP = 8  # batches cut from one stretch of examples sorted by length, for little padding
+LONGEST_TRAINED = 256  # MFCC rows; longer clips are cut to a random section, which halves the time of a step
+GROUP = 8  # batches cut from one group of examples sorted by length, for little padding
 
 
 def draw(part: Part, draws: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -88,8 +88,8 @@ def columns(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Collator:
-    """Makes batches into the model's arguments: padded, with lengths, for the default variant; for the paper's, which
-    ignores lengths, cut after or filled up to a fixed number of rows.
+    """Turns batches into the model's arguments: padded, with lengths, for the default variant; for the paper's, which
+    ignores lengths, cut or zero-padded to a fixed number of rows.
 
     That number is the paper's, or the longest training sequence's where that is shorter.
     """
@@ -108,7 +108,7 @@ class Collator:
     def __call__(
         self, part: Part, items: Mapping[str, np.ndarray], chosen: np.ndarray, rng: np.random.Generator | None = None
     ) -> dict[str, torch.Tensor]:
-        """The examples ``chosen``; with ``rng`` as for training: stretches of long recordings, modalities left out."""
+        """The examples ``chosen``; with ``rng`` as for training: sections of long recordings, modalities left out."""
         sequences = {m: [part.features[m][i] for i in items[m][chosen]] for m in self.dims}
         if self.rows:
             return {m: torch.from_numpy(self._fixed(m, xs)) for m, xs in sequences.items()}

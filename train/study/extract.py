@@ -1,8 +1,8 @@
 """Features of clips, by the code that runs live, computed once and kept.
 
-Each clip's features lie in a file of their own, named by a hash of all that they depend on: the recording (path, size,
-time of its last change), the stretch of it, the words, the settings of the features, the bundle's networks, the face
-detector. So no stale features are ever used, and an interrupted extraction goes on where it stopped.
+Each clip's features are in a file of their own, named by a hash of everything they depend on: the recording (path,
+size, time of its last change), the section of it, the words, the settings of the features, the bundle's networks, the
+face detector. So no stale features are ever used, and an interrupted extraction continues where it stopped.
 
 A clip is an utterance whose bounds are known. Its sound gives the rows whose frames lie within them, its picture
 the faces of one person, followed from the clip's first frame on; both as a live stream of the file would.
@@ -82,7 +82,8 @@ def _hash(content: Any) -> str:
 
 
 def _key(clip: Clip) -> str:
-    """Hash of all in the clip that its features depend on, so not of its label. Raises OSError if a file is missing."""
+    """Hash of everything in the clip that its features depend on (not its label). Raises OSError if a file is
+    missing."""
 
     def state(path: Path | None) -> list[str | int] | None:
         if path is None:
@@ -137,7 +138,7 @@ class Extractor:
         return problems
 
     def _sound(self, rows: np.ndarray) -> np.ndarray:
-        """What the network reads of a clip's rows: MFCC themselves, or voice vectors."""
+        """What the network reads for a clip's rows: the MFCC themselves, or voice vectors."""
         return rows if self._rows == "mfcc" else self._classifier.voice_encoder().encode(rows)
 
     def _media(self, clips: Sequence[Clip]) -> list[tuple[np.ndarray | None, np.ndarray]]:
@@ -233,7 +234,7 @@ def extract(
     if not problems:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(folder / "settings.json", json.dumps(made_with, indent=1) + "\n", OWNER_ONLY)
-        # equal clips share a file, which the first of them makes
+        # equal clips share a file, which the first of them writes
         first = {path: number for number, path in reversed(list(enumerate(paths)))}
         missing = {path: number for path, number in first.items() if not path.is_file()}
         tasks: dict[Path | None, Task] = defaultdict(list)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from emostream.train.metrics import reliability
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#6b6b6b"
-FEWEST = 0.01  # a bin of a reliability diagram with a smaller share of the answers shows nothing but chance
+FEWEST = 0.01  # a bin of a reliability diagram with a smaller share of the answers shows only chance
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9,
     "legend.fontsize": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
@@ -78,7 +78,7 @@ def confusion(path: Path, matrices: Mapping[str, np.ndarray], labels: Sequence[s
 
 
 def reliability_diagram(path: Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) -> None:
-    """``curves[name]`` = confidence and rightness of all answers, (N,) each. Bins with few answers are left out."""
+    """``curves[name]`` = confidence and correctness of all answers, (N,) each. Bins with few answers are left out."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.4, 4.2))
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="perfectly calibrated")

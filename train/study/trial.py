@@ -29,7 +29,7 @@ from emostream.train.model import Encoder, Fusion, build
 from emostream.train.study.dataset import Folds, Part
 from emostream.train.study.examples import Collator, batches, draw, lengths, rows_of
 
-CODE = 1  # raise this number when a change of the models or of this file changes results: runs are then made again
+CODE = 1  # raise this number when a change of the models or of this file changes results: runs are then repeated
 PROTOCOL = {
     "batch": 32, "learning_rate": 1e-3, "plateau_patience": 10, "plateau_factor": 0.1, "stop_after": 10,
     "test_draws": 4,
@@ -220,9 +220,9 @@ def _train_epoch(
     model.train()
     items, truth = draw(part, 1, rng)
     rows = rows_of(length, items)
-    usable = np.flatnonzero(rows)  # an utterance without any of these modalities teaches nothing
+    usable = np.flatnonzero(rows)  # nothing can be learnt from an utterance without any of these modalities
     if collator.rows:
-        rows = np.zeros_like(rows)  # the paper's variant makes all of one length
+        rows = np.zeros_like(rows)  # the paper's variant makes all the same length
     for batch in batches(rows[usable], int(PROTOCOL["batch"]), rng):
         chosen = usable[batch]
         loss = F.cross_entropy(model(**collator(part, items, chosen, rng)), torch.from_numpy(truth[chosen]))

@@ -1,4 +1,5 @@
-// The live page: everything that is new comes ten times a second as one message of /ws?format=page.
+// The live page. How things are is in the page itself (#now), so that it shows them before it has asked for anything;
+// what is new comes ten times a second as one message of /ws?format=page, of which the first has all labels that are kept.
 const $ = (selector, root = document) => root.querySelector(selector);
 const make = (tag, className = "", text = "") => {
   const element = document.createElement(tag);
@@ -6,8 +7,20 @@ const make = (tag, className = "", text = "") => {
   if (text !== "") element.textContent = text;
   return element;
 };
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim() || "gray";
+const colours = new Map(); // for canvases, as they are in this scheme: asking for one makes the browser compute styles
+const colour = (name) => {
+  if (!colours.has(name)) colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim() || "gray");
+  return colours.get(name);
+};
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { colours.clear(); drawLatency(); });
+const hue = (label) => `var(--of-${CSS.escape(label)}, var(--ink))`; // a bundle may have labels of its own
+const marked = new Set();
+const mark = (name) => { if (!marked.has(name)) { marked.add(name); performance.mark(name); } }; // for who measures
 const percent = (value) => `${Math.round(100 * value)} %`;
+const duration = (ms) => ms < 1999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
+const plural = (count, one) => `${count} ${one}${count === 1 ? "" : "s"}`;
+const say = (element, text) => { if (element.textContent !== text) element.textContent = text; }; // a screen reader says it once
+const SENSE = { audio: "sound", video: "face", text: "words" };
 const KEPT = 500;
 
 class LiveStream extends HTMLElement {
@@ -22,12 +35,12 @@ class LiveStream extends HTMLElement {
     $(".words", this).textContent = message.text || "…";
     const verdict = $(".verdict strong", this);
     verdict.textContent = message.label + (message.uncertain ? " ?" : "");
-    verdict.style.color = colour(message.label);
+    verdict.style.color = hue(message.label);
     const parts = Object.entries(message.modalities).filter(([, part]) => part.frames > 0);
     const driver = parts.sort((a, b) => b[1].contribution - a[1].contribution)[0];
     $(".verdict span", this).textContent = [
       percent(message.confidence), message.uncertain ? "not sure" : "",
-      done ? "label" : "so far", driver && done ? `mostly from the ${driver[0] === "text" ? "words" : driver[0]}` : "",
+      done ? "label" : "so far", driver && done ? `mostly from the ${SENSE[driver[0]]}` : "",
     ].filter(Boolean).join(" · ");
     this.used = message.face;
     this.speaking = message.speaking;
@@ -53,7 +66,7 @@ class LiveStream extends HTMLElement {
       share.className = best ? "share best" : "share";
       share.textContent = percent(value);
       track.firstChild.style.width = `${100 * value}%`;
-      track.firstChild.style.background = best ? colour(name) : colour("quiet");
+      track.firstChild.style.background = best ? hue(name) : "var(--quiet)";
     });
   }
 
@@ -93,7 +106,7 @@ class LiveStream extends HTMLElement {
   }
 
   state({ state, labelled, heard }) {
-    $(".source", this).textContent = `${state} · ${labelled} labelled of ${heard} heard`;
+    $(".source", this).textContent = [sources[this.dataset.name], state, `${labelled} labelled of ${heard} heard`].filter(Boolean).join(" · ");
   }
 
   show({ jpeg }) {
@@ -102,8 +115,8 @@ class LiveStream extends HTMLElement {
     image.src = `data:image/jpeg;base64,${jpeg}`;
   }
 
-  // The faces at their places, in the picture if it is sent; else nothing is between them, and since boxes are square
-  // they tell its shape.
+  // Draws the faces at their places, in the picture if it is sent. Otherwise only the crops are drawn, and the picture's
+  // aspect ratio follows from the boxes, which are square.
   look(faces) {
     const scene = $(".scene", this), draw = scene.getContext("2d"), first = faces[0], picture = this.picture;
     scene.classList.toggle("whole", Boolean(picture));
@@ -148,6 +161,7 @@ class LiveStream extends HTMLElement {
 }
 customElements.define("live-stream", LiveStream);
 
+let sources = {};
 const streams = new Map();
 const stream = (name) => {
   if (!streams.has(name)) {
@@ -161,19 +175,23 @@ const stream = (name) => {
 
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
-function addLabel(message) {
-  $("#nothing").hidden = true;
+function row(message) {
   const details = make("details"), summary = make("summary");
   summary.append(make("span", "when", [message.stream, message.speaker, clock(message.start_s)].filter(Boolean).join(" ")));
   const label = make("span", "label", `${message.label}${message.uncertain ? " ?" : ""} ${percent(message.confidence)}`);
-  label.style.color = colour(message.label);
+  label.style.color = hue(message.label);
   summary.append(label, make("span", "text", message.text || "…"));
-  summary.append(make("span", "ms", message.latency_ms ? `${Math.round(message.latency_ms.total)} ms` : ""));
+  summary.append(make("span", "ms", message.latency_ms ? duration(message.latency_ms.total) : ""));
   details.append(summary);
   details.addEventListener("toggle", () => { if (details.open && details.childElementCount === 1) details.append(detail(message)); });
   const item = make("li");
   item.append(details);
-  $("#said").prepend(item);
+  return item;
+}
+
+function addLabels(messages) {
+  $("#nothing").hidden = true;
+  $("#said").prepend(...messages.map(row).reverse());
   while ($("#said").childElementCount > KEPT) $("#said").lastChild.remove();
 }
 
@@ -188,9 +206,9 @@ function table(rows) {
   return element;
 }
 
-// The parts of a latency below one another, each from where the last one ended.
+// The parts of a latency one below the other, each beginning where the previous one ended.
 function waterfall({ total, ...parts }) {
-  const element = table(Object.entries({ ...parts, total }).map(([name, value]) => [name.replaceAll("_", " "), `${value.toFixed(0)} ms`]));
+  const element = table(Object.entries({ ...parts, total }).map(([name, value]) => [name.replaceAll("_", " "), duration(value)]));
   let begin = 0;
   Object.values(parts).concat(total).forEach((value, i) => {
     const bar = make("div", "fill"), cell = element.rows[i].insertCell(), share = Math.max(0, value) / Math.max(1, total);
@@ -209,7 +227,7 @@ function detail(message) {
   const part = (title, rows) => { const div = make("div"); div.append(make("p", "quiet", title), table(rows)); box.append(div); };
   part("How likely", Object.entries(message.probabilities).sort((a, b) => b[1] - a[1]).map(([name, value]) => [name, percent(value)]));
   part("What it rests on", Object.entries(message.modalities).map(([name, value]) =>
-    [name, `${percent(value.coverage)} there, adds ${value.contribution >= 0 ? "+" : ""}${value.contribution.toFixed(2)}`]));
+    [SENSE[name], `${percent(value.coverage)} there, adds ${value.contribution >= 0 ? "+" : ""}${value.contribution.toFixed(2)}`]));
   if (message.faces && message.faces.length > 1) part("Faces in view", message.faces.map((face) =>
     [`face ${face.id}`, [face.id === message.speaking ? "speaks" : "", face.id === message.face ? "used" : "", face.label ?? ""].filter(Boolean).join(", ") || "listens"]));
   if (message.overlap > 0.1) box.append(make("p", "quiet", `two voices at once: ${percent(message.overlap)}`));
@@ -235,15 +253,16 @@ function drawLatency() {
   const most = Math.max(1, ...bins);
   draw.clearRect(0, 0, width, height);
   draw.fillStyle = colour("accent");
-  bins.forEach((count, i) => draw.fillRect(i * 24 + 2, height - 18 - count / most * (height - 24), 20, count / most * (height - 24)));
-  draw.fillStyle = colour("quiet");
-  draw.font = "13px system-ui, sans-serif";
-  for (const ms of [0, 250, 500, 750]) draw.fillText(`${ms} ms`, ms / 50 * 24 + 2, height - 3);
+  bins.forEach((count, i) => draw.fillRect(i * 24 + 2, (1 - count / most) * height, 20, count / most * height));
+  draw.fillStyle = colour("line");
+  draw.fillRect(0, height - 1, width, 1);
   const sorted = [...latencies].sort((a, b) => a - b);
-  canvas.setAttribute("aria-label", sorted.length ? `half within ${Math.round(sorted[sorted.length >> 1])} ms, of ${sorted.length}` : "no labels yet");
+  const half = sorted.length ? `half of ${sorted.length} within ${duration(sorted[sorted.length >> 1])}` : "no labels yet";
+  canvas.setAttribute("aria-label", half);
+  $("#half").textContent = `: ${half}`;
 }
 
-// What is wrong with a process or its source, and what mends it; "" if nothing is.
+// What is wrong with a process or its source, and how to fix it; "" if nothing is.
 function wrong(name, node) {
   if (node.state === "failed") return `${name} has failed for good; the log of stream-run says why.`;
   if (node.state === "away") return `${name}: its process ended and is being started again; if that repeats, the log of stream-run says why.`;
@@ -260,9 +279,9 @@ function unheard(name, { state, muted, level_dbfs }) {
 let lastStatus = null, lastCpu = new Map();
 function showStatus(status) {
   lastStatus = status;
-  const line = $("#state");
-  line.textContent = `run ${status.run} · ${status.state} · ${clock(status.uptime_s)}`;
-  line.classList.remove("bad");
+  say($("#state span"), `run ${status.run} · ${status.state}`);
+  $("#clock").textContent = `· ${clock(status.uptime_s)}`;
+  $("#state").classList.remove("bad");
   const recorder = status.nodes.record;
   $("#recording").hidden = !recorder || recorder.state !== "running";
   const trouble = [];
@@ -273,9 +292,10 @@ function showStatus(status) {
     if (one.state === "away" && !known.length) known.push(`${name}: no labels can come; its source or a process is away, and is tried again.`);
     trouble.push(...known);
     stream(name).state(one);
+    stream(name).classList.toggle("unlit", !own.some(([node]) => /^(video|capture)\./.test(node)));
     if (one.behind_s >= 2) trouble.push(`${name}: ${one.behind_s.toFixed(0)} s behind; fewer streams, a lower video.fps or speech.recognizer = "none" help.`);
     if (one.sound_lost_s > 0.05) trouble.push(`${name}: ${one.sound_lost_s.toFixed(1)} s of sound lost so far.`);
-    if (one.unlabelled) trouble.push(`${name}: ${one.unlabelled} utterances without a label so far.`);
+    if (one.unlabelled) trouble.push(`${name}: ${plural(one.unlabelled, "utterance")} without a label so far.`);
     if (one.muted) trouble.push(`${name} is ${one.paused ? "paused" : "muted"}.`);
   }
   $("#trouble").replaceChildren(...trouble.map((text) => make("li", "", text)));
@@ -289,13 +309,13 @@ function showStatus(status) {
   }));
 }
 
-// What the labels are like since a setting was changed, beside what they were like before.
+// Compares the labels since a setting was changed with those before.
 let since = null;
 const kept = []; // [latency or null, uncertain] of each label
 const likeness = (labels) => {
   const sorted = labels.map(([ms]) => ms).filter((ms) => ms !== null).sort((a, b) => a - b);
   const late = sorted.length ? `half within ${Math.round(sorted[sorted.length >> 1])} ms, ` : "";
-  return `${labels.length} labels, ${late}${labels.filter(([, uncertain]) => uncertain).length} of them not sure`;
+  return `${plural(labels.length, "label")}, ${late}${labels.filter(([, uncertain]) => uncertain).length} of them not sure`;
 };
 function showEffect() {
   if (since === null) return;
@@ -313,31 +333,50 @@ function showSettings(settings) {
 }
 
 function take(news) {
+  if (news.sources) sources = news.sources;
   if (news.status) showStatus(news.status);
   if (news.settings) showSettings(news.settings);
+  const newest = new Map();
   for (const message of news.labels) {
-    addLabel(message);
-    stream(message.stream).estimate(message);
+    const counted = lastStatus && lastStatus.streams[message.stream];
+    if (counted && !news.status) counted.labelled = Math.min(counted.heard, counted.labelled + 1); // until the next status
+    newest.set(message.stream, message);
     if (kept.length === 2 * KEPT) { kept.shift(); since = since && since - 1; }
     kept.push([message.latency_ms ? message.latency_ms.total : null, message.uncertain]);
     if (message.latency_ms) { latencies.push(message.latency_ms.total); if (latencies.length > KEPT) latencies.shift(); }
   }
-  if (news.labels.length) { drawLatency(); showEffect(); }
+  for (const [name, message] of newest) {
+    stream(name).estimate(message);
+    if (lastStatus && lastStatus.streams[name]) stream(name).state(lastStatus.streams[name]);
+    if (greeted) say($("#spoken"), `${name}: ${message.label}, ${percent(message.confidence)}${message.uncertain ? ", not sure" : ""}. ${message.text}`);
+  }
+  if (news.labels.length) { addLabels(news.labels); drawLatency(); showEffect(); }
   for (const message of news.windows) stream(message.stream).estimate(message);
   for (const [name, picture] of Object.entries(news.pictures)) stream(name).show(picture);
-  for (const [name, senses] of Object.entries(news.senses)) stream(name).sense(senses, lastStatus && lastStatus.streams[name]);
+  for (const [name, senses] of Object.entries(news.senses)) { stream(name).sense(senses, lastStatus && lastStatus.streams[name]); mark("senses"); }
+  if (streams.size) mark("streams");
 }
 
-let wait = 250;
+function forget() {
+  $("#said").replaceChildren();
+  latencies.length = kept.length = 0;
+  since = null;
+  $("#effect").textContent = "";
+}
+
+let wait = 250, greeted = false; // whether all labels so far have come
 function connect() {
   const socket = new WebSocket(new URL("ws?format=page", location.href.replace(/^http/, "ws")));
   let first = true;
   socket.onmessage = (event) => {
-    if (first) { first = false; wait = 250; $("#said").replaceChildren(); latencies.length = kept.length = 0; since = null; $("#effect").textContent = ""; }
+    if (first) { wait = 250; forget(); }
     take(JSON.parse(event.data));
+    if (first) first = !(greeted = true);
   };
   socket.onclose = () => {
-    $("#state").textContent = "the run is away; trying again …";
+    greeted = false;
+    say($("#state span"), "the run is away; trying again …");
+    $("#clock").textContent = "";
     $("#state").classList.add("bad");
     $("#recording").hidden = true;
     setTimeout(connect, wait);
@@ -353,5 +392,6 @@ async function steer(body) {
 for (const button of document.querySelectorAll("[data-command]")) button.addEventListener("click", () => steer({ command: button.dataset.command }));
 for (const field of document.querySelectorAll("[data-set]")) field.addEventListener("change", () => steer({ command: "set", value: `${field.dataset.set}=${field.value}` }));
 $("#steer").addEventListener("submit", (event) => event.preventDefault());
-drawLatency();
 connect();
+drawLatency();
+take(JSON.parse($("#now").textContent));
