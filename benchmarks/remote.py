@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from contextlib import ExitStack, closing, suppress
@@ -109,7 +110,7 @@ def elsewhere(ray: Any, boxes: int, seconds: float, head: Head) -> common.Figure
     with ExitStack() as stack:
         stack.callback(ray.kill, actor)
         place, _ = ray.get(actor.look.remote([box_keys.public]))
-        process = psutil.Process(ray.get(actor.__ray_call__.remote(lambda replica: __import__("os").getpid())))
+        process = psutil.Process(ray.get(actor.__ray_call__.remote(lambda replica: os.getpid())))
         directory = stack.enter_context(
             closing(Door("tcp://127.0.0.1:*", directory_keys, frozenset([box_keys.public])))
         )

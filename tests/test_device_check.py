@@ -87,11 +87,11 @@ def test_a_report_holds_what_is_needed_and_no_secrets(tmp_path):
 
 
 @pytest.mark.process
-def test_the_last_seconds_are_in_a_report_only_where_they_were_asked_for(tmp_path):
+def test_the_last_seconds_are_in_a_report_only_where_they_were_asked_for(tmp_path, short_path):
     pytest.importorskip("mcap")
     from emostream.stream.recording import Recorder
 
-    config = Config(streams=[{"source": "demo"}], bus={"run_dir": str(tmp_path / "sockets")})
+    config = Config(streams=[{"source": "demo"}], bus={"run_dir": str(short_path / "s")})
     with closing(ReportMedia(config, 2)) as last:
         record = last.config.record
         assert record.video and stat.S_IMODE(Path(record.folder).stat().st_mode) == 0o700

@@ -178,8 +178,10 @@ def test_the_router_may_come_later_and_waiting_has_an_end(port, caplog):
         with open_session(make_session_config(None, [], [f"tcp/127.0.0.1:{port}"])) as session:
             label = encode_emotion(emotion_message(stream="desk", run="r", seq=7))
             until(lambda: "no box is there yet; waiting" in caplog.text, 15)
+            publisher = session.declare_publisher("emostream/lab/b/desk/utterance")
+            until(lambda: publisher.matching_status.matching, 10)
             for seq in (7, 7, 6, 9):
-                session.put("emostream/lab/b/desk/utterance", label.replace(b'"seq":7', b'"seq":%d' % seq))
+                publisher.put(label.replace(b'"seq":7', b'"seq":%d' % seq))
             until(lambda: len(heard) == 2, 10)
     assert [emotion.seq for _, emotion in heard] == [7, 9]
     assert heard[0][0] == label[:-1] + b',"site":"lab","box":"b"}'  # unchanged, plus its box
