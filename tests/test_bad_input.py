@@ -13,6 +13,8 @@ import zmq
 
 from emostream.engines.bundle import BUNDLES
 from emostream.engines.load import available
+from emostream.errors import EmostreamError
+from emostream.stream.run_command import run
 from tests import media
 from tests.processes import Pipeline, command, free_port
 
@@ -35,24 +37,37 @@ def the_line(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--set", "speech.hangovr_ms=3"], "speech.hangovr_ms is no known key; known there: hangover_ms"),
-        (["--set", "speech.hangover_ms=soon"], "speech.hangover_ms = 'soon'"),
-        (["--set", "fusion.backend=abacus"], "fusion.backend = 'abacus': is no backend; use one of: auto"),
-        (["--set", "bus.emotion=tcp://0.0.0.0:5556"], "so it needs keys. Type: stream-keys new server"),
         (["--config", "/no/such/config.toml"], "/no/such/config.toml: cannot be read"),
-        (["--stream", "gramophone"], "is no source; use demo[:two], file:PATH"),
-        (["--stream", "microphone", "--pace", "fast"], 'pace = "fast" is for files; microphone is live'),
         (["--stream", "file:/no/such.mp4"], "/no/such.mp4: no such file"),
-        (["--stream", "file:/tmp"], "/tmp: is a folder"),
-        (["--set", "fusion.prior={hapiness = 0.2}"], "fusion.prior: bundle ekman7 has no label hapiness; it has anger"),
-        (["--set", "fusion.bundle=nothing"], "bundle 'nothing' not found"),
         (["--set", "speech.vad_model=/no/such.onnx"], "/no/such.onnx: not a silero-vad model"),
-        (["--jsonl", "/no/such/folder/x"], "/no/such/folder/x: cannot be written"),
         (["--set", "bus.run_dir=/proc/nothing"], "bus.run_dir = '/proc/nothing': cannot be used"),
     ],
 )
 def test_one_line(arguments: list[str], said: str):
     assert said in the_line(run_once(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "speech.hangovr_ms=3"], "speech.hangovr_ms is no known key; known there: hangover_ms"),
+        (["--set", "speech.hangover_ms=soon"], "speech.hangover_ms = 'soon'"),
+        (["--set", "fusion.backend=abacus"], "fusion.backend = 'abacus': is no backend; use one of: auto"),
+        (["--set", "bus.emotion=tcp://0.0.0.0:5556"], "so it needs keys. Type: stream-keys new server"),
+        (["--stream", "gramophone"], "is no source; use demo[:two], file:PATH"),
+        (["--stream", "microphone", "--pace", "fast"], 'pace = "fast" is for files; microphone is live'),
+        (["--stream", "file:/tmp"], "/tmp: is a folder"),
+        (["--set", "fusion.prior={hapiness = 0.2}"], "fusion.prior: bundle ekman7 has no label hapiness; it has anger"),
+        (["--set", "fusion.bundle=nothing"], "bundle 'nothing' not found"),
+        (["--jsonl", "/no/such/folder/x"], "/no/such/folder/x: cannot be written"),
+    ],
+)
+def test_the_error_is_one_line(monkeypatch, arguments: list[str], said: str):
+    """Of the command as a function, before it starts a process."""
+    monkeypatch.setattr(sys, "argv", ["stream-run", "--set", f"bus.emotion=tcp://127.0.0.1:{free_port()}", *arguments])
+    with pytest.raises(EmostreamError) as error:
+        run()
+    assert said in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("maker", [media.text_file, media.empty_file])
