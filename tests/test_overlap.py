@@ -17,6 +17,7 @@ from emostream.stream.messages import Pcm, SpeechEvent
 from emostream.stream.speech import overlap
 from emostream.stream.speech.overlap import OverlapMeter, OverlapNetwork, load_overlap
 from tests import media
+from tests.fusion import SPOKEN, Run, all_topics
 from tools import make_overlap
 
 NAME = "pyannote-segmentation"
@@ -137,6 +138,16 @@ def test_the_speech_core_tells_it_at_pause_and_end():
     assert told == [("paused", told[0][1]), ("ended", told[0][1]), ("paused", None), ("ended", None)]
     assert told[0][1] is not None and told[0][1] > 0.95 and len(network.read) == 1
     assert all(event.overlap is None for event in events if event.event not in ("paused", "ended"))
+
+
+def test_a_label_has_what_came_with_its_end_and_an_estimate_nothing():
+    topics = all_topics(8, SPOKEN)
+    for message in topics["speech"]:
+        if isinstance(message, SpeechEvent) and message.event in ("paused", "ended"):
+            message.overlap = message.utterance / 10
+    run = Run(estimates=True).live(topics)
+    assert [label.overlap for label in run.labels] == [0.1, 0.2, 0.3]
+    assert {estimate.overlap for estimate in run.windows} == {None}
 
 
 # The network
