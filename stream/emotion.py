@@ -75,7 +75,8 @@ class Emotion(msgspec.Struct, kw_only=True):
     ``run`` names the run of ``stream-run``, within which each ``utterance``, and each ``seq`` of a topic, is unique; it
     is empty if a recording was labelled without a run. ``source``: the path of a recording as it was given; empty in
     live runs. Numbers have no gaps, but continue at a later thousand if fusion had to be restarted.
-    ``speaker``: the name of the voice within the run (s1, s2, …); null if unknown.
+    ``speaker``: the name of the voice within the run (s1, s2, …); null if unknown. ``overlap``, 0 to 1: the share of
+    the utterance's time in which two or more people speak at once; null if not measured.
     ``final``: false for labels at a pause (``[fusion] early``), after which speech may go on; a final one follows.
     ``face``: the id of the face used for the label, null for none; ``speaking``: the face whose mouth clearly moved
     with the sound; ``faces``: the faces in view; ``faces_seen``: the most faces seen at a time, followed or not."""
@@ -110,6 +111,7 @@ class Emotion(msgspec.Struct, kw_only=True):
     speaking: int | None = None
     faces: list[SeenFace] = []
     faces_seen: int = 0
+    overlap: float | None = None
 
     @property
     def topic(self) -> str:

@@ -18,7 +18,7 @@ from emostream.stream.emotion import Emotion, encode_emotion
 
 COLUMNS = (
     "run", "stream", "source", "utterance", "start_s", "end_s", "label", "confidence", "uncertain", "valence",
-    "arousal", "text", "speaker", "face",
+    "arousal", "text", "speaker", "face", "overlap",
 )  # fmt: skip
 _FORMULA = tuple("=+-@＝＋－＠")  # the wide ones too: spreadsheets take them for the others
 _CONTROL = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ufffe\uffff]+")  # not in XML, or ends of lines somewhere

@@ -29,6 +29,7 @@ from emostream.stream.sources.arrays import ArraySource
 from emostream.stream.sources.base import AudioChunk, NoTrack, SeenFaces
 from emostream.stream.sources.file import FileSource
 from emostream.stream.sources.replay import ReplaySource
+from emostream.stream.speech.overlap import load_overlap
 from emostream.stream.speech.recognizer import make_recognizer
 from emostream.stream.speech.speaker import load_speaker
 from emostream.stream.speech.vad import load_vad
@@ -63,12 +64,16 @@ class Labeller:
         self._recognizer = make_recognizer(self._config.speech)
         self._detector = make_detector(self._config.video)
         self._speaker = load_speaker(self._config.speech)
+        self._overlap = load_overlap(self._config.speech)
         self.media_s = 0.0
 
     @property
     def facts(self) -> dict[str, str]:
         """What labels depend on besides the configuration: what was found on this machine. Empty text: not found."""
-        parts = {"recogniser": self._recognizer, "face detector": self._detector, "speaker network": self._speaker}
+        parts = {
+            "recogniser": self._recognizer, "face detector": self._detector, "speaker network": self._speaker,
+            "overlap network": self._overlap,
+        }  # fmt: skip
         return {"emostream": __version__, "bundle": self._classifier.bundle_id} | {
             name: "" if part is None else type(part).__name__ for name, part in parts.items()
         }
@@ -168,7 +173,10 @@ class Labeller:
         )
         quiet_vad = self._vad.twin() if self._config.audio.level == "auto" else None
         voice = None if self._speaker is None else self._speaker.new_vector()
-        speech = SpeechCore(name, self._vad, self._recognizer, self._config.speech, self._clock, quiet_vad, voice)
+        overlap = None if self._overlap is None else self._overlap.new_meter()
+        speech = SpeechCore(
+            name, self._vad, self._recognizer, self._config.speech, self._clock, quiet_vad, voice, overlap
+        )
         fusion = FusionCore(
             {name: expected}, self._classifier, self._config, self._clock, realtime=False, estimates=sheet is not None
         )

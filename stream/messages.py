@@ -136,7 +136,7 @@ class SpeechEvent(Media):
     when that last speech was captured, ``received_ns`` when the node received the frame that caused this event, and
     ``recognition_ns`` how long the recogniser then took. When an utterance pauses or ends, ``voice`` is its speaker
     vector, (dim,) float32 of length 1 (see ``speech.speaker``), computed from ``voice_s`` seconds; None if there is
-    none."""
+    none. ``overlap``: the share of it in which two or more people speak at once (see ``speech.overlap``)."""
 
     event: Literal["started", "words", "paused", "ended", "dropped", "progress"]
     utterance: int = 0
@@ -148,6 +148,7 @@ class SpeechEvent(Media):
     recognition_ns: int = 0
     voice: np.ndarray | None = None
     voice_s: float = 0.0
+    overlap: float | None = None
 
     @property
     def topic(self) -> str:

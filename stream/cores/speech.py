@@ -18,6 +18,7 @@ from emostream.stream.emotion import Word
 from emostream.stream.messages import Message, Pcm, SpeechEvent
 from emostream.stream.speech.endpoint import Endpointer, EndpointEvent
 from emostream.stream.speech.listener import Listener
+from emostream.stream.speech.overlap import OverlapMeter
 from emostream.stream.speech.recognizer import Recognizer
 from emostream.stream.speech.speaker_vector import SpeakerVector
 from emostream.stream.speech.vad import RATE_HZ, SileroVad
@@ -58,7 +59,8 @@ class SpeechCore:
     back for 320 ms; if it becomes loud by then, it is heard as captured. Thus a normal microphone yields the same
     utterances with and without the automatic level.
 
-    ``voice``: computes each utterance's speaker vector, for the events at its pauses and its end.
+    ``voice``: computes each utterance's speaker vector, for the events at its pauses and its end; ``overlap``: how much
+    of it two people speak at once.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class SpeechCore:
         clock: Clock,
         quiet_vad: SileroVad | None = None,
         voice: SpeakerVector | None = None,
+        overlap: OverlapMeter | None = None,
     ) -> None:
         self._stream, self._recognizer, self._clock, self._voice = stream, recognizer, clock, voice
+        self._overlap = overlap
         self._listener = Listener(vad, quiet_vad)
         self._has_level = quiet_vad is not None
         self._recent_peak_dbfs = -120.0
@@ -142,6 +146,8 @@ class SpeechCore:
         if newest is not None and pcm.media_start_ns - newest.media_end_ns > 0:
             events += self._release(received_ns)
             events += self._gap(pcm, received_ns)
+        if self._overlap is not None:
+            self._overlap.push(pcm)
         self._loudest = max(self._loudest, int(pcm.samples.max(initial=0)), -int(pcm.samples.min(initial=0)))
         listened = self._listener.push(pcm.samples, self._endpointer.speaking)
         probability = listened.probability
@@ -263,6 +269,8 @@ class SpeechCore:
             self.utterances += 1
             self._words = []
             self._peak_dbfs = self._recent_peak_dbfs
+        if change.kind == "started" and self._overlap is not None:
+            self._overlap.begin(change.start_ns)
         if change.kind in ("started", "resumed"):
             if self._recognizer is not None:
                 self._recognizer.begin()
@@ -341,7 +349,11 @@ class SpeechCore:
         assert pcm is not None
         live = pcm.captured_ns > 0 and change is not None
         start_ns, end_ns = (change.start_ns, change.end_ns) if change is not None else (0, 0)
-        voice = self._voice.value() if self._voice is not None and kind in ("paused", "ended") else None
+        silent = kind in ("paused", "ended")
+        voice = self._voice.value() if self._voice is not None and silent else None
+        overlap = self._overlap.value(end_ns) if self._overlap is not None and silent else None
+        if self._overlap is not None and kind in ("ended", "dropped"):
+            self._overlap.reset()
         if self._told and change is not None:
             words = [*words, *self._told_since(start_ns)]
             if kind in ("ended", "dropped"):
@@ -361,4 +373,5 @@ class SpeechCore:
             recognition_ns=recognition_ns,
             voice=voice,
             voice_s=0.0 if voice is None or self._voice is None else round(self._voice.seconds, 3),
+            overlap=overlap,
         )

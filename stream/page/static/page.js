@@ -230,6 +230,7 @@ function detail(message) {
     [SENSE[name], `${percent(value.coverage)} there, adds ${value.contribution >= 0 ? "+" : ""}${value.contribution.toFixed(2)}`]));
   if (message.faces && message.faces.length > 1) part("Faces in view", message.faces.map((face) =>
     [`face ${face.id}`, [face.id === message.speaking ? "speaks" : "", face.id === message.face ? "used" : "", face.label ?? ""].filter(Boolean).join(", ") || "listens"]));
+  if (message.overlap > 0.1) box.append(make("p", "quiet", `two voices at once: ${percent(message.overlap)}`));
   if (message.latency_ms) {
     const div = make("div");
     div.append(make("p", "quiet", "Where the time went"), waterfall(message.latency_ms));
