@@ -6,6 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -76,6 +77,8 @@ class SpeechCore:
     ) -> None:
         self._stream, self._recognizer, self._clock, self._voice = stream, recognizer, clock, voice
         self._overlap = overlap
+        # networks run without Python's lock, so beside a recogniser that finishes elsewhere
+        self._beside = None if voice is None and overlap is None else ThreadPoolExecutor(1, "voices")
         self._listener = Listener(vad, quiet_vad)
         self._has_level = quiet_vad is not None
         self._recent_peak_dbfs = -120.0
@@ -277,7 +280,9 @@ class SpeechCore:
                 self._segment_ns = next(b.media_start_ns for b in self._preroll if b.media_end_ns > self._fed_ns)
                 self._feed()
             kind, words = ("started", []) if change.kind == "started" else ("words", self._words)
+            recognition_ns = self._clock.now_ns() - begun_ns
         else:
+            measured = None if self._beside is None else self._beside.submit(self._measure, change.end_ns)
             if self._recognizer is not None and self._segment_ns is not None:
                 self._words = self._words + self._timed(self._recognizer.finish())
                 self._segment_ns = None
@@ -288,7 +293,17 @@ class SpeechCore:
                 if self._is_scrap(change, cut):
                     self.scraps += 1
                     kind = "dropped"
-        return self._event(kind, change, words, received_ns, self._clock.now_ns() - begun_ns)
+            recognition_ns = self._clock.now_ns() - begun_ns
+            if measured is not None:
+                measured.result()  # so that _event finds both at hand
+        return self._event(kind, change, words, received_ns, recognition_ns)
+
+    def _measure(self, end_ns: int) -> None:
+        """Compute the speaker vector and the overlap up to a pause or an end; to ask again costs nothing."""
+        if self._voice is not None:
+            self._voice.value()
+        if self._overlap is not None:
+            self._overlap.value(end_ns)
 
     def _is_scrap(self, utterance: EndpointEvent, cut: bool) -> bool:
         """Whether missing sound has left too little of an utterance to label."""
