@@ -14,11 +14,15 @@ run: $(VENV)/.ready-to-run
 check: lint
 	$(BIN)/python -m pytest -n 2 -m "not process and not slow and not realtime and not alone and not long"
 
-# Everything but the long tests, in under six minutes on two idle cores. Tests that start processes wait much, so four run
+# Everything but the long tests, in some six minutes on two idle cores. Tests that start processes wait much, so four run
 # at a time, and those of make check beside them; those at the pace of real sources run beside one another only; those that
 # measure time run alone.
-test: lint
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not realtime and not alone and not long"
+test: $(VENV)/.ready-to-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/mypy & types=$$!; \
+	    $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not realtime and not alone and not long"; \
+	    tests=$$?; wait $$types && exit $$tests
 	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "realtime and not long" $$(grep -l "mark.realtime" tests/*.py)
 	$(BIN)/python -m pytest -m "alone and not long" $$(grep -l "mark.alone" tests/*.py)
 

@@ -51,6 +51,7 @@ def check_words(words, seconds: float) -> None:
     assert not any(set("<>[]()") & set(word.word) for word in words)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pocketsphinx_english():
     recognizer = make_recognizer(Speech(recognizer="pocketsphinx"))
