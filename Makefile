@@ -23,7 +23,7 @@ test: $(VENV)/.ready-to-test
 	@$(BIN)/mypy & types=$$!; \
 	    $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not realtime and not alone and not long"; \
 	    tests=$$?; wait $$types && exit $$tests
-	$(BIN)/python -m pytest -n 4 -m "realtime and not long" $$(grep -l "mark.realtime" tests/*.py)
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "realtime and not long" $$(grep -l "mark.realtime" tests/*.py)
 	$(BIN)/python -m pytest -m "alone and not long" $$(grep -l "mark.alone" tests/*.py)
 
 # Minutes each, and more of what make test has one or two of: some forty minutes

@@ -13,7 +13,7 @@ from emostream.stream.listen import listen_status
 from tests import media
 from tests.processes import Pipeline, command, environment, patience
 
-pytestmark = [pytest.mark.process, pytest.mark.realtime]
+pytestmark = [pytest.mark.process, pytest.mark.realtime, pytest.mark.xdist_group("microphone")]
 
 _MISSING = [name for name in ("pulseaudio", "pactl", "paplay") if shutil.which(name) is None]
 pulseaudio_only = pytest.mark.skipif(

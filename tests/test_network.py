@@ -86,7 +86,8 @@ def test_a_source_that_goes_away_and_comes_back():
     assert after["start_s"] - before["end_s"] > 5
     assert after["modalities"]["video"]["coverage"] > 0.8
     for label in run.subscriber.of("utterance"):
-        assert -60 < label["latency_ms"]["queue"] < 1500, label["latency_ms"]  # capture times are estimates here
+        queue_ms = label["latency_ms"]["queue"]
+        assert -60 < queue_ms < patience(1500), label["latency_ms"]  # capture times are estimates here
 
 
 def test_times_are_those_of_capture_and_stale_data_is_dropped():
