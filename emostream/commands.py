@@ -107,6 +107,9 @@ def expect_foreign_threads() -> None:
 
 
 def _end_before_python_does(code: int) -> None:
+    import logging
+
+    logging.shutdown()  # writes the last lines
     with contextlib.suppress(OSError, ValueError):  # stdout was flushed earlier, where errors are still reported
         sys.stderr.flush()
     os._exit(code)

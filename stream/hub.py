@@ -18,6 +18,7 @@ from emostream.stream import boxes
 from emostream.stream.boxes import MOST_BOXES, Boxes, Delivery, key, load_zenoh, site_and_box
 from emostream.stream.hub_store import HubStore, Kept
 from emostream.stream.limits import allow_open_files, no_core_dumps
+from emostream.stream.lines import LineWriter, log_to_stderr
 from emostream.stream.view import plain_line
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def hub() -> int:
     )
     parser.add_argument("--quiet", action="store_true", help="print no labels")
     options = parser.parse_args()
-    logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
+    log_to_stderr()
     if bool(options.router) == bool(options.listen):
         raise ConfigError("name a router, or be one with --listen; not both")
     if not (options.part_labels > 0 and 0 < options.part_minutes < 1e6):
@@ -71,9 +72,10 @@ class Hub:
     ``quiet``; and says which box appeared, vanished, is behind or has lost labels."""
 
     def __init__(self, store: HubStore, quiet: bool = False) -> None:
-        self._store, self._quiet = store, quiet
+        self._store = store
         self._boxes = Boxes()
         self._failing = False  # whether labels cannot be written
+        self._out = None if quiet else LineWriter(sys.stdout, lambda text: log.warning("labels on stdout: %s", text))
 
     def run(self, config: Any, name: str) -> None:
         """Run until Ctrl-C. ``config``: from ``make_session_config``; ``name``: the router's, for the user. Raises
@@ -99,6 +101,8 @@ class Hub:
             finally:
                 for declared in (queries, alive, states):
                     declared.undeclare()
+                if self._out is not None:
+                    self._out.close()
 
     def _open(self, config: Any, name: str) -> Any:
         listens = config.get_json("mode") == '"router"'
@@ -138,17 +142,12 @@ class Hub:
         for query, delivery in deliveries:
             _answer(query, None)
             self._tell(self._boxes.update(delivery.site, delivery.box, delivery.state, len(delivery.labels)))
-        if not self._quiet:
-            self._print(kept)
+        self._print(kept)
 
     def _print(self, labels: Iterable[Kept]) -> None:
-        try:
+        if self._out is not None:
             for label in labels:
-                print(f"{label.site}/{label.box}  {plain_line(label.emotion)}")
-            sys.stdout.flush()
-        except OSError as error:  # a closed pipe or a full disk costs that output alone
-            log.warning("labels are printed no more (%s)", error.strerror)
-            self._quiet = True
+                self._out.put(f"{label.site}/{label.box}  {plain_line(label.emotion)}")
 
     def _tick(self) -> None:
         try:

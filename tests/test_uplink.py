@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import signal
+import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,13 +23,15 @@ from emostream.stream.hub import hub
 from emostream.stream.uplink import uplink
 from tests.boxes import Box, Program, check_all_kept, start_uplink, stored, until, write_tls_configs
 from tests.emotions import emotion_message
-from tests.processes import command, free_port
+from tests.processes import BIN, command, environment, free_port, patience
 
 zenoh = pytest.importorskip("zenoh")
 pytest.importorskip("pyarrow")
 import pyarrow.dataset as dataset
 
 pytestmark = pytest.mark.process
+
+F_SETPIPE_SZ = 1031  # linux/fcntl.h
 
 
 @pytest.fixture
@@ -113,6 +119,38 @@ def test_hub_uplink_and_run_are_killed_and_come_back_and_nothing_is_lost_or_doub
         assert hub.interrupt() == 0
     check_all_kept(out, box, other)
     assert list(out.glob("journal-*")) == [] and len(list(out.glob("day=*/*"))) > 3
+
+
+def test_outputs_that_take_nothing_cost_no_label_and_no_end(tmp_path, router, boxes):
+    """The hub's terminal was stopped (Ctrl-S) and the uplink's pipe is full, from before their first lines on."""
+    box = boxes("a")
+    reading, full = os.pipe()
+    fcntl.fcntl(full, F_SETPIPE_SZ, 4096)
+    os.write(full, b"x" * 4096)
+    terminal, stopped = os.openpty()
+    termios.tcflow(stopped, termios.TCOOFF)
+    to_hub = (BIN / "stream-hub", "--listen", router, "--out", tmp_path / "out")
+    to_link = (BIN / "stream-uplink", router, box.endpoint, "--box", box.name)
+    programs = [
+        subprocess.Popen(list(map(str, words)), stdout=output, stderr=output, env=environment())
+        for words, output in ((to_hub, stopped), (to_link, full))
+    ]
+    try:
+        until(lambda: box.requests == 2, 15)
+        for _ in range(400):  # of 100 characters each: several times what a terminal or a pipe holds
+            box.say("desk")
+            time.sleep(0.001)
+        until(lambda: len(stored(tmp_path / "out")) == 400, 20)
+        for program in reversed(programs):
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(patience(5)) == 0
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+        for descriptor in (reading, full, terminal, stopped):
+            os.close(descriptor)
+    check_all_kept(tmp_path / "out", box)
 
 
 @pytest.mark.long
