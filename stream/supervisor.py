@@ -458,7 +458,8 @@ class Supervisor:
     def _follow_exit(self, node: _Node, code: int) -> None:
         name, now_ns, rules = node.spec.name, self._clock.now_ns(), self._config.supervisor
         if node.gone_ns is None:
-            node.gone_ns = node.seen_ns  # its last sign of life
+            behind_s = 0.0 if node.health is None else node.health.behind_s
+            node.gone_ns = node.seen_ns - int(behind_s * 1e9)  # what waited for it at its last sign of life is lost too
         while node.crashed_ns and now_ns - node.crashed_ns[0] > rules.within_s * 1e9:
             node.crashed_ns.popleft()
         end = Exit(

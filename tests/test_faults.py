@@ -158,6 +158,26 @@ def test_who_takes_the_port_while_fusion_is_away_is_not_believed(tmp_path):
     assert late[-1] == kept[-1]  # it got the port back
 
 
+@LONG
+def test_after_standing_still_a_node_is_at_the_live_edge_again_at_once():
+    """Pictures of the time in between are left out; sound, which is heard sooner than it comes, is not."""
+    with Pipeline(*RUN, "--set", "video.fps=25") as run:
+        run.subscriber.wait_for("window", 1, 30)
+        for node in (run.node("video.demo"), run.node("audio.demo")):
+            os.kill(node, signal.SIGSTOP)
+        time.sleep(5)
+        for node in (run.node("video.demo"), run.node("audio.demo")):
+            os.kill(node, signal.SIGCONT)
+        labels = run.subscriber.wait_for("utterance", 4, 40)
+        run.interrupt()
+    (span,) = re.findall(r"pictures from ([0-9.]+) to ([0-9.]+) s were left out", run.output)
+    away_s = [float(second) for second in span]
+    assert away_s[1] - away_s[0] > 3.5
+    after = next(label for label in labels if label["start_s"] > away_s[1] + 2)
+    assert all(after["modalities"][which]["coverage"] > 0.8 for which in ("audio", "video"))
+    assert "sound is missing" not in run.output and "some of" not in run.output
+
+
 # The supervisor
 
 

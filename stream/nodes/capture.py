@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _TICK_NS = 200_000_000
 _SKIP_NS = 500_000_000
+_LATE_NS = 2_000_000_000  # no label waits for a picture that is later than this (``jobs``)
 
 
 def main(runtime: NodeRuntime) -> None:
@@ -90,6 +91,8 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
     stream = runtime.spec.stream
     pictures = _pictures(runtime)
     delay_ns: int | None = None
+    is_away = started_again  # until it has reached what is due now
+    lag = _Lag(source)
     if source.live:
         runtime.heard_ns = runtime.clock.now_ns()
     for item in source.items():
@@ -117,12 +120,16 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
                     delay_ns = max(0, late_ns) if not (started_again or is_file) else 0
                 if delay_ns:
                     item = dataclasses.replace(item, media_ns=item.media_ns + delay_ns)
-                if _wait(runtime, t0_ns + item.media_end_ns, started_again):
-                    continue
+                if is_away and runtime.clock.now_ns() - t0_ns - item.media_end_ns > _SKIP_NS:
+                    continue  # what came meanwhile is lost
+                is_away = False
+                _wait(runtime, t0_ns + item.media_end_ns)
             steered = _steered(item, t0_ns, runtime.orders.muted.get(stream, ()), runtime.orders.paused.get(stream, ()))
             if steered is None:
                 continue
             item = steered
+            if isinstance(item, VideoFrame) and lag.skips(item.media_ns, runtime.clock.now_ns() - t0_ns):
+                continue
         if isinstance(item, HeardWords):
             if runtime.spec.config.speech.recognizer == "external":
                 runtime.send(Words(stream=stream, words=_on_timeline(item.words, t0_ns or 0)))
@@ -133,6 +140,30 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
                 pictures(item, message)
         if source.live:
             runtime.flush_seldom()
+
+
+class _Lag:
+    """Leaves out the pictures that a node could not look at in time, because it stood still or the machine is too slow.
+    Otherwise it would stay behind for long, and no label waits for pictures that are so late."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._since_ns: int | None = None  # the first picture left out
+        self._last_ns = 0
+
+    def skips(self, media_ns: int, now_ns: int) -> bool:
+        """Whether to leave out the picture of this media time. ``now_ns``: the media time of a picture taken now."""
+        late_ns = now_ns - media_ns - getattr(self._source, "delay_ns", 0)
+        if late_ns > (_LATE_NS if self._since_ns is None else _SKIP_NS):
+            self._since_ns = media_ns if self._since_ns is None else self._since_ns
+            self._last_ns = media_ns
+            self._source.counters["source_dropped"] += 1
+            return True
+        if self._since_ns is not None:
+            span = f"from {self._since_ns / 1e9:.2f} to {self._last_ns / 1e9:.2f} s"
+            log.warning("%s: pictures %s were left out, to be in time again", self._source.name, span)
+            self._since_ns = None
+        return False
 
 
 def _pictures(runtime: NodeRuntime) -> Callable[[VideoFrame, Face], None] | None:
@@ -189,11 +220,8 @@ def silenced(chunk: AudioChunk, t0_ns: int, spans: Sequence[tuple[int, int]]) ->
     return dataclasses.replace(chunk, samples=samples)
 
 
-def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
-    """Wait until a file's sample is due. Returns whether to skip it: a restarted node continues where the file would be
-    by now."""
-    if started_again and runtime.clock.now_ns() - due_ns > _SKIP_NS:
-        return True
+def _wait(runtime: NodeRuntime, due_ns: int) -> None:
+    """Wait until a file's sample is due. Raises Stopped."""
     if due_ns > runtime.clock.now_ns():
         runtime.flush()
         due_ns += int(REST_S * 1e9) if runtime.at_rest else 0
@@ -202,7 +230,6 @@ def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
         runtime.tick()
         if runtime.stopping:
             raise Stopped
-    return False
 
 
 class Cores:
