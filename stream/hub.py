@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ import msgspec
 from emostream.commands import expect_foreign_threads, make_parser, stop_by_signals
 from emostream.errors import BusError, ConfigError
 from emostream.stream import boxes
-from emostream.stream.boxes import MOST_BOXES, Boxes, Delivery, key, load_zenoh, site_and_box
+from emostream.stream.boxes import MOST_BOXES, Boxes, Delivery, UplinkState, key, load_zenoh, site_and_box
 from emostream.stream.hub_store import HubStore, Kept
 from emostream.stream.limits import allow_open_files, no_core_dumps
 from emostream.stream.lines import LineWriter, log_to_stderr
@@ -74,6 +75,7 @@ class Hub:
     def __init__(self, store: HubStore, quiet: bool = False) -> None:
         self._store = store
         self._boxes = Boxes()
+        self._states: deque[tuple[str, str, UplinkState]] = deque(maxlen=MOST_BOXES)  # not compared with the store yet
         self._failing = False  # whether labels cannot be written
         self._out = None if quiet else LineWriter(sys.stdout, lambda text: log.warning("labels on stdout: %s", text))
 
@@ -142,6 +144,7 @@ class Hub:
         for query, delivery in deliveries:
             _answer(query, None)
             self._tell(self._boxes.update(delivery.site, delivery.box, delivery.state, len(delivery.labels)))
+            self._look_for_losses(delivery.site, delivery.box, delivery.state, len(delivery.labels))
         self._print(kept)
 
     def _print(self, labels: Iterable[Kept]) -> None:
@@ -149,7 +152,18 @@ class Hub:
             for label in labels:
                 self._out.put(f"{label.site}/{label.box}  {plain_line(label.emotion)}")
 
+    def _look_for_losses(self, site: str, box: str, state: UplinkState, taken: int = 0) -> None:
+        """Say how many labels of a box will never come, if it has delivered all that it has."""
+        if state.waiting > taken or not self._boxes.has_room_for(site, box):
+            return
+        for stream, more, missing in self._store.missing(site, box, state.published):
+            fell_out = f"; {state.lost} have fallen out of its store so far" if state.lost else ""
+            text = f"{site}/{box}: {more} labels of {stream} did not arrive, {missing} in this run{fell_out}"
+            log.warning("%s", text)
+
     def _tick(self) -> None:
+        while self._states:
+            self._look_for_losses(*self._states.popleft())
         try:
             self._store.tick()
         except OSError as error:
@@ -171,7 +185,9 @@ class Hub:
         """A box reports its state; called by zenoh's thread."""
         with suppress(msgspec.DecodeError, ValueError):  # a box may send anything
             site, box = site_and_box(sample.key_expr)
-            self._tell(self._boxes.update(site, box, boxes.decode_state(sample.payload.to_bytes())))
+            state = boxes.decode_state(sample.payload.to_bytes())
+            self._tell(self._boxes.update(site, box, state))
+            self._states.append((site, box, state))
 
     def _tell(self, lines: list[str]) -> None:
         for line in lines:
