@@ -218,8 +218,7 @@ class _Marks:
 
     def get(self, mark: Mark) -> int:
         """The highest ``seq``; -1 if unknown."""
-        known = self._marks.get(mark[:2], {}).get(mark[2:])
-        return -1 if known is None else known.seq
+        return self._marks.get(mark[:2], OrderedDict()).get(mark[2:], _Known()).seq
 
     def raise_to(self, marks: dict[Mark, int]) -> None:
         for mark, seq in marks.items():
