@@ -2,7 +2,7 @@
 
 A publisher binds an XPUB socket, which shows who has subscribed; at fast pace it waits for a subscriber whose queue is
 full instead of dropping messages (NODROP). An inbox drains its sockets into its own bounded queue; at real-time pace a
-full queue drops most of its samples and frames, the oldest, but never speech events or ends.
+full queue drops its oldest samples and frames, but never speech events or ends.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ _RUN_DIR = "emostream-"
 _LOCK = "in-use"
 _LONGEST_DIR = 70  # a Unix socket's path has at most 107 bytes; 35 are added here
 SEND_TIMEOUT_MS = 100  # per attempt at fast pace; between two attempts a node checks whether it has to stop
-_LEFT = 8  # where a queue is full, an eighth of its capacity is left of samples and frames
 _DROPPABLE = (Pcm, AudioRows, Face, Picture)
 
 
@@ -372,19 +371,8 @@ class Inbox:
             self._observer.end()
 
     def _bound(self) -> None:
-        if self._lossless or len(self._queue) <= self._capacity:
-            return
-        # most of them at once: a node that dropped one at a time would stay behind, and miss a little of everything
-        excess = sum(isinstance(message, _DROPPABLE) for _, message in self._queue) - self._capacity // _LEFT
-        kept: deque[tuple[str, Message]] = deque()
-        for topic, message in self._queue:
-            if excess > 0 and isinstance(message, _DROPPABLE):
-                excess -= 1
-                self._note_dropped(topic, message)
-            else:
-                kept.append((topic, message))
-        self._queue = kept
-        self._capacity = max(self._capacity, len(kept))  # speech events and ends, which are few: make room for them
+        while not self._lossless and len(self._queue) > self._capacity:
+            self._drop_oldest()
 
     def _take(self, endpoint: str, parts: list[bytes]) -> None:
         topic = parts[0].decode(errors="replace")
@@ -403,10 +391,15 @@ class Inbox:
         if isinstance(message, End):
             self._sockets[endpoint].unsubscribe(topic)
 
-    def _note_dropped(self, topic: str, message: Media) -> None:
-        self.dropped[topic] += 1
-        start_ns, end_ns = self._dropped_spans.get(topic, (message.media_start_ns, 0))
-        self._dropped_spans[topic] = min(start_ns, message.media_start_ns), max(end_ns, message.media_end_ns)
+    def _drop_oldest(self) -> None:
+        for i, (topic, message) in enumerate(self._queue):
+            if isinstance(message, _DROPPABLE):
+                del self._queue[i]
+                self.dropped[topic] += 1
+                start_ns, end_ns = self._dropped_spans.get(topic, (message.media_start_ns, 0))
+                self._dropped_spans[topic] = min(start_ns, message.media_start_ns), max(end_ns, message.media_end_ns)
+                return
+        self._capacity = len(self._queue)  # only speech events and ends, which are few: make room for them
 
     def take_dropped_spans(self) -> dict[str, tuple[int, int]]:
         """By topic, the span (media time) in which messages were dropped since the last call."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from emostream.commands import expect_foreign_threads, make_parser, stop_by_signals
+from emostream.commands import make_parser, skip_shutdown, stop_by_signals
 from emostream.errors import BusError, ConfigError
 from emostream.stream import boxes
 from emostream.stream.boxes import MOST_BOXES, Boxes, Delivery, UplinkState, key, load_zenoh, site_and_box
@@ -58,7 +58,7 @@ def hub() -> int:
     if not (options.part_labels > 0 and 0 < options.part_minutes < 1e6):
         raise ConfigError("--part-labels and --part-minutes must be above 0")
     no_core_dumps()
-    expect_foreign_threads()
+    skip_shutdown()
     allow_open_files()
     store = HubStore(options.out, options.format, options.part_labels, options.part_minutes * 60)
     config = boxes.make_session_config(options.config, [options.router] if options.router else [], options.listen)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from emostream.commands import expect_foreign_threads, make_parser
+from emostream.commands import make_parser, skip_shutdown
 from emostream.errors import BusError, ConfigError
 from emostream.stream import boxes
 from emostream.stream.backlog import Backlog, Batch
@@ -66,7 +66,7 @@ def uplink() -> int:
     if not (options.keep > 0 and 0 < options.keep_mb <= 100_000):
         raise ConfigError("--keep and --keep-mb must be above 0, and --keep-mb at most 100000")
     no_core_dumps()
-    expect_foreign_threads()
+    skip_shutdown()
     config = boxes.make_session_config(options.config, [options.router])
     backlog = Backlog(options.store, options.keep, round(options.keep_mb * 1e6))
     sink = Uplink(options.router, options.site, options.box, config, options.words, backlog)

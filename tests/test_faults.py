@@ -159,23 +159,21 @@ def test_who_takes_the_port_while_fusion_is_away_is_not_believed(tmp_path):
 
 
 @LONG
-def test_after_standing_still_a_node_is_at_the_live_edge_again_at_once():
-    """Pictures of the time in between are left out; sound, which is heard sooner than it comes, is not."""
-    with Pipeline(*RUN, "--set", "video.fps=25") as run:
+def test_a_node_that_stands_still_after_it_was_started_again_loses_nothing():
+    """Only what came while it was away is lost: sound of 3 s in which it stood still later is heard."""
+    with Pipeline(*RUN) as run:
         run.subscriber.wait_for("window", 1, 30)
-        for node in (run.node("video.demo"), run.node("audio.demo")):
-            os.kill(node, signal.SIGSTOP)
-        time.sleep(5)
-        for node in (run.node("video.demo"), run.node("audio.demo")):
-            os.kill(node, signal.SIGCONT)
-        labels = run.subscriber.wait_for("utterance", 4, 40)
+        os.kill(run.node("audio.demo"), signal.SIGKILL)
+        run.subscriber.wait_for("utterance", 1, 30)
+        audio = run.node("audio.demo")
+        os.kill(audio, signal.SIGSTOP)
+        time.sleep(3)
+        os.kill(audio, signal.SIGCONT)
+        label = run.subscriber.wait_for("utterance", 3, 40)[-1]
         run.interrupt()
-    (span,) = re.findall(r"pictures from ([0-9.]+) to ([0-9.]+) s were left out", run.output)
-    away_s = [float(second) for second in span]
-    assert away_s[1] - away_s[0] > 3.5
-    after = next(label for label in labels if label["start_s"] > away_s[1] + 2)
-    assert all(after["modalities"][which]["coverage"] > 0.8 for which in ("audio", "video"))
-    assert "sound is missing" not in run.output and "some of" not in run.output
+    assert all(label["modalities"][which]["coverage"] > 0.8 for which in ("audio", "video"))
+    assert run.output.count("runs again; it was away") == 2  # audio and speech, which share a process
+    assert "sound is missing" not in run.output, run.output
 
 
 # The supervisor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-import types
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
 from emostream.stream.messages import Codec, Control, Health, Log, Pcm
 from emostream.stream.nodes import runtime as module
-from emostream.stream.nodes.capture import _Lag
 from emostream.stream.nodes.runtime import LIGHTER, NodeRuntime, NodeSpec
 
 _MS = 1_000_000
@@ -215,16 +213,3 @@ def test_running_behind_is_told_once_and_again_when_it_is_over(runtime, supervis
         runtime.clock.advance_ns(passed_ms * _MS)
         runtime.tick()
     assert lines[-1].startswith("running 17.0 s behind: 7 messages wait; it was suspended, or had no processor, for 1")
-
-
-def test_pictures_that_come_too_late_for_any_label_are_left_out(caplog):
-    """After 5 s without the processor they are skipped until they are in time again; that is counted, and told once."""
-    source = types.SimpleNamespace(name="cam", counters=Counter())
-    lag = _Lag(source)
-    assert not any(lag.skips(at * 100 * _MS, at * 100 * _MS + 1900 * _MS) for at in range(10))
-    now_ns = 6000 * _MS  # from here on, looking at a picture takes no time
-    assert [at for at in range(10, 61) if not lag.skips(at * 100 * _MS, now_ns)] == [*range(55, 61)]
-    assert source.counters == {"source_dropped": 45}
-    assert caplog.messages == ["cam: pictures from 1.00 to 5.40 s were left out, to be in time again"]
-    source.delay_ns = 3000 * _MS  # what the source itself holds back is not late
-    assert not lag.skips(7000 * _MS, 10_000 * _MS)

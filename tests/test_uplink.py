@@ -202,7 +202,9 @@ def test_what_falls_out_is_counted_and_told_on_both_sides(tmp_path, router, boxe
         link.wait_for("the oldest labels fall out before the hub has them")
         link.wait_for("cannot be reached")
         with Program(tmp_path, "stream-hub", "--listen", router, "--out", tmp_path / "out", "--format", "jsonl") as hub:
-            hub.wait_for("lab/small: 7 labels of desk did not arrive, 7 in this run; 7 have fallen out of its store", 20)
+            hub.wait_for(
+                "lab/small: 7 labels of desk did not arrive, 7 in this run; 7 have fallen out of its store", 20
+            )
             until(lambda: hub.printed.count("joy") == 5, 10, lambda: hub.printed)
             assert hub.interrupt() == 0
     assert [row["seq"] for row in stored(tmp_path / "out")] == [7, 8, 9, 10, 11]

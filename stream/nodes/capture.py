@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 _TICK_NS = 200_000_000
 _SKIP_NS = 500_000_000
-_LATE_NS = 2_000_000_000  # no label waits for a picture that is later than this (``jobs``)
 
 
 def main(runtime: NodeRuntime) -> None:
@@ -92,7 +91,6 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
     pictures = _pictures(runtime)
     delay_ns: int | None = None
     is_away = started_again  # until it has reached what is due now
-    lag = _Lag(source)
     if source.live:
         runtime.heard_ns = runtime.clock.now_ns()
     for item in source.items():
@@ -128,8 +126,6 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
             if steered is None:
                 continue
             item = steered
-            if isinstance(item, VideoFrame) and lag.skips(item.media_ns, runtime.clock.now_ns() - t0_ns):
-                continue
         if isinstance(item, HeardWords):
             if runtime.spec.config.speech.recognizer == "external":
                 runtime.send(Words(stream=stream, words=_on_timeline(item.words, t0_ns or 0)))
@@ -140,30 +136,6 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
                 pictures(item, message)
         if source.live:
             runtime.flush_seldom()
-
-
-class _Lag:
-    """Leaves out the pictures that a node could not look at in time, because it stood still or the machine is too slow.
-    Otherwise it would stay behind for long, and no label waits for pictures that are so late."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._since_ns: int | None = None  # the first picture left out
-        self._last_ns = 0
-
-    def skips(self, media_ns: int, now_ns: int) -> bool:
-        """Whether to leave out the picture of this media time. ``now_ns``: the media time of a picture taken now."""
-        late_ns = now_ns - media_ns - getattr(self._source, "delay_ns", 0)
-        if late_ns > (_LATE_NS if self._since_ns is None else _SKIP_NS):
-            self._since_ns = media_ns if self._since_ns is None else self._since_ns
-            self._last_ns = media_ns
-            self._source.counters["source_dropped"] += 1
-            return True
-        if self._since_ns is not None:
-            span = f"from {self._since_ns / 1e9:.2f} to {self._last_ns / 1e9:.2f} s"
-            log.warning("%s: pictures %s were left out, to be in time again", self._source.name, span)
-            self._since_ns = None
-        return False
 
 
 def _pictures(runtime: NodeRuntime) -> Callable[[VideoFrame, Face], None] | None:
