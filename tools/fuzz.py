@@ -213,8 +213,8 @@ def target_producers() -> tuple[Callable[[bytes], object], list[bytes]]:
     return read, [mark.join((sound, timed)), mark.join((words, gray)), mark.join((jpeg, sound)), b'{"type":"end"}']
 
 
-def _heard_and_seen(path: Path) -> None:
-    """Read a recording as ``replay:`` does, and make messages of it."""
+def _replayer() -> Callable[[Path], None]:
+    """A function that reads a recording as ``replay:`` does, and makes messages of it."""
     from emostream.stream import recorded
     from emostream.stream.messages import Codec
     from emostream.stream.nodes.capture import Cores
@@ -222,19 +222,24 @@ def _heard_and_seen(path: Path) -> None:
     from emostream.stream.sources.replay import ReplaySource
 
     codec = Codec()
-    for name in recorded.Recording.of(path).streams:
-        source = ReplaySource(f"{path}#{name}", frozenset({"audio", "video"}))
-        source.open()
-        cores = Cores("a", frozenset({"audio"}), None, 0, "auto")
-        for item in source.items():
-            if isinstance(item, AudioChunk):
-                for message in cores.push(item, 0):
-                    codec.encode(message)
-            elif isinstance(item, SeenFaces):
-                codec.encode(item.face)
-        recorded.labels(path, name)
-        for _ in recorded.pictures(path, name):
-            pass
+    Cores("a", frozenset({"audio"}), None, 0, "auto")  # imports, to be instrumented
+
+    def play(path: Path) -> None:
+        for name in recorded.Recording.of(path).streams:
+            source = ReplaySource(f"{path}#{name}", frozenset({"audio", "video"}))
+            source.open()
+            cores = Cores("a", frozenset({"audio"}), None, 0, "auto")
+            for item in source.items():
+                if isinstance(item, AudioChunk):
+                    for message in cores.push(item, 0):
+                        codec.encode(message)
+                elif isinstance(item, SeenFaces):
+                    codec.encode(item.face)
+            recorded.labels(path, name)
+            for _ in recorded.pictures(path, name):
+                pass
+
+    return play
 
 
 def _recording(path: Path, messages: list[tuple[str, bytes]]) -> bytes:
@@ -277,24 +282,24 @@ def _recorded_messages() -> list[tuple[str, bytes]]:
 
 def target_recordings() -> tuple[Callable[[bytes], object], list[bytes]]:
     """MCAP files."""
-    path = SCRATCH / "run.mcap"
+    path, play = SCRATCH / "run.mcap", _replayer()
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        _heard_and_seen(path)
+        play(path)
 
     return read, [_recording(path, _recorded_messages())]
 
 
 def target_recorded() -> tuple[Callable[[bytes], object], list[bytes]]:
     """What is in the messages of an MCAP file that is sound as such: a channel and its JSON on each line."""
-    path = SCRATCH / "run.mcap"
+    path, play = SCRATCH / "run.mcap", _replayer()
 
     def read(data: bytes) -> None:
         lines = [line.partition(b" ") for line in data.split(b"\n")]
         messages = [(topic.decode("ascii", "replace"), content) for topic, _, content in lines]
         _recording(path, messages)
-        _heard_and_seen(path)
+        play(path)
 
     seeds = [topic.encode() + b" " + content for topic, content in _recorded_messages()]
     return read, [b"\n".join(seeds), *seeds]
@@ -307,7 +312,7 @@ def fuzz(name: str, seconds: int) -> None:
     """Fuzz one target in this process, which ends."""
     import atheris
 
-    with atheris.instrument_imports(include=["emostream", "zipfile"]):
+    with atheris.instrument_imports(include=["emostream", "mcap", "zipfile"]):
         read, seeds = TARGETS[name]()
     from emostream.errors import EmostreamError
 
