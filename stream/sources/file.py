@@ -35,7 +35,7 @@ _URL = re.compile(r"[a-z]+:/")  # a URL that became a path, which never has two 
 _HEAD_BYTES = 1 << 20  # so many, since a cover picture may precede the MP3 header
 
 
-class _Bytes:
+class Bytes:
     """A file as PyAV reads it. FFmpeg itself opens nothing, so that a file cannot lead it to others.
 
     PyAV raises later what a method here raises, even if FFmpeg could go on, so a place that cannot be sought is -1, as
@@ -68,6 +68,11 @@ class _Bytes:
             self._failed = True
             raise
 
+    def read1(self, size: int) -> bytes:
+        """What is there, ``size`` bytes at most; of a pipe, at least one."""
+        data: bytes = getattr(self._file, "read1", self._file.read)(size)
+        return data
+
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
             if whence == os.SEEK_SET:
@@ -79,12 +84,12 @@ class _Bytes:
             return -1
 
 
-def open_bytes(path: Path, wait_s: float) -> _Bytes:
+def open_bytes(path: Path, wait_s: float) -> Bytes:
     """A file for PyAV. If it is a FIFO, waits at most ``wait_s`` seconds for somebody to write into it.
 
     Raises OSError."""
     if not stat.S_ISFIFO(os.stat(path).st_mode):
-        return _Bytes(path, path.open("rb"))
+        return Bytes(path, path.open("rb"))
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
@@ -92,7 +97,7 @@ def open_bytes(path: Path, wait_s: float) -> _Bytes:
         os.close(descriptor)
         raise OSError(None, f"nobody has written into it for {wait_s:g} s")
     os.set_blocking(descriptor, True)
-    return _Bytes(path, os.fdopen(descriptor, "rb"))
+    return Bytes(path, os.fdopen(descriptor, "rb"))
 
 
 def _polled(poll: select.poll, wait_s: float) -> list[tuple[int, int]]:
@@ -116,7 +121,7 @@ class FileSource:
         self.name = printable(path)
         self._path, self._media, self._fps, self._wanted = path, media, fps, tracks
         self.counters: Counter[str] = Counter()
-        self._file: _Bytes | None = None
+        self._file: Bytes | None = None
         self._container: av.container.InputContainer | None = None
         self._later: list[Part] = []  # recordings that follow the opened one in the same file
         self._base_ns = 0  # media time at which the opened one begins
@@ -150,7 +155,7 @@ class FileSource:
 
     def _open_part(self, part: Part) -> None:
         self.close()
-        self._file = _Bytes(self._path, self._path.open("rb"), part)
+        self._file = Bytes(self._path, self._path.open("rb"), part)
         self._container = av.open(self._file, options=input_options(), **OPEN_OPTIONS)
 
     def tracks(self) -> frozenset[Medium]:
