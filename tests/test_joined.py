@@ -26,6 +26,7 @@ from emostream.stream.sources.base import AudioChunk, Source, VideoFrame
 from emostream.stream.sources.file import FileSource
 from emostream.stream.sources.joined import Splitter, parts_of
 from emostream.stream.sources.network import LiveSource, Pipe
+from tests.media import face_frames
 
 RATE_HZ = 16_000
 CODECS = {
@@ -228,6 +229,46 @@ def test_one_recording_is_one(tmp_path, suffix):
     tone(path, 400, 1.0)
     with av.open(str(path)) as container:
         assert parts_of(path, container.format.name) == []
+
+
+@pytest.mark.parametrize("codecs", [("mp2", "aac"), ("aac", "mp2"), ("mp2", "ac3"), ("ac3", "aac"), ("mp2", "mp2")])
+def test_a_track_of_mpeg_ts_may_go_on_with_another_codec_and_rate(tmp_path, caplog, codecs):
+    caplog.set_level("INFO")
+    rates_hz = (48_000, 32_000)
+    joined = tmp_path / "joined.ts"
+    content = [tone(tmp_path / f"{n}.ts", 400 * (n + 1), 2.0, rates_hz[n], codec) for n, codec in enumerate(codecs)]
+    joined.write_bytes(b"".join(content))
+    for sound in (heard(joined), heard_in_pipe(joined, tmp_path / "pipe")):
+        assert sound[-1][0] == pytest.approx(4.0, abs=0.15)
+        for at_s, hz in ((1.0, 400), (2.4, 800), (3.6, 800)):
+            near = min(sound, key=lambda each, at_s=at_s: abs(each[0] - at_s))
+            assert near[0] == pytest.approx(at_s, abs=0.1) and near[1] == pytest.approx(hz, rel=0.05), (at_s, sound)
+    assert "damaged" not in caplog.text
+    assert caplog.text.count(f"its audio goes on as {codecs[1]}") == 2 * (codecs[0] != codecs[1])
+
+
+@pytest.mark.parametrize("codecs", [("mpeg2video", "libx264"), ("libx264", "mpeg2video"), ("libx265", "libx264")])
+def test_so_may_its_pictures(tmp_path, codecs):
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(pictures(tmp_path / f"{n}.ts", codec) for n, codec in enumerate(codecs)))
+    source = FileSource(joined, frozenset({"video"}), 10)
+    source.open()
+    times = [item.media_ns / 1e9 for item in source.items() if isinstance(item, VideoFrame)]
+    source.close()
+    assert times[-1] == pytest.approx(4.0, abs=0.2) and max(np.diff(times)) < 0.6, times
+
+
+def pictures(path: Path, codec: str) -> bytes:
+    """Two seconds of them."""
+    with av.open(str(path), "w") as out:
+        track = out.add_stream(codec, rate=25, options={"x265-params": "log-level=none"})
+        track.width, track.height, track.pix_fmt = 480, 360, "yuv420p"
+        for n, image in enumerate(face_frames(50)):
+            frame = av.VideoFrame.from_ndarray(image, format="bgr24").reformat(format="yuv420p")
+            frame.pts = n
+            out.mux(track.encode(frame))
+        out.mux(track.encode(None))
+    return path.read_bytes()
 
 
 def test_what_follows_may_be_cut_short_or_nonsense(tmp_path, caplog):
