@@ -9,7 +9,7 @@ import select
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +21,7 @@ from emostream.files import printable
 from emostream.stream.sources.access import input_options
 from emostream.stream.sources.base import GAP_NS, AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import OPEN_OPTIONS, decode
-from emostream.stream.sources.joined import Part, parts_of
+from emostream.stream.sources.joined import Part, Splitter, parts_of
 from emostream.stream.sources.tracks import choose, timeline_of
 from emostream.stream.topics import Medium
 
@@ -57,21 +57,23 @@ class Bytes:
         return self._file.tell() - self._begin
 
     def read(self, size: int) -> bytes:
+        return self._take(self._file.read, size)
+
+    def read1(self, size: int) -> bytes:
+        """What is there, ``size`` bytes at most; of a pipe, at least one."""
+        return self._take(getattr(self._file, "read1", self._file.read), size)
+
+    def _take(self, read: Callable[[int], bytes], size: int) -> bytes:
         if self._failed:
             return b""
         try:
-            data = self._file.read(size if self._end is None else max(0, min(size, self._end - self._file.tell())))
+            data = read(size if self._end is None else max(0, min(size, self._end - self._file.tell())))
             if len(self.head) < _HEAD_BYTES:
                 self.head += data
             return data
         except OSError:
             self._failed = True
             raise
-
-    def read1(self, size: int) -> bytes:
-        """What is there, ``size`` bytes at most; of a pipe, at least one."""
-        data: bytes = getattr(self._file, "read1", self._file.read)(size)
-        return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
@@ -124,6 +126,7 @@ class FileSource:
         self._file: Bytes | None = None
         self._container: av.container.InputContainer | None = None
         self._later: list[Part] = []  # recordings that follow the opened one in the same file
+        self._splitter: Splitter | None = None  # of a pipe
         self._base_ns = 0  # media time at which the opened one begins
 
     def open(self) -> None:
@@ -138,8 +141,10 @@ class FileSource:
             raise SourceError(f"{printable(self._path)}: is a folder, not a media file")
         try:
             self._file = open_bytes(self._path, _FIFO_S)
-            self._container = av.open(self._file, options=input_options(), **OPEN_OPTIONS)
-            if self._path.is_file() and (parts := parts_of(self._path, self._container.format.name)):
+            if not self._path.is_file():
+                self._splitter = Splitter(self._file, self.name)
+            self._container = av.open(self._splitter or self._file, options=input_options(), **OPEN_OPTIONS)
+            if self._splitter is None and (parts := parts_of(self._path, self._container.format.name)):
                 log.info("%s: holds %d recordings, one after another; all are read", self.name, len(parts))
                 self._open_part(parts[0])
                 self._later = parts[1:]
@@ -210,14 +215,24 @@ class FileSource:
 
     def items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack]:
         yield from self._items()
-        while self._later:
-            part = self._later.pop(0)
-            try:
-                self._open_part(part)
-            except (FFmpegError, OSError) as error:
-                log.warning("%s: what begins at its byte %d cannot be read (%s)", self.name, part[0], error.strerror)
-                continue
+        while self._open_next():
             yield from (item for item in self._items() if not isinstance(item, NoTrack))
+
+    def _open_next(self) -> bool:
+        """Open the next recording of the file that can be read. False if there is none."""
+        while self._later or (self._splitter is not None and self._splitter.next()):
+            try:
+                if self._splitter is None:
+                    self._open_part(self._later.pop(0))
+                else:
+                    assert self._container is not None
+                    self._container.close()
+                    self._container = av.open(self._splitter, options=input_options(), **OPEN_OPTIONS)
+                return True
+            except (FFmpegError, OSError) as error:
+                where = f"what follows at {self._base_ns / 1e9:.2f} s"
+                log.warning("%s: %s cannot be read (%s)", self.name, where, error.strerror)
+        return False
 
     def _items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack]:
         """Those of the opened recording."""
