@@ -14,6 +14,7 @@ from emostream.stream.config import Speech
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.emotion import Word
 from emostream.stream.messages import Message, Pcm, SpeechEvent
+from emostream.stream.speech.recognizer import Searching
 from emostream.stream.speech.vad import FRAME_NS
 
 _S = 1_000_000_000
@@ -35,7 +36,7 @@ class FakeVad:
 
 
 @dataclass
-class FakeRecognizer:
+class FakeRecognizer(Searching):
     """A recogniser that hears one word per block, named by the block's number (its second sample)."""
 
     clock: VirtualClock
