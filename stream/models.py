@@ -107,7 +107,7 @@ MODELS = {
         ),
         Model(
             "moonshine-tiny-en",
-            "English speech recognition (else: PocketSphinx, which errs eight times as often)",
+            "English speech recognition (else: PocketSphinx, which errs seven times as often)",
             "MIT",
             # the package's smallest wheel; the model is the same in all of them
             url="https://files.pythonhosted.org/packages/18/76/89f9dc821774e70cef425f931d0cf7bc5663ce96f9f38448a4dafa0151f0/"

@@ -1,7 +1,8 @@
-"""Moonshine, the real network, on real sound."""
+"""stream/speech/moonshine.py: the real network on real sound."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -13,15 +14,17 @@ from onnxruntime import RunOptions
 from emostream.errors import ModelError
 from emostream.stream import models
 from emostream.stream.config import Speech
+from emostream.stream.features.text import tokens
 from emostream.stream.speech import moonshine, moonshine_network
 from emostream.stream.speech.moonshine_network import Token, read_tokens
 from emostream.stream.speech.recognizer import MOONSHINE, make_recognizer
 from tests import media
+from tests.processes import Pipeline
 from tests.test_recognizers import check_words, recognise
 
 FOLDER = models.locate(MOONSHINE)
 needs_model = pytest.mark.skipif(FOLDER is None, reason=f"needs Moonshine: {models.how_to_get(MOONSHINE)}")
-FIRST = "This is the best day of my life, and I am so happy."
+FIRST = "this is the best day of my life and i am so happy".split()  # commas depend on the processor
 SPOKEN = slice(8_000, 52_000)  # the demo's first sentence, 0.5 to 3.25 s
 
 
@@ -35,12 +38,16 @@ def text(words) -> str:
     return " ".join(word.word for word in words)
 
 
+def plain(words) -> list[str]:
+    return tokens(text(words))
+
+
 @needs_model
 @pytest.mark.slow
 def test_a_sentence_as_it_is_spoken_and_at_its_end(recognizer):
     sound = media.speech_samples(4)[SPOKEN]
     partials, words = recognise(recognizer, sound)
-    assert text(words) == FIRST
+    assert plain(words) == FIRST and text(words).startswith("This is") and text(words).endswith(" I am so happy.")
     check_words(words, len(sound) / 16_000)
     assert all(word.confidence > 0.5 for word in words)
     assert text(partials[2]).startswith("This is") and len(partials[2]) < len(partials[-1]) <= len(words)
@@ -63,7 +70,7 @@ def test_the_final_run_begins_early_and_serves_the_end(recognizer, monkeypatch):
     recognizer.expect_end(0.064)
     recognizer.push(np.zeros(1024, np.int16))
     recognizer.expect_end(0.128)
-    assert text(recognizer.finish()) == FIRST
+    assert plain(recognizer.finish()) == FIRST
     assert runs in ([22_000, 45_000], [45_000])  # the first may have been dropped before it began
 
 
@@ -81,7 +88,7 @@ def test_in_real_time_nothing_waits_before_the_end(monkeypatch):
     recognizer.expect_end(0.0)
     assert not recognizer.ready()
     gate.set()
-    assert text(recognizer.finish()) == FIRST
+    assert plain(recognizer.finish()) == FIRST
 
 
 @needs_model
@@ -206,3 +213,20 @@ def test_what_auto_takes(tmp_path, monkeypatch, caplog):
         there[MOONSHINE] = FOLDER
         recognizer = make_recognizer(Speech())
         assert recognizer is not None and recognizer.name == "moonshine"
+
+
+@needs_model
+@pytest.mark.process
+def test_words_of_a_run_are_as_written(tmp_path):
+    path, out = media.audio_only(tmp_path / "talk.wav", 4.0), tmp_path / "labels.jsonl"
+    with Pipeline("--stream", f"file:{path}", "--set", "speech.recognizer=moonshine", "--jsonl", out) as run:
+        assert run.finish(60) == 0, run.output
+    assert "speech recognition: moonshine" in run.output
+    (label,) = (json.loads(line) for line in out.read_text().splitlines())
+    assert (
+        tokens(label["text"]) == FIRST
+        and label["text"].endswith("so happy.")
+        and label["modalities"]["text"]["frames"] >= 12
+    )
+    starts = [word["start_s"] for word in label["words"]]
+    assert starts == sorted(starts) and label["start_s"] - 0.3 < starts[0] and label["words"][-1]["end_s"] < 3.5
