@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import common, endpoint, labels, latency, live_run, networks, script, startup, throughput
+from benchmarks import common, endpoint, labels, latency, live_run, networks, script, startup
 from emostream.commands import exit_code
 from emostream.errors import ConfigError
 from emostream.stream.emotion import Latency
