@@ -54,8 +54,8 @@ def _script(module: str, function: str, is_service: bool = False) -> Callable[[]
         return code
 
     def script() -> None:
-        global _foreign_threads
-        _foreign_threads = False
+        global _ends_itself
+        _ends_itself = False
         _note_ctrl_c()
         if is_service:
             _end_at_once()
@@ -63,7 +63,7 @@ def _script(module: str, function: str, is_service: bool = False) -> Callable[[]
         code = exit_code(command)
         if callable(signal.getsignal(signal.SIGINT)):  # during Python's exit, Ctrl-C would print a traceback
             signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
-        if _foreign_threads:
+        if _ends_itself:
             _end_before_python_does(code)
         sys.exit(code)
 
@@ -95,18 +95,22 @@ def _print_anything() -> None:
             output.reconfigure(errors="replace")
 
 
-_foreign_threads = False
+_ends_itself = False
 
 
-def expect_foreign_threads() -> None:
-    """This command uses a library, such as zenoh, whose own threads call Python. If such a thread still releases one of
-    our objects during Python's shutdown, Python ends the thread in a way that Rust takes for a crash ("FATAL: exception
-    not rethrown", SIGABRT; one exit in eighteen). So the command exits before Python shuts down."""
-    global _foreign_threads
-    _foreign_threads = True
+def skip_shutdown() -> None:
+    """This command has closed all that it opened when it returns, so it exits before Python shuts down. That takes some
+    tenths of a second on a busy machine; and a thread of a foreign library such as zenoh that still releases one of our
+    objects then is ended by Python in a way that Rust takes for a crash ("FATAL: exception not rethrown", SIGABRT; one
+    exit in eighteen)."""
+    global _ends_itself
+    _ends_itself = True
 
 
 def _end_before_python_does(code: int) -> None:
+    import logging
+
+    logging.shutdown()  # writes the last lines
     with contextlib.suppress(OSError, ValueError):  # stdout was flushed earlier, where errors are still reported
         sys.stderr.flush()
     os._exit(code)

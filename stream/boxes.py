@@ -35,7 +35,8 @@ _CONNECT_MS = 3000
 class UplinkState(msgspec.Struct, kw_only=True):
     """The state of a box's uplink. ``waiting`` and ``waiting_bytes``: labels that the hub has not confirmed;
     ``behind_s``: the age of the oldest of them; ``lost``: labels dropped from the full store since it was created;
-    ``run_there``: whether a run is publishing on the box."""
+    ``run_there``: whether a run is publishing on the box; ``published``: by run and stream, how many labels the newest
+    runs have published."""
 
     schema: str = "emostream-uplink/1"
     waiting: int = 0
@@ -43,6 +44,7 @@ class UplinkState(msgspec.Struct, kw_only=True):
     behind_s: float = 0.0
     lost: int = 0
     run_there: bool = False
+    published: dict[str, dict[str, int]] = {}
 
 
 class Delivery(NamedTuple):
@@ -148,7 +150,9 @@ class Boxes:
             elif known.behind and state.waiting <= taken:
                 news.append("has caught up")
             known.behind = behind or (known.behind and state.waiting > taken)
-            if state.lost > (known.lost or 0):
+            if (
+                state.lost > (known.lost or 0) and not state.published
+            ):  # otherwise they are among those that are missing
                 news.append(f"{state.lost} labels fell out of its store and are lost")
             if state.run_there != known.run_there and (known.run_there is not None or not state.run_there):
                 news.append("a run is there" if state.run_there else "no run is there")

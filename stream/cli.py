@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emostream.commands import expect_foreign_threads, make_parser
+from emostream.commands import make_parser, skip_shutdown
 from emostream.errors import ConfigError
 from emostream.stream.config import load_config
 
@@ -51,7 +51,7 @@ def listen() -> int:
     options = parser.parse_args()
     where = {"key": options.key, "config": options.config, "stream": options.stream}
     if is_router(options.endpoint):
-        expect_foreign_threads()
+        skip_shutdown()
         logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
     elif not (options.status or options.key):
         threading.Thread(target=_tell_presence, args=(options.endpoint, options.stream), daemon=True).start()

@@ -47,6 +47,16 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     sent_ns: int = 0
 
 
+def decode_request(frames: Sequence[bytes]) -> Request:
+    """The request in a message. Raises msgspec.DecodeError if it is none."""
+    if len(frames) != 1:
+        raise msgspec.DecodeError(f"{len(frames)} frames in place of one")
+    try:
+        return msgspec.json.decode(frames[0], type=Request)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
+
+
 class Reply(msgspec.Struct, kw_only=True):
     """``text``: one line for the user, an error unless ``ok``; ``status``: the run's status as JSON."""
 
@@ -127,10 +137,8 @@ class ControlServer:
             except zmq.Again:
                 break
             try:
-                if len(frames) != 1:
-                    raise msgspec.DecodeError(f"{len(frames)} frames in place of one")
-                out.append((who, msgspec.json.decode(frames[0], type=Request)))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                out.append((who, decode_request(frames)))
+            except msgspec.DecodeError as error:
                 self.reply(who, Reply(ok=False, text=f"no request: {error}"))
         return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 
 import msgspec
 
-from emostream.commands import expect_foreign_threads, make_parser, stop_by_signals
+from emostream.commands import make_parser, skip_shutdown, stop_by_signals
 from emostream.errors import BusError, ConfigError
 from emostream.stream import boxes
-from emostream.stream.boxes import MOST_BOXES, Boxes, Delivery, key, load_zenoh, site_and_box
+from emostream.stream.boxes import MOST_BOXES, Boxes, Delivery, UplinkState, key, load_zenoh, site_and_box
 from emostream.stream.hub_store import HubStore, Kept
 from emostream.stream.limits import allow_open_files, no_core_dumps
+from emostream.stream.lines import LineWriter, log_to_stderr
 from emostream.stream.view import plain_line
 
 log = logging.getLogger(__name__)
@@ -50,13 +52,13 @@ def hub() -> int:
     )
     parser.add_argument("--quiet", action="store_true", help="print no labels")
     options = parser.parse_args()
-    logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
+    log_to_stderr()
     if bool(options.router) == bool(options.listen):
         raise ConfigError("name a router, or be one with --listen; not both")
     if not (options.part_labels > 0 and 0 < options.part_minutes < 1e6):
         raise ConfigError("--part-labels and --part-minutes must be above 0")
     no_core_dumps()
-    expect_foreign_threads()
+    skip_shutdown()
     allow_open_files()
     store = HubStore(options.out, options.format, options.part_labels, options.part_minutes * 60)
     config = boxes.make_session_config(options.config, [options.router] if options.router else [], options.listen)
@@ -71,9 +73,11 @@ class Hub:
     ``quiet``; and says which box appeared, vanished, is behind or has lost labels."""
 
     def __init__(self, store: HubStore, quiet: bool = False) -> None:
-        self._store, self._quiet = store, quiet
+        self._store = store
         self._boxes = Boxes()
+        self._states: deque[tuple[str, str, UplinkState]] = deque(maxlen=MOST_BOXES)  # not compared with the store yet
         self._failing = False  # whether labels cannot be written
+        self._out = None if quiet else LineWriter(sys.stdout, lambda text: log.warning("labels on stdout: %s", text))
 
     def run(self, config: Any, name: str) -> None:
         """Run until Ctrl-C. ``config``: from ``make_session_config``; ``name``: the router's, for the user. Raises
@@ -99,6 +103,8 @@ class Hub:
             finally:
                 for declared in (queries, alive, states):
                     declared.undeclare()
+                if self._out is not None:
+                    self._out.close()
 
     def _open(self, config: Any, name: str) -> Any:
         listens = config.get_json("mode") == '"router"'
@@ -138,19 +144,26 @@ class Hub:
         for query, delivery in deliveries:
             _answer(query, None)
             self._tell(self._boxes.update(delivery.site, delivery.box, delivery.state, len(delivery.labels)))
-        if not self._quiet:
-            self._print(kept)
+            self._look_for_losses(delivery.site, delivery.box, delivery.state, len(delivery.labels))
+        self._print(kept)
 
     def _print(self, labels: Iterable[Kept]) -> None:
-        try:
+        if self._out is not None:
             for label in labels:
-                print(f"{label.site}/{label.box}  {plain_line(label.emotion)}")
-            sys.stdout.flush()
-        except OSError as error:  # a closed pipe or a full disk costs that output alone
-            log.warning("labels are printed no more (%s)", error.strerror)
-            self._quiet = True
+                self._out.put(f"{label.site}/{label.box}  {plain_line(label.emotion)}")
+
+    def _look_for_losses(self, site: str, box: str, state: UplinkState, taken: int = 0) -> None:
+        """Say how many labels of a box will never come, if it has delivered all that it has."""
+        if state.waiting > taken or not self._boxes.has_room_for(site, box):
+            return
+        for stream, more, missing in self._store.missing(site, box, state.published):
+            fell_out = f"; {state.lost} have fallen out of its store so far" if state.lost else ""
+            text = f"{site}/{box}: {more} labels of {stream} did not arrive, {missing} in this run{fell_out}"
+            log.warning("%s", text)
 
     def _tick(self) -> None:
+        while self._states:
+            self._look_for_losses(*self._states.popleft())
         try:
             self._store.tick()
         except OSError as error:
@@ -172,7 +185,9 @@ class Hub:
         """A box reports its state; called by zenoh's thread."""
         with suppress(msgspec.DecodeError, ValueError):  # a box may send anything
             site, box = site_and_box(sample.key_expr)
-            self._tell(self._boxes.update(site, box, boxes.decode_state(sample.payload.to_bytes())))
+            state = boxes.decode_state(sample.payload.to_bytes())
+            self._tell(self._boxes.update(site, box, state))
+            self._states.append((site, box, state))
 
     def _tell(self, lines: list[str]) -> None:
         for line in lines:

@@ -7,8 +7,9 @@ import fcntl
 import json
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -26,6 +27,7 @@ Mark = tuple[str, str, str, str]  # site, box, run, stream
 
 _RUNS = 512  # runs per box whose last numbers are remembered; more than a delivery can contain
 _AGAIN_S = 10.0
+_SAVE_S = 5.0  # from a loss until it is written down that it was told
 _GROUP = 2000  # labels per row group
 _MARKS = "marks.json"
 _decoder = msgspec.json.Decoder(tuple[str, str, int, msgspec.Raw])
@@ -46,7 +48,7 @@ class HubStore:
     ``most_s`` old, it is converted to one file per day (UTC, by publishing time),
     ``day=2026-11-28/part-000017.parquet`` or ``.jsonl``. Files are written completely or not at all and never change
     afterwards. No label is kept twice: the highest ``seq`` of each box, run and stream is known, even after a restart,
-    and labels come in the order of ``seq``.
+    and labels come in the order of ``seq``. How many of each are kept is known too, so that missing ones can be told.
 
     Raises ConfigError if the folder cannot be used, another hub uses it, or the package for Parquet is missing."""
 
@@ -69,6 +71,8 @@ class HubStore:
         self._number = self._marks.journals
         self._journal: int | None = None
         self._size = self._labels = 0  # of the journal: bytes in complete lines, and number of lines
+        self._in_journal: Counter[Mark] = Counter()
+        self._save_s = float("inf")  # when to write the marks down
         self._since_s = self._again_s = 0.0  # when the journal began, and when to retry converting it
         for path in sorted(folder.glob("journal-*.jsonl")):  # left by a hub that was killed
             self._number = max(self._number, int(path.stem.partition("-")[2]))
@@ -89,12 +93,29 @@ class HubStore:
         if kept:
             self._write(kept)
         self._marks.raise_to(changes)
+        self._in_journal.update((each.site, each.box, each.emotion.run, each.emotion.stream) for each in kept)
         return kept
+
+    def missing(self, site: str, box: str, published: Mapping[str, Mapping[str, int]]) -> list[tuple[str, int, int]]:
+        """Compare what is kept with what a box's runs have published (by run and stream) and will not deliver any more.
+        Returns the streams of which more is missing than was known: name, how many more, and how many in all."""
+        news = []
+        for run, streams in published.items():
+            for stream, count in streams.items():
+                mark = (site, box, run, stream)
+                before, now = self._marks.miss(mark, count, self._in_journal[mark])
+                if now > before:
+                    news.append((stream, now - before, now))
+                    self._save_s = min(self._save_s, time.monotonic() + _SAVE_S)
+        return news
 
     def tick(self) -> None:
         """Convert the journal to files when it is time; call it often. Raises OSError if they cannot be written; the
         journal then stays, and a later call tries again."""
         now_s = time.monotonic()
+        if now_s >= self._save_s:
+            self._save_s = float("inf")
+            self._marks.save()
         due = self._labels >= self._most_labels or (self._labels and now_s - self._since_s >= self._most_s)
         if due and now_s >= self._again_s:
             self._again_s = now_s + _AGAIN_S
@@ -106,6 +127,7 @@ class HubStore:
         try:
             if self._labels:
                 self._finish()
+            self._marks.save()
         finally:
             if self._journal is not None:
                 os.close(self._journal)
@@ -139,12 +161,14 @@ class HubStore:
         if self._journal is not None:
             os.close(self._journal)
         self._journal, self._labels = None, 0
+        self._in_journal.clear()
 
     def _close_journal(self, path: Path) -> None:
         """Convert a journal to files. If this was interrupted, doing it again writes the same files."""
         number = int(path.stem.partition("-")[2])
         days: dict[str, _Part] = {}
         marks: dict[Mark, int] = {}
+        counts: Counter[Mark] = Counter()
         for label in _read_journal(path):
             day = datetime.fromtimestamp(label.emotion.published_ns / 1e9, UTC).strftime("%Y-%m-%d")
             if day not in days:
@@ -152,47 +176,84 @@ class HubStore:
             days[day].add(label)
             mark = (label.site, label.box, label.emotion.run, label.emotion.stream)
             marks[mark] = max(label.emotion.seq, marks.get(mark, -1))
+            counts[mark] += 1
         for day, part in days.items():
             folder = self._folder / f"day={day}"
             folder.mkdir(mode=0o700, exist_ok=True)
             write_atomically(folder / f"part-{number:06}.{self._form}", part.finish(), OWNER_ONLY)
             _sync(folder)
         self._marks.raise_to(marks)
-        self._marks.save(number)
+        self._marks.filed(number, counts)
+        self._marks.save()
         path.unlink()
 
 
+@dataclass
+class _Known:
+    """``filed``: how many labels are in files; None if an older version did not count them. ``published``: how many
+    there were, by the newest news of them; ``missing``: how many of those will not come."""
+
+    seq: int = -1
+    filed: int | None = 0
+    published: int = 0
+    missing: int = 0
+
+
 class _Marks:
-    """The highest ``seq`` of each box, run and stream, for each box's newest runs; and how many journals have become
-    files."""
+    """What is known of each stream of each box's newest runs; and how many journals have become files."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._marks: dict[tuple[str, str], OrderedDict[tuple[str, str], int]] = {}
+        self._marks: dict[tuple[str, str], OrderedDict[tuple[str, str], _Known]] = {}
         self.journals = 0
         if path.exists():
             try:
                 content = json.loads(path.read_bytes())
                 self.journals = int(content["journals"])
-                self.raise_to({(site, box, run, stream): seq for site, box, run, stream, seq in content["marks"]})
+                for site, box, run, stream, seq, *more in content["marks"]:
+                    known = _Known(seq, *(more or [None]))
+                    self._marks.setdefault((site, box), OrderedDict())[run, stream] = known
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{path}: cannot be read ({error}); without it labels could be kept twice") from error
 
     def get(self, mark: Mark) -> int:
         """The highest ``seq``; -1 if unknown."""
-        return self._marks.get(mark[:2], OrderedDict()).get(mark[2:], -1)
+        return self._marks.get(mark[:2], OrderedDict()).get(mark[2:], _Known()).seq
 
     def raise_to(self, marks: dict[Mark, int]) -> None:
         for mark, seq in marks.items():
-            of_box = self._marks.setdefault(mark[:2], OrderedDict())
-            of_box[mark[2:]] = max(seq, of_box.get(mark[2:], -1))
-            of_box.move_to_end(mark[2:])
-            if len(of_box) > _RUNS:
-                of_box.popitem(last=False)
+            known = self._known(mark)
+            known.seq = max(seq, known.seq)
 
-    def save(self, journals: int) -> None:
-        self.journals = max(self.journals, journals)
-        rows = [(*box, *run, seq) for box, runs in self._marks.items() for run, seq in runs.items()]
+    def filed(self, journal: int, counts: Mapping[Mark, int]) -> None:
+        """So many labels of this journal are in files now. Once a journal, though it may become files twice."""
+        for mark, count in counts.items() if journal > self.journals else ():
+            known = self._known(mark)
+            known.filed = None if known.filed is None else known.filed + count
+        self.journals = max(self.journals, journal)
+
+    def miss(self, mark: Mark, published: int, in_journal: int) -> tuple[int, int]:
+        """So many labels were published. Returns how many are missing, as known before and now."""
+        known = self._known(mark)
+        before, known.published = known.missing, max(known.published, published)
+        if known.filed is not None:
+            known.missing = max(0, known.published - known.filed - in_journal)
+        return before, known.missing
+
+    def _known(self, mark: Mark) -> _Known:
+        of_box = self._marks.setdefault(mark[:2], OrderedDict())
+        known = of_box.setdefault(mark[2:], _Known())
+        of_box.move_to_end(mark[2:])
+        if len(of_box) > _RUNS:
+            of_box.popitem(last=False)
+        return known
+
+    def save(self) -> None:
+        rows = [
+            (*box, *run, known.seq, known.filed, known.published, known.missing)
+            for box, runs in self._marks.items()
+            for run, known in runs.items()
+        ]
         write_atomically(self._path, json.dumps({"journals": self.journals, "marks": rows}), OWNER_ONLY)
         _sync(self._path.parent)
 

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,25 +21,26 @@ from emostream.stream.messages import Face, FaceInFrame, Mouth
 
 _LARGEST = 64 << 20  # bytes of a record, at most
 _START = 64
+_Number = Annotated[int, msgspec.Meta(ge=-(1 << 60), le=1 << 60)]  # what follows calculates with 64 bits
 
 
 class _Timed(msgspec.Struct):
-    media_ns: int
+    media_ns: _Number
 
 
 class _Sound(msgspec.Struct):
-    media_ns: int
+    media_ns: _Number
     data: str
-    sample_rate: int
+    sample_rate: _Number
 
 
 class _Image(msgspec.Struct):
-    media_ns: int
+    media_ns: _Number
     data: str
 
 
 class _Person(msgspec.Struct):
-    id: int
+    id: _Number
     crop: str
     box: Box | None = None
     score: float = 0.0
@@ -47,8 +48,8 @@ class _Person(msgspec.Struct):
 
 
 class _Faces(msgspec.Struct):
-    media_ns: int
-    faces: int
+    media_ns: _Number
+    faces: _Number
     people: list[_Person]
 
 

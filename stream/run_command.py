@@ -10,7 +10,7 @@ import threading
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from emostream.commands import make_parser
+from emostream.commands import make_parser, skip_shutdown
 from emostream.errors import ConfigError, EmostreamError
 from emostream.stream.cli import add_config_options
 from emostream.stream.config import Config, load_config
@@ -99,7 +99,11 @@ def run() -> int:
                 media = stack.enter_context(closing(ReportMedia(config, options.report_media)))
             report = ProblemReport(options.report, config, media) if options.report else None
             config = media.config if media is not None else config
-            return _run(config, options.jsonl, int(options.jsonl_mb * 1e6), options.quiet, report)
+            in_time = _run(config, options.jsonl, int(options.jsonl_mb * 1e6), options.quiet, report)
+        if not in_time:  # the terminal or pipe is stuck, and Python would wait for it at exit
+            os._exit(0)
+        skip_shutdown()
+        return 0
     except EmostreamError as error:
         if log_format != "json":
             raise
@@ -109,7 +113,8 @@ def run() -> int:
         return error.exit_code
 
 
-def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool, report: ProblemReport | None) -> int:
+def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool, report: ProblemReport | None) -> bool:
+    """Run until it ends or is stopped. Returns whether the display showed everything in time."""
     from emostream.stream.emotion import Emotion
     from emostream.stream.notify import Notifier
     from emostream.stream.output import Background, LabelFile
@@ -179,11 +184,9 @@ def _run(config: Config, jsonl: Path | None, jsonl_bytes: int, quiet: bool, repo
         if file is not None:
             file.close()
         in_time = shown.close(last=lambda: view.summary(lines))
-    if not in_time:  # the terminal or pipe is stuck, and Python would wait for it at exit
-        os._exit(0)
-    if shown.error is not None:
+    if in_time and shown.error is not None:
         raise shown.error
-    return 0
+    return in_time
 
 
 def _stop_by_signals(stop: threading.Event) -> None:

@@ -7,8 +7,6 @@ affect the run or other sinks.
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +15,7 @@ import msgspec
 
 from emostream.commands import stop_by_signals
 from emostream.stream.emotion import Emotion, encode_emotion
+from emostream.stream.lines import log_to_stderr
 from emostream.stream.listen import DEFAULT_ENDPOINT, listen_run
 from emostream.stream.status import Status
 
@@ -41,14 +40,14 @@ class Sink(Protocol):
 
 def sink_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse a sink's command line: the arguments that ``parser`` already has, and those that all sinks share. Also
-    sends log lines to stderr from then on."""
+    sends log lines to stderr from then on, without waiting for it."""
     parser.add_argument(
         "endpoint", nargs="?", default=DEFAULT_ENDPOINT, help=f"endpoint of the run (default: {DEFAULT_ENDPOINT})"
     )
     parser.add_argument("--words", action="store_true", help="also send what was said; by default, only labels")
     parser.add_argument("--key", type=Path, metavar="FILE", help="made by stream-keys new client; for a remote run")
     options = parser.parse_args()
-    logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
+    log_to_stderr()
     return options
 
 

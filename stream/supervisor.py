@@ -34,7 +34,8 @@ from emostream.stream.topics import BESIDE, CONTROL, FUSION, LABEL, RECORD, heal
 
 _READY_TIMEOUT_NS = 60_000_000_000  # for a node to start, since a recogniser's large model takes long to load
 _SILENT_NS = 15_000_000_000  # without a heartbeat for longer, a node counts as hung
-_STOP_NS = 2_400_000_000  # from ``stop`` to killing the remaining nodes, so that Ctrl-C takes less than 3 s
+_STOP_NS = 1_900_000_000  # from ``stop`` to killing the remaining nodes: with a busy machine, Ctrl-C takes up to 3 s
+_LAST_NS = 200_000_000  # for the last messages, when stopping
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0
 _RECORD_NS = 2_000_000_000  # for a recording to be finished once all else is over …
@@ -166,8 +167,11 @@ class Supervisor:
                 self._notifier.stopping()
             self._finish_recording(control)
             self._tell_late()
-            while (message := inbox.receive(50)) is not None:  # last log lines
+            until_ns = None if self._stop_by_ns is None else self._clock.now_ns() + _LAST_NS
+            while (message := inbox.receive(50)) is not None:  # last log lines, and labels that a callback delayed
                 self._take(message)
+                if until_ns is not None and self._clock.now_ns() >= until_ns:
+                    break
             self._kill_nodes()  # before closing the sockets, which would wait for nodes that hang
             if self._fatal:
                 reasons = [node.error for node in self._nodes.values() if node is self._fatal_node and node.error]
@@ -176,10 +180,11 @@ class Supervisor:
                 raise failure
 
     def _kill_nodes(self) -> None:
-        for node in self._nodes.values():
-            if node.process is not None and node.process.is_alive():
-                node.process.kill()
-                node.process.join()
+        alive = [node.process for node in self._nodes.values() if node.process is not None and node.process.is_alive()]
+        for process in alive:
+            process.kill()
+        for process in alive:
+            process.join()
 
     def _finish_recording(self, control: Publisher) -> None:
         """Let a recording finish, including the last labels."""
@@ -458,7 +463,8 @@ class Supervisor:
     def _follow_exit(self, node: _Node, code: int) -> None:
         name, now_ns, rules = node.spec.name, self._clock.now_ns(), self._config.supervisor
         if node.gone_ns is None:
-            node.gone_ns = node.seen_ns  # its last sign of life
+            behind_s = 0.0 if node.health is None else node.health.behind_s
+            node.gone_ns = node.seen_ns - int(behind_s * 1e9)  # what waited for it at its last sign of life is lost too
         while node.crashed_ns and now_ns - node.crashed_ns[0] > rules.within_s * 1e9:
             node.crashed_ns.popleft()
         end = Exit(

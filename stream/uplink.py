@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from emostream.commands import expect_foreign_threads, make_parser
+from emostream.commands import make_parser, skip_shutdown
 from emostream.errors import BusError, ConfigError
 from emostream.stream import boxes
 from emostream.stream.backlog import Backlog, Batch
@@ -29,6 +29,7 @@ _STATUS_S = 10.0  # between two statuses without a change; one a second would be
 _ANSWER_S = 10.0  # how long the hub may take to answer
 _RETRY_S = (0.5, 5.0)  # first and longest pause after a delivery that was not confirmed
 _GOODBYE_S = 3.0
+_RUNS = 4  # whose numbers of labels the hub is told
 _STATUS, _STATE = "status", "uplink"  # keys below the box's
 
 
@@ -65,7 +66,7 @@ def uplink() -> int:
     if not (options.keep > 0 and 0 < options.keep_mb <= 100_000):
         raise ConfigError("--keep and --keep-mb must be above 0, and --keep-mb at most 100000")
     no_core_dumps()
-    expect_foreign_threads()
+    skip_shutdown()
     config = boxes.make_session_config(options.config, [options.router])
     backlog = Backlog(options.store, options.keep, round(options.keep_mb * 1e6))
     sink = Uplink(options.router, options.site, options.box, config, options.words, backlog)
@@ -92,6 +93,7 @@ class Uplink:
         self._queryables: list[Any] = []
         self._last: dict[str, bytes] = {}  # the run's status, and the last label of each stream
         self._run = ""  # the run that they belong to
+        self._published: dict[str, dict[str, int]] = {}  # by run and stream: labels, as the status counts them
         self._states: object = None  # in the last status sent
         self._sent_s = 0.0  # when it was sent
         self._run_there = False
@@ -114,6 +116,7 @@ class Uplink:
             self._last[name] = content
         self._publish(name, content)
         if emotion.kind == "utterance":
+            self._count(emotion.run, {emotion.stream: self._published.get(emotion.run, {}).get(emotion.stream, 0) + 1})
             try:
                 self._backlog.add(content, emotion.published_ns)
             except sqlite3.Error as error:
@@ -129,6 +132,8 @@ class Uplink:
         else:
             self._begin_run(status.run)
             self._last[_STATUS] = encode_status(status)
+            self._published.setdefault(status.run, {})
+            self._count(status.run, {name: stream.labelled for name, stream in status.streams.items()})
         if self._session is None:
             return
         states = status and (status.run, status.state, {name: s.state for name, s in status.streams.items()})
@@ -148,6 +153,15 @@ class Uplink:
         if self._session is not None and not self._thread.is_alive():
             self._session.close()
 
+    def _count(self, run: str, labels: dict[str, int]) -> None:
+        """So many labels of each stream were published. A status comes after the labels that it counts: those that have
+        not come by then never will. Labels count themselves too, since a status may be older; before the first status
+        of a run there is nothing to count from."""
+        known = self._published.get(run)
+        if known is not None:
+            counts = known | {name: max(count, known.get(name, 0)) for name, count in labels.items() if count}
+            self._published = dict([*((k, v) for k, v in self._published.items() if k != run), (run, counts)][-_RUNS:])
+
     def _state(self) -> UplinkState:
         oldest_ns = self._backlog.oldest_ns()
         return UplinkState(
@@ -156,6 +170,7 @@ class Uplink:
             behind_s=0.0 if oldest_ns is None else max(0.0, (time.time_ns() - oldest_ns) / 1e9),
             lost=self._backlog.lost,
             run_there=self._run_there,
+            published={run: counts for run, counts in self._published.items() if counts},
         )
 
     def _publish(self, name: str, content: bytes) -> None:

@@ -91,7 +91,8 @@ class Box:
 
     def tell(self, state: str = "running") -> None:
         self._publisher.tick()
-        streams = {"desk": StreamStatus(state=state)}  # type: ignore[arg-type]
+        labelled = sum(stream == "desk" for _, stream, _ in self.sent)
+        streams = {"desk": StreamStatus(state=state, labelled=labelled)}  # type: ignore[arg-type]
         status = Status(run=self.run, state="running", published_ns=time.time_ns(), streams=streams)
         self._publisher.forward("status", encode_status(status))
 

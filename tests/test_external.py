@@ -231,6 +231,17 @@ def test_numbers_that_never_came_are_counted_and_a_program_may_begin_again(robot
     assert robot.source.counters["source_gaps"] == 2
 
 
+def test_a_number_that_jumps_costs_no_heartbeat(robot):
+    """Counters travel as 64 bits."""
+    for seq in (0, 1 << 52, 0, 1 << 52):
+        robot.send(sound(seq=seq), BLOCK.tobytes())
+        assert isinstance(robot.get(), AudioChunk)
+    assert robot.source.counters["source_gaps"] == 2_000_000
+    robot.send(sound(seq=1 << 80), BLOCK.tobytes())
+    robot.send(sound(seq=1 << 52), BLOCK.tobytes())
+    assert isinstance(robot.get(), AudioChunk) and robot.source.counters["refused"] == 1
+
+
 @pytest.mark.parametrize(
     "endpoint", ["tcp://0.0.0.0:6000", "tcp://192.168.1.2:6000", "tcp://*:6000", "tcp://box:6000", "x", "inproc://a"]
 )

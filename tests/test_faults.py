@@ -158,6 +158,24 @@ def test_who_takes_the_port_while_fusion_is_away_is_not_believed(tmp_path):
     assert late[-1] == kept[-1]  # it got the port back
 
 
+@LONG
+def test_a_node_that_stands_still_after_it_was_started_again_loses_nothing():
+    """Only what came while it was away is lost: sound of 3 s in which it stood still later is heard."""
+    with Pipeline(*RUN) as run:
+        run.subscriber.wait_for("window", 1, 30)
+        os.kill(run.node("audio.demo"), signal.SIGKILL)
+        run.subscriber.wait_for("utterance", 1, 30)
+        audio = run.node("audio.demo")
+        os.kill(audio, signal.SIGSTOP)
+        time.sleep(3)
+        os.kill(audio, signal.SIGCONT)
+        label = run.subscriber.wait_for("utterance", 3, 40)[-1]
+        run.interrupt()
+    assert all(label["modalities"][which]["coverage"] > 0.8 for which in ("audio", "video"))
+    assert run.output.count("runs again; it was away") == 2  # audio and speech, which share a process
+    assert "sound is missing" not in run.output, run.output
+
+
 # The supervisor
 
 

@@ -89,6 +89,35 @@ def test_wherever_the_making_of_files_is_cut_short_nothing_is_lost_or_doubled(tm
     assert sorted(in_files(tmp_path)) == [("2024-10-04", "b", 0), ("2024-10-04", "b", 1), ("2024-10-05", "b", 2)]
 
 
+@pytest.mark.parametrize("most", [3, 100])  # labels are in files, or in the journal
+def test_what_is_missing_is_known_once_and_after_the_hub_was_killed(tmp_path, most):
+    store = HubStore(tmp_path, "jsonl", most, 100)
+    store.add([delivery(0, 1, 2)])
+    store.tick()
+    assert store.missing("lab", "b", {"r": {"desk": 3}}) == []
+    store.add([delivery(5, 6)])
+    assert store.missing("lab", "b", {"r": {"desk": 7}}) == [("desk", 2, 2)]
+    assert store.missing("lab", "b", {"r": {"desk": 7}}) == []
+    assert store.missing("lab", "b", {"r": {"desk": 8}, "run2": {"hall": 1}}) == [("desk", 1, 3), ("hall", 1, 1)]
+    store._save_s = 0
+    store.tick()
+    os.close(store._lock)  # the process is dead
+    again = HubStore(tmp_path, "jsonl", most, 100)
+    assert again.missing("lab", "b", {"r": {"desk": 8}, "run2": {"hall": 1}}) == []
+    again.add([delivery(7)])  # was late
+    assert again.missing("lab", "b", {"r": {"desk": 8}}) == []
+    assert again.missing("lab", "b", {"r": {"desk": 9}}) == [("desk", 1, 3)]
+    again.close()
+
+
+def test_what_an_older_hub_has_kept_is_not_counted_as_missing(tmp_path):
+    (tmp_path / "marks.json").write_text('{"journals": 2, "marks": [["lab", "b", "r", "desk", 9]]}')
+    store = HubStore(tmp_path, "jsonl", 100, 100)
+    assert store.add([delivery(9)]) == [] and len(store.add([delivery(10)])) == 1
+    assert store.missing("lab", "b", {"r": {"desk": 11}}) == []
+    store.close()
+
+
 def test_half_a_line_of_a_hub_that_died_was_not_confirmed(tmp_path):
     store = HubStore(tmp_path, "parquet", 100, 100)
     store.add([delivery(0, 1)])

@@ -61,6 +61,16 @@ def test_a_job_waits_for_both_modalities_or_its_deadline():
     assert len(_take_all(schedule, schedule.deadline_ns, flush=False)) == 1
 
 
+@pytest.mark.parametrize(("late_ms", "wait_ms"), [(100, 150), (800, 400), (5000, 1000)])
+def test_where_words_come_late_a_label_waits_longer_for_a_camera(late_ms, wait_ms):
+    """The machine is busy, so pictures are late as well; and compared with what the words took, it is little."""
+    schedule = _schedule(estimates=False)
+    event = speech_message("ended", 2.4, 1, 1.0, 2.0, "so good")
+    now_ns = event.captured_ns + late_ms * MILLISECOND
+    schedule.push(event, now_ns)
+    assert schedule.deadline_ns == now_ns + wait_ms * MILLISECOND
+
+
 def test_features_are_needed_from_the_open_utterance_or_three_seconds_before_speech_events():
     schedule = _schedule()
     schedule.push(speech_message("progress", 10.0), T0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -19,7 +21,8 @@ from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources import DEMO
 from emostream.stream.sources.base import AudioChunk, VideoFrame
 from emostream.stream.sources.network import LiveSource
-from tests.processes import Pipeline, patience
+from tests import media
+from tests.processes import Pipeline, command, patience
 
 pytestmark = [pytest.mark.process, pytest.mark.realtime]
 
@@ -142,8 +145,6 @@ def test_a_missing_source_is_reported_in_one_line(source: str):
 
 def test_a_missing_camera_leaves_sound(tmp_path: Path):
     """One of two sources cannot be opened: that is reported, and the other one is labelled."""
-    from tests import media
-
     sound = media.audio_only(tmp_path / "speech.wav")
     with Pipeline("--stream", f"desk=file:{sound},camera:97") as run:
         assert run.finish(40) == 0, run.output
@@ -173,7 +174,89 @@ def test_an_unexpected_error_of_the_decoder_opens_the_source_again(monkeypatch, 
     source.close()
     sender.stop()
     assert time.monotonic() < until and len(calls) >= 2
-    assert "went away (KeyError: 's64')" in caplog.text and "is back" in caplog.text
+    assert "nothing of it can be decoded (KeyError: 's64')" in caplog.text and "is back" in caplog.text
+
+
+class Radio:
+    """A live HTTP stream: of speech without an end or, if it ``is_broken``, of packets that no decoder takes."""
+
+    def __init__(self, folder: Path) -> None:
+        broken = media.undecodable(folder / "broken.mkv").read_bytes()
+        speech = media.talking_face(folder / "talk.ts", 4.0).read_bytes()
+        radio = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None: ...
+
+            def do_GET(self) -> None:
+                radio.asked_s.append(time.monotonic())
+                self.send_response(200)
+                self.end_headers()
+                data = broken if radio.is_broken else speech
+                try:
+                    while data is speech:
+                        for start in range(0, len(data), len(data) // 80):  # 50 ms each
+                            self.wfile.write(data[start : start + len(data) // 80])
+                            time.sleep(0.05)
+                    self.wfile.write(data)
+                except OSError:
+                    self.close_connection = True
+
+        self.is_broken, self.asked_s = True, list[float]()
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/live"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def radio(tmp_path: Path) -> Iterator[Radio]:
+    radio = Radio(tmp_path)
+    yield radio
+    radio.close()
+
+
+def test_a_source_of_which_nothing_can_be_decoded_is_not_back_when_it_can_be_opened(radio, monkeypatch, caplog):
+    from emostream.stream.sources import network
+
+    monkeypatch.setattr(network, "_UNDECODABLE_S", (0.1, 0.2, 0.4, 0.8, 1.6))
+    source = LiveSource(SourceSpec.parse(radio.url), frozenset({"audio"}), 10, SystemClock(), 5)
+    source.open()
+    items = source.items()
+    until = time.monotonic() + patience(15)
+    while len(radio.asked_s) < 5:
+        assert next(items) is None and time.monotonic() < until
+    waits_s = [b - a for a, b in zip(radio.asked_s, radio.asked_s[1:], strict=False)]
+    assert waits_s[2] > 0.4 and waits_s[3] > 0.8
+    assert "is back" not in caplog.text and caplog.text.count("nothing of it can be decoded") == 1
+    radio.is_broken = False
+    while next(items) is None:
+        assert time.monotonic() < until
+    source.close()
+    assert caplog.text.count("is back") == 1 and source.counters["reopened"] == 1
+
+
+@pytest.mark.long
+def test_a_run_says_that_its_source_cannot_be_decoded_and_health_is_bad_meanwhile(radio):
+    with Pipeline("--stream", f"door={radio.url}", "--set", "speech.recognizer=none") as run:
+        until = time.monotonic() + 30
+        while len(radio.asked_s) < 4:
+            assert time.monotonic() < until, run.output
+            time.sleep(0.1)
+        health = command("stream-health", run.endpoint)
+        assert health.returncode == 1 and "door: away" in health.stdout, health
+        assert "is back" not in run.output and run.output.count("nothing of it can be decoded") == 1, run.output
+        radio.is_broken = False
+        label = run.subscriber.wait_for("utterance", 1, 40)[0]
+        assert command("stream-health", run.endpoint).returncode == 0
+        run.interrupt()
+        assert run.process.returncode == 0, run.output
+    assert run.output.count("is back") == 1 and "Traceback" not in run.output
+    assert label["modalities"]["audio"]["coverage"] > 0.8
 
 
 @pytest.mark.long

@@ -177,6 +177,7 @@ def test_a_bit_that_was_turned_on_the_disk_is_told(tmp_path):
     [
         b"{", b'{"media_ns": "x"}', b'{"media_ns": 1, "data": "?", "sample_rate": 16000}',
         b'{"media_ns": 1, "data": "QQ==", "sample_rate": 16000}', b"[" * 5000,
+        b'{"media_ns": 9223372036854775807, "data": "AAA=", "sample_rate": 16000}',
     ],
 )  # fmt: skip
 def test_messages_that_lie_are_no_traceback(tmp_path, bad):

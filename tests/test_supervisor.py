@@ -10,6 +10,7 @@ import time
 import pytest
 
 from emostream.stream.config import Config
+from emostream.stream.messages import Health
 from emostream.stream.nodes.process import CANNOT_RUN
 from emostream.stream.nodes.runtime import NodeSpec
 from emostream.stream.status import StatusBoard
@@ -46,3 +47,16 @@ def test_a_source_that_exits_after_fusion_still_counts_as_not_opened(supervisor)
     supervisor._t0_ns = 1
     assert supervisor._look_after(control=None)
     assert supervisor.unopened
+
+
+def test_what_waited_for_a_killed_node_counts_as_lost(supervisor, monkeypatch):
+    """It heard the last utterance 2.5 s late; nobody has heard the end of that."""
+    monkeypatch.setattr("emostream.stream.supervisor.are_there", lambda *_: True)
+    names = {"speech.a": "speech", "fusion": "fusion"}
+    supervisor._nodes = {name: _Node(NodeSpec(kind, name, "a", Config(), "", 0)) for name, kind in names.items()}
+    supervisor._board = StatusBoard("", list(names))
+    node = supervisor._nodes["speech.a"]
+    node.seen_ns, node.has_run = 20_000_000_000, True
+    node.health = Health(stream="a", node="speech.a", state="running", behind_s=2.5)
+    supervisor._on_exit(node, -9)
+    assert not node.done and node.gone_ns == 17_500_000_000

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import signal
+import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,13 +23,15 @@ from emostream.stream.hub import hub
 from emostream.stream.uplink import uplink
 from tests.boxes import Box, Program, check_all_kept, start_uplink, stored, until, write_tls_configs
 from tests.emotions import emotion_message
-from tests.processes import command, free_port
+from tests.processes import BIN, command, environment, free_port, patience
 
 zenoh = pytest.importorskip("zenoh")
 pytest.importorskip("pyarrow")
 import pyarrow.dataset as dataset
 
 pytestmark = pytest.mark.process
+
+F_SETPIPE_SZ = 1031  # linux/fcntl.h
 
 
 @pytest.fixture
@@ -115,6 +121,78 @@ def test_hub_uplink_and_run_are_killed_and_come_back_and_nothing_is_lost_or_doub
     assert list(out.glob("journal-*")) == [] and len(list(out.glob("day=*/*"))) > 3
 
 
+def test_labels_that_never_arrive_are_counted_and_told_once(tmp_path, router, boxes):
+    """An uplink without a store is killed while labels wait in it; then the run goes on without one. The hub is killed
+    and comes back, too."""
+    box = boxes("a")
+    hub_words = ("stream-hub", "--listen", router, "--out", tmp_path / "out", "--part-labels", 4)
+    with contextlib.ExitStack() as stack:
+        hub = stack.enter_context(Program(tmp_path, *hub_words))
+        hub.wait_for("waiting")
+        link = stack.enter_context(start_uplink(tmp_path, router, box))
+        for _ in range(5):
+            box.say("desk")
+        until(lambda: len(stored(tmp_path / "out")) == 5, 10)
+        box.tell()
+        hub.kill()
+        for _ in range(3):
+            box.say("desk")
+        link.wait_for("labels wait for the hub")
+        link.kill()
+        for _ in range(4):
+            box.say("desk")
+        hub = stack.enter_context(Program(tmp_path, *hub_words))
+        stack.enter_context(start_uplink(tmp_path, router, box))
+        until(lambda: (box.tell(), "did not arrive" in hub.printed)[1], 20, lambda: hub.printed)
+        assert "WARNING: lab/a: 7 labels of desk did not arrive, 7 in this run" in hub.printed
+        for _ in range(3):
+            box.say("desk")
+        until(lambda: len(stored(tmp_path / "out")) == 8, 10)
+        for _ in range(3):
+            box.tell()
+            time.sleep(0.3)
+        assert hub.printed.count("did not arrive") == 1
+        assert hub.interrupt() == 0
+        again = stack.enter_context(Program(tmp_path, *hub_words))
+        again.wait_for("lab/a: appeared")
+        box.say("desk")
+        until(lambda: (box.tell(), len(stored(tmp_path / "out")) == 9)[1], 10)
+        time.sleep(0.5)
+        assert "did not arrive" not in again.printed
+
+
+def test_outputs_that_take_nothing_cost_no_label_and_no_end(tmp_path, router, boxes):
+    """The hub's terminal was stopped (Ctrl-S) and the uplink's pipe is full, from before their first lines on."""
+    box = boxes("a")
+    reading, full = os.pipe()
+    fcntl.fcntl(full, F_SETPIPE_SZ, 4096)
+    os.write(full, b"x" * 4096)
+    terminal, stopped = os.openpty()
+    termios.tcflow(stopped, termios.TCOOFF)
+    to_hub = (BIN / "stream-hub", "--listen", router, "--out", tmp_path / "out")
+    to_link = (BIN / "stream-uplink", router, box.endpoint, "--box", box.name)
+    programs = [
+        subprocess.Popen(list(map(str, words)), stdout=output, stderr=output, env=environment())
+        for words, output in ((to_hub, stopped), (to_link, full))
+    ]
+    try:
+        until(lambda: box.requests == 2, 15)
+        for _ in range(400):  # of 100 characters each: several times what a terminal or a pipe holds
+            box.say("desk")
+            time.sleep(0.001)
+        until(lambda: len(stored(tmp_path / "out")) == 400, 20)
+        for program in reversed(programs):
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(patience(5)) == 0
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+        for descriptor in (reading, full, terminal, stopped):
+            os.close(descriptor)
+    check_all_kept(tmp_path / "out", box)
+
+
 @pytest.mark.long
 def test_what_falls_out_is_counted_and_told_on_both_sides(tmp_path, router, boxes):
     box = boxes("small")
@@ -124,7 +202,9 @@ def test_what_falls_out_is_counted_and_told_on_both_sides(tmp_path, router, boxe
         link.wait_for("the oldest labels fall out before the hub has them")
         link.wait_for("cannot be reached")
         with Program(tmp_path, "stream-hub", "--listen", router, "--out", tmp_path / "out", "--format", "jsonl") as hub:
-            hub.wait_for("lab/small: 7 labels fell out of its store and are lost", 20)
+            hub.wait_for(
+                "lab/small: 7 labels of desk did not arrive, 7 in this run; 7 have fallen out of its store", 20
+            )
             until(lambda: hub.printed.count("joy") == 5, 10, lambda: hub.printed)
             assert hub.interrupt() == 0
     assert [row["seq"] for row in stored(tmp_path / "out")] == [7, 8, 9, 10, 11]

@@ -2,7 +2,8 @@
 
 A running estimate is due each hop, a provisional label at a pause, the label at the end of an utterance. A job waits
 until each modality of the stream has arrived up to the job's end: at real-time pace no longer than ``fusion.wait_ms``,
-at fast pace for as long as it takes, so that the labels of a file are the same on any machine.
+or where the words came late, since the machine is busy, half as long again as these; at fast pace for as long as it
+takes, so that the labels of a file are the same on any machine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ JobKind = Literal["window", "pause", "utterance"]
 _LATE_NS = 2_000_000_000  # do not wait for a modality that is this far behind
 _KEEP_NS = 3_000_000_000  # an utterance may still begin this long before the last speech event
 REST_NS = 2_000_000_000  # the time before an utterance in which a face counts as at rest
+_PATIENCE_NS = 1_000_000_000  # the longest wait for a modality because the words were late
 _MARGIN_S = 10  # in real time, keep the longest utterance and this much more, whatever speech does
 _FOREVER_NS = 1 << 62
 
@@ -182,7 +184,10 @@ class Schedule:
                 self._add("window", event, max(self._start_ns, end_ns - self._rules.window_ns), end_ns, now_ns)
 
     def _add(self, kind: JobKind, cause: SpeechEvent, start_ns: int, end_ns: int, now_ns: int) -> None:
-        deadline_ns = now_ns + self._rules.wait_ns if self._rules.realtime else _FOREVER_NS
+        wait_ns = self._rules.wait_ns
+        if wait_ns and kind == "utterance" and cause.captured_ns:
+            wait_ns = max(wait_ns, min((now_ns - cause.captured_ns) // 2, _PATIENCE_NS))
+        deadline_ns = now_ns + wait_ns if self._rules.realtime else _FOREVER_NS
         self._jobs.append(
             Job(kind, self._utterances, start_ns, end_ns, self._start_ns, self._words, cause, now_ns, deadline_ns)
         )

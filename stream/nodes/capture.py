@@ -90,6 +90,7 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
     stream = runtime.spec.stream
     pictures = _pictures(runtime)
     delay_ns: int | None = None
+    is_away = started_again  # until it has reached what is due now
     if source.live:
         runtime.heard_ns = runtime.clock.now_ns()
     for item in source.items():
@@ -117,8 +118,10 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
                     delay_ns = max(0, late_ns) if not (started_again or is_file) else 0
                 if delay_ns:
                     item = dataclasses.replace(item, media_ns=item.media_ns + delay_ns)
-                if _wait(runtime, t0_ns + item.media_end_ns, started_again):
-                    continue
+                if is_away and runtime.clock.now_ns() - t0_ns - item.media_end_ns > _SKIP_NS:
+                    continue  # what came meanwhile is lost
+                is_away = False
+                _wait(runtime, t0_ns + item.media_end_ns)
             steered = _steered(item, t0_ns, runtime.orders.muted.get(stream, ()), runtime.orders.paused.get(stream, ()))
             if steered is None:
                 continue
@@ -189,11 +192,8 @@ def silenced(chunk: AudioChunk, t0_ns: int, spans: Sequence[tuple[int, int]]) ->
     return dataclasses.replace(chunk, samples=samples)
 
 
-def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
-    """Wait until a file's sample is due. Returns whether to skip it: a restarted node continues where the file would be
-    by now."""
-    if started_again and runtime.clock.now_ns() - due_ns > _SKIP_NS:
-        return True
+def _wait(runtime: NodeRuntime, due_ns: int) -> None:
+    """Wait until a file's sample is due. Raises Stopped."""
     if due_ns > runtime.clock.now_ns():
         runtime.flush()
         due_ns += int(REST_S * 1e9) if runtime.at_rest else 0
@@ -202,7 +202,6 @@ def _wait(runtime: NodeRuntime, due_ns: int, started_again: bool) -> bool:
         runtime.tick()
         if runtime.stopping:
             raise Stopped
-    return False
 
 
 class Cores:

@@ -33,7 +33,7 @@ _SAVE_S = 5.0
 _IDLE_MS = 100
 _REST_MS = 250  # where nobody speaks: as often as speech reports progress
 _TICK_S = 0.05
-_GIVE_UP_S = 1.8  # longer than the speech node's, so that its last words still arrive
+_GIVE_UP_S = 1.4  # longer than the speech node's, so that its last words still arrive
 _JOIN_S = 15.0  # for the remote networks, at the start
 _STEP_NS = 20_000_000  # take queued messages before running jobs, but for no longer than this
 _AHEAD_NS = 20_000_000_000  # at fast pace, video waits while it is further ahead of speech than this
@@ -191,7 +191,7 @@ def _serve(
             step_by_ns = now_ns + _STEP_NS
             for emotion in core.step():
                 publish(emotion, runtime.send)
-        if message is None and runtime.stopping_for(_GIVE_UP_S):
+        if runtime.stopping_for(_GIVE_UP_S):
             break
     for emotion in core.step(flush=True):
         publish(emotion, runtime.send_last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from emostream.stream.bus import Inbox
 from emostream.stream.config import changed
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.messages import End, Orders, Pcm, Words
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _SILENT_DBFS = -90.0
 _IDLE_MS = 100
-_GIVE_UP_S = 1.0
+_GIVE_UP_S = 0.8  # so that what was heard by then can still be labelled
 _AT_ONCE = 8  # blocks whose voice activity is computed in one run, where so many wait
 
 
@@ -52,6 +53,15 @@ class _Hint:
             log.info("%s: " + text, self._stream, where, peak_dbfs)
 
 
+def _leave_unheard(inbox: Inbox, core: SpeechCore) -> None:
+    """The run ends, and this node is too far behind to hear all that waits for it: that is lost."""
+    rest = [message for message in iter(lambda: inbox.receive(0), None) if isinstance(message, Pcm)]
+    if rest:
+        core.sound_lost_ns += sum(block.media_end_ns - block.media_start_ns for block in rest)
+        span = f"from {rest[0].media_start_ns / 1e9:.2f} to {rest[-1].media_end_ns / 1e9:.2f} s"
+        log.warning("%s: sound %s was not heard before the run ended", rest[0].stream, span)
+
+
 def main(runtime: NodeRuntime) -> None:
     """Load voice activity detection and recogniser, then turn sound into speech events until it ends or ``stop`` comes.
 
@@ -67,7 +77,8 @@ def main(runtime: NodeRuntime) -> None:
     voice = None if speaker is None else speaker.new_vector()
     network = load_overlap(config)
     overlap = None if network is None else network.new_meter()
-    recognizer = make_recognizer(config, apart=f"recognizer.{spec.stream}" if spec.host else "")
+    apart = f"recognizer.{spec.stream}" if spec.host else ""
+    recognizer = make_recognizer(config, apart, patient=not spec.realtime)
     if isinstance(recognizer, Apart):
         runtime.helpers.append(recognizer.process.pid)
     core = SpeechCore(spec.stream, vad, recognizer, config, runtime.clock, quiet_vad, voice, overlap)
@@ -115,8 +126,9 @@ def main(runtime: NodeRuntime) -> None:
         elif message is None:
             for event in core.stalled() if spec.realtime else ():
                 runtime.send_last(event)
-            if runtime.stopping_for(_GIVE_UP_S):
-                reason = "stopped"
+        if not reason and runtime.stopping_for(_GIVE_UP_S):
+            reason = "stopped"
+            _leave_unheard(inbox, core)
     for event in core.finish():
         runtime.send_last(event)
     runtime.send_ends([End(stream=spec.stream, content="speech", reason=reason)])

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from emostream.stream.cluster.connect import joined
 from emostream.stream.config import Config, load_config
 from emostream.stream.keys import Keys
 from emostream.stream.limits import allow_open_files, no_core_dumps
+from emostream.stream.lines import log_to_stderr
 from emostream.stream.remote import wire
 from emostream.stream.remote.door import Door
 from emostream.stream.remote.replica import Replica
@@ -65,7 +65,7 @@ def fusion() -> int:
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration; only [fusion] and bus.keys count")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="changes")
     options = parser.parse_args()
-    logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", stream=sys.stderr)
+    log_to_stderr()
     _check(options)
     config = load_config(options.config, options.changes)
     no_core_dumps()

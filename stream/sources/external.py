@@ -12,7 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import av
 import msgspec
@@ -38,6 +38,7 @@ _OLD_NS, _AHEAD_NS = 10_000_000_000, 500_000_000  # how far a message's time may
 _EARLY_NS, _LATE_NS = 500_000_000, 300_000_000  # accepted jitter of sound without times
 _OTHERS_NS = 2_000_000_000  # all media must begin within this time after the first message
 _WARN_NS = 60_000_000_000
+_MOST_MISSED = 1_000_000  # messages that a gap in the numbers counts for, at most
 _LONGEST_S, _MOST_SIDE, _MOST_CHANNELS, _MOST_WORDS = 2.0, 8192, 32, 200
 _DTYPES = {"s16le": "<i2", "f32le": "<f4"}
 _CHANNELS = {"gray8": 1, "rgb24": 3, "bgr24": 3}
@@ -58,7 +59,7 @@ class Header(msgspec.Struct):
 
     type: Literal["audio", "video", "words", "end"]
     time: float | None = None
-    seq: int | None = None
+    seq: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)] | None = None
     rate: int = 16_000
     channels: int = 1
     format: Literal["s16le", "f32le", "gray8", "rgb24", "bgr24", "jpeg"] = "s16le"
@@ -217,7 +218,8 @@ class ExternalSource:
         if header.seq is None:
             return
         expected = self._next_seq.get(header.type, header.seq)
-        self.counters["source_gaps"] += max(0, header.seq - expected)  # a restarted program counts from 0
+        missed = min(max(0, header.seq - expected), _MOST_MISSED)  # a restarted program counts from 0
+        self.counters["source_gaps"] += missed
         self._next_seq[header.type] = header.seq + 1
 
     def _refuse(self, why: str, now_ns: int) -> None:

@@ -33,6 +33,7 @@ _SETTLE_NS = 1_000_000_000  # everything that comes this soon after opening is d
 _IDLE_S = 0.1
 _FULL_S = 0.02
 _BACKOFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+_UNDECODABLE_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # the same, for one of which nothing can be decoded
 _LASTED_NS = 10_000_000_000  # a source that lasted this long is reopened without back-off
 _BY_ARRIVAL = ("mpjpeg", "mjpeg")  # their pictures have no times: FFmpeg assumes 1/25 s for each
 
@@ -98,7 +99,7 @@ class Smoother:
 
 class LiveSource:
     """A camera or a URL. Media times are Unix times of capture, estimated from the source's time stamps and their
-    arrival times.
+    arrival times. It is back when something of it was decoded again, not when it could be opened.
 
     A thread of its own reads, so that a blocking read (up to ``timeout_s``) does not block the node. Data of the first
     second after opening is stale, since FFmpeg and servers buffer, and is discarded; its item with the least delay sets
@@ -135,6 +136,8 @@ class LiveSource:
         self._closing = threading.Event()
         self._ended = threading.Event()
         self._failure: SourceError | None = None  # why a recording ended early
+        self._down = ""  # why a live source is away, as the log says; empty while it delivers
+        self._decoded = False  # something of it, since it was opened
         self._smoother = Smoother()
         self.counters: Counter[str] = Counter()
 
@@ -259,10 +262,10 @@ class LiveSource:
 
     def _follow(self, container: av.container.InputContainer | None) -> None:
         """Read a live source, and open it again whenever it goes away."""
-        attempt = 0
+        attempt, waits_s = 0, _BACKOFF_S
         while not self._closing.is_set():
             if container is None:
-                self._closing.wait(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+                self._closing.wait(waits_s[min(attempt, len(waits_s) - 1)])
                 attempt += 1
                 try:
                     container = self._open()
@@ -270,21 +273,26 @@ class LiveSource:
                     log.debug("%s", error)
                     continue
                 self.live = True  # as before
-                self.counters["reopened"] += 1
-                log.warning("%s is back", self.name)
-            opened_ns = self._clock.now_ns()
-            why = self._deliver(container, opened_ns)
-            if self._clock.now_ns() - opened_ns > _LASTED_NS:
-                attempt = 0
+            opened_ns, self._decoded = self._clock.now_ns(), False
+            why, came = self._deliver(container, opened_ns)
             container.close()
             container = None
             if self._web is not None and self._web.failure is not None:
-                why = getattr(self._web.failure, "strerror", None) or str(self._web.failure)
-            if not self._closing.is_set():
-                log.warning("%s went away (%s); opening it again", self.name, why)
+                why, came = getattr(self._web.failure, "strerror", None) or str(self._web.failure), False
+            undecodable = came and not self._decoded
+            if undecodable == (waits_s is _BACKOFF_S) or (
+                self._decoded and self._clock.now_ns() - opened_ns > _LASTED_NS
+            ):
+                attempt, waits_s = 0, _UNDECODABLE_S if undecodable else _BACKOFF_S
+            text = f"went away ({why}); opening it again"
+            if undecodable:
+                text = f"nothing of it can be decoded ({why}); trying again, less and less often"
+            if not self._closing.is_set() and text != self._down:  # once, if it never comes back in between
+                log.warning("%s%s %s", self.name, ":" * undecodable, text)
+                self._down = text
 
-    def _deliver(self, container: av.container.InputContainer, opened_ns: int) -> str:
-        """Queue items until the source goes away; returns the reason."""
+    def _deliver(self, container: av.container.InputContainer, opened_ns: int) -> tuple[str, bool]:
+        """Queue items until the source goes away; returns the reason, and False if no data came."""
         arrival, self._smoother = Arrival(self._clock), Smoother()
         by_arrival = container.format.name in _BY_ARRIVAL
         earlier_jumps = self.counters["time_jumps"]
@@ -293,15 +301,19 @@ class LiveSource:
             return arrival.media_ns(None if by_arrival else seconds)
 
         try:
-            tracks = choose(container, self._media, self._wanted, self.name)
+            tracks = choose(container, self._media, self._wanted, self.name, tell=not self._down)
+            if not any(tracks.values()):
+                return f"it has no {' and no '.join(sorted(tracks))} track that FFmpeg can decode", True
             timeline = timeline_of(container, self.name, live=True)
             for item in decode(container, tracks, self._fps, media_ns, self.name, timeline, live=True):
                 self.counters["time_jumps"] = earlier_jumps + timeline.jumps
+                self._decoded = self._decoded or not isinstance(item, NoTrack)
                 if not isinstance(item, NoTrack) and self._clock.now_ns() < opened_ns + _SETTLE_NS:
                     if not by_arrival:
                         arrival.arrived(item.media_end_ns)
                     continue
                 if not isinstance(item, NoTrack):
+                    self._is_back()
                     self._smoother.push(self._clock.now_ns() - item.media_end_ns, self._clock.now_ns())
                 while len(self._queue) >= (_LONGEST_QUEUE if self.delay_ns else _QUEUE):
                     self._queue.popleft()
@@ -311,15 +323,22 @@ class LiveSource:
                 if self._closing.is_set():
                     break
         except av.error.ExitError:  # PyAV's time-out
-            return f"nothing came for {self._timeout_s:g} s"
+            return f"nothing came for {self._timeout_s:g} s", self._decoded
         except (FFmpegError, OSError) as error:
-            return error.strerror or str(error)
+            return error.strerror or str(error), not isinstance(error, OSError)
         except SourceError as error:
-            return str(error).removeprefix(f"{self.name}: ")
+            return str(error).removeprefix(f"{self.name}: "), True
         except Exception as error:  # nobody would notice the end of this thread
             log.debug("%s", traceback.format_exc())
-            return f"{type(error).__name__}: {error}"
-        return "it ended"
+            return f"{type(error).__name__}: {error}", True
+        return "it ended", True
+
+    def _is_back(self) -> None:
+        """The source delivers. Say so if it was away."""
+        if self._down:
+            self._down = ""
+            self.counters["reopened"] += 1
+            log.warning("%s is back", self.name)
 
 
 class Pipe(LiveSource):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ class ReplaySource:
 
     def __init__(self, location: str, media: frozenset[Medium], identity: str = "") -> None:
         path, mark, stream = location.rpartition("#")
-        if not mark or Path(location).exists():
+        if not mark or os.path.exists(location):  # unlike Path.exists, False for a name that is too long
             path, stream = location, ""
         self.path, self.stream = Path(path).expanduser(), stream
         self.name = printable(self.path)
