@@ -76,7 +76,7 @@ class Clip:
 
 
 def clips(data: Path, count: int, lines: int) -> Iterator[Clip]:
-    """Clips of the corpora, ``count`` of each, and lines of dialogue. Raises ConfigError if flite is needed and missing."""
+    """``count`` clips of each corpus, and lines of dialogue. Raises ConfigError if flite is needed and missing."""
     found = ravdess_clips(data / "ravdess")
     for i in np.random.default_rng(0).permutation(len(found))[:count]:
         yield Clip("ravdess", _SAID[found[i].stem.split("-")[4]], found[i])
