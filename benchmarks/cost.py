@@ -88,7 +88,7 @@ def measure(path: Path, medium: str, length_s: float, progress: Callable[[float]
                 looks.append(Look(passed_s, spent | {"supervisor": threads(live.process.pid)}))
 
     command = [sys.executable, str(Path(__file__).with_name("timed_run.py"))]
-    return play({STREAM: {medium: path}}, latency.SETTINGS["all"][1], length_s, tick, command=command), looks
+    return play({STREAM: {medium: path}}, latency.RECOGNIZER, length_s, tick, command=command), looks
 
 
 def judge(watch: Watch, looks: Sequence[Look], speaks: bool) -> tuple[common.Figures, list[str]]:
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 figures[case] = result
     settings = {
         "seconds of each run": f"{seconds:g}",
-        "recogniser": latency.SETTINGS["all"][1],
+        "recogniser": latency.RECOGNIZER,
         "configuration": "defaults",
         "quick": options.quick,
     }

@@ -3,7 +3,7 @@
     python benchmarks/latency.py [--quick] [--data RAVDESS]
 
 A scripted conversation, whose ends of speech are known, plays in real time through the real pipeline: stream-run with
-its processes, sockets, decoder, voice activity, recogniser (PocketSphinx), face detector and networks. A subscriber in
+its processes, sockets, decoder, voice activity, recogniser, face detector and networks. A subscriber in
 a process of its own notes when each label comes. Input comes on its own schedule whether or not the pipeline keeps up,
 and latency counts from when a sample was due. There are three settings: sound; sound and picture; sound, picture and
 words.
@@ -41,21 +41,33 @@ from emostream.commands import exit_code
 from emostream.stream.config import Config
 
 STREAM = "bench"
-SETTINGS = {  # name → medium of the script, recogniser
-    "audio": ("audio", "none"),
-    "audio+video": ("source", "none"),
-    "all": ("source", "pocketsphinx"),
+SETTINGS = {  # name → medium of the script, whether words are recognised
+    "audio": ("audio", False),
+    "audio+video": ("source", False),
+    "all": ("source", True),
 }
+RECOGNIZER = "moonshine"
 MODALITIES = {"audio": ("audio",), "audio+video": ("audio", "video"), "all": ("audio", "video", "text")}
 PAUSE_S = 0.9  # shortest pause between utterances: twice the longest wait for the endpoint
 
 
-def measure(script: Script, setting: str, progress: Callable[[float], None]) -> Watch:
+def add_recognizer(parser: argparse.ArgumentParser) -> None:
+    """The option that chooses the recogniser of the setting ``all``."""
+    parser.add_argument("--recognizer", default=RECOGNIZER, metavar="NAME", help="as speech.recognizer (%(default)s)")
+
+
+def recognizer_of(setting: str, options: argparse.Namespace) -> str:
+    """What ``speech.recognizer`` is in a setting."""
+    return options.recognizer if SETTINGS[setting][1] else "none"
+
+
+def measure(
+    script: Script, setting: str, recognizer: str, changes: Sequence[str], progress: Callable[[float], None]
+) -> Watch:
     """Play the script through a pipeline of its own; ``progress`` is called with the share that has been played."""
-    medium, recognizer = SETTINGS[setting]
     return play(
-        {STREAM: {medium: script.path}}, recognizer, script.length_s,
-        lambda _, passed_s: progress(min(1.0, passed_s / script.length_s)),
+        {STREAM: {SETTINGS[setting][0]: script.path}}, recognizer, script.length_s,
+        lambda _, passed_s: progress(min(1.0, passed_s / script.length_s)), changes=changes,
     )  # fmt: skip
 
 
@@ -198,6 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--utterances", type=int, metavar="N", help="in each setting (default: 100; --quick: 2)")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all three")
+    add_recognizer(parser)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as for stream-run (page.on=true)"
+    )
     options = parser.parse_args(arguments)
     return _run(options, options.utterances or (2 if options.quick else 100))
 
@@ -215,14 +231,18 @@ def _run(options: argparse.Namespace, count: int) -> int:
         script = make_script(Path(folder) / "script.mkv", segments, count, PAUSE_S, True, source)
         for setting in options.settings:
             task = progress.add_task(f"{setting}: {count} utterances", total=1.0)
-            watch = measure(script, setting, lambda share, task=task: progress.update(task, completed=share))  # type: ignore[misc]
+            watch = measure(
+                script, setting, recognizer_of(setting, options), options.set,
+                lambda share, task=task: progress.update(task, completed=share),  # type: ignore[misc]
+            )  # fmt: skip
             figures[setting], wrong = judge(script, watch, setting)
             progress.update(task, completed=1.0)
             faults += [f"{setting}: {fault}" for fault in wrong]
     settings = {
         "script": f"{count} utterances of the {source} in {script.length_s:.0f} s, pauses from {PAUSE_S} s",
         "settings": ", ".join(options.settings),
-        "recogniser of all": SETTINGS["all"][1],
+        "recogniser of all": options.recognizer,
+        "changes": ", ".join(options.set) or "none",
         "configuration": f"defaults (hangover {hangover}; pause_ms {speech.pause_ms}, video.fps {video.fps:g}, "
         f"face detector {video.detector})",
         "quick": options.quick,

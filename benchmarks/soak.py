@@ -105,7 +105,7 @@ def measure(folder: Path, length_s: float, every_s: float, progress: Callable[[f
                 with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended: its heartbeats stop too
                     samples[name].append((passed_s, *_look(process)))
 
-    return play({STREAM: files}, latency.SETTINGS["all"][1], length_s, tick), samples
+    return play({STREAM: files}, latency.RECOGNIZER, length_s, tick), samples
 
 
 def _look(process: psutil.Process) -> tuple[float, int, int]:
@@ -327,7 +327,7 @@ def _run(options: argparse.Namespace) -> int:
     figures, faults = judge(script, times, *run, warm_up_s, options.quick)
     settings = {
         "script": f"{len(script.utterances)} utterances in {script.length_s:.0f} s, {times} times",
-        "recogniser": latency.SETTINGS["all"][1],
+        "recogniser": latency.RECOGNIZER,
         "configuration": "defaults",
         "looked every": f"{every_s:g} s",
         "bounds per hour": "; ".join(f"{name} {q.bound:g} {q.unit}".strip() for name, q in QUANTITIES.items()),

@@ -103,9 +103,11 @@ def search(holds: Callable[[int], bool], most: int) -> int:
     return good
 
 
-def measure(scripts: Mapping[str, Script], setting: str, progress: Callable[[float], None]) -> tuple[Watch, Load]:
+def measure(
+    scripts: Mapping[str, Script], setting: str, recognizer: str, progress: Callable[[float], None]
+) -> tuple[Watch, Load]:
     """Play all scripts at once, each as its own stream; ``progress`` is called with the share that has been played."""
-    medium, recognizer = latency.SETTINGS[setting]
+    medium = latency.SETTINGS[setting][0]
     streams = {name: {medium: script.path} for name, script in scripts.items()}
     length_s = max(script.length_s for script in scripts.values())
     load, next_s, times = Load(), 0.0, psutil.cpu_times()
@@ -307,6 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--settings", nargs="+", choices=latency.SETTINGS, help="default: all three; --quick: audio+video"
     )
+    latency.add_recognizer(parser)
     options = parser.parse_args(arguments)
     if options.max is not None and options.max < 1:
         parser.error("--max: give 1 or more streams")
@@ -337,7 +340,8 @@ def _run(options: argparse.Namespace) -> int:
             def holds(n: int, setting: str = setting, steps: list[Step] = steps) -> bool:
                 chosen = {f"s{i + 1}": script(i) for i in range(n)}
                 task = progress.add_task(f"{setting}: {n} streams", total=1.0)
-                run = measure(chosen, setting, lambda share: progress.update(task, completed=share))
+                recognizer = latency.recognizer_of(setting, options)
+                run = measure(chosen, setting, recognizer, lambda share: progress.update(task, completed=share))
                 step, wrong = judge(chosen, *run, setting, options.bound_ms)
                 verdict = "; ".join(step.reasons) or f"holds, p99 {step.p99:.0f} ms"
                 progress.update(task, completed=1.0, description=f"{setting}: {n} streams: {verdict}")
@@ -351,7 +355,7 @@ def _run(options: argparse.Namespace) -> int:
         "bound": f"p99 of {CONFIRMED} within {options.bound_ms:g} ms",
         "streams": f"up to {most}, each with {seconds:g} s of conversation of its own",
         "settings": ", ".join(names),
-        "recogniser of all": latency.SETTINGS["all"][1],
+        "recogniser of all": options.recognizer,
         "quick": options.quick,
     }
     bias = [common.QUICK_BIAS + " The limit was not looked for."] if options.quick else []

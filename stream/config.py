@@ -86,7 +86,7 @@ class Audio(_Section):
 
 
 class Speech(_Section):
-    recognizer: Literal["auto", "vosk", "pocketsphinx", "external", "none"] = "auto"
+    recognizer: Literal["auto", "vosk", "moonshine", "pocketsphinx", "external", "none"] = "auto"
     language: Annotated[str, Field(pattern=r"^[a-z]{2}$")] = "en"
     vosk_model: str = ""
     vad_model: str = ""

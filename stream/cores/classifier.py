@@ -12,6 +12,7 @@ from emostream.engines.load import load
 from emostream.errors import BundleError
 from emostream.stream.features import face, logmel, text, voice
 from emostream.stream.features.padding import pad
+from emostream.stream.features.spelling import PUNCTUATION
 from emostream.stream.features.text import TextEncoder, WordPieces
 from emostream.stream.features.voice import VoiceEncoder
 from emostream.stream.prior import Prior, log_ratios
@@ -115,6 +116,7 @@ class Head:
         self.coordinates = manifest.coordinates
         self.dims = manifest.audio.dim, manifest.video.dim, manifest.text.dim
         self.face_dim = manifest.video.dim
+        self.punctuation = bool(manifest.text.settings.get(PUNCTUATION, False))
         self._manifest = manifest
         self.rest = {name: np.array(vector, np.float32) for name, vector in manifest.rest.items()}
         self._log_ratios = log_ratios(prior, manifest)

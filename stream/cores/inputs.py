@@ -22,6 +22,7 @@ from emostream.stream.cores.speakers import Speakers
 from emostream.stream.cores.window import SlidingWindow
 from emostream.stream.features.face import CROP
 from emostream.stream.features.logmel import FRAME_NS
+from emostream.stream.features.spelling import spoken
 from emostream.stream.features.text import TextEncoder
 from emostream.stream.features.voice import VECTOR_NS, VoiceEncoder
 from emostream.stream.messages import Face
@@ -111,7 +112,7 @@ class Inputs:
                 waiting.append((person, person.crops.times(0, job.end_ns)))
                 crops.append(person.crops.cut(0, job.end_ns))
         rows = [_begin_sound(stream, job) for stream, job in ready]
-        words = [[word.word for word in job.words] for _, job in ready]
+        words = [spoken((word.word for word in job.words), self._classifier.punctuation) for _, job in ready]
         pieces = [stream.words.begin(said) for (stream, _), said in zip(ready, words, strict=True)]
         encoded: Encoded = yield Encode(
             np.concatenate(crops),

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import msgspec
-import numpy as np
 
 from emostream.stream.clock import Clock
 from emostream.stream.config import Speech
+from emostream.stream.cores.segments import Segments
 from emostream.stream.emotion import Word
 from emostream.stream.messages import Message, Pcm, SpeechEvent
 from emostream.stream.speech.endpoint import Endpointer, EndpointEvent
@@ -22,7 +22,7 @@ from emostream.stream.speech.listener import Listener
 from emostream.stream.speech.overlap import OverlapMeter
 from emostream.stream.speech.recognizer import Recognizer
 from emostream.stream.speech.speaker_vector import SpeakerVector
-from emostream.stream.speech.vad import RATE_HZ, SileroVad
+from emostream.stream.speech.vad import FRAME_NS, SileroVad
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ _REPORTED_GAP_NS = 250_000_000  # missing sound that is worth a log line; anythi
 _SCRAP_NS = 400_000_000  # an utterance cut shorter than this by missing sound gets no label
 _PROGRESS_NS = 250_000_000
 _STALL_NS = 500_000_000
+_PERHAPS_NS = 64_000_000  # of silence, after which the recogniser expects the end
 _ONSET_NS = 100_000_000  # speech that starts this soon after missing sound had begun before it
 _EXTERNAL_WORDS, _BEFORE_S = 1000, 0.5  # another program's words: how many to keep; how early they may begin
 _HOLD_BLOCKS = 10  # 320 ms; after 192 ms, 2 of 60 voices of normal level were no louder than on a quiet microphone
@@ -52,7 +53,8 @@ class SpeechCore:
     """Finds utterances and recognises the words in them.
 
     Recognition runs only within utterances, in segments: a pause ends a segment, so that its words become final during
-    the rest of the hangover, and further speech begins the next one.
+    the rest of the hangover, and further speech begins the next one. The event of a pause comes when the recogniser is
+    ready, at the latest when something else happens.
 
     ``quiet_vad``: a second voice activity detector, which hears a quiet microphone's blocks amplified (see
     ``speech.level``), as the recogniser then does too; without it there is no automatic level. A microphone counts as
@@ -75,7 +77,7 @@ class SpeechCore:
         voice: SpeakerVector | None = None,
         overlap: OverlapMeter | None = None,
     ) -> None:
-        self._stream, self._recognizer, self._clock, self._voice = stream, recognizer, clock, voice
+        self._stream, self._segments, self._clock, self._voice = stream, Segments(recognizer), clock, voice
         self._overlap = overlap
         # networks run without Python's lock, so beside a recogniser that finishes elsewhere
         self._beside = None if voice is None and overlap is None else ThreadPoolExecutor(1, "voices")
@@ -91,9 +93,6 @@ class SpeechCore:
         self._endpointer = Endpointer.from_config(config)
         self._hangover_ns = int(config.hangover_ms * 1e6)
         self._preroll: deque[Pcm] = deque()
-        self._fed_ns = 0  # the recogniser has everything before this media time
-        self._segment_ns: int | None = None  # media time of the open segment's first sample
-        self._words: list[Word] = []  # from the finished segments of this utterance
         self._utterance = 0
         self._told: deque[Word] = deque(maxlen=_EXTERNAL_WORDS)  # from another program
         self._last: Pcm | None = None
@@ -191,19 +190,41 @@ class SpeechCore:
         events: list[Message] = []
         self._last = pcm
         self._preroll.append(pcm)
-        while len(self._preroll) > _PREROLL_BLOCKS and not self._awaited(self._preroll[0]):
+        while len(self._preroll) > _PREROLL_BLOCKS:
+            if self._endpointer.speaking and self._segments.awaits(self._preroll[0]):
+                break  # it came in a pause of the open utterance
             self._preroll.popleft()
         changes = self._endpointer.push(probability, pcm.media_start_ns)
-        if self._segment_ns is not None:
-            self._feed()
+        begun_ns = self._clock.now_ns()
+        events += self._after_pause(at_once=bool(changes))
+        self._segments.feed(self._preroll)
+        if 0 <= self._endpointer.silence_ns - _PERHAPS_NS < FRAME_NS:
+            self._segments.ready(self._endpointer.silence_ns)
         self._listen_to_voice(pcm, [change.kind for change in changes])
         for change in changes:
-            events.append(self._on_change(change, received_ns))
+            if change.kind == "paused" and not self._segments.ready(self._silence_ns(change)):
+                self._segments.pause = change, received_ns
+                if self._beside is not None:
+                    self._beside.submit(self._measure, change.end_ns)
+            else:
+                events.append(self._on_change(change, received_ns, begun_ns))
         if not changes and pcm.media_end_ns - self._reported_ns >= _PROGRESS_NS:
             events.append(self._progress(received_ns))
         if events:
             self._reported_ns = pcm.media_end_ns
         return events
+
+    def _after_pause(self, at_once: bool) -> list[Message]:
+        """The event of a pause for whose words we wait, if they have come. ``at_once``: wait for them now."""
+        if self._segments.pause is None or not (at_once or self._segments.ready(0)):
+            return []
+        (pause, received_ns), self._segments.pause = self._segments.pause, None
+        return [self._on_change(pause, received_ns, self._clock.now_ns())]
+
+    def _silence_ns(self, change: EndpointEvent) -> int:
+        """How much sound has come since the last speech."""
+        assert self._last is not None
+        return max(0, self._last.media_end_ns - change.end_ns)
 
     def _listen_to_voice(self, pcm: Pcm, changes: list[str]) -> None:
         """Feed the speaker vector with the sound between a start and a pause."""
@@ -218,28 +239,25 @@ class SpeechCore:
         if changes:
             self._voiced = changes[-1] in ("started", "resumed")
 
-    def _awaited(self, block: Pcm) -> bool:
-        """Whether the recogniser needs this block if speech goes on, since it came in a pause of the open utterance."""
-        return self._recognizer is not None and self._endpointer.speaking and block.media_end_ns > self._fed_ns
-
     def stalled(self) -> list[Message]:
         """To be called in real time when no block comes: ends the utterance if sound has stopped coming."""
         now_ns = self._clock.now_ns()
         newest = self._held[-1].pcm if self._held else self._last
         if newest is None or now_ns - newest.captured_ns < self._hangover_ns + _STALL_NS:
-            return []
-        events = self._release(now_ns)
+            return self._after_pause(at_once=False)
+        events = self._release(now_ns) + self._after_pause(at_once=True)
         if self._endpointer.speaking:
-            event = self._on_change(self._endpointer.end(), now_ns)
+            event = self._on_change(self._endpointer.end(), now_ns, now_ns)
             event.captured_ns = now_ns  # the end was confirmed now, not by a frame of silence
             events.append(event)
         return events
 
     def finish(self) -> list[Message]:
         """No more sound: ends the open utterance."""
-        events = self._release(self._clock.now_ns())
+        now_ns = self._clock.now_ns()
+        events = self._release(now_ns) + self._after_pause(at_once=True)
         if self._endpointer.speaking:
-            events.append(self._on_change(self._endpointer.end(), self._clock.now_ns()))
+            events.append(self._on_change(self._endpointer.end(), now_ns, now_ns))
         return events
 
     def _gap(self, pcm: Pcm, received_ns: int) -> list[Message]:
@@ -256,37 +274,32 @@ class SpeechCore:
         if not self._endpointer.speaking:
             self._endpointer.reset()
         if missing_ns < self._hangover_ns:
-            if self._segment_ns is not None and self._recognizer is not None:  # it counts samples to time its words
-                self._recognizer.push(np.zeros(missing_ns * RATE_HZ // 1_000_000_000, np.int16))
+            self._segments.skip(missing_ns)
             return []
         self._listener.reset()
         if not self._endpointer.speaking:
             return []
-        return [self._on_change(self._endpointer.end(), received_ns, cut=True)]
-
-    def _on_change(self, change: EndpointEvent, received_ns: int, cut: bool = False) -> SpeechEvent:
-        """``cut``: the utterance ends because sound is missing."""
         begun_ns = self._clock.now_ns()
+        events = self._after_pause(at_once=True)
+        return [*events, self._on_change(self._endpointer.end(), received_ns, begun_ns, cut=True)]
+
+    def _on_change(self, change: EndpointEvent, received_ns: int, begun_ns: int, cut: bool = False) -> SpeechEvent:
+        """``begun_ns``: since when it has been worked on; ``cut``: the utterance ends because sound is missing."""
         if change.kind == "started":
             self._utterance += 1
             self.utterances += 1
-            self._words = []
+            self._segments.words = []
             self._peak_dbfs = self._recent_peak_dbfs
         if change.kind == "started" and self._overlap is not None:
             self._overlap.begin(change.start_ns)
         if change.kind in ("started", "resumed"):
-            if self._recognizer is not None:
-                self._recognizer.begin()
-                self._segment_ns = next(b.media_start_ns for b in self._preroll if b.media_end_ns > self._fed_ns)
-                self._feed()
-            kind, words = ("started", []) if change.kind == "started" else ("words", self._words)
+            self._segments.begin(self._preroll)
+            kind = "started" if change.kind == "started" else "words"
             recognition_ns = self._clock.now_ns() - begun_ns
         else:
             measured = None if self._beside is None else self._beside.submit(self._measure, change.end_ns)
-            if self._recognizer is not None and self._segment_ns is not None:
-                self._words = self._words + self._timed(self._recognizer.finish())
-                self._segment_ns = None
-            kind, words = change.kind, self._words
+            self._segments.finish(self._silence_ns(change))
+            kind = change.kind
             if change.kind == "ended":
                 self.utterances_ended += 1
                 self._note_level(change)
@@ -296,7 +309,7 @@ class SpeechCore:
             recognition_ns = self._clock.now_ns() - begun_ns
             if measured is not None:
                 measured.result()  # so that _event finds both at hand
-        return self._event(kind, change, words, received_ns, recognition_ns)
+        return self._event(kind, change, self._segments.words, received_ns, recognition_ns)
 
     def _measure(self, end_ns: int) -> None:
         """Compute the speaker vector and the overlap up to a pause or an end; to ask again costs nothing."""
@@ -325,37 +338,13 @@ class SpeechCore:
                 self._peak_dbfs,
             )
 
-    def _feed(self) -> None:
-        """Give the recogniser the blocks that it does not have yet."""
-        assert self._recognizer is not None
-        for block in self._preroll:
-            if block.media_end_ns > self._fed_ns:
-                self._recognizer.push(block.samples)
-                self._fed_ns = block.media_end_ns
-
     def _progress(self, received_ns: int) -> SpeechEvent:
         so_far = self._endpointer.so_far()
         if so_far is None or so_far.kind == "paused":
             return self._event("progress", None, [], received_ns, 0)
         begun_ns = self._clock.now_ns()
-        words = self._words
-        if self._recognizer is not None:
-            words = words + self._timed(self._recognizer.partial())
+        words = self._segments.so_far()
         return self._event("words", so_far, words, received_ns, self._clock.now_ns() - begun_ns)
-
-    def _timed(self, words: list[Word]) -> list[Word]:
-        """Words with times on the stream's timeline."""
-        assert self._segment_ns is not None
-        offset_s = self._segment_ns / 1e9
-        return [
-            Word(
-                word.word,
-                round(word.start_s + offset_s, 3),
-                round(word.end_s + offset_s, 3),
-                round(word.confidence, 3),
-            )
-            for word in words
-        ]
 
     def _event(
         self, kind: str, change: EndpointEvent | None, words: list[Word], received_ns: int, recognition_ns: int

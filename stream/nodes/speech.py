@@ -78,7 +78,8 @@ def main(runtime: NodeRuntime) -> None:
     voice = None if speaker is None else speaker.new_vector()
     network = load_overlap(config)
     overlap = None if network is None else network.new_meter()
-    recognizer = make_recognizer(config, apart=f"recognizer.{spec.stream}" if spec.host else "")
+    apart = f"recognizer.{spec.stream}" if spec.host else ""
+    recognizer = make_recognizer(config, apart, patient=not spec.realtime)
     if isinstance(recognizer, Apart):
         runtime.helpers.append(recognizer.process.pid)
     core = SpeechCore(spec.stream, vad, recognizer, config, runtime.clock, quiet_vad, voice, overlap)

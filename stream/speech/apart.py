@@ -21,6 +21,7 @@ import numpy as np
 from emostream.errors import ModelError
 from emostream.stream.emotion import Word
 from emostream.stream.limits import no_core_dumps
+from emostream.stream.speech.recognizer import Searching
 
 if TYPE_CHECKING:
     from emostream.stream.speech.recognizer import Recognizer
@@ -41,7 +42,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _words = msgspec.msgpack.Decoder(list[Word])
 
 
-class Apart:
+class Apart(Searching):
     """See ``recognizer.Recognizer``. ``name``: pocketsphinx, the only one that needs this; ``label``: EMOSTREAM_NODE of
     its process, to identify it in a process list.
 

@@ -77,6 +77,7 @@ class Endpointer:
         self._paused = False
         self._start: int | None = None  # media time of the first frame above the threshold
         self._end = 0  # end of the last speech frame
+        self._heard = 0  # end of the last frame
         self._sure_frames = 0  # consecutive frames that certainly hold no speech
 
     @property
@@ -84,9 +85,14 @@ class Endpointer:
         """Whether nobody speaks or may just have begun to."""
         return self._start is None
 
+    @property
+    def silence_ns(self) -> int:
+        """How long nothing has been said in the open utterance; 0 if there is none."""
+        return self._heard - self._end if self.speaking else 0
+
     def push(self, probability: float, start_ns: int, length_ns: int = FRAME_NS) -> list[EndpointEvent]:
         """Take the probability of the frame that begins at media time ``start_ns``; returns what changed."""
-        end_ns = start_ns + length_ns
+        self._heard = end_ns = start_ns + length_ns
         if not self.speaking:
             if probability < self._on:
                 self._start = None

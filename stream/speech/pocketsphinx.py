@@ -6,12 +6,13 @@ import numpy as np
 from pocketsphinx import Decoder
 
 from emostream.stream.emotion import Word
+from emostream.stream.speech.recognizer import Searching
 
 RATE_HZ = 16_000
 _FRAME_S = 0.01
 
 
-class PocketSphinxRecognizer:
+class PocketSphinxRecognizer(Searching):
     """See ``recognizer.Recognizer``."""
 
     name = "pocketsphinx"

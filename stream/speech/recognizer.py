@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from typing import Protocol
 
@@ -11,9 +12,10 @@ from emostream.errors import ModelError
 from emostream.stream import models
 from emostream.stream.config import Speech
 from emostream.stream.emotion import Word
-from emostream.stream.speech.apart import Apart
 
 log = logging.getLogger(__name__)
+
+MOONSHINE = "moonshine-tiny-en"
 
 
 class Recognizer(Protocol):
@@ -33,6 +35,15 @@ class Recognizer(Protocol):
         """Words so far; they may still change."""
         ...
 
+    def expect_end(self, silence_s: float) -> None:
+        """Speech may have ended, ``silence_s`` before the last sample: a recogniser that takes long to finish begins
+        with it. To tell so again changes nothing; to go on with ``push`` takes it back."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether ``finish`` would return at once, after ``expect_end``."""
+        ...
+
     def finish(self) -> list[Word]:
         """End the segment; returns its final words."""
         ...
@@ -42,45 +53,70 @@ class Recognizer(Protocol):
         ...
 
 
-def make_recognizer(config: Speech, apart: str = "") -> Recognizer | None:
-    """The configured recogniser. ``auto``: Vosk if there is a model for the language, else PocketSphinx for English,
-    else None (utterances then have no words); the log says which one and why. ``apart``: PocketSphinx has a
-    process of its own, of this name.
+class Searching:
+    """A recogniser that searches while it listens, so that little is left to do at the end."""
+
+    def expect_end(self, silence_s: float) -> None:
+        """Nothing to begin with."""
+
+    def ready(self) -> bool:
+        return True
+
+
+def make_recognizer(config: Speech, apart: str = "", patient: bool = True) -> Recognizer | None:
+    """The configured recogniser. ``auto``: Vosk if there is a model for the language; for English else Moonshine, else
+    PocketSphinx; else None (utterances then have no words). The log says which one and why. ``apart``: PocketSphinx has
+    a process of its own, of this name; ``patient``: see ``MoonshineRecognizer``.
 
     Raises ModelError if a recogniser that was asked for by name is not available.
     """
-    if config.recognizer in ("none", "external"):  # external words arrive as messages
+    wanted = config.recognizer
+    if wanted in ("none", "external"):  # external words arrive as messages
         return None
-    if config.recognizer in ("auto", "vosk"):
-        name = f"vosk-{config.language}"
-        path = models.find(name, config.vosk_model) if name in models.MODELS or config.vosk_model else None
+    if wanted in ("auto", "vosk"):
+        recognizer = _vosk(config)
+        if recognizer is not None:
+            return recognizer
+    elif config.language != "en":
+        title = {"moonshine": "Moonshine", "pocketsphinx": "PocketSphinx"}[wanted]
+        raise ModelError(f"{title} only recognises English here, but speech.language is {config.language!r}")
+    if wanted in ("auto", "moonshine") and config.language == "en":
+        path = (models.need if wanted == "moonshine" else models.find)(MOONSHINE)
         if path is not None:
-            from emostream.stream.speech.vosk import VoskRecognizer
+            from emostream.stream.speech.moonshine import MoonshineRecognizer
 
-            log.info("speech recognition: vosk, %s", path)
-            return VoskRecognizer(path)
-        if config.recognizer == "vosk":
-            raise ModelError(
-                f"no Vosk model for language {config.language!r}: set speech.vosk_model to a model's folder"
-                + (f", or run: {models.how_to_get(name)}" if name in models.MODELS else "")
-            )
-    if config.language == "en":
-        try:
-            from emostream.stream.speech.pocketsphinx import PocketSphinxRecognizer
-        except ImportError as error:
-            if config.recognizer == "pocketsphinx":
-                raise ModelError("PocketSphinx is not installed: pip install 'emostream[offline]'") from error
-        else:
-            if config.recognizer == "auto":
-                log.info(
-                    "speech recognition: pocketsphinx (in place of Vosk; to get Vosk: %s)", models.how_to_get("vosk-en")
-                )
-            return Apart("pocketsphinx", apart) if apart else PocketSphinxRecognizer()
-    elif config.recognizer == "pocketsphinx":
-        raise ModelError(f"PocketSphinx only recognises English here, but speech.language is {config.language!r}")
+            log.info("speech recognition: moonshine, %s", path)
+            return MoonshineRecognizer(path, patient)
+    if config.language == "en" and importlib.util.find_spec("pocketsphinx") is not None:
+        from emostream.stream.speech.apart import Apart
+        from emostream.stream.speech.pocketsphinx import PocketSphinxRecognizer
+
+        if wanted == "auto":
+            mend = models.how_to_get(MOONSHINE)
+            log.info("speech recognition: pocketsphinx (in place of Moonshine, which errs far less: %s)", mend)
+        return Apart("pocketsphinx", apart) if apart else PocketSphinxRecognizer()
+    if wanted == "pocketsphinx":
+        raise ModelError("PocketSphinx is not installed: pip install 'emostream[offline]'")
     log.warning(
         "speech recognition: none for language %r, so labels come without words; set speech.vosk_model, or run: %s",
         config.language,
-        "pip install 'emostream[offline]'" if config.language == "en" else "stream-models list",
+        models.how_to_get(MOONSHINE) if config.language == "en" else "stream-models list",
     )
+    return None
+
+
+def _vosk(config: Speech) -> Recognizer | None:
+    """Vosk, if there is a model for the language. Raises ModelError if it was asked for by name and there is none."""
+    name = f"vosk-{config.language}"
+    path = models.find(name, config.vosk_model) if name in models.MODELS or config.vosk_model else None
+    if path is not None:
+        from emostream.stream.speech.vosk import VoskRecognizer
+
+        log.info("speech recognition: vosk, %s", path)
+        return VoskRecognizer(path)
+    if config.recognizer == "vosk":
+        raise ModelError(
+            f"no Vosk model for language {config.language!r}: set speech.vosk_model to a model's folder"
+            + (f", or run: {models.how_to_get(name)}" if name in models.MODELS else "")
+        )
     return None

@@ -9,6 +9,7 @@ import numpy as np
 import vosk
 
 from emostream.stream.emotion import Word
+from emostream.stream.speech.recognizer import Searching
 
 RATE_HZ = 16_000
 
@@ -28,7 +29,7 @@ class _Partial(msgspec.Struct):
     partial_result: list[_VoskWord] = []
 
 
-class VoskRecognizer:
+class VoskRecognizer(Searching):
     """See ``recognizer.Recognizer``. ``model``: a Vosk model's folder."""
 
     name = "vosk"
