@@ -34,7 +34,7 @@ from emostream.stream.topics import BESIDE, CONTROL, FUSION, LABEL, RECORD, heal
 
 _READY_TIMEOUT_NS = 60_000_000_000  # for a node to start, since a recogniser's large model takes long to load
 _SILENT_NS = 15_000_000_000  # without a heartbeat for longer, a node counts as hung
-_STOP_NS = 1_900_000_000  # from ``stop`` to killing the remaining nodes: with a busy machine, Ctrl-C takes up to 3 s
+_STOP_NS = 1_800_000_000  # from ``stop`` to killing the remaining nodes: with a busy machine, Ctrl-C takes up to 3 s
 _LAST_NS = 200_000_000  # for the last messages, when stopping
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0

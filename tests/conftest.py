@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 import cv2
 import numpy as np
 import pytest
+from _pytest.assertion import rewrite
 from hypothesis import settings
 
 from emostream.engines.bundle import Bundle, open_bundle
@@ -28,7 +30,7 @@ from emostream.stream.speech.vad import SileroVad, load_vad
 from tests import media
 
 cv2.setNumThreads(1)
-settings.register_profile("tests", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.register_profile("tests", deadline=None, max_examples=50, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("tests")
 
 
@@ -88,6 +90,18 @@ def short_path():
     """A short path, as sockets need; pytest's folders are longer."""
     with tempfile.TemporaryDirectory(prefix="e") as folder:
         yield Path(folder)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the tests before xdist's workers start, each of which would compile all of them (8 s of processor time in
+    a fresh checkout), since they import the same files at the same time."""
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", 0) or sys.dont_write_bytecode:
+        return
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        compiled = rewrite.get_cache_dir(path) / f"{path.stem}{rewrite.PYC_TAIL}"
+        if rewrite._read_pyc(path, compiled) is None:
+            source_hash, code = rewrite._rewrite_test(path, config)
+            rewrite._write_pyc(config.stash[rewrite.assertstate_key], code, source_hash, compiled)
 
 
 _FIRST = ("pipeline", "page", "recording", "own", "control", "health", "site")  # each takes half a minute

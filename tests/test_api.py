@@ -129,7 +129,7 @@ def test_silence_has_no_label_and_no_error(labeller):
 
 @pytest.mark.slow
 def test_a_path_may_be_a_string_and_a_missing_file_is_an_error(labeller, tmp_path):
-    clip = media.talking_face(tmp_path / "talk.mp4")
+    clip = media.audio_only(tmp_path / "talk.wav")
     assert [e.label for e in labeller.label(str(clip))] == [e.label for e in labeller.label(clip)] != []
     with pytest.raises(emostream.EmostreamError, match="is empty"):
         list(labeller.label(""))

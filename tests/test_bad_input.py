@@ -165,7 +165,7 @@ def test_no_face(tmp_path):
 
 @pytest.mark.parametrize("maker", [media.silent_audio, pytest.param(media.zero_length_audio, marks=pytest.mark.long)])
 def test_no_speech(maker, tmp_path):
-    labels, output = degraded(maker(tmp_path / "quiet.wav"))
+    labels, output = degraded(maker(tmp_path / "quiet.wav"), "--set", "speech.recognizer=none")
     assert labels == [] and "utterances: 0 labelled of 0 heard" in output
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import common, endpoint, labels, latency, live_run, networks, script, startup, throughput, words
+from benchmarks import common, endpoint, labels, latency, live_run, networks, script, startup, words
 from emostream.commands import exit_code
 from emostream.errors import ConfigError
 from emostream.stream.emotion import Latency
@@ -214,7 +214,7 @@ def test_a_modality_that_no_label_has_is_a_fault():
 # Percentiles, tables, files
 
 
-@given(st.lists(st.floats(-500, 60_000), min_size=1, max_size=300))
+@given(st.lists(st.floats(-500, 60_000), min_size=1, max_size=100))
 def test_percentiles_are_those_of_the_values(values):
     figures = common.percentiles(values)
     width = max(values) - min(0.0, *values)
@@ -301,7 +301,7 @@ def test_word_errors_and_what_grids_names_say(tmp_path):
     (tmp_path / "ravdess" / "03-01-05-01-02-01-12.wav").touch()
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "grid_lwbszn.mpg").touch()
-    assert [sentence for *_, sentence in words.clips(tmp_path, 5)] == [
+    assert [clip.said for clip in words.clips(tmp_path, 5, lines=0)] == [
         "dogs are sitting by the door", "lay white by s zero now",
     ]  # fmt: skip
 
@@ -314,7 +314,7 @@ def test_a_folder_without_recordings_is_wrong_usage(benchmark, tmp_path, capsys)
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("module", [networks, startup, throughput], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [networks, startup], ids=lambda module: module.__name__)
 def test_a_benchmark_runs_as_a_file_and_as_a_module(module):
     """From a checkout's root, as the documents say."""
     name = module.__name__.rpartition(".")[2]

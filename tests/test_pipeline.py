@@ -195,7 +195,8 @@ def test_a_killed_node_is_restarted_and_the_others_carry_on():
         run.subscriber.wait_for("utterance", 1, 30)
         os.kill(run.node("video.demo"), signal.SIGKILL)
         labels = run.subscriber.wait_for("utterance", 4, 40)
-        assert run.finish(30) == 0, run.output
+        run.interrupt()
+        assert run.process.returncode == 0, run.output
     assert "video.demo: crashed" in run.output
     assert labels[-1]["modalities"]["video"]["coverage"] > 0.5
     assert all(label["modalities"]["audio"]["coverage"] > 0.8 for label in labels)

@@ -8,6 +8,7 @@ import pytest
 
 from emostream.errors import CorpusError
 from emostream.train.metrics import accuracy
+from emostream.train.study import plots
 from emostream.train.study.crossval import GROUPS, grid
 from emostream.train.study.report import title, write
 from emostream.train.study.stats import compare
@@ -27,6 +28,13 @@ def answers(spec, right, rng):
     items = dict.fromkeys(spec.modalities, np.arange(60))
     dev = [{"loss": 1.0, "accuracy": 0.5}] * 4
     return Result(spec, TRAINING, logits, truth, items, dev, 3, 36.0, 250_000, 30, 10)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For what is about the text."""
+    for name in ("bars", "confusion", "reliability_diagram", "recall_bars"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +107,7 @@ def test_plots_are_images_of_a_readable_size(written):
         assert f"study-{name}.png" in (written / "study.md").read_text()
 
 
-def test_a_system_with_a_missing_run_is_named_and_not_shown(tmp_path, specs, results):
+def test_a_system_with_a_missing_run_is_named_and_not_shown(no_pictures, tmp_path, specs, results):
     some = {s: r for s, r in results.items() if s.system != "avt-self" or s.seed == 0}
     write(tmp_path, tiny(), some, specs, TRAINING, COMMAND)
     text = (tmp_path / "study.md").read_text()
@@ -109,7 +117,7 @@ def test_a_system_with_a_missing_run_is_named_and_not_shown(tmp_path, specs, res
     assert not (tmp_path / "none").exists()
 
 
-def test_a_corpus_of_aligned_items_has_other_limits(tmp_path, specs, results):
+def test_a_corpus_of_aligned_items_has_other_limits(no_pictures, tmp_path, specs, results):
     write(tmp_path, tiny(aligned=True), results, specs, TRAINING, COMMAND)
     limits = (tmp_path / "study.md").read_text().split("\n\n")[1]
     assert "synthetic" not in limits and "degrees of freedom" in limits
