@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emostream.errors import BusError
-from emostream.stream.bus import Inbox, Publisher, are_there, bind, hold, ipc, make_run_dir
+from emostream.stream.bus import Inbox, Publisher, bind
 from emostream.stream.clock import VirtualClock
 from emostream.stream.messages import Codec, End, Message, Pcm, SpeechEvent
 from emostream.stream.public import EmotionPublisher
+from emostream.stream.run_folder import are_there, hold, ipc, make_run_dir
 from tests.emotions import emotion_message
 
 _SPAN = {"stream": "a", "media_start_ns": 0, "media_end_ns": 0, "captured_ns": 0}

@@ -17,11 +17,12 @@ import psutil
 import zmq
 
 from emostream.stream import bus
-from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Context, Inbox, Publisher, ipc
+from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Context, Inbox, Publisher
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config
 from emostream.stream.handover import Handover, HandoverInbox
 from emostream.stream.messages import Control, End, Health, Log, Message, Orders, StatusReport
+from emostream.stream.run_folder import ipc
 from emostream.stream.source_spec import SourceSpec
 from emostream.stream.status import BEHIND_S
 from emostream.stream.topics import (
