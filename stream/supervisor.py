@@ -32,7 +32,7 @@ from emostream.stream.steering import Steering
 from emostream.stream.topics import BESIDE, CONTROL, FUSION, LABEL, RECORD, health_topic, log_topic
 from emostream.stream.watched import Watched, kill
 
-_STOP_NS = 1_900_000_000  # from ``stop`` to killing the remaining nodes: with a busy machine, Ctrl-C takes up to 3 s
+_STOP_NS = 1_800_000_000  # from ``stop`` to killing the remaining nodes: with a busy machine, Ctrl-C takes up to 3 s
 _LAST_NS = 200_000_000  # for the last messages, when stopping
 _GO_DELAY_NS = 50_000_000
 _EXIT_S = 1.0

@@ -19,8 +19,8 @@ from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config
 from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources import make_source
+from emostream.stream.sources.arrival import Arrival, Smoother
 from emostream.stream.sources.base import AudioChunk, VideoFrame
-from emostream.stream.sources.network import Arrival, Smoother
 from tests import media
 from tests.processes import BIN, ROOT, Pipeline
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import common, endpoint, labels, latency, live_run, networks, script, startup
+from benchmarks import common, endpoint, labels, latency, live_run, networks, script, startup, words
 from emostream.commands import exit_code
 from emostream.errors import ConfigError
 from emostream.stream.emotion import Latency
@@ -280,7 +280,8 @@ def test_import_times_are_summed_by_package():
 def test_a_missed_utterance_makes_the_commands_exit_code(monkeypatch, tmp_path, capsys):
     """The files are still written, and say that the figures must not be quoted."""
 
-    def measure(played: script.Script, setting: str, progress) -> live_run.Watch:
+    def measure(played: script.Script, setting: str, recognizer: str, progress) -> live_run.Watch:
+        assert recognizer == "none"
         first = played.utterances[0]
         return live_run.Watch(T0_NS, [label(first.start_ns / 1e9, round(first.end_ns / 1e9, 3))])
 
@@ -292,7 +293,20 @@ def test_a_missed_utterance_makes_the_commands_exit_code(monkeypatch, tmp_path, 
     assert (tmp_path / "latency.png").exists()
 
 
-@pytest.mark.parametrize("benchmark", [latency, endpoint])
+def test_word_errors_and_what_grids_names_say(tmp_path):
+    assert words.errors("a b c".split(), "a b c".split()) == 0
+    assert words.errors("a b c".split(), "x b c d".split()) == 2
+    assert words.errors("a b c".split(), []) == 3
+    (tmp_path / "ravdess").mkdir()
+    (tmp_path / "ravdess" / "03-01-05-01-02-01-12.wav").touch()
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "grid_lwbszn.mpg").touch()
+    assert [clip.said for clip in words.clips(tmp_path, 5, lines=0)] == [
+        "dogs are sitting by the door", "lay white by s zero now",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("benchmark", [latency, endpoint, words])
 def test_a_folder_without_recordings_is_wrong_usage(benchmark, tmp_path, capsys):
     arguments = ["--data", str(tmp_path), "--out", str(tmp_path)]
     assert exit_code(lambda: benchmark.main(arguments)) == 2

@@ -53,9 +53,10 @@ class _Hint:
             log.info("%s: " + text, self._stream, where, peak_dbfs)
 
 
-def _leave_unheard(inbox: Inbox, core: SpeechCore) -> None:
-    """The run ends, and this node is too far behind to hear all that waits for it: that is lost."""
-    rest = [message for message in iter(lambda: inbox.receive(0), None) if isinstance(message, Pcm)]
+def _leave_unheard(blocks: list[Pcm], inbox: Inbox, core: SpeechCore) -> None:
+    """The run ends, and this node is too far behind to hear all that waits for it: that is lost. ``blocks``: those that
+    it has taken already."""
+    rest = [*blocks, *(message for message in iter(lambda: inbox.receive(0), None) if isinstance(message, Pcm))]
     if rest:
         core.sound_lost_ns += sum(block.media_end_ns - block.media_start_ns for block in rest)
         span = f"from {rest[0].media_start_ns / 1e9:.2f} to {rest[-1].media_end_ns / 1e9:.2f} s"
@@ -106,6 +107,7 @@ def main(runtime: NodeRuntime) -> None:
     runtime.wait_for_go()
     reason = ""
     hint = _Hint(spec, runtime.clock.now_ns())
+    blocks: list[Pcm] = []
     while not reason:
         runtime.tick()
         if spec.realtime and hint.is_due(core.utterances, runtime.clock.now_ns()):
@@ -116,9 +118,10 @@ def main(runtime: NodeRuntime) -> None:
         if isinstance(message, Pcm) and not (runtime.stopping and not spec.realtime):
             blocks = [message, *inbox.more(Pcm, _AT_ONCE - 1)]
             core.expect(blocks)
-            for block in blocks:
-                for event in core.push(block):
+            while blocks and not runtime.stopping_for(_GIVE_UP_S):
+                for event in core.push(blocks.pop(0)):
                     runtime.send_last(event) if runtime.stopping else runtime.send(event)
+                runtime.tick()  # on a busy machine, the recogniser takes long for a block
         elif isinstance(message, Words):
             core.hear(message.words)
         elif isinstance(message, End):
@@ -128,7 +131,7 @@ def main(runtime: NodeRuntime) -> None:
                 runtime.send_last(event)
         if not reason and runtime.stopping_for(_GIVE_UP_S):
             reason = "stopped"
-            _leave_unheard(inbox, core)
+            _leave_unheard(blocks, inbox, core)
     for event in core.finish():
         runtime.send_last(event)
     runtime.send_ends([End(stream=spec.stream, content="speech", reason=reason)])

@@ -12,6 +12,7 @@ from av.error import FFmpegError
 
 from emostream.errors import SourceError, UnreadableError
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
+from emostream.stream.sources.decoders import Decoders
 from emostream.stream.sources.picture import upright
 from emostream.stream.sources.timeline import Timeline
 from emostream.stream.sources.tracks import Tracks, frame_rate, packets
@@ -76,14 +77,15 @@ def decode(
     first_hz, counted = 0, False
     rate = 0.0  # of pictures, once the first has told
     told_rate = False
-    damaged = damaged_in_a_row = 0
+    damaged = damaged_in_a_row = tried = 0
     decoded = False
+    decoders = Decoders(container, name)
     for packet in packets(container, chosen, timeline, live):
         skippable_s = _skippable_s(packet)
         if skippable_s is not None and sampler.is_over(media_ns_of(skippable_s)):
             continue
         try:
-            frames = packet.decode()
+            frames = decoders.decode(packet)
         except FFmpegError as error:
             damaged += 1
             damaged_in_a_row += 1
@@ -93,6 +95,9 @@ def decode(
                 log.warning("%s: damaged data skipped (%s)", name, error.strerror)
             continue
         damaged_in_a_row = 0
+        if decoders.damaged and not tried:
+            log.warning("%s: damaged data skipped", name)
+        damaged, tried = damaged + decoders.damaged - tried, decoders.damaged
         for frame in frames:
             decoded = True
             damaged += frame.is_corrupt

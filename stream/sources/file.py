@@ -9,7 +9,7 @@ import select
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +21,7 @@ from emostream.files import printable
 from emostream.stream.sources.access import input_options
 from emostream.stream.sources.base import GAP_NS, AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import OPEN_OPTIONS, decode
-from emostream.stream.sources.joined import Part, parts_of
+from emostream.stream.sources.joined import Part, Splitter, parts_of
 from emostream.stream.sources.tracks import choose, timeline_of
 from emostream.stream.topics import Medium
 
@@ -35,7 +35,7 @@ _URL = re.compile(r"[a-z]+:/")  # a URL that became a path, which never has two 
 _HEAD_BYTES = 1 << 20  # so many, since a cover picture may precede the MP3 header
 
 
-class _Bytes:
+class Bytes:
     """A file as PyAV reads it. FFmpeg itself opens nothing, so that a file cannot lead it to others.
 
     PyAV raises later what a method here raises, even if FFmpeg could go on, so a place that cannot be sought is -1, as
@@ -57,10 +57,17 @@ class _Bytes:
         return self._file.tell() - self._begin
 
     def read(self, size: int) -> bytes:
+        return self._take(self._file.read, size)
+
+    def read1(self, size: int) -> bytes:
+        """What is there, ``size`` bytes at most; of a pipe, at least one."""
+        return self._take(getattr(self._file, "read1", self._file.read), size)
+
+    def _take(self, read: Callable[[int], bytes], size: int) -> bytes:
         if self._failed:
             return b""
         try:
-            data = self._file.read(size if self._end is None else max(0, min(size, self._end - self._file.tell())))
+            data = read(size if self._end is None else max(0, min(size, self._end - self._file.tell())))
             if len(self.head) < _HEAD_BYTES:
                 self.head += data
             return data
@@ -79,12 +86,12 @@ class _Bytes:
             return -1
 
 
-def open_bytes(path: Path, wait_s: float) -> _Bytes:
+def open_bytes(path: Path, wait_s: float) -> Bytes:
     """A file for PyAV. If it is a FIFO, waits at most ``wait_s`` seconds for somebody to write into it.
 
     Raises OSError."""
     if not stat.S_ISFIFO(os.stat(path).st_mode):
-        return _Bytes(path, path.open("rb"))
+        return Bytes(path, path.open("rb"))
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
@@ -92,7 +99,7 @@ def open_bytes(path: Path, wait_s: float) -> _Bytes:
         os.close(descriptor)
         raise OSError(None, f"nobody has written into it for {wait_s:g} s")
     os.set_blocking(descriptor, True)
-    return _Bytes(path, os.fdopen(descriptor, "rb"))
+    return Bytes(path, os.fdopen(descriptor, "rb"))
 
 
 def _polled(poll: select.poll, wait_s: float) -> list[tuple[int, int]]:
@@ -116,9 +123,10 @@ class FileSource:
         self.name = printable(path)
         self._path, self._media, self._fps, self._wanted = path, media, fps, tracks
         self.counters: Counter[str] = Counter()
-        self._file: _Bytes | None = None
+        self._file: Bytes | None = None
         self._container: av.container.InputContainer | None = None
         self._later: list[Part] = []  # recordings that follow the opened one in the same file
+        self._splitter: Splitter | None = None  # of a pipe
         self._base_ns = 0  # media time at which the opened one begins
 
     def open(self) -> None:
@@ -133,8 +141,10 @@ class FileSource:
             raise SourceError(f"{printable(self._path)}: is a folder, not a media file")
         try:
             self._file = open_bytes(self._path, _FIFO_S)
-            self._container = av.open(self._file, options=input_options(), **OPEN_OPTIONS)
-            if self._path.is_file() and (parts := parts_of(self._path, self._container.format.name)):
+            if not self._path.is_file():
+                self._splitter = Splitter(self._file, self.name)
+            self._container = av.open(self._splitter or self._file, options=input_options(), **OPEN_OPTIONS)
+            if self._splitter is None and (parts := parts_of(self._path, self._container.format.name)):
                 log.info("%s: holds %d recordings, one after another; all are read", self.name, len(parts))
                 self._open_part(parts[0])
                 self._later = parts[1:]
@@ -150,7 +160,7 @@ class FileSource:
 
     def _open_part(self, part: Part) -> None:
         self.close()
-        self._file = _Bytes(self._path, self._path.open("rb"), part)
+        self._file = Bytes(self._path, self._path.open("rb"), part)
         self._container = av.open(self._file, options=input_options(), **OPEN_OPTIONS)
 
     def tracks(self) -> frozenset[Medium]:
@@ -205,14 +215,24 @@ class FileSource:
 
     def items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack]:
         yield from self._items()
-        while self._later:
-            part = self._later.pop(0)
-            try:
-                self._open_part(part)
-            except (FFmpegError, OSError) as error:
-                log.warning("%s: what begins at its byte %d cannot be read (%s)", self.name, part[0], error.strerror)
-                continue
+        while self._open_next():
             yield from (item for item in self._items() if not isinstance(item, NoTrack))
+
+    def _open_next(self) -> bool:
+        """Open the next recording of the file that can be read. False if there is none."""
+        while self._later or (self._splitter is not None and self._splitter.next()):
+            try:
+                if self._splitter is None:
+                    self._open_part(self._later.pop(0))
+                else:
+                    assert self._container is not None
+                    self._container.close()
+                    self._container = av.open(self._splitter, options=input_options(), **OPEN_OPTIONS)
+                return True
+            except (FFmpegError, OSError) as error:
+                where = f"what follows at {self._base_ns / 1e9:.2f} s"
+                log.warning("%s: %s cannot be read (%s)", self.name, where, error.strerror)
+        return False
 
     def _items(self) -> Iterator[AudioChunk | VideoFrame | NoTrack]:
         """Those of the opened recording."""

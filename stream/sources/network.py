@@ -9,7 +9,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import av
 from av.error import FFmpegError
@@ -17,10 +17,12 @@ from av.error import FFmpegError
 from emostream.errors import SourceError
 from emostream.stream.clock import Clock
 from emostream.stream.source_spec import SourceSpec
+from emostream.stream.sources import joined
 from emostream.stream.sources.access import input_options
+from emostream.stream.sources.arrival import Arrival, Smoother
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import OPEN_OPTIONS, decode
-from emostream.stream.sources.file import open_bytes
+from emostream.stream.sources.file import Bytes, open_bytes
 from emostream.stream.sources.tracks import choose, timeline_of
 from emostream.stream.sources.web import Body, Web, format_of
 from emostream.stream.topics import Medium
@@ -36,65 +38,6 @@ _BACKOFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 _UNDECODABLE_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # the same, for one of which nothing can be decoded
 _LASTED_NS = 10_000_000_000  # a source that lasted this long is reopened without back-off
 _BY_ARRIVAL = ("mpjpeg", "mjpeg")  # their pictures have no times: FFmpeg assumes 1/25 s for each
-
-
-class Arrival:
-    """Converts time stamps to capture times by adding the least delay seen so far.
-
-    So data that comes in bursts (HLS: a segment at a time) keeps its own times, one segment late. If everything comes
-    two seconds later than before for 10 s, the source itself is later now, and the delay is adjusted.
-    """
-
-    WINDOW_NS, LATER_NS = 10_000_000_000, 2_000_000_000
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._offset_ns: int | None = None  # our clock minus the source's
-        self._least_ns = 0  # in the window that began at ``_since_ns``
-        self._since_ns = 0
-
-    def media_ns(self, seconds: float | None) -> int:
-        """Unix time of a stamp; the present for None."""
-        now_ns = self._clock.now_ns()
-        if seconds is None:
-            return now_ns
-        stamp_ns = round(seconds * 1e9)
-        off_ns = now_ns - stamp_ns
-        if self._offset_ns is None:
-            self._offset_ns, self._least_ns, self._since_ns = off_ns, off_ns, now_ns
-        self._offset_ns = min(self._offset_ns, off_ns)  # nothing arrives before it was captured
-        self._least_ns = min(self._least_ns, off_ns)
-        if now_ns - self._since_ns > self.WINDOW_NS:
-            if self._least_ns > self._offset_ns + self.LATER_NS:
-                self._offset_ns = self._least_ns
-            self._least_ns, self._since_ns = off_ns, now_ns
-        return stamp_ns + self._offset_ns
-
-    def arrived(self, end_ns: int) -> None:
-        """An item that ends at this time is here now."""
-        if self._offset_ns is not None:  # without stamps there is nothing to correct
-            self._offset_ns += min(0, self._clock.now_ns() - end_ns)
-
-
-class Smoother:
-    """How long to hold items back, so that bursts are delivered at an even pace: by the greatest delay of the last ten
-    seconds, or not at all if that is short."""
-
-    BUCKET_NS, BUCKETS, LEAST_NS, MOST_NS = 2_500_000_000, 4, 300_000_000, 15_000_000_000
-
-    def __init__(self) -> None:
-        self._latest: deque[int] = deque([0], maxlen=self.BUCKETS)  # greatest delay in each bucket of time
-        self._since_ns = 0
-        self.delay_ns = 0
-
-    def push(self, late_ns: int, now_ns: int) -> None:
-        """An item came with this delay."""
-        if now_ns - self._since_ns > self.BUCKET_NS:
-            self._since_ns = now_ns
-            self._latest.append(0)
-        self._latest[-1] = max(self._latest[-1], late_ns)
-        most_ns = max(self._latest)
-        self.delay_ns = min(most_ns, self.MOST_NS) if most_ns > self.LEAST_NS else 0
 
 
 class LiveSource:
@@ -136,6 +79,7 @@ class LiveSource:
         self._closing = threading.Event()
         self._ended = threading.Event()
         self._failure: SourceError | None = None  # why a recording ended early
+        self._later: Iterator[Any] = iter(())  # of a recording: those that were joined to it, as files for PyAV
         self._down = ""  # why a live source is away, as the log says; empty while it delivers
         self._decoded = False  # something of it, since it was opened
         self._smoother = Smoother()
@@ -212,7 +156,8 @@ class LiveSource:
         if not (whole or body.is_file):
             options["fflags"] = "nobuffer"
         try:
-            container = self._opened(body, format_of(body), options, io_open=web.open)
+            file = self._first_of(body) if body.is_file else body
+            container = self._opened(file, format_of(body), options, io_open=web.open)
         except BaseException as error:
             body.close()
             raise web.failure or error from error
@@ -224,6 +169,27 @@ class LiveSource:
             return self._opened_web(url, whole=True)
         return container
 
+    def _first_of(self, body: Body) -> Any:
+        """The first recording in a file at a URL, for PyAV; others may follow."""
+        kind = joined.format_of(body.peek(joined.HEAD))
+        if not kind:
+            return body
+        if not body.seekable() or kind in joined.SEARCHED:
+            return self._split(body)
+        parts = joined.linked_parts(cast(BinaryIO, body), body.length, kind)
+        body.seek(0)
+        if not parts:
+            return body
+        first, *later = (Bytes(Path(body.name), cast(BinaryIO, body), part) for part in parts)
+        self._later = iter(later)
+        first.seek(0)
+        return first
+
+    def _split(self, file: Any) -> joined.Splitter:
+        splitter = joined.Splitter(file, self.name)
+        self._later = (splitter for _ in iter(splitter.next, False))
+        return splitter
+
     def _read(self, container: av.container.InputContainer) -> None:
         if self.live:
             self._follow(container)
@@ -231,22 +197,21 @@ class LiveSource:
             self._read_once(container)
 
     def _read_once(self, container: av.container.InputContainer) -> None:
-        """Read a recording, no faster than the node takes it."""
-        start_s = (container.start_time or 0) / av.time_base
-
-        def media_ns(seconds: float | None) -> int:
-            return round(((seconds or 0.0) - start_s) * 1e9)
-
+        """Read a recording, and those that were joined to it, no faster than the node takes them."""
         try:
-            tracks = choose(container, self._media, self._wanted, self.name)
-            timeline = timeline_of(container, self.name)
-            for item in decode(container, tracks, self._fps, media_ns, self.name, timeline):
-                while len(self._queue) >= _QUEUE and not self._closing.wait(_FULL_S):
-                    pass
-                self._queue.append(item)
-                self._arrived.set()
-                if self._closing.is_set():
-                    break
+            base_ns = self._read_part(container, 0)
+            while not self._closing.is_set() and (file := next(self._later, None)) is not None:
+                if base_ns:
+                    log.info("%s: another recording follows at %.2f s; it is read too", self.name, base_ns / 1e9)
+                container.close()
+                try:
+                    container = av.open(file, options=input_options(self._spec.scheme), **OPEN_OPTIONS)
+                except FFmpegError as error:
+                    log.warning(
+                        "%s: what follows at %.2f s cannot be read (%s)", self.name, base_ns / 1e9, error.strerror
+                    )
+                    continue
+                base_ns = self._read_part(container, base_ns)
             failure: Exception | None = self._web.failure if self._web is not None else None
         except (FFmpegError, OSError, SourceError) as error:
             failure = error
@@ -259,6 +224,28 @@ class LiveSource:
         container.close()
         self._ended.set()
         self._arrived.set()
+
+    def _read_part(self, container: av.container.InputContainer, base_ns: int) -> int:
+        """Read one recording, which begins at this media time. Returns where it ends."""
+        start_s, end_ns = (container.start_time or 0) / av.time_base, base_ns
+
+        def media_ns(seconds: float | None) -> int:
+            return base_ns + round(((seconds or 0.0) - start_s) * 1e9)
+
+        tracks = choose(container, self._media, self._wanted, self.name, tell=not base_ns)
+        timeline = timeline_of(container, self.name)
+        for item in decode(container, tracks, self._fps, media_ns, self.name, timeline):
+            if isinstance(item, NoTrack) and base_ns:
+                continue
+            while len(self._queue) >= _QUEUE and not self._closing.wait(_FULL_S):
+                pass
+            if not isinstance(item, NoTrack):
+                end_ns = max(end_ns, item.media_end_ns)
+            self._queue.append(item)
+            self._arrived.set()
+            if self._closing.is_set():
+                break
+        return end_ns
 
     def _follow(self, container: av.container.InputContainer | None) -> None:
         """Read a live source, and open it again whenever it goes away."""
@@ -353,7 +340,7 @@ class Pipe(LiveSource):
     def _open(self) -> av.container.InputContainer:
         self.live = False
         try:
-            file = open_bytes(self._path, self.WAIT_S)
+            file = self._split(open_bytes(self._path, self.WAIT_S))
             container: av.container.InputContainer = av.open(file, options=input_options(), **OPEN_OPTIONS)
         except (FFmpegError, OSError) as error:
             raise SourceError(f"{self.name}: cannot be read ({error.strerror})") from error

@@ -42,6 +42,7 @@ class Body:
         """Raises SourceError or OSError if the address is not allowed or cannot be fetched."""
         self._web, self._first, self._end = web, first, end
         self._position = 0  # relative to ``first``
+        self._peeked = b""
         self._response = self._ask(url)
         self.name: str = self._response.geturl()
         headers = self._response.headers
@@ -57,7 +58,8 @@ class Body:
         """The next bytes, at most ``size``; waits for at least one. Empty at the end."""
         try:
             self._web.check_time()
-            data: bytes = self._response.read1(size)
+            data: bytes = self._peeked[:size] or self._response.read1(size)
+            self._peeked = self._peeked[size:]
             self._is_playlist |= self._position == 0 and data.startswith(b"#EXT")
             self._position += len(data)
             if self._is_playlist and self._position > _MAX_PLAYLIST_BYTES:
@@ -68,6 +70,19 @@ class Body:
         except (OSError, SourceError) as error:
             self._web.failure = error
         return b""
+
+    def peek(self, size: int) -> bytes:
+        """The first bytes, which stay; call it before all else."""
+        data = b""
+        while len(data) < size and (more := self.read(size - len(data))):
+            data += more
+        self._peeked, self._position = data, 0
+        return data
+
+    @property
+    def length(self) -> int:
+        """In bytes; 0 if it is not known."""
+        return self._length or 0
 
     def seekable(self) -> bool:
         return self._seekable
@@ -82,7 +97,7 @@ class Body:
             return -1
         if target != self._position:
             self._response.close()
-            self._position = target
+            self._position, self._peeked = target, b""
             try:
                 self._response = self._ask(self.name)
             except (OSError, SourceError) as error:
