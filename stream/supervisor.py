@@ -22,7 +22,7 @@ from emostream.stream.exits import judge
 from emostream.stream.limits import check_address_space, check_files
 from emostream.stream.messages import Control, Health, Label, Log, Message
 from emostream.stream.nodes.process import code_of, start_node
-from emostream.stream.nodes.runtime import NodeSpec
+from emostream.stream.nodes.spec import NodeSpec
 from emostream.stream.notify import Notifier
 from emostream.stream.plan import Plan, make_plan, plan_stream
 from emostream.stream.run_folder import RunFolder, ipc

@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 
 from emostream.stream.exits import Exit
 from emostream.stream.messages import Health
-from emostream.stream.nodes.runtime import NodeSpec
+from emostream.stream.nodes.spec import NodeSpec
 
 _READY_TIMEOUT_NS = 60_000_000_000  # for a node to start, since a recogniser's large model takes long to load
 _SILENT_NS = 15_000_000_000  # without a heartbeat for longer, a node counts as hung

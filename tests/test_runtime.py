@@ -18,7 +18,8 @@ from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
 from emostream.stream.messages import Codec, Control, Health, Log, Pcm
 from emostream.stream.nodes import runtime as module
-from emostream.stream.nodes.runtime import LIGHTER, NodeRuntime, NodeSpec
+from emostream.stream.nodes.runtime import LIGHTER, NodeRuntime
+from emostream.stream.nodes.spec import NodeSpec
 from emostream.stream.run_folder import ipc
 
 _MS = 1_000_000

@@ -12,7 +12,7 @@ import pytest
 from emostream.stream.config import Config
 from emostream.stream.messages import Health
 from emostream.stream.nodes.process import CANNOT_RUN
-from emostream.stream.nodes.runtime import NodeSpec
+from emostream.stream.nodes.spec import NodeSpec
 from emostream.stream.status import StatusBoard
 from emostream.stream.supervisor import Supervisor
 from emostream.stream.watched import Watched
