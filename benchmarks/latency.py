@@ -61,11 +61,13 @@ def recognizer_of(setting: str, options: argparse.Namespace) -> str:
     return options.recognizer if SETTINGS[setting][1] else "none"
 
 
-def measure(script: Script, setting: str, recognizer: str, progress: Callable[[float], None]) -> Watch:
+def measure(
+    script: Script, setting: str, recognizer: str, changes: Sequence[str], progress: Callable[[float], None]
+) -> Watch:
     """Play the script through a pipeline of its own; ``progress`` is called with the share that has been played."""
     return play(
         {STREAM: {SETTINGS[setting][0]: script.path}}, recognizer, script.length_s,
-        lambda _, passed_s: progress(min(1.0, passed_s / script.length_s)),
+        lambda _, passed_s: progress(min(1.0, passed_s / script.length_s)), changes=changes,
     )  # fmt: skip
 
 
@@ -209,6 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--utterances", type=int, metavar="N", help="in each setting (default: 100; --quick: 2)")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all three")
     add_recognizer(parser)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as for stream-run (page.on=true)"
+    )
     options = parser.parse_args(arguments)
     return _run(options, options.utterances or (2 if options.quick else 100))
 
@@ -227,7 +232,7 @@ def _run(options: argparse.Namespace, count: int) -> int:
         for setting in options.settings:
             task = progress.add_task(f"{setting}: {count} utterances", total=1.0)
             watch = measure(
-                script, setting, recognizer_of(setting, options),
+                script, setting, recognizer_of(setting, options), options.set,
                 lambda share, task=task: progress.update(task, completed=share),  # type: ignore[misc]
             )  # fmt: skip
             figures[setting], wrong = judge(script, watch, setting)
@@ -237,6 +242,7 @@ def _run(options: argparse.Namespace, count: int) -> int:
         "script": f"{count} utterances of the {source} in {script.length_s:.0f} s, pauses from {PAUSE_S} s",
         "settings": ", ".join(options.settings),
         "recogniser of all": options.recognizer,
+        "changes": ", ".join(options.set) or "none",
         "configuration": f"defaults (hangover {hangover}; pause_ms {speech.pause_ms}, video.fps {video.fps:g}, "
         f"face detector {video.detector})",
         "quick": options.quick,

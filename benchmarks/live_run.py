@@ -150,12 +150,14 @@ def play(
     tick: Callable[[LiveRun, float], None],
     spare_s: float = START_S,
     command: Sequence[str] = (),
+    changes: Sequence[str] = (),
 ) -> Watch:
     """Play files in real time through a ``stream-run`` of their own.
 
     ``streams``: name → {``audio``, ``video`` or ``source``: file}; ``length_s``: of the longest; ``tick``: called
     several times a second with the run and the seconds since ``go``; ``spare_s``: for the processes to start, and
-    again to end after the last word: a run that takes longer is given up; ``command``: as for LiveRun.
+    again to end after the last word: a run that takes longer is given up; ``command``: as for LiveRun; ``changes``: of
+    the configuration, SECTION.KEY=VALUE.
     """
     tables = [
         "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in {"name": name, **sources}.items()) + "}"
@@ -169,6 +171,7 @@ def play(
         for kind in (*(node for medium in files for node in _MEDIA[medium]), "speech")
     ]
     arguments = ["--quiet", "--set", f"streams=[{', '.join(tables)}]", "--set", f"speech.recognizer={recognizer}"]
+    arguments += [argument for change in changes for argument in ("--set", change)]
     watch = Watch()
     with LiveRun(arguments, [*nodes, "fusion"], command) as live:
         give_up_ns = live.started_ns + int(spare_s * 1e9)

@@ -1,9 +1,9 @@
 """Draw the terminal's live view as an SVG, from the messages of a real run.
 
     stream-listen --json --windows > run.jsonl      (in another terminal, while stream-run runs)
-    python tools/make_picture.py run.jsonl 12.5 docs/live.svg
+    python tools/make_picture.py run.jsonl 13.3 docs/live.svg
 
-The picture shows the view at a media time, here 12.5 s.
+The picture shows the view at a media time, here 13.3 s.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from emostream.stream.emotion import decode_emotion
+from emostream.stream.status import Status, StreamStatus
 from emostream.stream.view import LiveView
 
 
@@ -32,6 +33,12 @@ def main() -> None:
         view.emotion(message)
         if message.kind == "utterance":
             picture.print(view.label_line(message))
+    streams = {
+        name: StreamStatus(state="running", heard=of[-1].utterance, labelled=sum(m.kind == "utterance" for m in of))
+        for name in dict.fromkeys(message.stream for message in shown)
+        for of in [[message for message in shown if message.stream == name]]
+    }
+    view.status(Status(state="running", streams=streams))
     view.close()
     picture.print(view.render())
     picture.save_svg(str(options.out), title="stream-run --config config.toml")
