@@ -24,10 +24,10 @@ import psutil
 import zmq
 
 from benchmarks.labels import Label
-from emostream.stream.bus import ipc
 from emostream.stream.clock import SystemClock, take_offset_ns
 from emostream.stream.emotion import Emotion, decode_emotion
 from emostream.stream.messages import Codec, Control, Health
+from emostream.stream.run_folder import ipc
 
 START_S = 90.0  # limit for the processes to start, and again for them to end
 _MEDIA = {"audio": ("audio",), "video": ("video",), "source": ("audio", "video")}  # key of a stream → its capture nodes

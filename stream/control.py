@@ -21,9 +21,10 @@ from typing import Any, Literal, Self
 import msgspec
 import zmq
 
-from emostream.errors import BusError, ConfigError, ControlError
+from emostream.errors import BusError, ConfigError, ControlError, EmostreamError
 from emostream.files import user_path
 from emostream.stream.bus import bind, is_listened_at
+from emostream.stream.config import Config
 from emostream.stream.listen import DEFAULT_ENDPOINT
 from emostream.stream.status import Status, decode_status
 
@@ -154,6 +155,21 @@ class ControlServer:
         if self.path.parent.name.startswith(_FOLDER):  # remove the folder made for it, unless another run uses it
             with contextlib.suppress(OSError):
                 self.path.parent.rmdir()
+
+
+def open_server(context: zmq.Context[Any], config: Config, warn: Callable[[str], None]) -> ControlServer | None:
+    """The socket at which a run is steered; None at fast pace, if there is to be none, or, after a warning, if there is
+    no place for it. Raises BusError if bus.control names the place."""
+    if config.pace == "fast":
+        return None
+    try:
+        path = control_path(config.bus.control, config.bus.emotion)
+        return None if path is None else ControlServer(context, path)
+    except EmostreamError as error:
+        if config.bus.control != "auto":
+            raise
+        warn(f"cannot be steered: {error}")
+        return None
 
 
 class Waiting:

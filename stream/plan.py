@@ -22,7 +22,7 @@ from emostream.stream.config import Bus, Config, Page, Stream
 from emostream.stream.encryption import recipients
 from emostream.stream.gate import closed
 from emostream.stream.keys import Keys, read_client
-from emostream.stream.nodes.runtime import NodeSpec
+from emostream.stream.nodes.spec import NodeSpec
 from emostream.stream.prior import log_ratios
 from emostream.stream.profile import Profile
 from emostream.stream.source_spec import SourceSpec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from emostream.errors import ConfigError, EmostreamError
-from emostream.stream.bus import hold, make_run_dir
 from emostream.stream.config import Config
+from emostream.stream.run_folder import RunFolder
 
 _FILES = 3  # files to keep: the one being written, and those before it
 _PICTURE_NS = 500_000_000  # between two pictures
@@ -22,7 +21,7 @@ class ReportMedia:
     """Records a run into its own folder, keeps only the last ``seconds``, and removes the folder on ``close``. The next
     start removes what a killed run left, as it does with sockets.
 
-    Raises ConfigError if the run is already recorded or not in real time, and BusError like ``make_run_dir``."""
+    Raises ConfigError if the run is already recorded or not in real time, and BusError like ``RunFolder``."""
 
     def __init__(self, config: Config, seconds: float) -> None:
         if not 1 <= seconds <= 60:
@@ -32,14 +31,13 @@ class ReportMedia:
         if config.pace == "fast":
             raise ConfigError("--report-media is for runs in real time; a file that is read at full speed is at hand")
         self.seconds = seconds
-        self._folder = make_run_dir(config.bus.run_dir)
-        self._held = hold(self._folder)
-        changes = {"folder": str(self._folder), "video": True, "public_key": "", "minutes": seconds / 60}
+        self._folder = RunFolder(config.bus.run_dir)
+        changes = {"folder": str(self._folder.path), "video": True, "public_key": "", "minutes": seconds / 60}
         self.config = config.model_copy(update={"record": config.record.model_copy(update=changes)})
 
     @property
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("emostream-*.mcap"))
+        return sorted(self._folder.path.glob("emostream-*.mcap"))
 
     def tick(self) -> None:
         """Remove what is older than the last seconds. Call this about once a second."""
@@ -61,8 +59,7 @@ class ReportMedia:
         return parts
 
     def close(self) -> None:
-        self._held.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
 
 
 def _sound(paths: list[Path], stream: str, from_ns: int) -> dict[str, bytes]:

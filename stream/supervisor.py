@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from multiprocessing import resource_tracker
-from multiprocessing.process import BaseProcess
 
 import zmq
 
 from emostream.errors import ConfigError, EmostreamError, RunError
-from emostream.stream.bus import Inbox, Publisher, are_there, hold, ipc, make_run_dir
+from emostream.stream.bus import Inbox, Publisher
 from emostream.stream.clock import SystemClock
 from emostream.stream.config import Config
-from emostream.stream.control import ControlServer, Request, Waiting, control_path, sent_at
+from emostream.stream.control import Request, Waiting, open_server, sent_at
 from emostream.stream.emotion import Emotion, decode_emotion
-from emostream.stream.exits import Exit, judge
+from emostream.stream.exits import judge
 from emostream.stream.limits import check_address_space, check_files
-from emostream.stream.messages import Control, Health, Label, Log, Message, StatusReport
+from emostream.stream.messages import Control, Health, Label, Log, Message
 from emostream.stream.nodes.process import code_of, start_node
-from emostream.stream.nodes.runtime import NodeSpec
+from emostream.stream.nodes.spec import NodeSpec
 from emostream.stream.notify import Notifier
 from emostream.stream.plan import Plan, make_plan, plan_stream
-from emostream.stream.status import Status, StatusBoard, encode_status, stream_line
+from emostream.stream.run_folder import RunFolder, ipc
+from emostream.stream.run_reports import RunReports
+from emostream.stream.status import Status, StatusBoard, encode_status
 from emostream.stream.steering import Steering
 from emostream.stream.topics import BESIDE, CONTROL, FUSION, LABEL, RECORD, health_topic, log_topic
+from emostream.stream.watched import Watched, kill
 
-_READY_TIMEOUT_NS = 60_000_000_000  # for a node to start, since a recogniser's large model takes long to load
-_SILENT_NS = 15_000_000_000  # without a heartbeat for longer, a node counts as hung
 _STOP_NS = 1_800_000_000  # from ``stop`` to killing the remaining nodes: with a busy machine, Ctrl-C takes up to 3 s
 _LAST_NS = 200_000_000  # for the last messages, when stopping
 _GO_DELAY_NS = 50_000_000
@@ -41,29 +39,7 @@ _EXIT_S = 1.0
 _RECORD_NS = 2_000_000_000  # for a recording to be finished once all else is over …
 _RECORD_STOP_NS = 200_000_000  # … but no longer after all others had to stop
 _SUSPENDED_NS = 2_000_000_000
-_STATUS_NS = 1_000_000_000
-_LINES, _LINES_AT_ONCE = 1000, 20  # log lines that may wait for a recording; lines sent per round of the loop
 _POLL_MS = 100  # between two checks of the processes, while no message comes
-
-
-@dataclass
-class _Node:
-    spec: NodeSpec
-    process: BaseProcess | None = None
-    ready: bool = False
-    done: bool = False
-    cannot_run: bool = False
-    starts: int = 0
-    crashed_ns: deque[int] = field(default_factory=deque)  # recent crashes
-    has_run: bool = False  # at any start
-    gone_ns: int | None = None  # since when it has not been running, if it is being restarted
-    away: int = 0  # consecutive starts at which its source was away
-    restart_ns: int = 0
-    seen_ns: int = 0
-    health: Health | None = None
-    error: str = ""  # the last error that it logged
-    t0_ns: int | None = None  # Unix time of its media time 0
-    orders: int = 0  # serial number of the last orders that it carried out
 
 
 class Supervisor:
@@ -85,48 +61,40 @@ class Supervisor:
         stop: threading.Event,
         notifier: Notifier | None = None,
     ) -> None:
-        self._config, self._stop, self._notifier = config, stop, notifier
-        self._status_line = ""
-        self._on_emotion, self._on_health, self._tell = on_emotion, on_health, on_log
-        self._lines: deque[Log] = deque(maxlen=_LINES)  # on their way into a recording
-        self._on_status = on_status
+        self._config, self._stop = config, stop
+        self._on_emotion, self._on_health = on_emotion, on_health
         self._clock = SystemClock()
-        self._run_dir = make_run_dir(config.bus.run_dir)
-        self._held = hold(self._run_dir)
-        self._nodes: dict[str, _Node] = {}
+        self._reports = RunReports(self._clock, on_log, on_status, bool(config.record.folder), notifier)
+        self._folder = RunFolder(config.bus.run_dir)
+        self._nodes: dict[str, Watched] = {}
         self._inbox: Inbox | None = None
         self._steering = Steering(config)
         self._run_id = secrets.token_hex(4)
         self._board = StatusBoard(self._run_id, [])
-        self._next_status_ns = 0
-        self._reported_states: tuple[str, ...] = ()
-        self._removed = False  # files of sockets …
-        self._missing_ns: int | None = None  # … that are not there since this time
         self._last_number = 0  # the highest of fusion's numbers
         self._looked_ns = 0
         self._t0_ns: int | None = None
         self._stop_by_ns: int | None = None
         self._fatal = ""
         self._fatal_code = RunError.exit_code
-        self._fatal_node: _Node | None = None  # whose error is the reason
+        self._fatal_node: Watched | None = None  # whose error is the reason
 
     def run(self) -> None:
         """Run until every stream has ended or ``stop`` is set. Raises RunError if the run cannot begin or go on, and
         what ``make_plan`` raises."""
         try:
             check_address_space()
-            plan = make_plan(self._config, self._run_dir, self._clock)
+            plan = make_plan(self._config, self._folder.path, self._clock)
             for note in plan.notes:
-                self._on_log("run", "warning", note)
-            self._nodes = {spec.name: _Node(spec) for spec in plan.specs}
+                self._reports.log("run", "warning", note)
+            self._nodes = {spec.name: Watched(spec) for spec in plan.specs}
             check_files(len(self._nodes))
             self._board = StatusBoard(self._run_id, list(self._nodes), plan.labels)
             resource_tracker.ensure_running()  # start multiprocessing's helper now, so that it gets no node's name
             self._serve()
         finally:
-            self._kill_nodes()
-            shutil.rmtree(self._run_dir, ignore_errors=True)
-            self._held.close()
+            kill(self._nodes.values())
+            self._folder.remove()
 
     @property
     def unopened(self) -> list[str]:
@@ -137,7 +105,7 @@ class Supervisor:
     def _serve(self) -> None:
         with ExitStack() as stack:
             context = stack.enter_context(zmq.Context())
-            endpoint = ipc(self._run_dir, CONTROL)
+            endpoint = ipc(self._folder.path, CONTROL)
             control = stack.enter_context(closing(Publisher(context, endpoint, self._clock, 100, lossless=False)))
             inbox = self._inbox = stack.enter_context(closing(Inbox(context, 10_000, lossless=False)))
             for node in self._nodes.values():
@@ -160,11 +128,10 @@ class Supervisor:
                     control.send(self._steering.orders)  # repeatedly, as with ``stop``
                 self._report(control)
                 self._pass_on(control)
-                self._notify()
+                self._reports.notify(self._t0_ns is not None, self._stop.is_set())
                 if self._look_after(control) or self._out_of_time() or self._fatal:
                     break
-            if self._notifier is not None:
-                self._notifier.stopping()
+            self._reports.notify_end()
             self._finish_recording(control)
             self._tell_late()
             until_ns = None if self._stop_by_ns is None else self._clock.now_ns() + _LAST_NS
@@ -172,19 +139,12 @@ class Supervisor:
                 self._take(message)
                 if until_ns is not None and self._clock.now_ns() >= until_ns:
                     break
-            self._kill_nodes()  # before closing the sockets, which would wait for nodes that hang
+            kill(self._nodes.values())  # before closing the sockets, which would wait for nodes that hang
             if self._fatal:
                 reasons = [node.error for node in self._nodes.values() if node is self._fatal_node and node.error]
                 failure = RunError(": ".join([self._fatal, *reasons]))
                 failure.exit_code = self._fatal_code
                 raise failure
-
-    def _kill_nodes(self) -> None:
-        alive = [node.process for node in self._nodes.values() if node.process is not None and node.process.is_alive()]
-        for process in alive:
-            process.kill()
-        for process in alive:
-            process.join()
 
     def _finish_recording(self, control: Publisher) -> None:
         """Let a recording finish, including the last labels."""
@@ -197,30 +157,22 @@ class Supervisor:
             control.send(Control(command="stop"))
             process.join(0.05)
 
-    def _begin(self, node: _Node) -> None:
+    def _begin(self, node: Watched) -> None:
         """Listen to a node, and start it."""
         assert self._inbox is not None
         name = node.spec.name
         topics = [health_topic(name), log_topic(name), *([LABEL] if name == FUSION else [])]
-        self._inbox.connect(ipc(self._run_dir, name), topics)
+        self._inbox.connect(ipc(self._folder.path, name), topics)
         if not node.spec.host:
             self._start(node)
 
     def _open_control(self, stack: ExitStack, context: zmq.Context[zmq.Socket[bytes]]) -> Waiting | None:
-        """Let the user's other programs steer the run. If there is no place for the socket, the run goes on without."""
+        """Let the user's other programs steer the run."""
         assert self._inbox is not None
-        if self._config.pace == "fast":
+        server = open_server(context, self._config, lambda text: self._reports.log("run", "warning", text))
+        if server is None:
             return None
-        try:
-            path = control_path(self._config.bus.control, self._config.bus.emotion)
-            if path is None:
-                return None
-            server = stack.enter_context(closing(ControlServer(context, path)))
-        except EmostreamError as error:
-            if self._config.bus.control != "auto":
-                raise
-            self._on_log("run", "warning", f"cannot be steered: {error}")
-            return None
+        stack.enter_context(closing(server))
         self._inbox.wake_on(server.socket)
         waiting = Waiting(server, self._obey, self._unfollowed, lambda: encode_status(self.status()).decode())
         stack.callback(waiting.close)
@@ -232,8 +184,8 @@ class Supervisor:
         text = self._steering.obey(request, sent_at(request, self._clock.now_ns()), self._add)
         if request.command == "status":
             return text, 0
-        self._on_log("run", "info", text)
-        self._next_status_ns = 0
+        self._reports.log("run", "info", text)
+        self._reports.hurry()
         return text, self._steering.orders.serial
 
     def _add(self, text: str) -> str:
@@ -241,14 +193,14 @@ class Supervisor:
         stream = self._steering.add(text)
         plan = Plan()
         try:
-            modalities = plan_stream(plan, stream, self._config, self._run_dir, self._clock)
+            modalities = plan_stream(plan, stream, self._config, self._folder.path, self._clock)
         except EmostreamError as error:
             raise ConfigError(str(error)) from error
         names = [spec.name for spec in plan.specs]
         if busy := [name for name in names if name in self._nodes and not self._nodes[name].done]:
             raise ConfigError(f"the last stream {stream.name} is still ending ({', '.join(busy)}); try again")
         for note in plan.notes:
-            self._on_log("run", "warning", note)
+            self._reports.log("run", "warning", note)
         check_files(len(self._nodes) + len(names))
         again = stream.name in self._board.streams
         self._steering.joined(stream, names, modalities, self._first_number() if again else 0)
@@ -259,18 +211,15 @@ class Supervisor:
             inputs=(*(name for name in fusion.spec.inputs if name not in names), *names),
             streams=(*(each for each in fusion.spec.streams if each[0] != stream.name), (stream.name, modalities)),
         )
-        self._nodes |= {spec.name: _Node(spec) for spec in plan.specs}
+        self._nodes |= {spec.name: Watched(spec) for spec in plan.specs}
         for name in names:
             self._begin(self._nodes[name])
         return stream.name
 
     def _unfollowed(self, serial: int) -> list[str]:
         """The running nodes that have not carried out these orders yet."""
-        return [
-            name
-            for name, node in self._nodes.items()
-            if not node.done and node.process is not None and node.orders < serial
-        ]
+        running = [node for node in self._nodes.values() if not node.done and node.process is not None]
+        return [node.spec.name for node in running if node.orders < serial]
 
     def _first_number(self) -> int:
         """A number that fusion has not used. Its last labels may not have arrived, but never as many as a thousand."""
@@ -284,61 +233,29 @@ class Supervisor:
             self._on_emotion(emotion)
         elif isinstance(message, Health):
             node = self._nodes[message.node]
-            node.seen_ns = self._clock.now_ns()
-            node.health = message
-            node.orders = max(node.orders, message.orders)
-            node.ready = node.ready or message.state != "starting"
+            node.take(message, self._clock.now_ns())
             self._board.add_health(message, node.seen_ns)
-            if message.state == "running":
-                node.has_run, node.away = True, 0
-                self._tell_absence(node)
+            if message.state == "running" and (text := node.take_absence(self._clock.now_ns())):
+                self._reports.log(node.spec.name, "warning", text)
             self._on_health(message)
         elif isinstance(message, Log):
             if message.level == "error":
                 self._nodes[message.node].error = message.text
-            self._on_log(message.node, message.level, message.text)
-
-    def _on_log(self, node: str, level: str, text: str) -> None:
-        """Pass a log line to the user and to the recording."""
-        self._tell(node, level, text)
-        if self._config.record.folder:
-            self._lines.append(Log(node=node, level=level, text=text, at_ns=self._clock.now_ns()))
+            self._reports.log(message.node, message.level, message.text)
 
     def _pass_on(self, control: Publisher) -> None:
-        """Send log lines to the recording while it runs. Lines wait for it at the start, and after a crash."""
         node = self._nodes.get(RECORD)
-        if node is None or node.process is None or not node.ready:
-            return
-        for _ in range(min(_LINES_AT_ONCE, len(self._lines))):
-            control.send(self._lines.popleft())
+        if node is not None and node.process is not None and node.ready:
+            self._reports.pass_on(control)
 
-    def _notify(self) -> None:
-        """Tell the service manager that the run has begun, is ending or goes on, and what it has done so far."""
-        if self._notifier is None:
-            return
-        if self._stop.is_set():
-            self._notifier.stopping()
-        elif self._t0_ns is not None:
-            self._notifier.ready()
-        self._notifier.tick(self._clock.now_ns(), self._status_line)
-
-    def _tell_absence(self, node: _Node) -> None:
-        """Report for how long a restarted node was away."""
-        if node.gone_ns is None or node.t0_ns is None:
-            return
-        start_s, end_s = ((at_ns - node.t0_ns) / 1e9 for at_ns in (node.gone_ns, self._clock.now_ns()))
-        text = f"runs again; it was away from {start_s:.2f} to {end_s:.2f} s, and what came then may be missing"
-        self._on_log(node.spec.name, "warning", text)
-        node.gone_ns = None
-
-    def _start(self, node: _Node) -> None:
+    def _start(self, node: Watched) -> None:
         """Start a node's process, together with a node that shares it."""
         nodes = [node, *(other for other in self._nodes.values() if other.spec.host == node.spec.name)]
         process = start_node(*map(self._starting, nodes))
         for each in nodes:
             each.process, each.ready, each.seen_ns = process, False, self._clock.now_ns()
 
-    def _starting(self, node: _Node) -> NodeSpec:
+    def _starting(self, node: Watched) -> NodeSpec:
         """The specification for a node's process that starts now."""
         first = self._first_number() if node.starts else 0
         if node.spec.name == FUSION and node.starts:
@@ -357,7 +274,7 @@ class Supervisor:
         self._looked_ns = now_ns
         if away_ns < _SUSPENDED_NS:
             return
-        self._on_log("run", "warning", f"was suspended, or had no processor, for {away_ns / 1e9:.1f} s")
+        self._reports.log("run", "warning", f"was suspended, or had no processor, for {away_ns / 1e9:.1f} s")
         for node in self._nodes.values():
             node.seen_ns += away_ns
         if self._stop_by_ns is not None:
@@ -372,11 +289,9 @@ class Supervisor:
                 if due and not node.done and not node.spec.host:
                     self._start(node)
                 continue
-            limit_ns = _SILENT_NS if node.ready else _READY_TIMEOUT_NS
-            if node.process.exitcode is None and now_ns - node.seen_ns > limit_ns:
-                self._on_log(node.spec.name, "error", "sent no heartbeat; killed")
-                node.process.kill()
-                node.process.join()
+            if node.hangs(now_ns):
+                self._reports.log(node.spec.name, "error", "sent no heartbeat; killed")
+                kill([node])
             self._follow_process(node)
         waiting = [node for node in self._nodes.values() if not node.done and node.spec.kind not in BESIDE]
         if not waiting:
@@ -390,7 +305,7 @@ class Supervisor:
                 self._follow_process(node)
         return True
 
-    def _follow_process(self, node: _Node) -> None:
+    def _follow_process(self, node: Watched) -> None:
         """Check whether a node's process has ended; if two nodes share it, the host is handled first."""
         assert node.process is not None
         host = self._nodes.get(node.spec.host)
@@ -426,30 +341,17 @@ class Supervisor:
         return status
 
     def _report(self, control: Publisher) -> None:
-        """Publish the status if it is due, or a state has changed."""
-        now_ns, states = self._clock.now_ns(), self._board.states
-        if now_ns < self._next_status_ns and states == self._reported_states:
+        """Publish the status if it is due; then say if somebody has removed the run's sockets."""
+        states = self._board.states
+        if not self._reports.is_due(states):
             return
-        self._reported_states, self._next_status_ns = states, now_ns + _STATUS_NS
-        status = self.status()
-        control.send(StatusReport(payload=encode_status(status).decode()))
-        self._notice_removal()
-        self._status_line = "; ".join(stream_line(name, stream) for name, stream in status.streams.items())
-        self._on_status(status)
-
-    def _notice_removal(self) -> None:
-        """Say once if somebody has removed the files of sockets. What is connected stays connected."""
+        self._reports.tell(self.status(), states, control)
         running = [name for name, node in self._nodes.items() if node.health and node.health.state == "running"]
-        if self._removed or are_there(self._run_dir, [CONTROL, *running]):
-            self._missing_ns = None
-            return
-        self._missing_ns = self._missing_ns or self._clock.now_ns()
-        if self._clock.now_ns() - self._missing_ns < _STATUS_NS:  # it may be that of a node that ends
-            return
-        self._removed = True
-        self._on_log("run", "warning", f"{self._run_dir}: sockets in it were removed; no node can be started again")
+        if self._folder.notice_removal([CONTROL, *running], self._clock.now_ns()):
+            text = f"{self._folder.path}: sockets in it were removed; no node can be started again"
+            self._reports.log("run", "warning", text)
 
-    def _on_exit(self, node: _Node, code: int) -> None:
+    def _on_exit(self, node: Watched, code: int) -> None:
         self._follow_exit(node, code)
         if not node.done:
             self._board.away(node.spec.name, node.gone_ns or self._clock.now_ns())
@@ -460,33 +362,19 @@ class Supervisor:
         if node.spec.stream and (removed or self._nodes[FUSION].starts > 1):
             self._steering.ended([node.spec.name])
 
-    def _follow_exit(self, node: _Node, code: int) -> None:
+    def _follow_exit(self, node: Watched, code: int) -> None:
         name, now_ns, rules = node.spec.name, self._clock.now_ns(), self._config.supervisor
-        if node.gone_ns is None:
-            behind_s = 0.0 if node.health is None else node.health.behind_s
-            node.gone_ns = node.seen_ns - int(behind_s * 1e9)  # what waited for it at its last sign of life is lost too
-        while node.crashed_ns and now_ns - node.crashed_ns[0] > rules.within_s * 1e9:
-            node.crashed_ns.popleft()
-        end = Exit(
-            name=name,
-            kind=node.spec.kind,
-            code=code,
-            is_live=node.spec.source is not None and node.spec.source.is_live,
-            has_reported=node.health is not None,
-            has_run=node.has_run,
-            away=node.away,
-            crashes=len(node.crashed_ns),
-        )
+        end = node.end(code, now_ns, rules.within_s)
         verdict = judge(end, rules, lossless=self._config.pace == "fast", stopping=self._stop_by_ns is not None)
-        if verdict.wait_ns is not None and (self._removed or not are_there(self._run_dir, [CONTROL])):
-            why = f"{name} ended and cannot be started again, since {self._run_dir} was removed"
+        if verdict.wait_ns is not None and not self._folder.can_be_joined(CONTROL):
+            why = f"{name} ended and cannot be started again, since {self._folder.path} was removed"
             verdict = replace(verdict, wait_ns=None, line=None, fatal=why)
         node.away += verdict.away
         node.cannot_run = node.cannot_run or verdict.cannot_run
         if verdict.crashed:
             node.crashed_ns.append(now_ns)
         if verdict.line is not None:
-            self._on_log(name, *verdict.line)
+            self._reports.log(name, *verdict.line)
         if verdict.fatal:
             self._fatal, self._fatal_code = verdict.fatal, verdict.fatal_code
             self._fatal_node = node if verdict.reason else self._fatal_node
@@ -508,11 +396,8 @@ class Supervisor:
             return
         late = []
         for name, node in self._nodes.items():
-            if node.done or node.process is None:
-                continue
-            node.process.join(max(0.0, (self._stop_by_ns - self._clock.now_ns()) / 1e9))
-            if node.process.exitcode is None:
+            if not node.done and not node.ends_within((self._stop_by_ns - self._clock.now_ns()) / 1e9):
                 late.append(name)
                 self._board.away(name, node.seen_ns)
         if late:
-            self._on_log("run", "warning", f"killed because they did not stop in time: {', '.join(late)}")
+            self._reports.log("run", "warning", f"killed because they did not stop in time: {', '.join(late)}")

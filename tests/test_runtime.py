@@ -13,12 +13,14 @@ import zmq
 
 from emostream.errors import BusError
 from emostream.stream import bus
-from emostream.stream.bus import Inbox, Publisher, ipc
+from emostream.stream.bus import Inbox, Publisher
 from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
 from emostream.stream.messages import Codec, Control, Health, Log, Pcm
 from emostream.stream.nodes import runtime as module
-from emostream.stream.nodes.runtime import LIGHTER, NodeRuntime, NodeSpec
+from emostream.stream.nodes.runtime import LIGHTER, NodeRuntime
+from emostream.stream.nodes.spec import NodeSpec
+from emostream.stream.run_folder import ipc
 
 _MS = 1_000_000
 
@@ -96,7 +98,7 @@ def test_a_heartbeat_counts_losses_of_an_empty_inbox(runtime, supervisor):
     """An inbox whose queue is empty is falsy, but its losses count all the same."""
     _, beats = supervisor
     producer = runtime.context.socket(zmq.PUB)
-    producer.bind(bus.ipc(Path(runtime.spec.run_dir), "audio.b"))
+    producer.bind(ipc(Path(runtime.spec.run_dir), "audio.b"))
     inbox = runtime.open_inbox({"audio.b": ["pcm.b"]})
     sound = Pcm(stream="b", media_start_ns=0, media_end_ns=0, captured_ns=0, samples=np.zeros(4, np.int16))
     received = None

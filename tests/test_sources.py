@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import os
 import struct
-import threading
 import wave
 from collections.abc import Callable
 from fractions import Fraction
@@ -15,14 +12,12 @@ import av
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from emostream.errors import SourceError
 from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
 from emostream.stream.source_spec import SourceSpec
-from emostream.stream.sources import DEMO, make_source
+from emostream.stream.sources import make_source
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import Sampler
 from emostream.stream.sources.file import FileSource
@@ -361,65 +356,6 @@ def test_a_file_with_a_damaged_middle_gives_both_ends(made, name):
         assert ((times > 0.2) & (times < 1.2)).any()
 
 
-# The sampler
-
-
-@given(
-    st.floats(0.5, 60),
-    st.lists(st.integers(1, 300_000_000), min_size=1, max_size=60),
-    st.integers(0, 10) | st.just(1_700_000_000),
-)
-def test_the_sampler_takes_one_frame_per_slot(fps, steps, begin_s):
-    times = [begin_s * _S + int(t) for t in np.cumsum(steps)]
-    sampler = Sampler(fps)
-    taken = [t for t in times if sampler.wants(t)]
-    assert taken[0] == times[0]
-    slot_ns = _S / fps
-    for k in (1, 3, 10):  # over any k slots on end, at most k + 1 begin
-        for i, first in enumerate(taken):
-            assert sum(t < first + k * slot_ns - 2000 for t in taken[i:]) <= k + 1
-    # a picture is skipped only if another was taken less than a slot before
-    for t in set(times) - set(taken):
-        assert any(0 < t - other < slot_ns + 2000 for other in taken)
-
-
-@given(st.sampled_from([1, 5, 10, 15, 25, 29.97, 30, 60]), st.sampled_from([1, 2, 3, 5, 10, 12.5]))
-def test_the_sampler_keeps_the_rate_on_evenly_spaced_frames(source_fps, fps):
-    sampler = Sampler(fps)
-    n = sum(sampler.wants(round(i * _S / source_fps)) for i in range(round(10 * source_fps)))
-    assert abs(n - 10 * min(fps, source_fps)) <= 1
-
-
-@given(st.floats(1, 30))
-def test_the_sampler_takes_all_of_a_slower_source(fps):
-    sampler = Sampler(fps)
-    gap = math.ceil(_S / fps) + 1_000_000  # time bases of whole milliseconds
-    assert all(sampler.wants(i * gap) for i in range(100))
-
-
-def test_the_sampler_does_not_go_back():
-    sampler = Sampler(10)
-    assert sampler.wants(_S)
-    assert not sampler.wants(_S // 2)
-    assert not sampler.wants(_S)
-    assert sampler.wants(_S + _S // 10)
-
-
-def test_a_slot_that_is_taken_is_over():
-    sampler = Sampler(10)
-    assert not sampler.is_over(_S)
-    sampler.wants(_S)
-    assert sampler.is_over(_S + _S // 20) and sampler.is_over(_S // 2)
-    assert not sampler.is_over(_S + _S // 10)  # asking does not use up the slot
-    assert sampler.wants(_S + _S // 10)
-
-
-@pytest.mark.parametrize("fps", [10, 12.5, 25, 30])
-def test_times_rounded_to_milliseconds_lose_no_frame(fps):
-    sampler = Sampler(fps)
-    assert all(sampler.wants(round(i * 1000 / fps) * 1_000_000) for i in range(200))
-
-
 # By name
 
 
@@ -457,48 +393,3 @@ def test_the_demo_has_sound_and_picture():
 def test_a_missing_live_source_suggests_a_remedy(text):
     with pytest.raises(SourceError, match=r"cannot be opened .*(stream-doctor|is its server running)"):
         make_source(SourceSpec.parse(text), BOTH, VirtualClock(), Config()).open()
-
-
-def copied(path: Path) -> Path:
-    """The demo's packets in another container."""
-    with av.open(str(path), "w") as out, av.open(str(DEMO)) as clip:
-        streams = (*clip.streams.video, *clip.streams.audio)
-        tracks = {track.index: out.add_stream_from_template(track) for track in streams}
-        for packet in clip.demux(*streams):
-            if packet.dts is not None:
-                packet.stream = tracks[packet.stream.index]
-                out.mux(packet)
-    return path
-
-
-@pytest.mark.parametrize("name", ["copy.mp4", "copy.mkv", "copy.ts"])
-@pytest.mark.parametrize("medium", ["audio", "video"])
-def test_a_file_is_read_from_a_place_before_the_time_that_was_sought(tmp_path, name, medium):
-    """A seek must land not far before: a restarted node must not decode an hour first. Times stay those of the file."""
-    path = copied(tmp_path / name)
-    whole, part = (FileSource(path, frozenset({medium}), 10) for _ in range(2))
-    times = []
-    for source, media_s in ((whole, None), (part, 18)):
-        source.open()
-        if media_s is not None:
-            source.seek(media_s * 1_000_000_000)
-        times.append([item.media_ns for item in source.items()])
-        source.close()
-    assert times[0][0] < 1e9 and 6e9 < times[1][0] <= 18.1e9
-    assert times[1][-1] == pytest.approx(times[0][-1], abs=2e8)
-    if medium == "audio":
-        assert set(times[1]) <= set(times[0])
-
-
-def test_a_file_that_cannot_be_sought_is_read_from_its_start(tmp_path):
-    fifo = tmp_path / "sound.wav"
-    os.mkfifo(fifo)
-    sound = media.audio_only(tmp_path / "whole.wav", 2.0)
-    writer = threading.Thread(target=lambda: fifo.write_bytes(sound.read_bytes()), daemon=True)
-    writer.start()
-    source = FileSource(fifo, frozenset({"audio"}), 10)
-    source.open()
-    source.seek(1_000_000_000)
-    chunks = list(source.items())
-    source.close()
-    assert chunks[-1].media_end_ns == pytest.approx(2e9, abs=1e7)

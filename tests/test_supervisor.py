@@ -12,9 +12,10 @@ import pytest
 from emostream.stream.config import Config
 from emostream.stream.messages import Health
 from emostream.stream.nodes.process import CANNOT_RUN
-from emostream.stream.nodes.runtime import NodeSpec
+from emostream.stream.nodes.spec import NodeSpec
 from emostream.stream.status import StatusBoard
-from emostream.stream.supervisor import Supervisor, _Node
+from emostream.stream.supervisor import Supervisor
+from emostream.stream.watched import Watched
 
 
 def _exit_late() -> None:
@@ -39,7 +40,7 @@ def test_a_source_that_exits_after_fusion_still_counts_as_not_opened(supervisor)
     process = multiprocessing.get_context("fork").Process(target=_exit_late)
     process.start()
     names = {"audio.a": "capture", "fusion": "fusion"}
-    supervisor._nodes = {name: _Node(NodeSpec(kind, name, "a", Config(), "", 0)) for name, kind in names.items()}
+    supervisor._nodes = {name: Watched(NodeSpec(kind, name, "a", Config(), "", 0)) for name, kind in names.items()}
     supervisor._board = StatusBoard("", list(names))
     capture, fusion = supervisor._nodes.values()
     capture.process, capture.ready, capture.seen_ns = process, True, supervisor._clock.now_ns()
@@ -51,9 +52,9 @@ def test_a_source_that_exits_after_fusion_still_counts_as_not_opened(supervisor)
 
 def test_what_waited_for_a_killed_node_counts_as_lost(supervisor, monkeypatch):
     """It heard the last utterance 2.5 s late; nobody has heard the end of that."""
-    monkeypatch.setattr("emostream.stream.supervisor.are_there", lambda *_: True)
+    monkeypatch.setattr("emostream.stream.run_folder.are_there", lambda *_: True)
     names = {"speech.a": "speech", "fusion": "fusion"}
-    supervisor._nodes = {name: _Node(NodeSpec(kind, name, "a", Config(), "", 0)) for name, kind in names.items()}
+    supervisor._nodes = {name: Watched(NodeSpec(kind, name, "a", Config(), "", 0)) for name, kind in names.items()}
     supervisor._board = StatusBoard("", list(names))
     node = supervisor._nodes["speech.a"]
     node.seen_ns, node.has_run = 20_000_000_000, True

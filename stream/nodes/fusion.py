@@ -19,7 +19,8 @@ from emostream.stream.cores.fusion import FusionCore
 from emostream.stream.emotion import Emotion
 from emostream.stream.keys import Keys, read_client
 from emostream.stream.messages import End, Label, Message, Orders
-from emostream.stream.nodes.runtime import NodeRuntime, Stopped, ipc_of
+from emostream.stream.nodes.runtime import NodeRuntime, Stopped
+from emostream.stream.nodes.spec import ipc_of
 from emostream.stream.profile import Profile
 from emostream.stream.public import EmotionPublisher
 from emostream.stream.topics import LABEL, fused_contents, fused_topics, parse_node

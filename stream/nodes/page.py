@@ -18,7 +18,8 @@ from emostream.stream.config import LOOPBACK, Config, changed
 from emostream.stream.config import Page as PageConfig
 from emostream.stream.control import Control, Request, control_path
 from emostream.stream.messages import Face, Label, Orders, Pcm, Picture
-from emostream.stream.nodes.runtime import NodeRuntime, ipc_of
+from emostream.stream.nodes.runtime import NodeRuntime
+from emostream.stream.nodes.spec import ipc_of
 from emostream.stream.page.tls import Certificate
 from emostream.stream.source_spec import described
 from emostream.stream.steering import SETTABLE

@@ -27,7 +27,8 @@ from emostream.errors import EmostreamError, UnreadableError
 from emostream.stream.bus import LINGER_MS, Context
 from emostream.stream.handover import Handover
 from emostream.stream.limits import no_core_dumps
-from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec, Stopped
+from emostream.stream.nodes.runtime import NodeRuntime, Stopped
+from emostream.stream.nodes.spec import NodeSpec
 from emostream.stream.nodes.tether import TetheredProcess
 from emostream.stream.topics import HEARD, stream_topic
 

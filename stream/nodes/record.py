@@ -12,7 +12,8 @@ from emostream import __version__
 from emostream.errors import ModelError, RunError
 from emostream.stream.emotion import decode_emotion
 from emostream.stream.messages import Face, Label, Pcm, Picture, SpeechEvent
-from emostream.stream.nodes.runtime import NodeRuntime, ipc_of
+from emostream.stream.nodes.runtime import NodeRuntime
+from emostream.stream.nodes.spec import ipc_of
 from emostream.stream.source_spec import masked
 from emostream.stream.topics import FUSION, LABEL, Content, parse_node, stream_topic
 

@@ -9,20 +9,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import psutil
 import zmq
 
 from emostream.stream import bus
-from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Context, Inbox, Publisher, ipc
+from emostream.stream.bus import LINGER_MS, SEND_TIMEOUT_MS, Context, Inbox, Publisher
 from emostream.stream.clock import SystemClock
-from emostream.stream.config import Config
 from emostream.stream.handover import Handover, HandoverInbox
 from emostream.stream.messages import Control, End, Health, Log, Message, Orders, StatusReport
-from emostream.stream.source_spec import SourceSpec
+from emostream.stream.nodes.spec import NodeSpec, ipc_of
 from emostream.stream.status import BEHIND_S
 from emostream.stream.topics import (
     BESIDE,
@@ -31,7 +28,6 @@ from emostream.stream.topics import (
     LOGS,
     RECORD,
     STATUS,
-    Medium,
     health_topic,
     log_topic,
 )  # fmt: skip
@@ -44,37 +40,6 @@ _STAY_S = 1.0
 REST_S = 0.16  # between two looks, at rest; less than min_hangover_ms: the label of a short utterance is not delayed
 _CAUGHT_UP_S = 0.5
 LIGHTER = "this machine is too slow for so much: fewer streams, a lower video.fps or speech.recognizer=none help"
-
-
-@dataclass(frozen=True)
-class NodeSpec:
-    """All that a node needs to know. ``inputs``: names of the nodes that it subscribes to; ``source``, ``media`` and
-    ``tracks``: for a capture node; ``host``: the node whose process this one shares; ``streams``: by name, the
-    modalities that fusion has to expect; ``t0_ns``: Unix time of media time 0, if the run has already begun (the node
-    is restarted); ``run``: the run's name; ``first``: fusion's first number, higher after a restart; ``orders``: the
-    orders so far; ``parent``: the supervisor's process id."""
-
-    kind: Literal["capture", "speech", "fusion", "page", "record"]
-    name: str
-    stream: str
-    config: Config
-    run_dir: str
-    clock_offset_ns: int
-    inputs: tuple[str, ...] = ()
-    source: SourceSpec | None = None
-    media: frozenset[Medium] = frozenset()
-    tracks: str = ""
-    host: str = ""
-    streams: tuple[tuple[str, frozenset[str]], ...] = ()
-    t0_ns: int | None = None
-    run: str = ""
-    first: int = 0
-    orders: Orders = field(default_factory=Orders)
-    parent: int = 0
-
-    @property
-    def realtime(self) -> bool:
-        return self.config.pace == "realtime"
 
 
 class Stopped(Exception):
@@ -400,8 +365,3 @@ class NodeRuntime:
             self._told_behind = False
         if behind_s < _CAUGHT_UP_S:
             self._stood_s = 0.0
-
-
-def ipc_of(spec: NodeSpec, node: str) -> str:
-    """Endpoint of a node of the same run."""
-    return ipc(Path(spec.run_dir), node)

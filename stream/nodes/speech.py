@@ -8,7 +8,8 @@ from emostream.stream.bus import Inbox
 from emostream.stream.config import changed
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.messages import End, Orders, Pcm, Words
-from emostream.stream.nodes.runtime import NodeRuntime, NodeSpec
+from emostream.stream.nodes.runtime import NodeRuntime
+from emostream.stream.nodes.spec import NodeSpec
 from emostream.stream.source_spec import masked
 from emostream.stream.speech.apart import Apart
 from emostream.stream.speech.overlap import load_overlap
