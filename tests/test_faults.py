@@ -248,6 +248,24 @@ def test_sigterm_while_a_run_is_being_loaded_is_its_end(after_s):
 
 
 @LONG
+@pytest.mark.alone
+def test_sigterm_on_a_busy_machine_ends_a_run_in_time_and_the_open_utterance_is_labelled():
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        with Pipeline("--config", "config.toml") as run:
+            window = run.subscriber.wait_for("window", 1, 60)[-1]
+            run.process.send_signal(signal.SIGTERM)
+            begun = time.monotonic()
+            assert run.finish(10) == 0, run.output
+            assert time.monotonic() - begun < 3, run.output
+        assert [label["utterance"] for label in run.subscriber.of("utterance")] == [window["utterance"]]
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@LONG
 def test_another_runs_folder_is_not_swept(short_path):
     with Pipeline("--config", "config.toml", "--set", f"bus.run_dir={short_path}") as first:
         first.subscriber.wait_for("window", 1, 30)
