@@ -53,16 +53,6 @@ class Recognizer(Protocol):
         ...
 
 
-class Searching:
-    """A recogniser that searches while it listens, so that little is left to do at the end."""
-
-    def expect_end(self, silence_s: float) -> None:
-        """Nothing to begin with."""
-
-    def ready(self) -> bool:
-        return True
-
-
 def make_recognizer(config: Speech, apart: str = "", patient: bool = True) -> Recognizer | None:
     """The configured recogniser. ``auto``: Vosk if there is a model for the language; for English else Moonshine, else
     PocketSphinx; else None (utterances then have no words). The log says which one and why. ``apart``: PocketSphinx has
