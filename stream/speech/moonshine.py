@@ -82,7 +82,8 @@ class MoonshineRecognizer:
         while self._count - self._start > _LONGEST:
             self._split()
         heard, before = self._count - self._start, 0 if self._newest is None else self._newest.end - self._start
-        if heard - before >= max(_HOP, _GROWTH * before):
+        idle = self._newest is None or self._newest.tokens.done()  # a slow machine finishes what it has begun
+        if idle and heard - before >= max(_HOP, _GROWTH * before):
             self._run_to(self._count)
         return self._words + self._known
 
