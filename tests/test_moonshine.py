@@ -17,13 +17,13 @@ from emostream.stream.config import Speech
 from emostream.stream.features.text import tokens
 from emostream.stream.speech import moonshine, moonshine_network
 from emostream.stream.speech.moonshine_network import Token, read_tokens
-from emostream.stream.speech.recognizer import MOONSHINE, make_recognizer
+from emostream.stream.speech.recognizer import make_recognizer
 from tests import media
 from tests.processes import Pipeline
 from tests.test_recognizers import check_words, recognise
 
-FOLDER = models.locate(MOONSHINE)
-needs_model = pytest.mark.skipif(FOLDER is None, reason=f"needs Moonshine: {models.how_to_get(MOONSHINE)}")
+FOLDER = models.locate(models.MOONSHINE)
+needs_model = pytest.mark.skipif(FOLDER is None, reason=f"needs Moonshine: {models.how_to_get(models.MOONSHINE)}")
 FIRST = "this is the best day of my life and i am so happy".split()  # commas depend on the processor
 SPOKEN = slice(8_000, 52_000)  # the demo's first sentence, 0.5 to 3.25 s
 
@@ -177,11 +177,11 @@ def test_the_file_of_tokens():
 
 @needs_model
 def test_damaged_and_missing_files_are_model_errors(tmp_path, monkeypatch):
-    folder = tmp_path / MOONSHINE
+    folder = tmp_path / models.MOONSHINE
     assert FOLDER is not None
     shutil.copytree(FOLDER, folder)
     monkeypatch.setenv("EMOSTREAM_MODELS", str(tmp_path))
-    assert models.need(MOONSHINE) == folder and models.verify(MOONSHINE, folder)
+    assert models.need(models.MOONSHINE) == folder and models.verify(models.MOONSHINE, folder)
     for name in ("tokenizer.bin", "decoder_model_merged.ort"):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[:1000] + b"!" + whole[1001:])
@@ -203,17 +203,17 @@ def test_what_auto_takes(tmp_path, monkeypatch, caplog):
     with caplog.at_level("INFO"):
         recognizer = make_recognizer(Speech())
     assert recognizer is not None and recognizer.name == "pocketsphinx"
-    assert f"in place of Moonshine, which errs far less: {models.how_to_get(MOONSHINE)}" in caplog.text
-    with pytest.raises(ModelError, match=f"no {MOONSHINE} model found; run: "):
+    assert f"in place of Moonshine, which errs far less: {models.how_to_get(models.MOONSHINE)}" in caplog.text
+    with pytest.raises(ModelError, match=f"no {models.MOONSHINE} model found; run: "):
         make_recognizer(Speech(recognizer="moonshine"))
     with pytest.raises(ModelError, match="Moonshine only recognises English"):
         make_recognizer(Speech(recognizer="moonshine", language="fr"))
-    there[MOONSHINE] = tmp_path
+    there[models.MOONSHINE] = tmp_path
     with pytest.raises(ModelError, match="cannot be read"):  # damaged: an error, not another recogniser
         make_recognizer(Speech())
     assert make_recognizer(Speech(language="fr")) is None
     if FOLDER is not None:
-        there[MOONSHINE] = FOLDER
+        there[models.MOONSHINE] = FOLDER
         recognizer = make_recognizer(Speech())
         assert recognizer is not None and recognizer.name == "moonshine"
 

@@ -14,7 +14,7 @@ from emostream.stream.config import Speech
 from emostream.stream.cores.speech import SpeechCore
 from emostream.stream.emotion import Word
 from emostream.stream.messages import Message, Pcm, SpeechEvent
-from emostream.stream.speech.recognizer import Searching
+from emostream.stream.speech.searching import Searching
 from emostream.stream.speech.vad import FRAME_NS
 
 _S = 1_000_000_000

@@ -21,7 +21,7 @@ import numpy as np
 from emostream.errors import ModelError
 from emostream.stream.emotion import Word
 from emostream.stream.limits import no_core_dumps
-from emostream.stream.speech.recognizer import Searching
+from emostream.stream.speech.searching import Searching
 
 if TYPE_CHECKING:
     from emostream.stream.speech.recognizer import Recognizer

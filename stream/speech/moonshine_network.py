@@ -20,7 +20,6 @@ from onnxruntime import OrtValue, RunOptions
 from emostream.errors import ModelError
 from emostream.stream import models
 from emostream.stream.emotion import Word
-from emostream.stream.speech.recognizer import MOONSHINE
 
 RATE_HZ = 16_000
 LEAST_SAMPLES = RATE_HZ // 5  # of less, the network makes words up
@@ -65,11 +64,11 @@ class Moonshine:
 
     def __init__(self, folder: Path) -> None:
         try:
-            if not models.verify(MOONSHINE, folder):
+            if not models.verify(models.MOONSHINE, folder):
                 raise ModelError(f"{folder}: a file is not that of moonshine-voice 0.0.48, as if changed or damaged")
             self._pieces = read_tokens((folder / "tokenizer.bin").read_bytes())
         except OSError as error:
-            raise ModelError(f"{folder}: the {MOONSHINE} model cannot be read ({error.strerror})") from error
+            raise ModelError(f"{folder}: the {models.MOONSHINE} model cannot be read ({error.strerror})") from error
         self._encoder, self._decoder = (
             _session(folder / name) for name in ("encoder_model.ort", "decoder_model_merged.ort")
         )

@@ -6,7 +6,7 @@ import numpy as np
 from pocketsphinx import Decoder
 
 from emostream.stream.emotion import Word
-from emostream.stream.speech.recognizer import Searching
+from emostream.stream.speech.searching import Searching
 
 RATE_HZ = 16_000
 _FRAME_S = 0.01

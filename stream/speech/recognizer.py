@@ -15,8 +15,6 @@ from emostream.stream.emotion import Word
 
 log = logging.getLogger(__name__)
 
-MOONSHINE = "moonshine-tiny-en"
-
 
 class Recognizer(Protocol):
     """Recognises one segment of speech after another. Times of words count from the segment's first sample."""
@@ -53,16 +51,6 @@ class Recognizer(Protocol):
         ...
 
 
-class Searching:
-    """A recogniser that searches while it listens, so that little is left to do at the end."""
-
-    def expect_end(self, silence_s: float) -> None:
-        """Nothing to begin with."""
-
-    def ready(self) -> bool:
-        return True
-
-
 def make_recognizer(config: Speech, apart: str = "", patient: bool = True) -> Recognizer | None:
     """The configured recogniser. ``auto``: Vosk if there is a model for the language; for English else Moonshine, else
     PocketSphinx; else None (utterances then have no words). The log says which one and why. ``apart``: PocketSphinx has
@@ -81,7 +69,7 @@ def make_recognizer(config: Speech, apart: str = "", patient: bool = True) -> Re
         title = {"moonshine": "Moonshine", "pocketsphinx": "PocketSphinx"}[wanted]
         raise ModelError(f"{title} only recognises English here, but speech.language is {config.language!r}")
     if wanted in ("auto", "moonshine") and config.language == "en":
-        path = (models.need if wanted == "moonshine" else models.find)(MOONSHINE)
+        path = (models.need if wanted == "moonshine" else models.find)(models.MOONSHINE)
         if path is not None:
             from emostream.stream.speech.moonshine import MoonshineRecognizer
 
@@ -92,7 +80,7 @@ def make_recognizer(config: Speech, apart: str = "", patient: bool = True) -> Re
         from emostream.stream.speech.pocketsphinx import PocketSphinxRecognizer
 
         if wanted == "auto":
-            mend = models.how_to_get(MOONSHINE)
+            mend = models.how_to_get(models.MOONSHINE)
             log.info("speech recognition: pocketsphinx (in place of Moonshine, which errs far less: %s)", mend)
         return Apart("pocketsphinx", apart) if apart else PocketSphinxRecognizer()
     if wanted == "pocketsphinx":
@@ -100,7 +88,7 @@ def make_recognizer(config: Speech, apart: str = "", patient: bool = True) -> Re
     log.warning(
         "speech recognition: none for language %r, so labels come without words; set speech.vosk_model, or run: %s",
         config.language,
-        models.how_to_get(MOONSHINE) if config.language == "en" else "stream-models list",
+        models.how_to_get(models.MOONSHINE) if config.language == "en" else "stream-models list",
     )
     return None
 

@@ -9,7 +9,7 @@ import numpy as np
 import vosk
 
 from emostream.stream.emotion import Word
-from emostream.stream.speech.recognizer import Searching
+from emostream.stream.speech.searching import Searching
 
 RATE_HZ = 16_000
 
