@@ -281,7 +281,9 @@ class SpeechCore:
             return []
         begun_ns = self._clock.now_ns()
         events = self._after_pause(at_once=True)
-        return [*events, self._on_change(self._endpointer.end(), received_ns, begun_ns, cut=True)]
+        event = self._on_change(self._endpointer.end(), received_ns, begun_ns, cut=True)
+        event.captured_ns = pcm.captured_ns  # the end was confirmed by what came after the gap
+        return [*events, event]
 
     def _on_change(self, change: EndpointEvent, received_ns: int, begun_ns: int, cut: bool = False) -> SpeechEvent:
         """``begun_ns``: since when it has been worked on; ``cut``: the utterance ends because sound is missing."""
