@@ -1,4 +1,4 @@
-"""Moonshine as an English recogniser that never makes its caller wait in mid-speech: the network runs in a thread.
+"""Moonshine as an English recogniser that never makes its caller wait in mid-speech: the network runs in threads.
 
 The network (see ``moonshine_network.py``) reads a whole piece of speech at a time, so words so far cost a run for
 everything since the segment's start. They are computed twice a second at most, less often as the segment grows, and
@@ -11,6 +11,9 @@ pace; only a machine that is too slow for real time misses words so far.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +30,17 @@ _LAG = RATE_HZ // 4  # a run's words are taken this much sound later, when it is
 _LONGEST = 8 * RATE_HZ  # more of one segment is split
 _SPLIT_FROM, _SPLIT_TO = 4 * RATE_HZ, 7 * RATE_HZ  # where its quietest moment is looked for
 _QUIET = RATE_HZ // 10  # such a moment's length
+_NICE = 10  # of the thread for words so far: where cores are scarce it gets a tenth of what others get
 _AFTER = 1024  # samples of the silence after the last speech that are heard too: 64 ms
 
 
 @dataclass
 class _Run:
-    """A run of the network on the samples [``start``, ``end``) of the segment."""
+    """A run of the network on the samples [``start``, ``end``) of the segment. ``final``: not just for words so far."""
 
     start: int
     end: int
+    final: bool
     options: RunOptions
     tokens: Future[list[Token]]
     taken: bool = False
@@ -43,6 +48,12 @@ class _Run:
     def drop(self) -> None:
         self.options.terminate = True
         self.tokens.cancel()
+
+
+def _be_nice() -> None:
+    """Give way to threads whose results somebody waits for, in this process and in others."""
+    if sys.platform == "linux":  # elsewhere the number would be that of the process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 class MoonshineRecognizer:
@@ -56,7 +67,8 @@ class MoonshineRecognizer:
 
     def __init__(self, folder: Path, patient: bool = True) -> None:
         self._network, self._patient = Moonshine(folder), patient
-        self._thread = ThreadPoolExecutor(1, "moonshine")
+        self._final = ThreadPoolExecutor(1, "moonshine")
+        self._so_far = ThreadPoolExecutor(1, "moonshine so far", _be_nice)  # words that may be late
         self._parts: list[_Run] = []
         self._newest: _Run | None = None
         self.begin()
@@ -90,7 +102,7 @@ class MoonshineRecognizer:
     def expect_end(self, silence_s: float) -> None:
         self._collect()
         self._end = max(self._start, self._count - int(silence_s * RATE_HZ))
-        if self._newest is None or self._newest.end < self._end:
+        if self._newest is None or self._newest.end < self._end or not self._newest.final:
             self._run_to(min(self._count, self._end + _AFTER))
 
     def ready(self) -> bool:
@@ -114,16 +126,17 @@ class MoonshineRecognizer:
     def _count(self) -> int:
         return len(self._sound) // 2
 
-    def _submit(self, start: int, end: int) -> _Run:
+    def _submit(self, start: int, end: int, final: bool) -> _Run:
+        thread = self._final if final else self._so_far
         options, samples = RunOptions(), self._samples(start, end)
         draft = [token.number for token in self._draft]
-        return _Run(start, end, options, self._thread.submit(self._network.transcribe, samples, draft, options))
+        return _Run(start, end, final, options, thread.submit(self._network.transcribe, samples, draft, options))
 
     def _run_to(self, end: int) -> None:
         """Begin a run on everything that follows the parts, in place of the last one."""
         if self._newest is not None:
             self._newest.drop()
-        self._newest = self._submit(self._start, end)
+        self._newest = self._submit(self._start, end, final=self._end is not None)
 
     def _split(self) -> None:
         """Split off a part at the quietest moment of a few seconds."""
@@ -134,7 +147,7 @@ class MoonshineRecognizer:
         if self._newest is not None:
             self._newest.drop()
             self._newest = None
-        self._parts.append(self._submit(self._start, end))
+        self._parts.append(self._submit(self._start, end, final=True))
         self._start, self._draft = end, []
 
     def _collect(self) -> None:
