@@ -116,11 +116,12 @@ class Uplink:
             self._last[name] = content
         self._publish(name, content)
         if emotion.kind == "utterance":
-            self._count(emotion.run, {emotion.stream: self._published.get(emotion.run, {}).get(emotion.stream, 0) + 1})
             try:
                 self._backlog.add(content, emotion.published_ns)
             except sqlite3.Error as error:
                 log.warning("a label cannot be kept for the hub, and is lost (%s)", error)
+            # only now: whoever sees the count in ``_state`` then also sees that the label waits
+            self._count(emotion.run, {emotion.stream: self._published.get(emotion.run, {}).get(emotion.stream, 0) + 1})
             self._tell_lost()
             self._news.set()
 
@@ -163,6 +164,7 @@ class Uplink:
             self._published = dict([*((k, v) for k, v in self._published.items() if k != run), (run, counts)][-_RUNS:])
 
     def _state(self) -> UplinkState:
+        published = self._published  # before what waits: a label between the two is not taken for a lost one
         oldest_ns = self._backlog.oldest_ns()
         return UplinkState(
             waiting=self._backlog.waiting,
@@ -170,7 +172,7 @@ class Uplink:
             behind_s=0.0 if oldest_ns is None else max(0.0, (time.time_ns() - oldest_ns) / 1e9),
             lost=self._backlog.lost,
             run_there=self._run_there,
-            published={run: counts for run, counts in self._published.items() if counts},
+            published={run: counts for run, counts in published.items() if counts},
         )
 
     def _publish(self, name: str, content: bytes) -> None:

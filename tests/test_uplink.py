@@ -17,10 +17,12 @@ import psutil
 import pytest
 
 from emostream.errors import BusError, ConfigError
+from emostream.stream.backlog import Backlog
 from emostream.stream.boxes import make_session_config, open_session
 from emostream.stream.emotion import encode_emotion
 from emostream.stream.hub import hub
-from emostream.stream.uplink import uplink
+from emostream.stream.status import Status, StreamStatus
+from emostream.stream.uplink import Uplink, uplink
 from tests.boxes import Box, Program, check_all_kept, start_uplink, stored, until, write_tls_configs
 from tests.emotions import emotion_message
 from tests.processes import BIN, command, environment, free_port, patience
@@ -151,7 +153,7 @@ def test_labels_that_never_arrive_are_counted_and_told_once(tmp_path, router, bo
         for _ in range(3):
             box.tell()
             time.sleep(0.3)
-        assert hub.printed.count("did not arrive") == 1
+        assert hub.printed.count("did not arrive") == 1, hub.printed
         assert hub.interrupt() == 0
         again = stack.enter_context(Program(tmp_path, *hub_words))
         again.wait_for("lab/a: appeared")
@@ -159,6 +161,28 @@ def test_labels_that_never_arrive_are_counted_and_told_once(tmp_path, router, bo
         until(lambda: (box.tell(), len(stored(tmp_path / "out")) == 9)[1], 10)
         time.sleep(0.5)
         assert "did not arrive" not in again.printed
+
+
+def test_a_label_counts_from_when_it_waits_on():
+    """Another thread sends the state at any moment: one that counts a label that does not wait yet would tell the hub
+    that it is lost."""
+    backlog = Backlog(None, 10, 10_000)
+    link = Uplink("tcp/127.0.0.1:9", "lab", "a", make_session_config(None, ["tcp/127.0.0.1:9"]), False, backlog)
+    keep, states = backlog.add, []
+
+    def add(content: bytes, at_ns: int) -> None:
+        states.append(link._state())
+        keep(content, at_ns)
+        states.append(link._state())
+
+    backlog.add = add  # type: ignore[method-assign]
+    link.set_status(Status(run="r", streams={"desk": StreamStatus()}))
+    for number in range(3):
+        link.send(emotion_message(stream="desk", run="r", seq=number))
+        states.append(link._state())
+    link.close()
+    counts = [(state.published.get("r", {}).get("desk", 0), state.waiting) for state in states]
+    assert counts == [(0, 0), (0, 1), (1, 1), (1, 1), (1, 2), (2, 2), (2, 2), (2, 3), (3, 3)]
 
 
 def test_outputs_that_take_nothing_cost_no_label_and_no_end(tmp_path, router, boxes):
