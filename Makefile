@@ -10,11 +10,12 @@ unexport PYTHONDONTWRITEBYTECODE
 run: $(VENV)/.ready-to-run
 	$(BIN)/stream-run --config config.toml $(RUN)
 
-# Under a minute on two idle cores: lint, types, and the tests that start no process
+# About a minute on two idle cores: lint, types, and the tests that start no process
 check: lint
-	$(BIN)/python -m pytest -n 2 -m "not process and not slow and not realtime and not alone and not long"
+	$(BIN)/python -m pytest -n 2 -m "not process and not slow and not realtime and not alone and not long" \
+	    $$(grep -L "^pytestmark = .*mark\.\(process\|long\)" tests/test_*.py)
 
-# Everything but the long tests, in some six minutes on two idle cores. Tests that start processes wait much, so four run
+# Everything but the long tests, in less than six minutes on two idle cores. Tests that start processes wait much, so four run
 # at a time, and those of make check beside them; those at the pace of real sources run beside one another only; those that
 # measure time run alone.
 test: $(VENV)/.ready-to-test

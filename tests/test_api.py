@@ -87,6 +87,7 @@ def test_samples_of_any_form_give_the_same_label(labeller):
     assert label.modalities["video"].frames == 0
 
 
+@pytest.mark.slow
 def test_colour_pictures_alone_give_a_label(labeller):
     colour = np.stack([image[..., ::-1] for image in media.face_frames(50)])
     (label,) = labeller.label_arrays(frames=colour, fps=25)
@@ -140,6 +141,7 @@ def test_a_path_may_be_a_string_and_a_missing_file_is_an_error(labeller, tmp_pat
 # listen
 
 
+@pytest.mark.slow
 def test_listen_yields_labels_and_skips_what_is_none(caplog):
     label, estimate = emotion_message(), emotion_message(kind="window")
     endpoint = f"tcp://127.0.0.1:{free_port()}"
@@ -160,6 +162,7 @@ def test_listen_yields_labels_and_skips_what_is_none(caplog):
     assert len([r for r in caplog.records if r.levelno == logging.WARNING and "skipped" in r.message]) == 3
 
 
+@pytest.mark.slow
 def test_listen_says_which_labels_did_not_come(caplog):
     """Numbers of a run go on at a later thousand where fusion was started again: 12,000 after 10,002."""
     numbers = {"r": [10_000, 10_001, 10_001, 10_004, 12_000, 12_001, 14_003], "s": [7, 8]}

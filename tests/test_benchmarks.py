@@ -43,6 +43,7 @@ def segments() -> list[script.Segment]:
     return script.demo_segments()
 
 
+@pytest.mark.slow
 def test_a_script_says_where_its_speech_is(segments, tmp_path):
     """Each segment is in the decoded file, sample for sample, where the script says; between them is noise only."""
     written = script.make_script(tmp_path / "s.mkv", segments, 7, 0.9, True, "demo")

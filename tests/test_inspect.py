@@ -55,6 +55,7 @@ def test_operations_and_parameters_as_counted_by_hand(tmp_path, op_type):
     assert counted.inputs["x"].shape == ["a", *shape[1:]] and counted.inputs["x"].dtype == "float32"
 
 
+@pytest.mark.slow
 def test_facts_of_the_shipped_graphs(bundle):
     counted = {g: inspect.facts(bundle.path(g), of_bundle(bundle.manifest, g)) for g in (FUSION, FACE)}
     assert counted[FACE].flops["largest"] == 64 * counted[FACE].flops["smallest"]
@@ -113,6 +114,7 @@ def test_build_then_inspect(bundle, empty_cache, tmp_path, capsys):
     assert entry.report.size_bytes == face["report"]["size_bytes"]
 
 
+@pytest.mark.slow
 def test_inspect_without_tensorrt_says_so(empty_cache, monkeypatch, capsys):
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)

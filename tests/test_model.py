@@ -80,6 +80,7 @@ def test_gradient_is_finite_with_one_modality():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.slow
 def test_attention_matches_torchs_own():
     torch.manual_seed(0)
     ours, theirs = Attention(12, 3, 0.0).eval(), torch.nn.MultiheadAttention(12, 3, batch_first=True).eval()

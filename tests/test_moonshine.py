@@ -131,6 +131,7 @@ def test_forty_seconds_without_a_pause(recognizer, every):
 
 
 @needs_model
+@pytest.mark.slow
 def test_a_draft_changes_the_work_not_the_words(recognizer, monkeypatch):
     network, sound = recognizer._network, media.speech_samples(4)[SPOKEN]
     steps = []
@@ -197,6 +198,7 @@ def test_damaged_and_missing_files_are_model_errors(tmp_path, monkeypatch):
         moonshine.MoonshineRecognizer(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_what_auto_takes(tmp_path, monkeypatch, caplog):
     there: dict[str, Path] = {}
     monkeypatch.setattr(models, "find", lambda name, configured="": there.get(name))

@@ -44,6 +44,7 @@ def _is_safe(called: str, node: ast.Call) -> bool:
 
 
 @pytest.mark.parametrize("folder", ["emostream", "stream", "engines", "train", "benchmarks", "tools"])
+@pytest.mark.slow
 def test_nothing_that_is_read_can_run(folder):
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files

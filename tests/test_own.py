@@ -22,6 +22,8 @@ from emostream.train.graphs import portable
 from emostream.train.metrics import interval, resampled, scores
 from tests import media
 
+pytestmark = pytest.mark.slow  # together
+
 torch.set_num_threads(1)
 FIT = ("fit", "--corpus", "manifest")
 

@@ -102,6 +102,7 @@ def test_there_is_no_circle_of_imports():
 
 
 @pytest.mark.parametrize(("lower", "upper"), [("engines", "stream"), ("engines", "train"), ("stream", "train")])
+@pytest.mark.slow
 def test_imports_point_one_way(lower, upper):
     up = {
         f"{name} imports {other}"

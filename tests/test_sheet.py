@@ -87,6 +87,7 @@ def test_the_waveform_has_the_lowest_and_highest_samples_and_gaps():
 # Layout
 
 
+@pytest.mark.slow
 def test_no_row_cuts_an_utterance_and_no_time_is_left_out():
     spans = [(i * 7.0, i * 7.0 + 5.5) for i in range(60)]
     sheet = sheet_of(*spans, length_s=425.0)
@@ -130,6 +131,7 @@ def test_an_uncertain_label_looks_otherwise_and_labels_have_their_places():
     assert share_of(_COLOURS["anger"], sure) == 0 and share_of(_COLOURS["anger"], other) > 0.0001
 
 
+@pytest.mark.slow
 def test_faces_are_drawn_where_they_are_known():
     sheet = sheet_of((1.0, 4.0), length_s=5.0)
     plain = draw(sheet)[0]

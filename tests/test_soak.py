@@ -18,6 +18,8 @@ from emostream.stream.messages import Health
 from emostream.stream.sources.file import FileSource
 from tests.benchmark_runs import T0_NS, beat, label
 
+pytestmark = pytest.mark.slow  # together
+
 TIMES = np.arange(0, HOUR_S, 5.0)
 
 

@@ -238,6 +238,7 @@ def test_too_little_is_no_vector_and_reset_begins_anew(encoder):
     assert np.isfinite(vector.value()).all()
 
 
+@pytest.mark.slow
 def test_an_utterance_of_many_seconds_is_read_in_bounded_parts(encoder):
     """Regardless of calls in between, and keeping no more than for a short utterance."""
     samples, asked, once = np.tile(media.speech_samples(3.2)[8000:], 6), encoder.new_vector(), encoder.new_vector()

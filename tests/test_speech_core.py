@@ -422,6 +422,7 @@ def test_an_end_waits_for_the_words_of_its_pause():
 
 @given(runs=_runs, takes=st.integers(0, 12))
 @settings(deadline=None, max_examples=40)
+@pytest.mark.slow
 def test_a_slow_recogniser_hears_and_tells_what_a_fast_one_does(runs, takes):
     slow, fast = Run(takes=takes).push(*runs).finish(), Run().push(*runs).finish()
     assert slow.kinds() == fast.kinds()
