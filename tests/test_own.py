@@ -22,7 +22,7 @@ from emostream.train.graphs import portable
 from emostream.train.metrics import interval, resampled, scores
 from tests import media
 
-pytestmark = pytest.mark.slow  # together
+pytestmark = pytest.mark.slow  # all of them together
 
 torch.set_num_threads(1)
 FIT = ("fit", "--corpus", "manifest")
@@ -77,7 +77,6 @@ def made(recordings, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.slow
 def test_a_bundle_of_ones_own_labels_recordings(made, bundle):
     mine = open_bundle(made / "mine")
     manifest = mine.manifest
@@ -132,7 +131,6 @@ def test_labels_that_the_base_has_begin_as_they_are_there(bundle):
     assert torch.equal(model.hidden_layer.weight, whole.hidden_layer.weight)
 
 
-@pytest.mark.slow
 def test_evaluate_compares_bundles_on_the_same_clips(recordings, made, capsys):
     command = ["evaluate", "--data", str(recordings), "--bundle", str(made / "mine"), "--bundle", str(made / "mine")]
     assert main([*command, "--cache", str(made / "cache"), "--out", str(made / "report")]) == 0
@@ -276,7 +274,6 @@ def test_all_that_is_wrong_is_said_in_one_list(recordings, tmp_path, capsys):
     assert all(text in errors for text in ("column 'size'", "row 1: label 'odd' has one clip", "row 4: ")), errors
 
 
-@pytest.mark.slow
 def test_evaluate_asks_only_for_labels_that_occur(recordings, tmp_path, capsys):
     rows = list(csv.DictReader(recordings.open()))
     rows = [dict(row, label={"calm": "sadness", "wild": "anger"}[row["label"]]) for row in rows]

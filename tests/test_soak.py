@@ -18,7 +18,7 @@ from emostream.stream.messages import Health
 from emostream.stream.sources.file import FileSource
 from tests.benchmark_runs import T0_NS, beat, label
 
-pytestmark = pytest.mark.slow  # together
+pytestmark = pytest.mark.slow  # all of them together
 
 TIMES = np.arange(0, HOUR_S, 5.0)
 
@@ -40,7 +40,6 @@ def test_constant_values_are_flat_and_growing_ones_are_not(noise):
     assert not flat(series(20.0, noise))
 
 
-@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.floats(-500, 500))
 def test_the_slope_is_that_of_the_line(per_hour):
@@ -100,7 +99,6 @@ def test_nothing_seen_is_a_fault():
 # The loop
 
 
-@pytest.mark.slow
 def test_sound_and_picture_loop_without_a_gap(tmp_path):
     """Each packet has 32 ms and each frame 100, or their count could not serve as a clock."""
     script, times = soak.make_loop(tmp_path, 2, 30.0)
