@@ -34,6 +34,7 @@ def test_the_first_utterance_is_not_corrected_and_later_ones_are():
     classifier.close()
 
 
+@pytest.mark.slow
 def test_two_whose_rest_is_off_the_other_way_are_known_by_their_voices_and_not_as_one():
     """Both get wrong labels until the resting voice is subtracted; the mean of the two is the common one."""
     classifier = Classifier(open_bundle("ekman7"), "onnxruntime")

@@ -34,6 +34,7 @@ def test_threshold_halves_the_risk_and_keeps_as_many_as_it_can():
     assert (~right[confidence >= below]).mean() > LEFT_RISK * risk
 
 
+@pytest.mark.slow
 def test_floor_is_what_chance_alone_leaves():
     logits, truth = answers(300, 1.0, 1)
     few = floor(softmax(logits, axis=1), np.random.default_rng(0))

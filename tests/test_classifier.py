@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 
 import msgspec
 import numpy as np
@@ -12,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emostream.engines.bundle import open_bundle
 from emostream.errors import BundleError
 from emostream.stream.cores.classifier import MODALITIES, Classifier, Features
 from emostream.stream.features.face import CROP, HaarCascade, crop_face, find_faces
@@ -158,18 +155,15 @@ def test_a_bundle_made_for_other_features_is_refused(bundle, modality, key, valu
         Classifier(dataclasses.replace(bundle, manifest=manifest), "onnxruntime")
 
 
-def test_the_temperature_flattens_the_probabilities(bundle, classifier, whole, tmp_path):
-    folder = shutil.copytree(bundle.folder, tmp_path / "hot")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["temperature"]["+".join(whole.present())] *= 10  # and only if exactly these are present
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    (hot,) = Classifier(open_bundle(folder), "onnxruntime").classify([whole], [False])
+def test_the_temperature_flattens_the_probabilities(bundle, classifier, whole):
+    manifest = msgspec.convert(msgspec.to_builtins(bundle.manifest), type(bundle.manifest))
+    manifest.temperature["+".join(whole.present())] *= 10  # and only if exactly these are present
+    heated = Classifier(dataclasses.replace(bundle, manifest=manifest), "onnxruntime")
+    (hot,) = heated.classify([whole], [False])
     (usual,) = classifier.classify([whole], [False])
     assert hot.probabilities.argmax() == usual.probabilities.argmax()
     ratio = np.log(usual.probabilities / usual.probabilities[0]) / 10
     np.testing.assert_allclose(np.log(hot.probabilities / hot.probabilities[0]), ratio, atol=1e-5)
     words = Features(whole.audio[:0], whole.video[:0], whole.text)
-    (hot,), (usual,) = (
-        c.classify([words], [False]) for c in (Classifier(open_bundle(folder), "onnxruntime"), classifier)
-    )
+    (hot,), (usual,) = (c.classify([words], [False]) for c in (heated, classifier))
     np.testing.assert_array_equal(hot.probabilities, usual.probabilities)

@@ -43,6 +43,7 @@ def test_damaged_files(whole: dict[str, bytes], tmp_path: Path, count: int):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3])
 def test_sound_that_damage_took_away_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, share: float):
     """FFmpeg silently skips clusters of a Matroska file that it does not understand."""

@@ -97,6 +97,7 @@ def test_augmented_speech_is_stretched_as_it_says_and_at_any_level():
     assert max(peaks) > -15
 
 
+@pytest.mark.slow
 def test_what_judges_is_not_trained_with(tmp_path):
     for folder in ("noise/esc10", "noise/other", "meetings", "rir"):
         (tmp_path / folder).mkdir(parents=True)

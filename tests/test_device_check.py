@@ -49,6 +49,7 @@ def test_what_a_camera_sees(tmp_path):
     assert said[2].split()[3] == said[2].split()[5] and "pixels wide" in said[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "said"), [((0, 0), "top left"), ((720, 540), "bottom right"), ((360, 270), "middle")]
 )

@@ -50,6 +50,7 @@ def test_every_graph_that_is_shipped_compiles(bundle, file, precision):
     assert report.layers > 40 and report.seconds > 0
 
 
+@pytest.mark.slow
 def test_half_precision_is_half_the_weights(bundle):
     sizes = {}
     for precision in ("fp32", "fp16"):

@@ -124,6 +124,7 @@ def test_inspect_without_tensorrt_says_so(empty_cache, monkeypatch, capsys):
     assert "engine of fusion-gpu.onnx: none in the cache" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

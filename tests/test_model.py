@@ -192,6 +192,7 @@ def watch(model, given):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["self", "cross"])
 def test_the_authors_weights_give_the_authors_logits(attention):
     torch.manual_seed(0)

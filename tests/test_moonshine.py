@@ -176,6 +176,7 @@ def test_the_file_of_tokens():
             read_tokens(cut)
 
 
+@pytest.mark.slow
 @needs_model
 def test_damaged_and_missing_files_are_model_errors(tmp_path, monkeypatch):
     folder = tmp_path / models.MOONSHINE

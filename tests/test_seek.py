@@ -26,6 +26,7 @@ def copied(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["copy.mp4", "copy.mkv", "copy.ts"])
 @pytest.mark.parametrize("medium", ["audio", "video"])
 def test_a_file_is_read_from_a_place_before_the_time_that_was_sought(tmp_path, name, medium):

@@ -183,6 +183,7 @@ def test_the_lstm_is_the_published_one():
     np.testing.assert_allclose(encoder.vector(state), wanted / np.linalg.norm(wanted), atol=1e-4)
 
 
+@pytest.mark.slow
 @needs("campplus")
 def test_campplus_is_the_published_one():
     """Against its package's own code, with the weights as torch reads them."""

@@ -167,6 +167,7 @@ def _block(ns: int) -> int:
 _runs = st.lists(st.tuples(st.sampled_from([0.0, 0.4, 0.95]), st.integers(1, 30)), max_size=14)
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(_runs, st.booleans(), st.sampled_from([1.0, 15.0]))
 def test_events_come_in_order(runs, recognizer, longest):
@@ -191,6 +192,7 @@ def test_events_come_in_order(runs, recognizer, longest):
     assert run.core.utterances == utterance == len(run.of("ended"))
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(_runs, st.sampled_from([1.0, 15.0]))
 @example([(0.95, 3), (0.0, 4), (0.4, 8), (0.95, 1)], 1.0)  # a pause that is longer than the preroll

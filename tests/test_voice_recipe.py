@@ -24,6 +24,7 @@ from emostream.train.commands.main import main
 DATA = Path(os.environ.get("EMOSTREAM_DATA", "/nonexistent"))
 
 
+@pytest.mark.slow
 def test_each_rebuilt_stage_computes_what_the_pretrained_networks_does():
     """Given the pretrained network's input to the stage; compared where padding in time does not reach."""
     model = onnx.load(str(embedding_file()))

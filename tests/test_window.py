@@ -76,6 +76,7 @@ def test_images_keep_shape_and_type():
     np.testing.assert_array_equal(window.cut(0, 10), image[None])
 
 
+@pytest.mark.slow
 def test_memory_follows_the_held_rows_not_all_rows():
     window = SlidingWindow((1,), np.float32)
     for i in range(20_000):
