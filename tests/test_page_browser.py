@@ -151,6 +151,45 @@ def test_how_things_are_is_shown_before_anything_is_asked_for_and_words_are_neve
         assert page.locator("#streams img, #said img, #said b, #said i").count() == 0 and page.title() == "emostream"
 
 
+_FINE = {"state": "running", "heard": 1, "labelled": 1, "level_dbfs": -20.0, "speech": 0.0}
+TROUBLES = [  # a stream's facts, those of one node, and what the page says
+    ({}, {}, ""),
+    ({}, {"audio.a": NodeStatus(state="failed")}, "audio.a has failed for good; the log of"),
+    ({}, {"fusion": NodeStatus(state="away")}, "fusion: its process ended and is being started again"),
+    ({}, {"audio.a": NodeStatus(state="running", silent_s=8)}, "audio.a: its source has given nothing for 8 s. Is it"),
+    ({"state": "away"}, {}, "a: no labels can come; its source or a process is away, and is tried again"),
+    ({"level_dbfs": -70.0}, {}, "a: silence (-70 dB). Is it muted, or another microphone? stream-doctor"),
+    ({"heard": 0}, {}, "a: nobody has spoken yet; the loudest sound has -20 dB. Is it the right microphone"),
+    ({"behind_s": 4.2}, {}, "a: 4 s behind; fewer streams, a lower video.fps or"),
+    ({"sound_lost_s": 3.0}, {}, "a: 3.0 s of sound lost so far. If it grows, the source breaks off, or"),
+    ({"unlabelled": 2}, {}, "a: 2 utterances without a label so far; the log of"),
+    ({"late_video": 1}, {}, "a: 1 label did not wait for all faces; a lower video.fps helps"),
+    ({"muted": True}, {}, "a is muted: its sound is not used until Unmute"),
+    ({"muted": True, "paused": True}, {}, "a is paused: neither sound nor picture is used until Resume"),
+    ({}, {"record": NodeStatus(state="ended")}, "record has ended: nothing is recorded any more"),
+    ({}, {"record": NodeStatus(state="running", dropped=7)}, "record: 7 messages dropped, which the recording lacks"),
+]
+
+
+@pytest.mark.process
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_what_is_wrong_is_said_with_what_fixes_it(state, url):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        page = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+        page.set_default_timeout(1000 * patience(10))
+        page.goto(url)
+        for number, (facts, nodes, text) in enumerate(TROUBLES):
+            for second in (0, 11) if facts.keys() & {"level_dbfs", "heard"} else (11,):  # said if it lasts for 10 s
+                streams = {"a": StreamStatus(**(_FINE | facts))}
+                now = Status(run="r", state="running", uptime_s=60 * number + second, streams=streams, nodes=nodes)
+                state.set_status(encode_status(now).decode())
+                page.wait_for_selector(f"#clock:text-is('· {number}:{second:02}')", state="attached")
+            said = page.locator("#trouble li").all_inner_texts()
+            assert len(said) == bool(text) and "".join(said).startswith(text), (said, text)
+
+
 def test_sources_are_named_as_they_were_but_for_secrets():
     desk = {"name": "desk", "audio": "microphone:USB", "video": "http://cam/?token=abc"}
     both = {"name": "both", "source": "demo"}

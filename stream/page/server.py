@@ -252,7 +252,10 @@ def _document() -> tuple[str, str, dict[str, str]]:
     """The page as a single file, so that a browser can draw it without a second request: the parts before and after the
     current state, and the content security policy, which allows only this style and this script."""
     folder = files(__package__).joinpath("static")
-    text, style, script = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    text, style, trouble, script = (
+        folder.joinpath(name).read_text("utf-8") for name in ("page.html", "page.css", "trouble.js", "page.js")
+    )
+    script = trouble + script
     before, after = text.replace("/* page.css */", style).replace("/* page.js */", script).split("/* now */")
     allowed = {
         f"{kind}-src": f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -12,7 +12,11 @@ const colour = (name) => {
   if (!colours.has(name)) colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim() || "gray");
   return colours.get(name);
 };
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { colours.clear(); drawLatency(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  colours.clear();
+  drawLatency();
+  for (const one of streams.values()) one.plot();
+});
 const hue = (label) => `var(--of-${CSS.escape(label)}, var(--ink))`; // a bundle may have labels of its own
 const marked = new Set();
 const mark = (name) => { if (!marked.has(name)) { marked.add(name); performance.mark(name); } }; // for who measures
@@ -72,10 +76,16 @@ class LiveStream extends HTMLElement {
 
   wander(valence, arousal) {
     this.trail = [...this.trail.slice(-11), [valence, arousal]];
+    $(".point", this).setAttribute("aria-label", `valence ${valence.toFixed(2)}, arousal ${arousal.toFixed(2)}`);
+    this.plot();
+  }
+
+  plot() {
+    if (!this.trail.length) return;
     const canvas = $(".point", this), draw = canvas.getContext("2d"), size = canvas.width;
     draw.clearRect(0, 0, size, size);
-    draw.strokeStyle = colour("line");
-    draw.lineWidth = 2;
+    draw.strokeStyle = colour("quiet");
+    draw.lineWidth = 1.5;
     draw.strokeRect(1, 1, size - 2, size - 2);
     draw.beginPath();
     draw.moveTo(size / 2, 0); draw.lineTo(size / 2, size); draw.moveTo(0, size / 2); draw.lineTo(size, size / 2);
@@ -88,7 +98,6 @@ class LiveStream extends HTMLElement {
       draw.fill();
     });
     draw.globalAlpha = 1;
-    canvas.setAttribute("aria-label", `valence ${valence.toFixed(2)}, arousal ${arousal.toFixed(2)}`);
   }
 
   sense(senses, status) {
@@ -262,20 +271,6 @@ function drawLatency() {
   $("#half").textContent = `: ${half}`;
 }
 
-// What is wrong with a process or its source, and how to fix it; "" if nothing is.
-function wrong(name, node) {
-  if (node.state === "failed") return `${name} has failed for good; the log of stream-run says why.`;
-  if (node.state === "away") return `${name}: its process ended and is being started again; if that repeats, the log of stream-run says why.`;
-  if (node.state === "running" && node.silent_s >= 3) return `${name}: its source has given nothing for ${node.silent_s.toFixed(0)} s. Is it plugged in, switched on, on the network? It is opened again by itself.`;
-  return "";
-}
-
-const loudAt = new Map(); // when each stream was last loud enough to be heard
-function unheard(name, { state, muted, level_dbfs }) {
-  if (state !== "running" || muted || level_dbfs === null || level_dbfs > -60 || !loudAt.has(name)) loudAt.set(name, performance.now());
-  return performance.now() - loudAt.get(name) > 10000 ? `${name}: silence (${Math.round(level_dbfs)} dB). Is it muted, or another microphone? stream-doctor --microphone says what it hears.` : "";
-}
-
 let lastStatus = null, lastCpu = new Map();
 function showStatus(status) {
   lastStatus = status;
@@ -284,21 +279,11 @@ function showStatus(status) {
   $("#state").classList.remove("bad");
   const recorder = status.nodes.record;
   $("#recording").hidden = !recorder || recorder.state !== "running";
-  const trouble = [];
   for (const [name, one] of Object.entries(status.streams)) {
-    stream(name);
-    const own = Object.entries(status.nodes).filter(([node]) => node === "fusion" || node.endsWith(`.${name}`));
-    const known = [...own.map(([node, its]) => wrong(node, its)), unheard(name, one)].filter((text) => text && !trouble.includes(text));
-    if (one.state === "away" && !known.length) known.push(`${name}: no labels can come; its source or a process is away, and is tried again.`);
-    trouble.push(...known);
     stream(name).state(one);
-    stream(name).classList.toggle("unlit", !own.some(([node]) => /^(video|capture)\./.test(node)));
-    if (one.behind_s >= 2) trouble.push(`${name}: ${one.behind_s.toFixed(0)} s behind; fewer streams, a lower video.fps or speech.recognizer = "none" help.`);
-    if (one.sound_lost_s > 0.05) trouble.push(`${name}: ${one.sound_lost_s.toFixed(1)} s of sound lost so far.`);
-    if (one.unlabelled) trouble.push(`${name}: ${plural(one.unlabelled, "utterance")} without a label so far.`);
-    if (one.muted) trouble.push(`${name} is ${one.paused ? "paused" : "muted"}.`);
+    stream(name).classList.toggle("unlit", !Object.keys(status.nodes).some((node) => node === `video.${name}` || node === `capture.${name}`));
   }
-  $("#trouble").replaceChildren(...trouble.map((text) => make("li", "", text)));
+  $("#trouble").replaceChildren(...troubles(status).map(({ text, hint }) => make("li", hint ? "hint" : "", text)));
   $("#nodes tbody").replaceChildren(...Object.entries(status.nodes).map(([name, node]) => {
     const before = lastCpu.get(name);
     const share = before && status.published_ns > before[1] ? (node.cpu_s - before[0]) / ((status.published_ns - before[1]) / 1e9) : 0;
