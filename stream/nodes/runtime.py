@@ -358,7 +358,8 @@ class NodeRuntime:
     def _tell_behind(self, behind_s: float, queued: int) -> None:
         if behind_s >= BEHIND_S and not self._told_behind:
             why = f"it was suspended, or had no processor, for {self._stood_s:.1f} s" if self._stood_s else LIGHTER
-            logging.warning("running %.1f s behind: %d messages wait; %s", behind_s, queued, why)
+            waiting = "1 message waits" if queued == 1 else f"{queued} messages wait"
+            logging.warning("running %.1f s behind: %s; %s", behind_s, waiting, why)
             self._told_behind = True
         elif behind_s < _CAUGHT_UP_S and self._told_behind:
             logging.warning("has caught up")
