@@ -152,6 +152,8 @@ def _end(code: int) -> NoReturn:
 def code_of(code: int, is_guest: bool) -> int:
     """One node's exit code, from the exit code of a process that two nodes share. A crash counts as a crash of both; if
     one node cannot run, the other one has ended normally."""
+    if code >= 2 * GUEST:  # none of ours, such as 255 of an interpreter that this user may not run
+        return code
     if code <= 0 or code == TERMINATED or code % GUEST == 1:
         return code % GUEST if code > 0 else code
     return code % GUEST if is_guest == (code >= GUEST) else 0
