@@ -154,7 +154,8 @@ class JsonView(View):
 
 
 class _Echo:
-    """Keeps the terminal from printing ^C, which would leave remains of the display behind."""
+    """Keeps the terminal from printing ^C, and from dropping the output that waits when Ctrl-C comes, both of which
+    would leave remains of the display behind."""
 
     def __init__(self) -> None:
         self._before: list[Any] | None = None
@@ -164,7 +165,7 @@ class _Echo:
 
         with contextlib.suppress(termios.error):
             before, without = termios.tcgetattr(0), termios.tcgetattr(0)
-            without[3] &= ~termios.ECHOCTL
+            without[3] = without[3] & ~termios.ECHOCTL | termios.NOFLSH
             termios.tcsetattr(0, termios.TCSADRAIN, without)
             self._before = before
 
