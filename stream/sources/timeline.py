@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 log = logging.getLogger(__name__)
 
 BACK_S = 0.5  # accepted backward step where another track's clock is taken over, since a container's tracks overlap
-_STEP_S = 0.1  # the same by a track's own clock: packets come a little out of order
+_STEP_S = 0.1  # the same of sound by its own clock; more would be lost. Of pictures only a few would
 _GAP_S = {True: 10.0, False: 3600.0}  # by whether the container's format allows its clock to jump
 _NEAR_S = 1.5
 _CLOCKS = 4  # remembered
@@ -36,6 +36,7 @@ class Clock:
 @dataclass
 class _Track:
     clock: Clock
+    back_s: float  # accepted backward step by its own clock
     end_s: float | None = None  # where the next packet is expected, on the timeline
     since_s: float = -math.inf  # when it took its clock
     clocks: deque[Clock] = field(default_factory=lambda: deque(maxlen=_CLOCKS))
@@ -52,12 +53,12 @@ class Timeline:
         self.jumps = 0
         self.outliers = 0  # bad time stamps that were replaced
 
-    def shift_s(self, track: int, time_s: float, length_s: float) -> float:
+    def shift_s(self, track: int, time_s: float, length_s: float, is_sound: bool = True) -> float:
         """What to add to the times of a packet that begins at ``time_s`` by the container. Call it in decoding
         order."""
         state = self._tracks.get(track)
         if state is None:
-            state = self._tracks[track] = _Track(self._first_clock(time_s))
+            state = self._tracks[track] = _Track(self._first_clock(time_s), _STEP_S if is_sound else BACK_S)
             state.clocks.append(state.clock)
         elif state.end_s is not None:
             self._follow(state, time_s, state.end_s)
@@ -94,7 +95,7 @@ class Timeline:
         return None if state is None or state.end_s is None else state.end_s - state.clock.shift_s
 
     def _fits(self, off_s: float, time_s: float, state: _Track) -> bool:
-        if -_STEP_S <= off_s <= self._gap_s:
+        if -state.back_s <= off_s <= self._gap_s:
             return True
         there_s = time_s + state.clock.shift_s
         others = [track.end_s for track in self._tracks.values() if track is not state and track.end_s is not None]
@@ -107,13 +108,21 @@ class Timeline:
             self._take(state, newest, end_s)
             return
         off_s = time_s + state.clock.shift_s - end_s
-        if -_STEP_S <= off_s <= BACK_S:
+        if -_STEP_S <= off_s <= _STEP_S:
+            return
+        stepped = [*state.clocks, newest]  # a small step that sound took, or that is over
+        if abs(off_s) <= BACK_S:
+            clock = min(stepped, key=lambda clock: abs(time_s + clock.shift_s - end_s))
+            if abs(time_s + clock.shift_s - end_s) <= _STEP_S / 2:
+                self._take(state, clock, end_s)
+                return
+        if -state.back_s <= off_s <= BACK_S:
             return
         known = [*reversed(self._clocks), *reversed(state.clocks)]
         nearest = min(known, key=lambda clock: abs(time_s + clock.shift_s - end_s))
         if self._fits(off_s, time_s, state) and not abs(time_s + nearest.shift_s - end_s) <= BACK_S:
             return
-        back_s = _STEP_S if nearest in state.clocks else BACK_S
+        back_s = state.back_s if nearest in state.clocks else BACK_S
         if -back_s <= time_s + nearest.shift_s - end_s <= _NEAR_S:  # the bad times are over, or another track jumped
             self._take(state, nearest, end_s)
         elif other_jumped:

@@ -207,8 +207,9 @@ class _Units:
 def _move(timeline: Timeline, unit: _Units, moved: Iterable[av.Packet[Any]]) -> Iterator[av.Packet[Any]]:
     for packet in moved:
         time_s = unit.time_s(packet)
-        if time_s is not None and (shift_s := timeline.shift_s(packet.stream.index, time_s, unit.length_s(packet))):
+        if time_s is not None:
+            shift_s = timeline.shift_s(packet.stream.index, time_s, unit.length_s(packet), unit.is_audio)
             unit.shift(packet, shift_s)
-            if packet.is_discard:  # FFmpeg would skip MP4 fragments whose times occurred before
+            if shift_s and packet.is_discard:  # FFmpeg would skip MP4 fragments whose times occurred before
                 packet = unit.copy(packet)
         yield packet
