@@ -16,7 +16,7 @@ import emostream
 from emostream.engines.bundle import SUBSETS, Bundle, Manifest
 from emostream.errors import ConfigError
 from emostream.stream.cores.classifier import Classifier, Features
-from emostream.stream.prior import CONVERSATION, Prior, check, log_ratios
+from emostream.stream.prior import CONVERSATION, DRAMA, Prior, check, log_ratios
 from emostream.stream.sources import DEMO
 from tests import media
 
@@ -103,13 +103,17 @@ def test_the_mix_of_training_depends_on_the_modalities(bundle):
     assert ratios["text"][disgust] > 1 > ratios["audio"][disgust]  # rare in words, acted as often as others
 
 
-def test_shares_of_conversation_are_a_whole_and_mostly_neutral(bundle):
-    assert sum(CONVERSATION.values()) == pytest.approx(1, abs=1e-3)
-    assert set(CONVERSATION) == set(bundle.manifest.labels)
-    assert max(CONVERSATION, key=lambda label: CONVERSATION[label]) == "neutral"
+@pytest.mark.parametrize("shares", [CONVERSATION, DRAMA])
+def test_published_shares_are_a_whole_and_mostly_neutral(bundle, shares):
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    assert set(shares) == set(bundle.manifest.labels)
+    assert max(shares, key=lambda label: shares[label]) == "neutral"
+    assert CONVERSATION["neutral"] > DRAMA["neutral"]
 
 
-@pytest.mark.parametrize("prior", ["training", "balanced", "conversation", {}, {"joy": 1}, {"joy": 0.5, "fear": 0.0}])
+@pytest.mark.parametrize(
+    "prior", ["training", "balanced", "conversation", "drama", {}, {"joy": 1}, {"joy": 0.5, "fear": 0}]
+)
 def test_what_can_be_a_prior(prior):
     assert check(prior) == prior
 
@@ -117,7 +121,7 @@ def test_what_can_be_a_prior(prior):
 @pytest.mark.parametrize(
     ("prior", "says"),
     [
-        ("even", "use one of: training, balanced, conversation"),
+        ("even", "use one of: training, balanced, conversation, drama"),
         (0.5, "is no prior"),
         (None, "is no prior"),
         ({"joy": -0.1}, "the share of joy is -0.1"),
