@@ -56,6 +56,7 @@ def _script(module: str, function: str, is_service: bool = False) -> Callable[[]
     def script() -> None:
         global _ends_itself
         _ends_itself = False
+        _fill_standard_streams()
         _note_ctrl_c()
         if is_service:
             _end_at_once()
@@ -86,6 +87,18 @@ stream_fusion = _script("stream.remote.command", "fusion")
 stream_replay = _script("stream.replay_command", "replay")
 stream_engines = _script("engines.commands.main", "main")
 stream_train = _script("train.commands.main", "main")
+
+
+def _fill_standard_streams() -> None:
+    """Put the null device in place of standard streams that are closed (a daemon's, ``>&-``, pythonw). Otherwise a
+    socket or a file gets their number, and what some library prints goes into it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _print_anything() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from emostream.errors import RunError
@@ -10,6 +11,7 @@ from emostream.stream.nodes.process import CANNOT_RUN, TERMINATED, UNREADABLE
 from emostream.stream.topics import BESIDE
 
 BACKOFF_NS = (0, 500_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
+_NO_PROGRAM = 255  # of multiprocessing, if the interpreter cannot be executed
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,13 @@ def judge(end: Exit, rules: Supervision, lossless: bool, stopping: bool) -> Verd
         fatal = "" if is_beside or end.kind == "capture" else f"{end.name} cannot run"
         return Verdict(fatal=fatal, reason=bool(fatal), cannot_run=True)
     if end.code > 0 and not end.has_reported and not is_beside:  # its process could not even begin
-        return Verdict(
-            fatal=f"{end.name} could not start (exit code {end.code}); a script that calls emostream.run does so below "
-            '`if __name__ == "__main__":`, since the nodes are processes that import it'
+        why = (
+            'a script that calls emostream.run does so below `if __name__ == "__main__":`, since the nodes are '
+            "processes that import it"
         )
+        if end.code == _NO_PROGRAM:
+            why = f"can this user run {sys.executable}?"
+        return Verdict(fatal=f"{end.name} could not start (exit code {end.code}); {why}")
     if lossless:
         text = f"{end.name} crashed (exit code {end.code}); at fast pace nothing may be lost, so the run ends here"
         return Verdict(fatal=text)

@@ -9,6 +9,7 @@ import logging
 import mimetypes
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 
 _ESTIMATE_S = 600.0  # the remaining time is estimated over this period, since a recording may take minutes
 # suffixes that mimetypes does not know on every system
-_SUFFIXES = {".mkv", ".mka", ".flac", ".opus", ".m4a", ".webm", ".ts", ".mts", ".m2ts", ".caf", ".amr", ".mxf", ".3gp"}
+_SUFFIXES = {
+    ".mkv", ".mka", ".flac", ".opus", ".m4a", ".m4b", ".webm", ".weba", ".ts", ".mts", ".m2ts", ".trp", ".tod",
+    ".caf", ".amr", ".awb", ".gsm", ".mxf", ".3gp", ".f4v", ".asf", ".vob", ".divx", ".dav", ".w64", ".voc", ".wv",
+    ".tta", ".ape", ".eac3", ".h264", ".264", ".hevc", ".h265", ".265", ".mjpeg", ".mjpg", ".ivf", ".y4m",
+}  # fmt: skip
 
 
 def label() -> int:
@@ -99,7 +104,7 @@ def label() -> int:
         outputs = _open_outputs(options, form, files, stack)
         if options.resume:
             files = _left(files, outputs, options)
-        labels = _Labels(outputs)
+        labels = _Labels(outputs, files)
         if options.ray is None:
             _label_files(config, files, labels, outputs, options.tracks)
         else:
@@ -195,11 +200,13 @@ def is_media(path: Path) -> bool:
 class _Labels:
     """Writes labels to standard output and to what --out names. ``failed``: how many recordings had an error."""
 
-    def __init__(self, outputs: _Outputs) -> None:
+    def __init__(self, outputs: _Outputs, files: Sequence[Path]) -> None:
         from emostream.stream.emotion import encode_emotion
         from emostream.stream.view import plain_line
 
         self.failed = 0
+        counts = Counter(path.name for path in files)
+        self._alike = {path for path in files if counts[path.name] > 1}  # told apart by their folders alone
         self._outputs, self._labels = outputs, 0
         self._encode, self._line = encode_emotion, plain_line
 
@@ -212,7 +219,7 @@ class _Labels:
             self._outputs.lines.flush()  # whatever ends the command, it is in the file
         if self._outputs.export is not None and is_new:
             self._outputs.export.add(emotion)
-        print(self._line(emotion), flush=True)
+        print(self._line(emotion, printable(path) if path in self._alike else ""), flush=True)
 
     def end(self, path: Path, error: str) -> None:
         """A recording is done. ``error``: why it has no more labels, if something went wrong."""

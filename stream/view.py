@@ -53,8 +53,8 @@ class View(Protocol):
         return
 
 
-def plain_line(message: Emotion) -> str:
-    """A label as one line of text; it ends in … if the speaker may go on."""
+def plain_line(message: Emotion, name: str = "") -> str:
+    """A label as one line of text; it ends in … if the speaker may go on. ``name``: in place of the stream's."""
     late = f"{message.latency_ms.total:5.0f} ms" if message.latency_ms else "        "
     sure = "?" if message.uncertain else " "
     parts = "".join(
@@ -62,7 +62,7 @@ def plain_line(message: Emotion) -> str:
         for letter, name in (("a", "audio"), ("v", "video"), ("t", "text"))
     )
     return (
-        f"{message.stream}  {message.start_s:7.2f}-{message.end_s:6.2f} s  {message.label:8}{sure} "
+        f"{name or message.stream}  {message.start_s:7.2f}-{message.end_s:6.2f} s  {message.label:8}{sure} "
         f"{message.confidence:4.0%}  {late}  [{parts}]  {message.text}"
     ).rstrip() + ("" if message.final else " …")
 
@@ -154,7 +154,8 @@ class JsonView(View):
 
 
 class _Echo:
-    """Keeps the terminal from printing ^C, which would leave remains of the display behind."""
+    """Keeps the terminal from printing ^C, and from dropping the output that waits when Ctrl-C comes, both of which
+    would leave remains of the display behind."""
 
     def __init__(self) -> None:
         self._before: list[Any] | None = None
@@ -164,7 +165,7 @@ class _Echo:
 
         with contextlib.suppress(termios.error):
             before, without = termios.tcgetattr(0), termios.tcgetattr(0)
-            without[3] &= ~termios.ECHOCTL
+            without[3] = without[3] & ~termios.ECHOCTL | termios.NOFLSH
             termios.tcsetattr(0, termios.TCSADRAIN, without)
             self._before = before
 

@@ -69,6 +69,26 @@ def test_a_closed_pipe_and_a_full_disk(command, tmp_path):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize(
+    "closed", ["2>&-", "<&- >&- 2>&-", *(pytest.param(x, marks=pytest.mark.long) for x in ("<&-", ">&-"))]
+)
+def test_a_command_without_standard_streams(closed, tmp_path):
+    """A daemon, or pythonw: neither a traceback nor a file in the place of a stream."""
+    code = (
+        "import os; from emostream import commands; commands._fill_standard_streams(); os.open(__file__, os.O_RDONLY)"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(f"{code}; import sys; print(1); print(2, file=sys.stderr); sys.exit(min(3, os.dup(0)))\n")
+    done = subprocess.run(["bash", "-c", f"{sys.executable} {script} {closed}"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "" if ">&-" in closed.split(" ") else "1\n"), done.stderr
+    assert done.stderr == ("" if "2>&-" in closed else "2\n")
+    done = subprocess.run(["bash", "-c", f"{BIN}/stream-models list {closed}"], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    done = subprocess.run(["bash", "-c", f"{BIN}/stream-models nonsense {closed}"], capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("name", mostly_long("stream-run", "stream-train"))
 def test_the_version_into_a_closed_pipe_and_a_full_disk(name):
     """Output is buffered, as by default, so the error comes when Python flushes."""

@@ -50,6 +50,7 @@ def test_anything_else_that_cannot_run_ends_the_run_with_its_own_reason():
 def test_a_process_that_could_not_even_begin_ends_the_run():
     found = verdict(replace(CRASH, code=1, has_reported=False))
     assert "could not start (exit code 1)" in found.fatal and '__name__ == "__main__"' in found.fatal
+    assert "can this user run /" in verdict(replace(CRASH, code=255, has_reported=False)).fatal
     assert not verdict(replace(CRASH, has_reported=False)).fatal  # killed, by its signal: started again
 
 

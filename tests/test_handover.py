@@ -96,7 +96,7 @@ def test_of_a_live_source_several_blocks_are_handed_over_at_rest_and_each_at_onc
     ("code", "host", "guest"),
     [
         (0, 0, 0), (-9, -9, -9), (TERMINATED, TERMINATED, TERMINATED), (1, 1, 1), (GUEST + 1, 1, 1),
-        (CANNOT_RUN, CANNOT_RUN, 0), (GUEST + CANNOT_RUN, 0, CANNOT_RUN),
+        (CANNOT_RUN, CANNOT_RUN, 0), (GUEST + CANNOT_RUN, 0, CANNOT_RUN), (127, 127, 127), (255, 255, 255),
     ],
 )  # fmt: skip
 def test_a_crash_is_that_of_both_nodes_but_only_one_cannot_run(code, host, guest):

@@ -48,7 +48,10 @@ def test_what_is_meant_by_names_folders_and_patterns(tmp_path, monkeypatch):
         assert files == [Path("a/one.wav")] and len(unmatched) == 1 and name in unmatched[0]
 
 
-@pytest.mark.parametrize("name", ["a.wav", "A.MP4", "x.mkv", "x.ts", "x.opus", "x.flac", "x.m4a", "x.webm", "x.mov"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.wav", "A.MP4", "x.mkv", "x.ts", "x.opus", "x.flac", "x.m4a", "x.webm", "x.mov", "x.VOB", "x.h264", "x.awb"],
+)
 def test_names_of_media(name, tmp_path):
     assert is_media(tmp_path / name) and not is_media(tmp_path / f"{name}.txt")
 
@@ -110,6 +113,9 @@ def test_a_batch_goes_on_whatever_one_file_is(tmp_path):
     assert [label["source"] for label in labels] == [
         f"{tmp_path}/{name}" for name in ("a/talk.wav", "b/talk.wav", "caf\ufffd.wav", "你好.wav")
     ]
+    shown = done.stdout.decode()  # which is whose is said there, too, where the names alone do not
+    assert shown.startswith(f"{tmp_path}/a/talk.wav  ") and f"\n{tmp_path}/b/talk.wav  " in shown
+    assert "\n??.wav  " in shown
     again = labelled(tmp_path / "a/talk.wav", tmp_path / "b/talk.wav", "--out", out, "--resume")
     assert b"labels of 2 of them already" in again.stderr
 

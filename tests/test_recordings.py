@@ -170,6 +170,39 @@ def test_a_clock_that_jumps_for_good_is_closed_up(transport, tmp_path, seconds, 
     assert "closed up" in caplog.text and "cut short" not in caplog.text
 
 
+def at_once(data: bytes, every: int) -> bytes:
+    """The same stream, with the first PES's time stamp in ``every`` so many: in all, a clock that stands still."""
+    out = bytearray(data)
+    for kind in ("audio", "video"):
+        places = list(pes_times(data, kind))
+        first = data[places[0][0] : places[0][0] + 5]
+        for at, count in places[every - 1 :: every]:
+            for i in range(count):
+                out[at + 5 * i : at + 5 * i + 5] = bytes([first[0] & 0xF | out[at + 5 * i] & 0xF0]) + first[1:]
+    return bytes(out)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_clock_that_stands_still_or_often_forgets_itself_costs_nothing(transport, tmp_path, every):
+    path = tmp_path / "still.ts"
+    path.write_bytes(at_once(transport.read_bytes(), every))
+    found = items(path)
+    assert sound_s(found) == pytest.approx(4.0, abs=0.2)
+    assert pictures(found)[-1].media_ns / S == pytest.approx(3.9, abs=0.3)
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_a_track_with_a_clock_of_its_own_is_beside_the_other(transport, tmp_path, kind):
+    path = tmp_path / "apart.ts"
+    path.write_bytes(moved(transport.read_bytes(), kind, range(10_000), 8640))
+    found = items(path)
+    assert sound_s(found) == pytest.approx(4.0, abs=0.2)
+    ends = [
+        [item for item in found if isinstance(item, medium)][-1].media_end_ns for medium in (AudioChunk, VideoFrame)
+    ]
+    assert abs(ends[0] - ends[1]) < 1.2 * S and max(ends) < 6 * S
+
+
 def test_a_gap_of_a_few_seconds_stays_one(transport, tmp_path):
     data = transport.read_bytes()
     for kind in ("audio", "video"):
@@ -226,6 +259,35 @@ def test_pictures_whose_place_in_decoding_order_is_not_known_move_nothing(tmp_pa
     assert sound_s(found) == pytest.approx(3, abs=0.1)
     times = [frame.media_ns / S for frame in pictures(found)]
     assert times == pytest.approx(list(np.arange(0, 3, 0.2)), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("magic", "speech", "noise"), [(b"#!AMR\n", (0, 12), (8, 5)), (b"#!AMR-WB\n", (0, 17), (9, 5))]
+)
+def test_pauses_of_a_telephone_are_silence_and_no_damage(tmp_path, caplog, magic, speech, noise):
+    path = tmp_path / "call.amr"
+    rng = np.random.default_rng(0)
+
+    def frame(kind: int, size: int) -> bytes:
+        return bytes([kind << 3 | 4]) + rng.bytes(size)
+
+    talk = b"".join(frame(*speech) for _ in range(50))
+    pause = (frame(*noise) + frame(15, 0) * 7) * 25  # comfort noise, and then nothing
+    path.write_bytes(magic + talk + pause + talk)
+    assert sound_s(items(path, {"audio"})) == pytest.approx(6.0, abs=0.05)
+    assert not caplog.records
+
+
+def test_samples_that_are_no_numbers_are_silence(tmp_path, caplog):
+    samples = np.full(16_000, 0.25, np.float32)
+    samples[[10, 20, 30]] = np.nan, np.inf, -np.inf
+    path, raw = tmp_path / "nan.wav", tmp_path / "raw"
+    raw.write_bytes(samples.tobytes())
+    ffmpeg("-f", "f32le", "-ar", 16_000, "-ac", 1, "-i", raw, "-c:a", "pcm_f32le", path)
+    [*chunks] = (item.samples for item in items(path, {"audio"}) if isinstance(item, AudioChunk))
+    found = np.concatenate(chunks)[:, 0]
+    assert set(found.tolist()) == {0.0, 0.25} and (found == 0).sum() == 3
+    assert "no numbers" in caplog.text
 
 
 # Tracks

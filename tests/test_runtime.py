@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import sys
 import tempfile
 import threading
 from collections import Counter
@@ -17,6 +20,7 @@ from emostream.stream.bus import Inbox, Publisher
 from emostream.stream.clock import VirtualClock
 from emostream.stream.config import Config
 from emostream.stream.messages import Codec, Control, Health, Log, Pcm
+from emostream.stream.nodes import process
 from emostream.stream.nodes import runtime as module
 from emostream.stream.nodes.runtime import LIGHTER, NodeRuntime
 from emostream.stream.nodes.spec import NodeSpec
@@ -215,3 +219,18 @@ def test_running_behind_is_told_once_and_again_when_it_is_over(runtime, supervis
         runtime.clock.advance_ns(passed_ms * _MS)
         runtime.tick()
     assert lines[-1].startswith("running 17.0 s behind: 7 messages wait; it was suspended, or had no processor, for 1")
+
+
+def _tell_what_is_blocked() -> None:
+    sys.exit(7 if signal.pthread_sigmask(signal.SIG_BLOCK, []) >= {signal.SIGINT, signal.SIGHUP} else 1)
+
+
+@pytest.mark.process
+def test_ctrl_c_does_not_reach_a_node_that_is_still_loading():
+    """It would end with a traceback, across the display."""
+    with process._blocked_signals():
+        child = multiprocessing.get_context("spawn").Process(target=_tell_what_is_blocked)
+        child.start()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    child.join(120)
+    assert child.exitcode == 7

@@ -41,6 +41,26 @@ def test_a_few_bad_times_are_passed_over(bad_s, count):
     assert placed(times) == pytest.approx(steps(0, 400), abs=1e-5)
 
 
+def test_a_step_back_by_a_tracks_own_clock_is_closed_up_though_small():
+    again = [t - 0.3 for t in steps(4.0, 200)]
+    assert placed([*steps(0, 200), *again]) == pytest.approx(steps(0, 400), abs=1e-5)
+    assert placed([*steps(0, 20)] * 10) == pytest.approx(steps(0, 200), abs=1e-5)  # a clock that stands still
+
+
+def test_jitter_is_no_step():
+    times = [t + 0.03 * random.Random(i).uniform(-1, 1) for i, t in enumerate(steps(1, 200))]
+    assert placed(times) == pytest.approx(times, abs=1e-5)
+
+
+@pytest.mark.parametrize("off_s", [8640.0, 30.0, -7200.0])
+def test_a_track_whose_clock_has_nothing_to_do_with_the_others(off_s):
+    timeline, found = Timeline("x", True, start_s=min(1.0, 1.0 + off_s)), {AUDIO: [], VIDEO: []}
+    for i, t in enumerate(steps(1, 200, 0.04)):  # interleaved as they were recorded
+        for track, there_s in ((VIDEO, t), (AUDIO, t + off_s)):
+            found[track].append(there_s + timeline.shift_s(track, there_s, 0.04))
+        assert abs(found[VIDEO][i] - found[AUDIO][i]) < 0.1
+
+
 def test_many_jumps():
     times = [t for part in range(30) for t in steps(random.Random(part).uniform(-1e5, 1e5), 50)]
     assert placed(times) == pytest.approx(steps(times[0], 1500), abs=1e-3)

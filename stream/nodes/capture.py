@@ -90,6 +90,7 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
     stream = runtime.spec.stream
     pictures = _pictures(runtime)
     delay_ns: int | None = None
+    missing: set[Medium] = set()
     is_away = started_again  # until it has reached what is due now
     if source.live:
         runtime.heard_ns = runtime.clock.now_ns()
@@ -100,7 +101,9 @@ def _run(runtime: NodeRuntime, source: Source, cores: Cores, t0_ns: int | None, 
         if item is None:
             continue
         if isinstance(item, NoTrack):
-            log.warning("%s has no %s track", source.name, item.medium)
+            if item.medium not in missing:  # a live source says so at each opening
+                log.warning("%s has no %s track", source.name, item.medium)
+                missing.add(item.medium)
             for end in _ends(runtime.spec.stream, item.medium, f"no {item.medium} track"):
                 runtime.send_last(end)
             continue

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import NoReturn
 
@@ -36,6 +37,7 @@ CANNOT_RUN = 3
 TERMINATED = 4
 UNREADABLE = 5
 GUEST = 16  # added to the code of a node that shares another one's process
+_OF_TERMINAL = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
 _ORPHAN_S = 1.5  # from the supervisor's death to the end of a node that does not end by itself
 _LOOK_S = 0.1
 _STOP_COMES_S = 1.0  # stopping a service sends SIGTERM to all its processes; the supervisor's ``stop`` then follows
@@ -47,7 +49,8 @@ def start_node(spec: NodeSpec, guest: NodeSpec | None = None) -> BaseProcess:
     # one thread per numeric library and process, since several processes share few cores
     threads = {name: os.environ.get(name, "1") for name in THREADS}
     process = TetheredProcess(target=run_node, args=(spec, guest), name=names, daemon=True)
-    with _environment(threads | {"EMOSTREAM_NODE": names}):  # tells processes apart in a process list (ps e)
+    # the environment tells processes apart in a process list (ps e)
+    with _environment(threads | {"EMOSTREAM_NODE": names}), _blocked_signals():
         process.start()
     return process
 
@@ -67,11 +70,28 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """A child that starts meanwhile does not receive what the terminal sends to all processes until it has decided how
+    to handle it (``run_node``); it would end with a traceback while it imports."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # or ``start`` would do it, and unblock these signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def run_node(spec: NodeSpec, guest: NodeSpec | None = None) -> None:
     """A node process from start to end; the target that multiprocessing starts. ``guest`` runs in one of its threads
     and receives what ``spec`` publishes of the guest's stream without a socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends both to all processes; the supervisor decides
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in _OF_TERMINAL:  # which sends them to all processes; the supervisor decides
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINAL)
     logging.basicConfig(format=f"error: {spec.name}: %(message)s", level="ERROR")  # until its runtime sends its lines
     no_core_dumps()
     runtimes: list[NodeRuntime] = []
@@ -152,6 +172,8 @@ def _end(code: int) -> NoReturn:
 def code_of(code: int, is_guest: bool) -> int:
     """One node's exit code, from the exit code of a process that two nodes share. A crash counts as a crash of both; if
     one node cannot run, the other one has ended normally."""
+    if code >= 2 * GUEST:  # none of ours, such as 255 of an interpreter that this user may not run
+        return code
     if code <= 0 or code == TERMINATED or code % GUEST == 1:
         return code % GUEST if code > 0 else code
     return code % GUEST if is_guest == (code >= GUEST) else 0

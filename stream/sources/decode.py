@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 # and no longer has the argument.
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _TIMED_BY_FIRST = ("aac", "ac3", "eac3")  # FFmpeg takes every packet to be as long as the first
+_PAUSES = {"amrnb": range(8, 16), "amrwb": range(9, 16)}  # frame types without speech (3GPP TS 26.101, 26.201)
 _MAX_BAD_PACKETS = 50  # at the start of a file, in a row, before decoding gives up
 
 
@@ -76,7 +77,7 @@ def decode(
     next_s = {"audio": 0.0, "video": 0.0}  # start of the next chunk or picture, if it has no time stamp of its own
     first_hz, counted = 0, False
     rate = 0.0  # of pictures, once the first has told
-    told_rate = False
+    told_rate = told_numbers = False
     damaged = damaged_in_a_row = tried = 0
     decoded = False
     decoders = Decoders(container, name)
@@ -87,6 +88,10 @@ def decode(
         try:
             frames = decoders.decode(packet)
         except FFmpegError as error:
+            if (pause := _pause(packet)) is not None:
+                samples, rate_hz, seconds = pause
+                yield AudioChunk(samples, rate_hz, media_ns_of(seconds))
+                continue
             damaged += 1
             damaged_in_a_row += 1
             if damaged_in_a_row > _MAX_BAD_PACKETS and not decoded:
@@ -106,7 +111,13 @@ def decode(
                 counted = counted or (frame.sample_rate != first_hz and container.format.name in _TIMED_BY_FIRST)
                 seconds = frame.time if frame.time is not None and not counted else next_s["audio"]
                 next_s["audio"] = seconds + frame.samples / frame.sample_rate
-                yield AudioChunk(_samples(frame, name), frame.sample_rate, media_ns_of(seconds))
+                samples = _samples(frame, name)
+                if not np.isfinite(samples).all():
+                    samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+                    if not told_numbers:
+                        log.warning("%s: some of its samples are no numbers (NaN, infinite); taken as silence", name)
+                    told_numbers = True
+                yield AudioChunk(samples, frame.sample_rate, media_ns_of(seconds))
             elif isinstance(frame, av.VideoFrame):
                 rate = rate or frame_rate(tracks["video"])
                 if frame.time is None and not live and not told_rate:
@@ -141,6 +152,20 @@ def _samples(frame: av.AudioFrame, name: str) -> np.ndarray:
     if kind == "u8":
         values = values.astype(np.float32) - 128.0
     return values.astype(np.float32) / np.float32(_SCALE[kind])
+
+
+def _pause(packet: av.Packet[Any]) -> tuple[np.ndarray, int, float] | None:
+    """Silence, (n, 1) float32, its rate and its time in seconds, for a packet of AMR that only says that nobody speaks:
+    telephones send these in pauses, and FFmpeg does not decode them. None for other packets."""
+    context = packet.stream.codec_context
+    if not isinstance(context, av.AudioCodecContext) or packet.pts is None or packet.time_base is None:
+        return None
+    head = bytes(packet)[:1]
+    if not head or (head[0] >> 3 & 15) not in _PAUSES.get(context.name, ()):
+        return None
+    rate_hz = 16_000 if context.name == "amrwb" else 8000
+    seconds = float(packet.duration * packet.time_base) if packet.duration else 0.02
+    return np.zeros((round(seconds * rate_hz), 1), np.float32), rate_hz, float(packet.pts * packet.time_base)
 
 
 def _skippable_s(packet: av.Packet[Any]) -> float | None:

@@ -128,6 +128,7 @@ class FileSource:
         self._later: list[Part] = []  # recordings that follow the opened one in the same file
         self._splitter: Splitter | None = None  # of a pipe
         self._base_ns = 0  # media time at which the opened one begins
+        self._is_sought = False  # the opened one is not read from its start
 
     def open(self) -> None:
         try:
@@ -160,6 +161,7 @@ class FileSource:
 
     def _open_part(self, part: Part) -> None:
         self.close()
+        self._is_sought = False
         self._file = Bytes(self._path, self._path.open("rb"), part)
         self._container = av.open(self._file, options=input_options(), **OPEN_OPTIONS)
 
@@ -210,6 +212,7 @@ class FileSource:
                 self._open_part(self._later.pop(0))
             start = self._container.start_time or 0
             self._container.seek(start + max(0, media_ns - self._base_ns) // 1000, backward=True)  # in microseconds
+            self._is_sought = True
         except (FFmpegError, OSError) as error:
             log.debug("%s: cannot be read from %.1f s on (%s)", self.name, media_ns / 1e9, error.strerror)
 
@@ -245,7 +248,7 @@ class FileSource:
             return base_ns + round(((seconds or 0.0) - start_s) * 1e9)
 
         gaps: list[tuple[int, int]] = []  # in the sound: (start, end)
-        timeline = timeline_of(container, self.name)
+        timeline = timeline_of(container, self.name, from_start=not self._is_sought)
         try:
             tracks = choose(container, self._media, self._wanted, self.name)
             for item in decode(container, tracks, self._fps, media_ns_of, self.name, timeline):

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 log = logging.getLogger(__name__)
 
-BACK_S = 0.5  # accepted backward step: a container's tracks overlap, and packets come a little out of order
+BACK_S = 0.5  # accepted backward step where another track's clock is taken over, since a container's tracks overlap
+_STEP_S = 0.1  # the same of sound by its own clock; more would be lost. Of pictures only a few would
 _GAP_S = {True: 10.0, False: 3600.0}  # by whether the container's format allows its clock to jump
 _NEAR_S = 1.5
 _CLOCKS = 4  # remembered
@@ -35,6 +36,7 @@ class Clock:
 @dataclass
 class _Track:
     clock: Clock
+    back_s: float  # accepted backward step by its own clock
     end_s: float | None = None  # where the next packet is expected, on the timeline
     since_s: float = -math.inf  # when it took its clock
     clocks: deque[Clock] = field(default_factory=lambda: deque(maxlen=_CLOCKS))
@@ -45,18 +47,18 @@ class Timeline:
     container begins, if that is known."""
 
     def __init__(self, name: str, jumps: bool, start_s: float | None = None) -> None:
-        self._name, self._gap_s, self._start_s = name, _GAP_S[jumps], start_s
+        self._name, self._may_jump, self._gap_s, self._start_s = name, jumps, _GAP_S[jumps], start_s
         self._clocks: deque[Clock] = deque([Clock(0.0)], maxlen=_CLOCKS)
         self._tracks: dict[int, _Track] = {}
         self.jumps = 0
         self.outliers = 0  # bad time stamps that were replaced
 
-    def shift_s(self, track: int, time_s: float, length_s: float) -> float:
+    def shift_s(self, track: int, time_s: float, length_s: float, is_sound: bool = True) -> float:
         """What to add to the times of a packet that begins at ``time_s`` by the container. Call it in decoding
         order."""
         state = self._tracks.get(track)
         if state is None:
-            state = self._tracks[track] = _Track(self._first_clock(time_s))
+            state = self._tracks[track] = _Track(self._first_clock(time_s), _STEP_S if is_sound else BACK_S)
             state.clocks.append(state.clock)
         elif state.end_s is not None:
             self._follow(state, time_s, state.end_s)
@@ -65,9 +67,14 @@ class Timeline:
 
     def _first_clock(self, time_s: float) -> Clock:
         """The clock of a track that begins at ``time_s``: the one by which it begins nearest to where the other tracks
-        are, the newest if several do. It may begin anywhere, since tracks need not interleave."""
-        there_s = max((track.end_s for track in self._tracks.values() if track.end_s is not None), default=time_s)
-        return min(reversed(self._clocks), key=lambda clock: abs(time_s + clock.shift_s - there_s))
+        are, the newest if several do. It may begin anywhere, since tracks need not interleave; but if the format's
+        clock may jump, one that begins far ahead of the others, or an hour behind them, has a clock of its own."""
+        start_s = self._start_s if self._start_s is not None and self._may_jump else time_s
+        there_s = max((track.end_s for track in self._tracks.values() if track.end_s is not None), default=start_s)
+        nearest = min(reversed(self._clocks), key=lambda clock: abs(time_s + clock.shift_s - there_s))
+        if not self._may_jump or -_GAP_S[False] <= time_s + nearest.shift_s - there_s <= self._gap_s:
+            return nearest
+        return self._closed_up(nearest, time_s, there_s)
 
     def last_shift_s(self, track: int) -> float:
         """What to add to the times of a packet whose place in decoding order is unknown."""
@@ -88,7 +95,7 @@ class Timeline:
         return None if state is None or state.end_s is None else state.end_s - state.clock.shift_s
 
     def _fits(self, off_s: float, time_s: float, state: _Track) -> bool:
-        if -BACK_S <= off_s <= self._gap_s:
+        if -state.back_s <= off_s <= self._gap_s:
             return True
         there_s = time_s + state.clock.shift_s
         others = [track.end_s for track in self._tracks.values() if track is not state and track.end_s is not None]
@@ -101,13 +108,22 @@ class Timeline:
             self._take(state, newest, end_s)
             return
         off_s = time_s + state.clock.shift_s - end_s
+        if -_STEP_S <= off_s <= _STEP_S:
+            return
+        stepped = [*state.clocks, newest]  # a small step that sound took, or that is over
         if abs(off_s) <= BACK_S:
+            clock = min(stepped, key=lambda clock: abs(time_s + clock.shift_s - end_s))
+            if abs(time_s + clock.shift_s - end_s) <= _STEP_S / 2:
+                self._take(state, clock, end_s)
+                return
+        if -state.back_s <= off_s <= BACK_S:
             return
         known = [*reversed(self._clocks), *reversed(state.clocks)]
         nearest = min(known, key=lambda clock: abs(time_s + clock.shift_s - end_s))
         if self._fits(off_s, time_s, state) and not abs(time_s + nearest.shift_s - end_s) <= BACK_S:
             return
-        if -BACK_S <= time_s + nearest.shift_s - end_s <= _NEAR_S:  # the bad times are over, or another track jumped
+        back_s = state.back_s if nearest in state.clocks else BACK_S
+        if -back_s <= time_s + nearest.shift_s - end_s <= _NEAR_S:  # the bad times are over, or another track jumped
             self._take(state, nearest, end_s)
         elif other_jumped:
             self._take(state, newest, end_s)
@@ -120,14 +136,17 @@ class Timeline:
             state.clocks.append(clock)
 
     def _jump(self, state: _Track, time_s: float, end_s: float) -> None:
+        self._take(state, self._closed_up(state.clock, time_s, end_s), end_s)
+
+    def _closed_up(self, clock: Clock, time_s: float, end_s: float) -> Clock:
+        """A new clock by which ``time_s`` is at ``end_s``; ``clock`` is the one before."""
         self.jumps += 1
         if self.jumps <= _LOGGED_JUMPS:
             log.warning(
                 "%s: its times jump to %.2f s where %.2f s is due; closed up",
                 self._name,
                 time_s,
-                end_s - state.clock.shift_s,
+                end_s - clock.shift_s,
             )
-        clock = Clock(end_s - time_s)
-        self._clocks.append(clock)
-        self._take(state, clock, end_s)
+        self._clocks.append(Clock(end_s - time_s))
+        return self._clocks[-1]

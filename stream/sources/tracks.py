@@ -91,9 +91,15 @@ def packets(
     indices = {track.index for track in chosen}
     streams = [each for each in (*container.streams.audio, *container.streams.video) if each.codec_context is not None]
     units = {stream.index: _Units(stream) for stream in streams}
+    last_pts: dict[int, int] = {}  # of tracks of pictures
     for packet in container.demux(streams):
         index = packet.stream.index
         unit = units[index]
+        if packet.pts is not None and not unit.is_audio:
+            if packet.pts == last_pts.get(index):  # a clock that stands still: the frame rate tells the time
+                packet.pts = packet.dts = None
+            else:
+                last_pts[index] = packet.pts
         time_s = unit.time_s(packet)
         if time_s is None:
             if packet.pts is not None:  # in some files the first picture has no decoding time
@@ -125,9 +131,11 @@ def packets(
         yield from (each for each in _move(timeline, unit, [packet]) if index in indices)
 
 
-def timeline_of(container: av.container.InputContainer, name: str, live: bool = False) -> Timeline:
-    """A new timeline for a container."""
-    start_s = None if live or container.start_time is None else container.start_time / av.time_base
+def timeline_of(
+    container: av.container.InputContainer, name: str, live: bool = False, from_start: bool = True
+) -> Timeline:
+    """A new timeline for a container. ``from_start``: it is read from its start, if it is not ``live``."""
+    start_s = None if live or not from_start or container.start_time is None else container.start_time / av.time_base
     return Timeline(name, jumps=bool(container.format.flags & _TS_DISCONT) or live, start_s=start_s)
 
 
@@ -136,16 +144,16 @@ class _Units:
     access creates a new Fraction."""
 
     def __init__(self, stream: Any) -> None:
-        self._is_audio = stream.type == "audio"
+        self.is_audio = stream.type == "audio"
         self._time_base = stream.time_base
         self._time_base_s = float(stream.time_base) if stream.time_base else None
-        self._usual_s = 0.02 if self._is_audio else 1 / frame_rate(stream)
+        self._usual_s = 0.02 if self.is_audio else 1 / frame_rate(stream)
         self.hold_s = _HOLD_S[stream.type]
 
     def time_s(self, packet: av.Packet[Any]) -> float | None:
         """The decoding time, by which pictures are in order too; None if unknown."""
         stamp = packet.dts
-        if stamp is None and self._is_audio:
+        if stamp is None and self.is_audio:
             stamp = packet.pts
         return None if stamp is None or self._time_base_s is None else stamp * self._time_base_s
 
@@ -199,8 +207,9 @@ class _Units:
 def _move(timeline: Timeline, unit: _Units, moved: Iterable[av.Packet[Any]]) -> Iterator[av.Packet[Any]]:
     for packet in moved:
         time_s = unit.time_s(packet)
-        if time_s is not None and (shift_s := timeline.shift_s(packet.stream.index, time_s, unit.length_s(packet))):
+        if time_s is not None:
+            shift_s = timeline.shift_s(packet.stream.index, time_s, unit.length_s(packet), unit.is_audio)
             unit.shift(packet, shift_s)
-            if packet.is_discard:  # FFmpeg would skip MP4 fragments whose times occurred before
+            if shift_s and packet.is_discard:  # FFmpeg would skip MP4 fragments whose times occurred before
                 packet = unit.copy(packet)
         yield packet
