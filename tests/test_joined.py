@@ -24,7 +24,7 @@ from emostream.stream.source_spec import SourceSpec
 from emostream.stream.sources import DEMO
 from emostream.stream.sources.base import AudioChunk, Source, VideoFrame
 from emostream.stream.sources.file import FileSource
-from emostream.stream.sources.joined import Splitter, parts_of
+from emostream.stream.sources.joined import Splitter, parts_of, wav_goes_on
 from emostream.stream.sources.network import LiveSource, Pipe
 from tests.media import face_frames
 
@@ -293,3 +293,20 @@ def test_fragments_are_left_to_ffmpeg(tmp_path):
     path = tmp_path / "joined.mp4"
     path.write_bytes(b"".join(fragments))
     assert parts_of(path, "mov,mp4,m4a,3gp,3g2,mj2") == []
+
+
+@pytest.mark.parametrize("told", [0, 100, 32_000])
+def test_a_wav_whose_header_is_behind_is_read_to_its_end(tmp_path, told, caplog):
+    whole = tone(tmp_path / "a.wav", 440, 2.0)
+    pitches = heard(tmp_path / "a.wav")
+    at = whole.index(b"data") + 4
+    (tmp_path / "a.wav").write_bytes(whole[:at] + told.to_bytes(4, "little") + whole[at + 4 :])
+    assert heard(tmp_path / "a.wav") == pitches
+    assert ("more sound follows" in caplog.text) == (told > 0)  # FFmpeg itself knows what 0 means
+
+
+@pytest.mark.parametrize("after", [b"", b"LIST" + (9000).to_bytes(4, "little") + bytes(9000), bytes(4000)])
+def test_what_follows_the_samples_of_a_wav_is_no_sound(tmp_path, after):
+    path = tmp_path / "a.wav"
+    path.write_bytes(tone(path, 440, 1.0) + after)
+    assert not wav_goes_on(path)

@@ -21,7 +21,7 @@ from emostream.files import printable
 from emostream.stream.sources.access import input_options
 from emostream.stream.sources.base import GAP_NS, AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.decode import OPEN_OPTIONS, decode
-from emostream.stream.sources.joined import Part, Splitter, parts_of
+from emostream.stream.sources.joined import Part, Splitter, parts_of, wav_goes_on
 from emostream.stream.sources.tracks import choose, timeline_of
 from emostream.stream.topics import Medium
 
@@ -145,7 +145,13 @@ class FileSource:
             if not self._path.is_file():
                 self._splitter = Splitter(self._file, self.name)
             self._container = av.open(self._splitter or self._file, options=input_options(), **OPEN_OPTIONS)
-            if self._splitter is None and (parts := parts_of(self._path, self._container.format.name)):
+            if self._splitter is None and self._container.format.name == "wav" and wav_goes_on(self._path):
+                log.warning("%s: more sound follows than its header tells of; all of it is read", self.name)
+                self._container.close()
+                self._file.seek(0)
+                options = input_options() | {"ignore_length": "1"}
+                self._container = av.open(self._file, options=options, **OPEN_OPTIONS)
+            elif self._splitter is None and (parts := parts_of(self._path, self._container.format.name)):
                 log.info("%s: holds %d recordings, one after another; all are read", self.name, len(parts))
                 self._open_part(parts[0])
                 self._later = parts[1:]

@@ -9,6 +9,7 @@ browsers write it): ``timeline.py`` repairs their times.
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -21,6 +22,7 @@ HEAD = 24  # bytes that tell which format it is, and that a chain looks at
 LOOK = 320  # bytes from the beginning of a recording within which it is recognised; an Ogg page's header is the longest
 _AT_ONCE = 32_768
 _MOST_LINKS = 10_000
+_FEW = 4096  # bytes after a WAV file's samples that may be no chunk
 _UNKNOWN = (0, 0xFFFFFFFF)  # the length in a header that was written into a pipe
 
 # how a recording begins: searched for in the whole file, and long enough not to occur by chance inside a recording
@@ -149,6 +151,24 @@ def parts_of(path: Path, format_name: str) -> list[Part]:
                     begins.append(at)
             return _parts(begins, size)
         return linked_parts(file, size, name)
+
+
+def wav_goes_on(path: Path) -> bool:
+    """Whether the sound of a WAV file goes on where it ends by its header, which was not brought up to date when the
+    recorder stopped: after its samples come many bytes that begin no other chunk. Raises OSError."""
+    with path.open("rb") as file:
+        size, head = os.fstat(file.fileno()).st_size, file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return False
+        at, is_sound = 12, False
+        while size - at >= 8:
+            file.seek(at)
+            name, length = struct.unpack("<4sI", file.read(8))
+            is_chunk = name.isascii() and name.decode("ascii").isprintable() and at + 8 + length <= size
+            if not is_chunk or length in _UNKNOWN:
+                return is_sound and size - at > _FEW
+            is_sound, at = is_sound or name == b"data", at + 8 + length + length % 2
+        return False
 
 
 def linked_parts(file: BinaryIO, size: int, name: str) -> list[Part]:
