@@ -17,6 +17,7 @@ import pytest
 from emostream.errors import ConfigError, RunError
 from emostream.files import cache_folder, user_path
 from emostream.stream import limits
+from tests.boxes import until
 from tests.media import audio_only
 from tests.processes import BIN, Pipeline, command, environment, free_port
 from tests.sealed import as_stranger, need_root
@@ -128,30 +129,33 @@ def test_forty_files_or_700_mb_of_addresses_suffice(limit):
 
 @LONG
 @pytest.mark.process
-def test_half_a_core_makes_labels_late_and_says_so():
-    """If the machine is busy otherwise, sound is dropped as well, which is reported too."""
+@pytest.mark.timeout(250)
+def test_an_eighth_of_a_core_makes_labels_late_and_says_so():
+    """Labels of sound, picture and words keep up with a fifth. If the machine is busy otherwise, sound is dropped as
+    well, which is reported too."""
     need_root()
-    group = cpu_group("emostream-test")
+    group = cpu_group("emostream-test", 0.12)
     try:
         with Pipeline("--stream", "demo") as run:
             for process in (psutil.Process(run.process.pid), *psutil.Process(run.process.pid).children()):
                 (group / "cgroup.procs").write_text(str(process.pid))
-            assert run.finish(90) == 0
+            assert run.finish(200) == 0
     finally:
+        until(lambda: not (group / "cgroup.procs").read_text(), 20)  # what ends last is slow here, too
         group.rmdir()
     assert re.search("utterances: [4-9] labelled of", run.output), run.output
     assert re.search("speech.main: running [0-9.]+ s behind", run.output), run.output
 
 
-def cpu_group(name: str) -> Path:
-    """A control group that gets half a core."""
+def cpu_group(name: str, cores: float) -> Path:
+    """A control group that gets so much of a core."""
     root = Path("/sys/fs/cgroup")
-    group, file, half = root / "cpu" / name, "cpu.cfs_quota_us", "50000"
+    group, file, quota = root / "cpu" / name, "cpu.cfs_quota_us", f"{100_000 * cores:.0f}"
     if not (root / "cpu").is_dir():
-        group, file, half = root / name, "cpu.max", "50000 100000"
+        group, file, quota = root / name, "cpu.max", f"{100_000 * cores:.0f} 100000"
     try:
         group.mkdir(exist_ok=True)
-        (group / file).write_text(half)
+        (group / file).write_text(quota)
     except OSError as error:
         pytest.skip(f"no control group for the processor can be made here ({error})")
     return group
