@@ -41,9 +41,9 @@ class AudioCore:
 
     ``t0_ns``: Unix time of media time 0, or None if nothing is captured live (a file read at full speed). ``features``
     computes the rows, log-mel values by default; training has others. ``channels``: see ``Channels``. A gap in the
-    source's time stamps ends the run of samples: features do not reach across it, and the timeline shows it. ``gaps``
-    and ``late_chunks`` count gaps and chunks that were left out because their time had passed. ``at_rest``: nobody
-    speaks, so that rows may come later, more at a time.
+    source's time stamps ends the run of samples: features do not reach across it, and the timeline shows it. Samples
+    that are no numbers count as silence. ``gaps`` and ``late_chunks`` count gaps and chunks that were left out because
+    their time had passed. ``at_rest``: nobody speaks, so that rows may come later, more at a time.
     """
 
     def __init__(
@@ -80,7 +80,10 @@ class AudioCore:
             self._begin(chunk)
         assert self._expected_ns is not None
         self._expected_ns += len(chunk.samples) * 1_000_000_000 // chunk.rate_hz
-        mono = self._channels.mono(chunk.samples, chunk.rate_hz)
+        samples = chunk.samples
+        if not np.isfinite(samples).all():
+            samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+        mono = self._channels.mono(samples, chunk.rate_hz)
         return messages + self._cut(self._resampled(mono) if self._resampler is not None else mono)
 
     def flush(self) -> list[Message]:

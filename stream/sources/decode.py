@@ -112,10 +112,8 @@ def decode(
                 seconds = frame.time if frame.time is not None and not counted else next_s["audio"]
                 next_s["audio"] = seconds + frame.samples / frame.sample_rate
                 samples = _samples(frame, name)
-                if not np.isfinite(samples).all():
-                    samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
-                    if not told_numbers:
-                        log.warning("%s: some of its samples are no numbers (NaN, infinite); taken as silence", name)
+                if not told_numbers and not np.isfinite(samples).all():
+                    log.warning("%s: some of its samples are no numbers (NaN, infinite); taken as silence", name)
                     told_numbers = True
                 yield AudioChunk(samples, frame.sample_rate, media_ns_of(seconds))
             elif isinstance(frame, av.VideoFrame):
