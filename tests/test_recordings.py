@@ -12,6 +12,8 @@ import av
 import numpy as np
 import pytest
 
+from emostream.stream.cores.audio import AudioCore
+from emostream.stream.messages import Pcm
 from emostream.stream.sources.base import AudioChunk, NoTrack, VideoFrame
 from emostream.stream.sources.file import FileSource
 from emostream.stream.sources.languages import is_language
@@ -284,9 +286,10 @@ def test_samples_that_are_no_numbers_are_silence(tmp_path, caplog):
     path, raw = tmp_path / "nan.wav", tmp_path / "raw"
     raw.write_bytes(samples.tobytes())
     ffmpeg("-f", "f32le", "-ar", 16_000, "-ac", 1, "-i", raw, "-c:a", "pcm_f32le", path)
-    [*chunks] = (item.samples for item in items(path, {"audio"}) if isinstance(item, AudioChunk))
-    found = np.concatenate(chunks)[:, 0]
-    assert set(found.tolist()) == {0.0, 0.25} and (found == 0).sum() == 3
+    core = AudioCore("a", None)
+    messages = [message for item in items(path, {"audio"}) for message in core.push(item)]
+    found = np.concatenate([message.samples for message in messages if isinstance(message, Pcm)])
+    assert set(found.tolist()) == {0, 8192} and (found == 0).sum() == 3
     assert "no numbers" in caplog.text
 
 
