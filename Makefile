@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 run: $(VENV)/.ready-to-run
 	$(BIN)/stream-run --config config.toml $(RUN)
 
-# About a minute on two idle cores: lint, types, and the tests that start no process
+# Less than a minute on two idle cores: lint, types, and the tests that start no process
 check: lint
 	$(BIN)/python -m pytest -n 2 -m "not process and not slow and not realtime and not alone and not long" \
 	    $$(grep -L "^pytestmark = .*mark\.\(process\|long\)" tests/test_*.py)
