@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 import av
@@ -13,6 +14,8 @@ from emostream.stream.features.mfcc import to_int16
 from emostream.stream.messages import AudioRows, Message, Pcm
 from emostream.stream.sources.base import GAP_NS, AudioChunk
 from emostream.stream.speech.vad import FRAME_NS, FRAME_SAMPLES, RATE_HZ
+
+log = logging.getLogger(__name__)
 
 _ROWS_BLOCKS = 2  # 64 ms: the rows of an utterance exist when its pause is detected
 _REST_BLOCKS = 5  # where nobody speaks
@@ -51,6 +54,7 @@ class AudioCore:
     ) -> None:
         self._stream, self._t0_ns = stream, t0_ns
         self._channels = Channels(channels, stream)
+        self._told_numbers = False  # that some samples are none
         self._features = features or LogMel()
         self._resampler: av.AudioResampler | None = None
         self._rate_hz = 0
@@ -83,6 +87,9 @@ class AudioCore:
         samples = chunk.samples
         if not np.isfinite(samples).all():
             samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+            if not self._told_numbers:
+                log.warning("%s: some samples are no numbers (NaN, infinite); taken as silence", self._stream)
+            self._told_numbers = True
         mono = self._channels.mono(samples, chunk.rate_hz)
         return messages + self._cut(self._resampled(mono) if self._resampler is not None else mono)
 

@@ -77,7 +77,7 @@ def decode(
     next_s = {"audio": 0.0, "video": 0.0}  # start of the next chunk or picture, if it has no time stamp of its own
     first_hz, counted = 0, False
     rate = 0.0  # of pictures, once the first has told
-    told_rate = told_numbers = False
+    told_rate = False
     damaged = damaged_in_a_row = tried = 0
     decoded = False
     decoders = Decoders(container, name)
@@ -111,11 +111,7 @@ def decode(
                 counted = counted or (frame.sample_rate != first_hz and container.format.name in _TIMED_BY_FIRST)
                 seconds = frame.time if frame.time is not None and not counted else next_s["audio"]
                 next_s["audio"] = seconds + frame.samples / frame.sample_rate
-                samples = _samples(frame, name)
-                if not told_numbers and not np.isfinite(samples).all():
-                    log.warning("%s: some of its samples are no numbers (NaN, infinite); taken as silence", name)
-                    told_numbers = True
-                yield AudioChunk(samples, frame.sample_rate, media_ns_of(seconds))
+                yield AudioChunk(_samples(frame, name), frame.sample_rate, media_ns_of(seconds))
             elif isinstance(frame, av.VideoFrame):
                 rate = rate or frame_rate(tracks["video"])
                 if frame.time is None and not live and not told_rate:
